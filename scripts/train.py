@@ -1,0 +1,11 @@
+"""Trains: `accelerate launch scripts/train.py --config mnist --optimizer.lr 3e-4`, or with plain python."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vit_dist.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

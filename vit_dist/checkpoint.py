@@ -1,0 +1,226 @@
+"""Checkpoints: safetensors and JSON, written aside, hashed, synced, renamed. Save, verify, find, load, prune."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vit_dist.config import UserError
+
+MANIFEST = "manifest.json"
+_SEPARATOR = "/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is whole: its folder and the content of its state.json."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def position(self) -> int:
+        """Global batches drawn when it was saved."""
+        return int(self.state["train"]["position"])
+
+    def load_model(self, model: nn.Module) -> None:
+        """Raises UserError that lists what does not fit."""
+        load_weights(model, self.path / "model.safetensors")
+
+    def load_optimizer(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Raises UserError where the moments are not those of this optimizer."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in _read(self.path / "optimizer.safetensors").items():
+            parameter, _, slot = name.rpartition(_SEPARATOR)
+            by_name.setdefault(parameter, {})[slot] = tensor
+        names = _names(optimizer, model)
+        if by_name and set(by_name) != set(names):
+            odd = sorted(set(by_name) ^ set(names))[0]
+            raise UserError(f"{self.path / 'optimizer.safetensors'}: {odd} is not in both it and the optimizer")
+        state = {i: by_name[name] for i, name in enumerate(names) if name in by_name}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save(
+    folder: Path, position: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]
+) -> tuple[Path, int]:
+    """Writes `folder/update_<position>` and returns it with its bytes. Called by rank 0 alone. Raises OSError.
+
+    Until its last rename nothing of that name exists; after it, all of it does, on the disk.
+    """
+    final = folder / f"update_{position:08d}"
+    aside = folder / f".writing_{final.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(weights(model), aside / "model.safetensors")
+    save_file(_moments(optimizer, model), aside / "optimizer.safetensors")
+    (aside / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
+    entries = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
+    for path in aside.iterdir():
+        _sync(path)
+    (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1), encoding="utf-8")
+    _sync(aside / MANIFEST)
+    _sync(aside)
+    if final.exists():
+        shutil.rmtree(final)
+    aside.rename(final)
+    _sync(folder)
+    return final, sum(entry["bytes"] for entry in entries.values())
+
+
+def problem(path: Path) -> str | None:
+    """Why a checkpoint is not whole, naming the file; None where it is."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return f"{path / MANIFEST}: missing or broken"
+    for name, entry in files:
+        file = path / name
+        if not file.is_file():
+            return f"{file}: missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{file}: {file.stat().st_size} bytes, not {entry['bytes']}"
+        if _sha256(file) != entry["sha256"]:
+            return f"{file}: its SHA-256 is not the manifest's"
+    return None
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints of a folder that have a manifest, oldest first; not verified."""
+    return sorted(path.parent for path in folder.glob(f"update_*/{MANIFEST}"))
+
+
+def find(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a folder, and what is wrong with those newer than it."""
+    wrong = []
+    for path in reversed(complete(folder)):
+        found = problem(path)
+        if found is None:
+            return open_checkpoint(path), wrong
+        wrong.append(found)
+    return None, wrong
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint's folder. Raises UserError where it is not whole."""
+    found = problem(path)
+    if found:
+        raise UserError(f"{found}: this checkpoint cannot be used")
+    return Checkpoint(path, json.loads((path / "state.json").read_text(encoding="utf-8")))
+
+
+def link(folder: Path, name: str, target: Path) -> None:
+    """`folder/name` → `target`, relative, replaced in one step; a one-line text file where links do not exist."""
+    aside = folder / f".{name}"
+    aside.unlink(missing_ok=True)
+    try:
+        aside.symlink_to(target.name)
+    except OSError:
+        aside.write_text(target.name, encoding="utf-8")
+    aside.replace(folder / name)
+
+
+def follow(folder: Path, name: str) -> Path | None:
+    """What `link` pointed to, or None."""
+    path = folder / name
+    if path.is_symlink():
+        return folder / os.readlink(path)
+    return folder / path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the `keep` newest and the best, and what a dead writer left."""
+    best = follow(folder, "best")
+    for path in complete(folder)[:-keep]:
+        if best is None or path.name != best.name:
+            # Without its manifest a checkpoint does not exist: one that is half removed must not look whole.
+            (path / MANIFEST).unlink()
+            shutil.rmtree(path)
+    for path in folder.glob(".writing_*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors by name, on the host; tied ones once, under their first name."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a safetensors file by name. Raises UserError that lists what does not fit."""
+    found, wanted = _read(path), weights(model)
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is not in the model" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {list(found[name].shape)}, the model's {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name].shape != found[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path}: of another model: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(found, strict=False)
+
+
+def _moments(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}{_SEPARATOR}{slot}": value.detach().cpu().contiguous()
+        for i, name in enumerate(_names(optimizer, model))
+        for slot, value in state.get(i, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
+    """The parameters' names in the order of the optimizer's numbers."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a safetensors file: {error}") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Forces a file or a folder's entries to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Of a schedule's or scaler's state, what JSON holds."""
+    for name, value in values.items():
+        if isinstance(value, (int, float, str)) or (isinstance(value, list) and None not in value):
+            yield name, value

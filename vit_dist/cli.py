@@ -1,0 +1,199 @@
+"""argv and YAML → `Config` → a command. The only importer of jsonargparse."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from vit_dist import __version__
+from vit_dist.config import RECIPES, Config, UserError
+
+STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
+
+# What people type out of habit, and the flag that does it here.
+HABITS = {
+    "--epochs": '--train.duration "{} epochs"',
+    "--num_epochs": '--train.duration "{} epochs"',
+    "--max_steps": '--train.duration "{} updates"',
+    "--batch_size": "--batch.global_size {}",
+    "--batch-size": "--batch.global_size {}",
+    "--lr": "--optimizer.lr {}",
+    "--learning_rate": "--optimizer.lr {}",
+    "--weight_decay": "--optimizer.weight_decay {}",
+    "--weight-decay": "--optimizer.weight_decay {}",
+    "--grad_clip": "--optimizer.clip_norm {}",
+    "--clip_grad": "--optimizer.clip_norm {}",
+    "--device": "--run.device {}",
+    "--seed": "--run.seed {}",
+    "--resume": "--run.resume {}",
+    "--output_dir": "--run.dir {}",
+    "--output-dir": "--run.dir {}",
+    "--data_dir": "--data.root {}",
+    "--model": "--model.name {}",
+    "--num_workers": "--data.workers {}",
+    "--workers": "--data.workers {}",
+    "--gradient_accumulation_steps": "--batch.micro_size, the slots of one forward pass: "
+    "batch.global_size / (micro_size × processes) passes are accumulated",
+    "--warmup_steps": '--schedule.warmup "{} updates"',
+    "--mixed_precision": "--train.precision {}",
+    "--amp": "--train.precision bf16",
+}
+_HELP = {
+    "train": "train a Vision Transformer, or go on where its folder left off",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 75 stopped and resumable, 2 a person's mistake."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"vit-dist {__version__}")
+        return 0
+    if not arguments or arguments[0] not in _HELP:
+        return _overview(arguments)
+    try:
+        return _train(arguments[1:])
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            for line in str(error).splitlines():
+                print(f"vit-dist: {line}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return INTERRUPTED
+
+
+def _overview(arguments: list[str]) -> int:
+    asked = not arguments or arguments[0] in ("-h", "--help")
+    lines = [f"  {name:<10}{meaning}" for name, meaning in _HELP.items()]
+    text = "usage: vit-dist COMMAND [--help]\n\n" + "\n".join(lines)
+    if asked:
+        print(text)
+        return 0
+    print(f"vit-dist: {arguments[0]}: no such command; known: {', '.join(_HELP)}", file=sys.stderr)
+    return MISTAKE
+
+
+def _train(arguments: list[str]) -> int:
+    config = parse(arguments)
+    if config is None:
+        return 0
+    from vit_dist.loop import train
+
+    return STOPPED if train(config).stopped else 0
+
+
+def parse(arguments: Sequence[str]) -> Config | None:
+    """The config that the flags of `train` ask for; None where they asked for something to be printed.
+
+    `--config` works wherever it stands. Raises UserError with all that is wrong, a line each.
+    """
+    given = list(arguments)
+    recipe = _take(given, "--config")
+    parser = _parser()
+    known = {action.dest for action in parser._actions}
+    _refuse_habits(given, known)
+    try:
+        space = parser.parse_args(given)
+    except argparse.ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    flat = {key: value for key, value in vars(space.as_flat()).items() if "." in key and value not in (_UNSET, {})}
+    overrides: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, field, *rest = key.split(".")
+        if rest:
+            overrides.setdefault(f"{section}.{field}", {})[".".join(rest)] = value
+        else:
+            overrides[key] = value
+    config = Config.load(recipe, overrides)
+    if space.print_config:
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        return None
+    return config
+
+
+_UNSET = "<the recipe's>"
+
+
+def _parser() -> ArgumentParser:
+    """Every field as a dotted flag. Values are typed and checked by `Config`, all at once."""
+    recipes = ", ".join(path.stem for path in sorted(RECIPES.glob("*.yaml")))
+    parser = ArgumentParser(
+        prog="vit-dist train",
+        usage="vit-dist train [--config RECIPE|FILE] [--print_config] [--section.field VALUE …]",
+        description=f"Trains a Vision Transformer. --config takes a shipped recipe ({recipes}) or a YAML file; "
+        "without one, digits, or folder where data.root is set.",
+        exit_on_error=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="RECIPE|FILE", help="where the run's fields come from")
+    parser.add_argument("--print_config", action="store_true", help="print the whole config as YAML and stop")
+    for flag, field, kind in flags():
+        group = next((g for g in parser._action_groups if g.title == flag.split(".")[0]), None)
+        group = group or parser.add_argument_group(flag.split(".")[0])
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
+        text = "empty" if default in ("", (), None, {}) else f"{default}"
+        group.add_argument(
+            f"--{flag}",
+            type=dict[str, Any] if str(kind).startswith("dict") else Any,
+            default=_UNSET if not str(kind).startswith("dict") else {},
+            metavar="X",
+            help=f"{field.metadata['meaning']} (default: {text})".replace("%", "%%"),
+        )
+    return parser
+
+
+def flags() -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+    """(section.field, the dataclass's field, its type) of every field of the config."""
+    for section, kind in get_type_hints(Config).items():
+        hints = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            yield f"{section}.{field.name}", field, hints[field.name]
+
+
+def _take(arguments: list[str], flag: str) -> str | None:
+    """Removes a flag and its value from the arguments, wherever it stands; the last one counts. Raises UserError."""
+    value = None
+    while True:
+        at = next((i for i, one in enumerate(arguments) if one == flag or one.startswith(f"{flag}=")), None)
+        if at is None:
+            return value
+        if "=" in arguments[at]:
+            value = arguments.pop(at).split("=", 1)[1]
+        elif at + 1 < len(arguments):
+            value = arguments.pop(at + 1)
+            arguments.pop(at)
+        else:
+            raise UserError(f"{flag}: needs a recipe's name or a file")
+
+
+def _refuse_habits(arguments: Sequence[str], known: set[str]) -> None:
+    """Every flag that is not one of ours, with the one that does it here. Raises UserError."""
+    problems = []
+    for i, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            continue
+        flag, _, value = argument.partition("=")
+        name = flag[2:]
+        if name in known or name == "help" or name.startswith("model.args."):
+            continue
+        if flag in HABITS:
+            following = arguments[i + 1] if i + 1 < len(arguments) and not arguments[i + 1].startswith("--") else ""
+            problems.append(f"{flag}: here it is {HABITS[flag].format(value or following or 'X')}")
+            continue
+        close = difflib.get_close_matches(name, sorted(known), 1) or [
+            one for one in sorted(known) if one.split(".")[-1] == name.split(".")[-1]
+        ]
+        hint = f"did you mean --{close[0]}?" if close else "see --help for all flags"
+        problems.append(f"{flag}: no such flag; {hint}")
+    if problems:
+        raise UserError("\n".join(problems))

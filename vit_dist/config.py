@@ -1,0 +1,475 @@
+"""The whole run on one page: every field with its meaning, unit and default.
+
+Standard library only, but for PyYAML inside `Config.load`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import math
+import os
+import re
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class UserError(ValueError):
+    """A person's mistake: one clear line for each problem, shown without a traceback, exit code 2."""
+
+
+def option(default: Any, meaning: str, *, free: bool = False) -> Any:
+    """A field of the config. `free` says that its value cannot change the result of a run."""
+    metadata = {"meaning": meaning, "free": free}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    name: str = option("", "name of the run; empty: the recipe's name and six hex digits of the identity", free=True)
+    dir: str = option("", "folder of the run; empty: runs/<run.name>", free=True)
+    seed: int = option(0, "seed of every random draw, 0 or more")
+    resume: str = option(
+        "auto", "auto: go on from the folder's last checkpoint; never: refuse a used folder; or a PATH", free=True
+    )
+    deterministic: bool = option(False, "deterministic algorithms only: bit-identical resume on a GPU too", free=True)
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to run; auto: the best present", free=True)
+    threads: Union[int, Literal["auto"]] = option(
+        "auto", "CPU threads per process; auto: the allowed cores divided by the processes on the host", free=True
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = option("vit_tiny", "vit_tiny, vit_small, vit_base, vit_large, timm/NAME or package.module:function")
+    patch_size: int = option(16, "side of a patch in pixels; divides the image")
+    width: Union[int, None] = option(None, "width of a token; empty: the preset's")
+    depth: Union[int, None] = option(None, "number of blocks; empty: the preset's")
+    heads: Union[int, None] = option(None, "number of attention heads, a divisor of the width; empty: the preset's")
+    mlp_ratio: float = option(4.0, "width of the MLP's hidden layer, in widths")
+    pool: Literal["token", "mean"] = option("token", "what the head reads: the class token or the mean of the patches")
+    position: Literal["learned", "sincos"] = option("learned", "position embedding: learned or fixed sines and cosines")
+    norm_eps: float = option(1e-6, "epsilon of LayerNorm")
+    dropout: float = option(0.0, "dropout on positions, attention's projection and MLP, 0 to 1")
+    attention_dropout: float = option(0.0, "dropout on attention's weights, 0 to 1")
+    drop_path: float = option(0.0, "drop-path of the last block, from 0 at the first, 0 to 1 (keyed)")
+    args: dict[str, Any] = option({}, "keyword arguments handed to timm/NAME or package.module:function")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str = option("", "digits, mnist, fashion_mnist, cifar10, cifar100 or folder; empty: folder if root is set")
+    root: str = option("", "where the files are, or go when downloaded; empty: ~/.cache/vit_dist", free=True)
+    val_fraction: float = option(0.1, "part of train held out for choices where there is no val split, 0 to 0.5")
+    image_size: int = option(0, "side of the model's input in pixels; 0: the data's own, 224 for folder")
+    workers: Union[int, Literal["auto"]] = option("auto", "processes that decode images, per process", free=True)
+    mean: tuple[float, ...] = option((), "per channel, of values in 0..1; empty: the data's or the timm model's")
+    std: tuple[float, ...] = option((), "per channel, of values in 0..1; empty: the data's or the timm model's")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    crop_min: float = option(0.0, "smallest part of the area a random resized crop keeps, 0 to 1; 0: none (folder)")
+    flip: float = option(0.0, "probability of mirroring left and right, 0 to 1")
+    shift: int = option(0, "largest random shift in pixels, each direction; the border is filled with black")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    global_size: int = option(128, "samples whose mean gradient makes one update, on any hardware")
+    micro_size: int = option(128, "slots of one forward pass, even; a global batch is dealt out in these")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    name: str = option("cross_entropy", "cross_entropy or package.module:function, one value per slot")
+    label_smoothing: float = option(0.0, "part of the target spread over all classes, 0 to 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    name: Literal["adamw", "sgd"] = option("adamw", "adamw (fused) or sgd")
+    lr: float = option(1e-3, "peak learning rate, above 0")
+    weight_decay: float = option(0.05, "decoupled for adamw, 0 or more")
+    decay_all: bool = option(False, "decay every parameter; else not biases, norms, positions and tokens")
+    betas: tuple[float, float] = option((0.9, 0.999), "adamw's decay rates of its two moments")
+    momentum: float = option(0.9, "sgd's momentum")
+    clip_norm: float = option(1.0, "largest norm of an update's gradient; 0: no clipping")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    name: Literal["cosine", "wsd", "constant"] = option("cosine", "shape of the rate after the warmup")
+    warmup: str = option("5%", "length of the linear warmup; its first update is at lr/warmup")
+    cooldown: str = option("20%", "length of wsd's linear cooldown")
+    cooldown_end: float = option(0.0, "rate at the end of cosine and wsd, a fraction of lr")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    duration: str = option("20 epochs", "length of the run: epochs, updates or samples")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "auto: bf16 on a GPU that has it, else fp32; written down, kept on resume"
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    every: str = option("1 epochs", "length between evaluations; the end is always evaluated")
+    batch_size: int = option(256, "slots of one forward pass of an evaluation", free=True)
+    metric: Literal["top1", "loss"] = option("top1", "metric of val that chooses the best weights")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: str = option("1 epochs", "length between checkpoints; a new best and the end are always saved", free=True)
+    keep: int = option(3, "newest checkpoints kept, beside the best one", free=True)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every: str = option("10 updates", "length between lines of metrics", free=True)
+    trackers: Literal["auto", "none", "wandb"] = option("auto", "auto: wandb where you are logged in", free=True)
+    project: str = option("vit_dist", "wandb's project", free=True)
+    entity: str = option("", "wandb's team; empty: your own", free=True)
+    group: str = option("", "wandb's group of runs", free=True)
+    tags: tuple[str, ...] = option((), "wandb's tags", free=True)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Build it with `Config.load`, or from its sections in Python."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` with every problem of the fields, a line each."""
+        problems = list(_problems(self))
+        if problems:
+            raise UserError("\n".join(problems))
+
+    @classmethod
+    def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+        """The config of a recipe's name or a YAML file, with dotted overrides on top.
+
+        Without a recipe: `folder` where the overrides set `data.root` or `data.name`, else `digits`.
+        Raises `UserError` with all that is wrong, a line each.
+        """
+        overrides = dict(overrides or {})
+        if recipe is None:
+            recipe = "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
+        path = find_recipe(recipe)
+        values = read_yaml(path)
+        for key, value in overrides.items():
+            section, _, name = key.partition(".")
+            if not name or not isinstance(values.setdefault(section, {}), dict):
+                raise UserError(f"{key}: no such field; write it as section.field, as in optimizer.lr")
+            values[section][name] = value
+        config = cls.from_dict(values)
+        if not config.run.name and not config.run.dir:
+            name = f"{path.stem}-{config.identity()}"
+            config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
+        return config
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """The config of nested plain values, as YAML or JSON give them; missing fields take their defaults.
+
+        Raises `UserError` with every unknown key, wrong type and contradiction, a line each.
+        """
+        problems: list[str] = []
+        sections: dict[str, Any] = {}
+        known = get_type_hints(cls)
+        for name, given in values.items():
+            if name not in known:
+                problems.append(f"{name}: no such section{nearest(str(name), known)}")
+                continue
+            kind = known[name]
+            hints = get_type_hints(kind)
+            if given is not None and not isinstance(given, Mapping):
+                problems.append(f"{name}: a section of fields ({', '.join(hints)}), not {given!r}")
+                continue
+            section: dict[str, Any] = {}
+            for key, value in (given or {}).items():
+                if key not in hints:
+                    problems.append(f"{name}.{key}: no such field{nearest(str(key), hints)}")
+                    continue
+                try:
+                    section[key] = _coerce(value, hints[key])
+                except (TypeError, ValueError):
+                    problems.append(f"{name}.{key}: must be {_describe(hints[key])}, not {value!r}")
+            sections[name] = kind(**section)
+        try:
+            config = cls(**sections)
+        except UserError as error:
+            raise UserError("\n".join([*problems, str(error)])) from None
+        if problems:
+            raise UserError("\n".join(problems))
+        return config
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain values that YAML and JSON hold."""
+        plain: dict[str, dict[str, Any]] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    def fields(self, *, free: bool = True) -> dict[str, Any]:
+        """Dotted names and plain values; without `free`, only what can change the result."""
+        values = self.to_dict()
+        return {
+            f"{section.name}.{f.name}": values[section.name][f.name]
+            for section in dataclasses.fields(self)
+            for f in dataclasses.fields(getattr(self, section.name))
+            if free or not f.metadata["free"]
+        }
+
+    def identity(self) -> str:
+        """Six hex digits that name everything that can change the result."""
+        text = json.dumps(self.fields(free=False), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return Path(self.run.dir or f"runs/{self.run.name or f'{self.data.name}-{self.identity()}'}")
+
+
+@dataclass(frozen=True)
+class Length:
+    """A length of time: an amount of a unit (epochs, updates, samples or %)."""
+
+    amount: Fraction
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Length:
+        """Of "20 epochs", 20epochs, "5000 updates", "1e6 samples" or "5%". Raises ValueError."""
+        match = re.fullmatch(r"\s*([0-9.]+(?:[eE]\+?[0-9]+)?)\s*(epochs?|updates?|samples?|%)\s*", str(text))
+        if not match:
+            raise ValueError(f"not a length of time: {text!r}")
+        unit = match[2]
+        return cls(Fraction(match[1]), unit if unit == "%" or unit.endswith("s") else unit + "s")
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The YAML file of a shipped recipe's name or of a path. Raises UserError."""
+    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    path = Path(recipe).expanduser()
+    if not path.is_file():
+        raise UserError(f"--config {recipe}: neither a file nor a shipped recipe ({', '.join(shipped)})")
+    return path
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file. Raises UserError, with the line where it breaks."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold sections such as `optimizer:` with fields below them")
+    return values
+
+
+def nearest(name: str, known: Any) -> str:
+    """` (did you mean X?)` where something known is near, else the known names."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else f"; known: {', '.join(known)}"
+
+
+def _coerce(value: Any, kind: Any) -> Any:
+    """`value` as `kind`, reading numbers from text as YAML's 3e-4 needs; raises where it does not fit."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        for choice in args:
+            try:
+                return _coerce(value, choice)
+            except (TypeError, ValueError):
+                continue
+        raise TypeError
+    if origin is Literal:
+        if value in args and isinstance(value, str):
+            return value
+        raise ValueError
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        return tuple(_coerce(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return dict(value)
+    if kind is type(None):
+        if value is None or value == "":
+            return None
+        raise TypeError
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise TypeError
+    if isinstance(value, bool) or value is None:
+        raise TypeError
+    if kind is int:
+        number = float(value)
+        if not number.is_integer():
+            raise ValueError
+        return int(value) if isinstance(value, (int, str)) and not _has_point(value) else int(number)
+    if kind is float:
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise TypeError
+
+
+def _has_point(value: int | str) -> bool:
+    return isinstance(value, str) and not value.strip().lstrip("+-").isdigit()
+
+
+def _describe(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(choice) for choice in args)
+    if origin is Literal:
+        return " or ".join(args)
+    if origin is tuple:
+        return f"a list of {'numbers' if args[0] is float else 'texts'}" + (
+            "" if args[-1] is Ellipsis else f", {len(args)} of them"
+        )
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "empty"}
+    return names.get(kind, "fields with values")
+
+
+def _problems(config: Config) -> Iterator[str]:
+    """Every field out of its range and every contradiction between fields, with the fix."""
+    model, data, batch, optimizer = config.model, config.data, config.batch, config.optimizer
+    fractions = {
+        "model.dropout": model.dropout,
+        "model.attention_dropout": model.attention_dropout,
+        "model.drop_path": model.drop_path,
+        "augment.crop_min": config.augment.crop_min,
+        "augment.flip": config.augment.flip,
+        "loss.label_smoothing": config.loss.label_smoothing,
+        "schedule.cooldown_end": config.schedule.cooldown_end,
+    }
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            yield f"{name}: must be between 0 and 1, not {value}"
+    positive = {
+        "model.patch_size": model.patch_size,
+        "model.mlp_ratio": model.mlp_ratio,
+        "model.norm_eps": model.norm_eps,
+        "batch.global_size": batch.global_size,
+        "batch.micro_size": batch.micro_size,
+        "optimizer.lr": optimizer.lr,
+        "evaluate.batch_size": config.evaluate.batch_size,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for name in ("width", "depth", "heads"):
+        if getattr(model, name) is not None:
+            positive[f"model.{name}"] = getattr(model, name)
+    if config.run.threads != "auto":
+        positive["run.threads"] = config.run.threads
+    for name, value in positive.items():
+        if value <= 0:
+            yield f"{name}: must be above 0, not {value}"
+    at_least_zero = {
+        "run.seed": config.run.seed,
+        "data.image_size": data.image_size,
+        "data.workers": 0 if data.workers == "auto" else data.workers,
+        "augment.shift": config.augment.shift,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.clip_norm": optimizer.clip_norm,
+    }
+    for name, value in at_least_zero.items():
+        if value < 0:
+            yield f"{name}: must be 0 or more, not {value}"
+    if not 0 <= data.val_fraction <= 0.5:
+        yield f"data.val_fraction: must be between 0 and 0.5, not {data.val_fraction}"
+    if batch.micro_size % 2:
+        yield f"batch.micro_size: must be even, not {batch.micro_size}: set {batch.micro_size + 1}"
+    if data.image_size > 0 and model.patch_size > 0 and not model.name.startswith("timm/") and ":" not in model.name:
+        yield from image_problems(model.patch_size, data.image_size)
+    if model.width and model.heads and model.heads > 0 and model.width % model.heads:
+        yield f"model.width: {model.width} is not divisible by model.heads {model.heads}"
+    if model.position == "sincos" and model.width and model.width % 4:
+        yield f"model.width: {model.width} must be divisible by 4 with model.position sincos"
+    if model.args and not model.name.startswith("timm/") and ":" not in model.name:
+        yield f"model.args: only for timm/NAME and package.module:function; {model.name} has its own fields"
+    if len(data.mean) != len(data.std):
+        yield f"data.std: has {len(data.std)} values where data.mean has {len(data.mean)}: give both per channel"
+    if any(value <= 0 for value in data.std):
+        yield f"data.std: must be above 0, not {list(data.std)}"
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield f"optimizer.betas: must be at least 0 and below 1, not {list(optimizer.betas)}"
+    lengths = {
+        "train.duration": config.train.duration,
+        "schedule.warmup": config.schedule.warmup,
+        "schedule.cooldown": config.schedule.cooldown,
+        "evaluate.every": config.evaluate.every,
+        "checkpoint.every": config.checkpoint.every,
+        "log.every": config.log.every,
+    }
+    for name, text in lengths.items():
+        try:
+            length = Length.parse(text)
+        except ValueError:
+            yield f'{name}: a length with its unit, as "20 epochs", "5000 updates", "1e6 samples" or "5%", not {text!r}'
+            continue
+        if name == "train.duration" and length.unit == "%":
+            yield f"{name}: needs epochs, updates or samples, not a part of itself ({text!r})"
+        if length.amount == 0 and not name.startswith("schedule."):
+            yield f"{name}: must be above 0, not {text!r}"
+
+
+def image_problems(patch_size: int, image_size: int) -> Iterator[str]:
+    """What is wrong with an image of that side for patches of that side."""
+    if image_size % patch_size:
+        near = [size for size in range(1, image_size + 1) if image_size % size == 0]
+        best = min(near, key=lambda size: abs(size - patch_size))
+        yield (
+            f"model.patch_size: {patch_size} does not divide an image of {image_size} pixels: "
+            f"set model.patch_size {best} or data.image_size {max(1, round(image_size / patch_size)) * patch_size}"
+        )
+
+
+def import_function(path: str, name: str) -> Any:
+    """The object at "package.module:function", looked for in the working folder too. Raises UserError with `name`."""
+    module, _, attribute = path.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{name}: {path} cannot be imported: {error}; write it as package.module:function") from None

@@ -1,0 +1,92 @@
+"""What a person sees in the terminal: the plan, one progress line, the summary. Quiet on other ranks than 0."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from vit_dist.plan import Plan
+
+
+class Console:
+    """Prints on rank 0 only; a live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, *, speaks: bool) -> None:
+        self.speaks = speaks
+        self._live: Progress | None = None
+        self._task: Any = None
+
+    def say(self, text: str) -> None:
+        """One line, above the progress line."""
+        if not self.speaks:
+            return
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def table(self, rows: Mapping[str, str]) -> None:
+        """Names and values, aligned."""
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            self.say(f"  {name:<{width}}  {value}")
+
+    def start(self, plan: Plan, position: int) -> None:
+        """Shows the progress line on a terminal."""
+        if self.speaks and sys.stdout.isatty():
+            self._live = Progress(
+                TextColumn("[bold]update"), TextColumn("{task.completed}/{task.total}"), BarColumn(20),
+                TextColumn("{task.description}"),
+            )  # fmt: skip
+            self._task = self._live.add_task("", total=plan.updates, completed=position)
+            self._live.start()
+
+    def progress(self, plan: Plan, line: Mapping[str, Any]) -> None:
+        """A `train` line."""
+        left = (plan.updates - line["update"]) * line["update_seconds"]
+        text = (
+            f"epoch {line['epoch']:.2f}  loss {_number(line['loss'])}  lr {line['lr']:.2e}  "
+            f"{line['samples_per_second']:,.0f} images/s  data wait {line['data_wait_fraction']:.0%}  "
+            f"{duration(left)} left"
+        )
+        if self._live is not None:
+            self._live.update(self._task, completed=line["update"], description=text)
+        else:
+            self.say(f"update {line['update']}/{plan.updates}  {text}")
+
+    def evaluation(self, line: Mapping[str, Any], *, best: bool) -> None:
+        """An `eval` line."""
+        fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
+        self.say(
+            f"{line['split']} at update {line['update']} (epoch {line['epoch']:.2f}): loss {line['loss']:.4f}  "
+            f"top1 {line['top1']:.2f} %{fifth}  of {line['seen']} images in {line['seconds']:.1f} s"
+            + ("  best so far" if best else "")
+        )
+
+    def stop(self) -> None:
+        """Takes the progress line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds for people."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def big(value: float) -> str:
+    """A count for people: 1.8 M, 62.1 M, 17.6 G."""
+    for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def _number(value: float | str) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else value

@@ -1,0 +1,148 @@
+"""Where images come from. Every source is random-access: an index gives an image and its class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from vit_dist.config import UserError
+from vit_dist.plan import Ints, Purpose, key, permute
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """A small split held as uint8 pixels, [length, channels, height, width]."""
+
+    pixels: NDArray[np.uint8]
+    labels: Ints
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A split of image files, decoded when asked for."""
+
+    paths: Sequence[Path]
+    labels: Ints
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded image in RGB. Raises UserError naming the file where it cannot be decoded."""
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            raise UserError(f"{path}: cannot be decoded ({error}): mend or remove the file") from None
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A part of a source that stores no index: keyed permutations, each (offset, length), lead to the source's own."""
+
+    source: MemorySource | FileSource
+    length: int
+    permutations: tuple[tuple[int, int], ...] = ()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def index_of(self, places: Ints) -> Ints:
+        """The source's indices of places in 0 … length-1."""
+        for offset, length in self.permutations:
+            places = permute(places + offset, length, key(0, Purpose.SPLIT))
+        return places
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads: splits by name, the classes' names, channels, the sides of an image, mean and std."""
+
+    splits: dict[str, Subset]
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def whole(source: MemorySource | FileSource) -> Subset:
+    """All of a source, in its own order."""
+    return Subset(source, len(source))
+
+
+def with_val(data: Data, fraction: float) -> Data:
+    """`data` with a val split: its own, or a keyed part of train that is the same for every seed."""
+    if "val" in data.splits or fraction == 0:
+        return data
+    train = data.splits["train"]
+    held_out = round(fraction * len(train))
+    if not 0 < held_out < len(train):
+        raise UserError(f"data.val_fraction: {fraction} of {len(train)} images leaves a split empty: set another, or 0")
+    val, rest = keyed_split(train, held_out)
+    return replace(data, splits={**data.splits, "train": rest, "val": val})
+
+
+def keyed_split(subset: Subset, held_out: int) -> tuple[Subset, Subset]:
+    """(held out, rest), by a keyed permutation that no seed changes."""
+    length, before = len(subset), subset.permutations
+    return (
+        Subset(subset.source, held_out, ((0, length), *before)),
+        Subset(subset.source, length - held_out, ((held_out, length), *before)),
+    )
+
+
+def read_folder(root: Path) -> Data:
+    """Split folders of class folders (train, val, test), or class folders directly."""
+    if not root.is_dir():
+        raise UserError(f"data.root: no folder {root}")
+    inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders: dict[str, Path] = {}
+    for path in inside:
+        split = _SPLITS.get(path.name.lower())
+        if split and split in folders:
+            raise UserError(f"data.root: {folders[split]} and {path} are both the {split} split: keep one")
+        if split:
+            folders[split] = path
+    if folders and "train" not in folders:
+        raise UserError(f"data.root: {root} has {', '.join(folders)} but no train folder")
+    folders = folders or {"train": root}
+    classes = tuple(path.name for path in _class_folders(folders["train"]))
+    if not classes:
+        raise UserError(f"data.root: no class folders with images in {folders['train']}")
+    splits = {}
+    for split, folder in folders.items():
+        unknown = [path.name for path in _class_folders(folder) if path.name not in classes]
+        if unknown:
+            raise UserError(f"data.root: class {unknown[0]} is in {folder} and not in {folders['train']}")
+        splits[split] = whole(_files(folder, classes))
+    return Data(splits, classes, 3, 224, *_IMAGENET)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files(folder: Path, classes: Sequence[str]) -> FileSource:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _EXTENSIONS)
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise UserError(f"data.root: no images in {folder} (looked for {', '.join(sorted(_EXTENSIONS))})")
+    return FileSource(paths, np.asarray(labels, np.int64))

@@ -1,0 +1,166 @@
+"""Plan + source → micro-batches on the device. Its whole state is the position."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vit_dist.config import AugmentConfig
+from vit_dist.data.device import flip, normalise, shift
+from vit_dist.data.sources import FileSource, MemorySource, Subset
+from vit_dist.data.transforms import EvaluationTransform, Transform, training_transform
+from vit_dist.plan import Ints, Keys, Plan, Purpose, Slots, evaluation_slots, key, keys, uniform
+from vit_dist.runtime import Runtime
+from vit_dist.state import Batch
+
+Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What images become: their side in pixels, mean and std per channel, and the model's keyed drop-path depth."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    drop_path_depth: int = 0
+
+
+class Reader(Dataset[Read]):
+    """Reads one micro-batch: slots → (pixels uint8, labels, ids, epochs, weights), all on the host."""
+
+    def __init__(self, subset: Subset, transform: Transform, seed: int) -> None:
+        self.subset = subset
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, slots: Slots) -> Read:
+        ids = self.subset.index_of(slots.index)
+        source = self.subset.source
+        if isinstance(source, MemorySource):
+            pixels = torch.from_numpy(source.pixels[ids])
+        else:
+            pixels = self._decoded(source, ids, keys(self.seed, Purpose.SAMPLE, slots.epoch, ids))
+        labels = torch.from_numpy(source.labels[ids])
+        return pixels, labels, torch.from_numpy(ids), torch.from_numpy(slots.epoch), torch.from_numpy(slots.weight)
+
+    def _decoded(self, source: FileSource, ids: Ints, of: Keys) -> Tensor:
+        """Slots that repeat a sample of the same key are decoded once."""
+        seen: dict[int, Tensor] = {}
+        rows = []
+        for index, sample_key in zip(ids.tolist(), of.tolist(), strict=True):
+            if sample_key not in seen:
+                seen[sample_key] = self.transform(source.image(index), sample_key)
+            rows.append(seen[sample_key])
+        return torch.stack(rows)
+
+
+class Stream:
+    """The training stream of one rank, from a position on. Workers live as long as it does.
+
+    wait_seconds: the time so far in which the caller waited for images to be ready.
+    """
+
+    def __init__(
+        self, subset: Subset, plan: Plan, form: Form, augment: AugmentConfig, runtime: Runtime, *, workers: int
+    ) -> None:
+        self.plan = plan
+        self.form = form
+        self.augment = augment
+        self.runtime = runtime
+        self.wait_seconds = 0.0
+        self.workers = 0 if isinstance(subset.source, MemorySource) else workers
+        self._reader = Reader(subset, training_transform(augment, form.image_size), plan.seed)
+        self._reads: Iterator[Read] | None = None
+        self._mean = torch.tensor(form.mean, device=runtime.device)
+        self._std = torch.tensor(form.std, device=runtime.device)
+
+    def window(self, position: int) -> Iterator[Batch]:
+        """This rank's micro-batches of the global batch at `position`. Call it for consecutive positions."""
+        if self._reads is None:
+            self._reads = iter(loader(self._reader, self._slots(position), self.workers, self.runtime))
+        for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
+            start = time.perf_counter()
+            batch = self._batch(next(self._reads), position, micro_batch)
+            self.wait_seconds += time.perf_counter() - start
+            yield batch
+
+    def _slots(self, start: int) -> Iterator[Slots]:
+        for position in range(start, self.plan.updates):
+            for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
+                yield self.plan.slots(position, micro_batch)
+
+    def _batch(self, read: Read, position: int, micro_batch: int) -> Batch:
+        host_pixels, labels, ids, epoch, weights = read
+        to_device = self.runtime.to_device
+        pixels = to_device(host_pixels)
+        of = partial(keys, self.plan.seed)
+        index, epochs = ids.numpy(), epoch.numpy()
+        if self.augment.shift:
+            span = 2 * self.augment.shift + 1
+            draws = np.floor(uniform(of(Purpose.SHIFT, epochs, index), 2) * span).astype(np.int64)
+            pixels = shift(pixels, to_device(torch.from_numpy(draws - self.augment.shift)))
+        if self.augment.flip:
+            chosen = uniform(of(Purpose.FLIP, epochs, index)) < self.augment.flip
+            pixels = flip(pixels, to_device(torch.from_numpy(chosen)))
+        drop_path = None
+        if self.form.drop_path_depth:
+            draws32 = uniform(of(Purpose.DROP_PATH, epochs, index), self.form.drop_path_depth, 2)
+            drop_path = to_device(torch.from_numpy(draws32))
+        return Batch(
+            images=normalise(pixels, self.form.image_size, self._mean, self._std),
+            targets=to_device(labels),
+            weights=to_device(weights),
+            ids=ids,
+            drop_path=drop_path,
+            seed=key(self.plan.seed, Purpose.FORWARD, position, micro_batch) >> 1,
+        )
+
+
+class EvaluationStream:
+    """One split, pass after pass: every sample once, equally many fixed shapes on every rank."""
+
+    def __init__(self, subset: Subset, form: Form, runtime: Runtime, *, batch_size: int, workers: int) -> None:
+        self.length = len(subset)
+        self.form = form
+        self.runtime = runtime
+        slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
+        reader = Reader(subset, EvaluationTransform(form.image_size), 0)
+        in_memory = isinstance(subset.source, MemorySource)
+        self._reads = loader(reader, slots, 0 if in_memory else workers, runtime)
+        self._mean = torch.tensor(form.mean, device=runtime.device)
+        self._std = torch.tensor(form.std, device=runtime.device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(images, targets, weights) on the device."""
+        to_device = self.runtime.to_device
+        for pixels, labels, _, _, weights in self._reads:
+            images = normalise(to_device(pixels), self.form.image_size, self._mean, self._std)
+            yield images, to_device(labels), to_device(weights)
+
+
+def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtime) -> DataLoader[Read]:
+    """Micro-batches in the order of `slots`, read by `workers` processes that live as long as the loader."""
+    return DataLoader(
+        reader,
+        batch_size=None,
+        sampler=slots,  # type: ignore[arg-type]  # any iterable of what the reader takes
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=runtime.device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_parent,
+    )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A stop signal sent to the whole process group must not take the images away before the run has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

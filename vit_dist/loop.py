@@ -1,0 +1,199 @@
+"""The run: `train` and its loop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vit_dist import checkpoint
+from vit_dist.config import Config, UserError
+from vit_dist.console import Console, duration
+from vit_dist.data.device import normalise
+from vit_dist.data.sources import Data
+from vit_dist.data.stream import Form
+from vit_dist.resume import decide
+from vit_dist.runtime import Runtime
+from vit_dist.session import Session, build
+from vit_dist.state import Best
+from vit_dist.telemetry import Line, place, read_json, read_metrics, write_json
+from vit_dist.update import at_least_float32
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` leaves. history: the lines of metrics.jsonl that count. summary: that of summary.json."""
+
+    folder: Path
+    stopped: bool
+    history: list[Line]
+    best: Best | None
+    summary: dict[str, Any]
+    model: nn.Module | None = None
+    form: Form | None = None
+
+    def predict(self, images: NDArray[np.uint8], batch_size: int = 256) -> Tensor:
+        """Probabilities [n, classes] of uint8 images [n, channels, height, width], by the best weights.
+
+        Raises ValueError for images of another kind, and where the run was not trained by this call.
+        """
+        if self.model is None or self.form is None:
+            raise ValueError(f"{self.folder}: finished before, so its model is not in memory: train it with more")
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise ValueError(f"images: uint8 [n, channels, height, width], not {images.dtype} {list(images.shape)}")
+        device = next(self.model.parameters()).device
+        mean, std = torch.tensor(self.form.mean, device=device), torch.tensor(self.form.std, device=device)
+        self.model.eval()
+        parts = []
+        with torch.inference_mode():
+            for i in range(0, len(images), batch_size):
+                pixels = torch.from_numpy(np.ascontiguousarray(images[i : i + batch_size])).to(device)
+                logits = self.model(normalise(pixels, self.form.image_size, mean, std))
+                parts.append(at_least_float32(logits).softmax(1).cpu())
+        return torch.cat(parts)
+
+
+def train(config: Config, model: nn.Module | None = None, source: Data | None = None) -> Run:
+    """Trains, or goes on where the config's folder left off; a finished run is returned as it is.
+
+    model: instead of the config's, its weights the start. source: instead of the config's data.
+    Raises UserError (a ValueError) for a person's mistake, never exits, restores signal handlers.
+    """
+    resumption = decide(config)
+    if resumption.finished:
+        return _finished_before(config.folder)
+    found = resumption.checkpoint
+    precision = config.train.precision
+    if precision == "auto" and found is not None:
+        precision = found.state["precision"]
+    runtime = Runtime(config.run, precision)
+    try:
+        position = found.position if found else None
+        if runtime.from_main(position) != position:
+            raise UserError(f"run.dir: {config.folder} must be on storage that all machines share")
+        console = Console(speaks=runtime.is_main)
+        with runtime.stop_signals():
+            return _run(build(config, runtime, console, resumption, model, source))
+    finally:
+        runtime.end()
+
+
+def _run(session: Session) -> Run:
+    """From a built session to a finished or stopped run; its status says how it ended."""
+    try:
+        session.write_status("running")
+        session.console.start(session.plan, session.state.position)
+        finished = loop(session)
+        session.console.stop()
+        summary = _finish(session) if finished else {}
+        session.record("stop", {**place(session.plan, session.state.position), "reason": _reason(finished)})
+        session.write_status("finished" if finished else "stopped")
+        if not finished:
+            session.console.say(f"stopped at update {session.state.position}; the same command goes on from there")
+        return Run(
+            session.folder, not finished, session.history, session.state.best, summary, session.module, session.form
+        )
+    except BaseException as error:
+        session.write_status("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise
+    finally:
+        session.close()
+
+
+def loop(session: Session) -> bool:
+    """All updates that are left; whether the run came to its end, and was not stopped before."""
+    plan, state, clock = session.plan, session.state, session.clock
+    clock.start()
+    session.meter.restart(state.position, session.stream.wait_seconds)
+    while state.position < plan.updates:
+        window = session.stream.window(state.position)
+        session.updater(window, plan.window, plan.weight(state.position))
+        stopping = session.runtime.stop_agreed()
+        if stopping or plan.due(state.position, plan.log_every):
+            session.log()
+        with_best = False
+        if "val" in session.evaluations and plan.due(state.position, plan.evaluate_every):
+            with clock.paused(session.runtime):
+                session.updater.settle()
+                session.evaluate("val")
+                with_best = state.best is not None and state.best.update == state.position
+        if stopping or with_best or plan.due(state.position, plan.checkpoint_every):
+            with clock.paused(session.runtime):
+                session.save()
+        if stopping and state.position < plan.updates:
+            return False
+    return True
+
+
+def _finish(session: Session) -> dict[str, Any]:
+    """The test split, once, on the best weights (the last where none were chosen), and the summary."""
+    state, plan, runtime = session.state, session.plan, session.runtime
+    evaluations = [line for line in session.history if line["kind"] == "eval" and line["split"] == "val"]
+    final = evaluations[-1] if evaluations else None
+    best_path = checkpoint.follow(session.checkpoints, "best")
+    if state.best is not None and best_path is not None:
+        checkpoint.open_checkpoint(best_path).load_model(session.module)
+    test = session.evaluate("test") if "test" in session.evaluations else None
+    rates = [line["samples_per_second"] for line in session.history if line["kind"] == "train"]
+    seconds = state.train_seconds
+    first = next(line["time"] for line in session.history if line["kind"] == "start")
+    summary = {
+        "device": runtime.device_name,
+        "world_size": runtime.world_size,
+        "precision": runtime.precision,
+        "parameters": session.parameters,
+        "updates": plan.updates,
+        "skipped_updates": state.skipped,
+        "epochs": plan.epochs,
+        "train_seconds": seconds,
+        "seconds_per_epoch": seconds / plan.epochs,
+        "samples_per_second": plan.total_samples / seconds if seconds else None,
+        "median_samples_per_second": float(np.median(rates)) if rates else None,
+        "best": {"update": state.best.update, "metric": state.best.metric, "value": state.best.value}
+        if state.best
+        else None,
+        "final": {name: final[name] for name in ("loss", "top1", "top5")} if final else None,
+        "test": {"loss": test.loss, "top1": test.top1, "top5": test.top5} if test else None,
+        "peak_memory_bytes": runtime.peak_memory_bytes(),
+        "goodput": seconds / max(time.time() - first, 1e-9),
+    }
+    if runtime.is_main:
+        write_json(session.folder / "summary.json", summary)
+    print_summary(session.console, session.folder, summary)
+    return summary
+
+
+def print_summary(console: Console, folder: Path, summary: dict[str, Any]) -> None:
+    """What a finished run came to, for people."""
+    best, test = summary["best"], summary["test"]
+    rows = {
+        "trained": f"{summary['epochs']:.4g} epochs in {duration(summary['train_seconds'])} "
+        f"({summary['seconds_per_epoch']:.1f} s an epoch, {summary['samples_per_second']:,.0f} images/s)"
+    }
+    if best:
+        rows["best"] = f"{best['metric']} {best['value']:.4g} on val at update {best['update']}"
+    if test:
+        rows["test"] = f"top1 {test['top1']:.2f} %, loss {test['loss']:.4f}" + (", of the best weights" if best else "")
+    rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"
+    rows["files"] = f"{folder}: summary.json, metrics.jsonl, checkpoints/last" + (", checkpoints/best" if best else "")
+    console.say("finished")
+    console.table(rows)
+
+
+def _finished_before(folder: Path) -> Run:
+    summary = read_json(folder / "summary.json")
+    console = Console(speaks=True)
+    console.say(f"{folder}: this run has finished; more: --train.duration, another: --run.dir")
+    print_summary(console, folder, summary)
+    best = Best(**summary["best"]) if summary["best"] else None
+    return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary)
+
+
+def _reason(finished: bool) -> str:
+    return "finished" if finished else "asked to stop"

@@ -1,0 +1,145 @@
+"""Name → module: our ViT, any timm model, any function of the user's."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_dist.config import ModelConfig, UserError, image_problems, import_function
+from vit_dist.models.vit import PRESETS, ViT
+from vit_dist.plan import Purpose, key
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a timm model was made for: side in pixels, mean and std per channel."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def build_model(config: ModelConfig, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
+    """The model on the CPU in float32, its initial weights a function of `seed` alone. Raises UserError."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, Purpose.INIT) >> 1)
+        if config.name.startswith("timm/"):
+            model = _timm(config, classes, channels, image_size)
+        elif ":" in config.name:
+            build = import_function(config.name, "model.name")
+            model = build(classes=classes, channels=channels, image_size=image_size, **config.args)
+            if not isinstance(model, nn.Module):
+                raise UserError(f"model.name: {config.name} must return a torch.nn.Module, not {type(model).__name__}")
+        else:
+            model = _vit(config, classes, channels, image_size)
+    refuse_batch_norm(model)
+    return model
+
+
+def preprocessing(config: ModelConfig) -> Preprocessing | None:
+    """What the named timm model was made for; None for any other."""
+    if not config.name.startswith("timm/"):
+        return None
+    import timm
+
+    cfg = timm.get_pretrained_cfg(config.name.removeprefix("timm/"))
+    if cfg is None:
+        return None
+    return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std))
+
+
+def refuse_batch_norm(model: nn.Module) -> None:
+    """BatchNorm's statistics would see fillers, and depend on how a batch is split. Raises UserError."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"model.name: BatchNorm ({name}) makes the result depend on how a batch is split over machines: "
+                "use a model with LayerNorm or GroupNorm, or freeze its norms (timm's freeze_batch_norm_2d)"
+            )
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable scalars."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:
+    """FLOPs of one image's forward pass, 2 per multiply-add, attention counted."""
+    device = next(model.parameters()).device
+    dtype = next(model.parameters()).dtype
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype))
+    model.train(training)
+    return int(counter.get_total_flops())
+
+
+def drop_path_depth(model: nn.Module) -> int:
+    """Blocks that want keyed draws: the depth of our ViT where it drops paths, else 0."""
+    rates = getattr(model, "drop_path_rates", None) if isinstance(model, ViT) else None
+    return len(rates) if rates and max(rates) > 0 else 0
+
+
+def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> nn.Module:
+    if config.name not in PRESETS:
+        known = [*PRESETS, "timm/NAME", "package.module:function"]
+        close = difflib.get_close_matches(config.name, list(PRESETS), 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"model.name: no model {config.name}; {hint}known: {', '.join(known)}")
+    preset = PRESETS[config.name]
+    width = config.width or preset["width"]
+    heads = config.heads or preset["heads"]
+    problems = list(image_problems(config.patch_size, image_size))
+    if width % heads:
+        problems.append(f"model.width: {width} is not divisible by {heads} heads: set model.heads")
+    if config.position == "sincos" and width % 4:
+        problems.append(f"model.width: {width} must be divisible by 4 with model.position sincos")
+    if problems:
+        raise UserError("\n".join(problems))
+    return ViT(
+        image_size=image_size,
+        patch_size=config.patch_size,
+        channels=channels,
+        classes=classes,
+        width=width,
+        depth=config.depth or preset["depth"],
+        heads=heads,
+        mlp_ratio=config.mlp_ratio,
+        pool=config.pool,
+        position=config.position,
+        norm_eps=config.norm_eps,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+        drop_path=config.drop_path,
+    )
+
+
+def _timm(config: ModelConfig, classes: int, channels: int, image_size: int) -> nn.Module:
+    import timm
+
+    name = config.name.removeprefix("timm/")
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), 3)
+        hint = f"did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else "see timm.list_models()"
+        raise UserError(f"model.name: timm has no model {name}: {hint}")
+    arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels, **config.args}
+    for argument, value in (("drop_path_rate", config.drop_path), ("drop_rate", config.dropout)):
+        if value:
+            arguments[argument] = value
+    try:
+        try:
+            model = timm.create_model(name, img_size=image_size, **arguments)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            model = timm.create_model(name, **arguments)  # convolutional models take any size
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"model.name: timm/{name} cannot be built for {image_size} pixels: {error}") from None
+    assert isinstance(model, nn.Module)
+    return model

@@ -1,0 +1,223 @@
+"""The plan: (config, dataset length, world size) → every number of the run.
+
+Integers in, integers out: no torch, no I/O. What a global batch holds is a pure function of its
+position, so a resume is a jump and every world size draws the same samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_dist.config import Config, Length, UserError
+
+Ints = NDArray[np.int64]
+Keys = NDArray[np.uint64]
+
+_FEISTEL_ROUNDS = 6
+
+
+class Purpose(IntEnum):
+    """What a key is for: draws for one purpose say nothing about those for another."""
+
+    ORDER = 1
+    SPLIT = 2
+    INIT = 3
+    SAMPLE = 4
+    FLIP = 5
+    SHIFT = 6
+    DROP_PATH = 7
+    FORWARD = 8
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of one micro-batch: [slots] each. `index` counts within the split."""
+
+    index: Ints
+    epoch: Ints
+    weight: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number of a run. Lengths `*_every` are in samples, exact; the rest as named."""
+
+    samples: int
+    total_samples: int
+    updates: int
+    global_size: int
+    micro_size: int
+    world_size: int
+    micro_batches: int
+    window: int
+    warmup: int
+    cooldown: int
+    evaluate_every: Fraction
+    checkpoint_every: Fraction
+    log_every: Fraction
+    seed: int
+
+    @classmethod
+    def of(cls, config: Config, samples: int, world_size: int) -> Plan:
+        """The plan of a config over a train split of `samples` samples on `world_size` processes. Raises UserError."""
+        assert samples > 0 and world_size > 0
+        size = config.batch.global_size
+        total = math.ceil(_samples(Length.parse(config.train.duration), samples, size, 0))
+        updates = math.ceil(total / size)
+
+        def in_updates(text: str) -> int:
+            return math.ceil(_samples(Length.parse(text), samples, size, total) / size)
+
+        def in_samples(text: str) -> Fraction:
+            return _samples(Length.parse(text), samples, size, total)
+
+        warmup = in_updates(config.schedule.warmup)
+        cooldown = in_updates(config.schedule.cooldown) if config.schedule.name == "wsd" else 0
+        if warmup + cooldown > updates:
+            parts = f"warmup of {warmup}" + (f" and cooldown of {cooldown}" if cooldown else "")
+            raise UserError(f"schedule.warmup: a {parts} updates is longer than the run of {updates}: shorten it")
+        micro_batches = math.ceil(size / config.batch.micro_size)
+        return cls(
+            samples=samples,
+            total_samples=total,
+            updates=updates,
+            global_size=size,
+            micro_size=config.batch.micro_size,
+            world_size=world_size,
+            micro_batches=micro_batches,
+            window=math.ceil(micro_batches / world_size),
+            warmup=warmup,
+            cooldown=cooldown,
+            evaluate_every=in_samples(config.evaluate.every),
+            checkpoint_every=in_samples(config.checkpoint.every),
+            log_every=in_samples(config.log.every),
+            seed=config.run.seed,
+        )
+
+    @property
+    def epochs(self) -> float:
+        """Length of the run in passes over the train split."""
+        return self.total_samples / self.samples
+
+    @property
+    def fillers(self) -> int:
+        """Slots of weight 0 in each full update, over all ranks."""
+        return self.window * self.world_size * self.micro_size - self.global_size
+
+    def samples_at(self, position: int) -> int:
+        """Samples drawn by the first `position` global batches."""
+        return min(position * self.global_size, self.total_samples)
+
+    def weight(self, position: int) -> int:
+        """Samples of the global batch at `position`: full, but for the last of a run."""
+        return self.samples_at(position + 1) - self.samples_at(position)
+
+    def due(self, position: int, every: Fraction) -> bool:
+        """Whether a thing done once in `every` samples falls to the end of update `position`; the last always."""
+        if position >= self.updates:
+            return True
+        return self.samples_at(position) // every > self.samples_at(position - 1) // every
+
+    def micro_batches_of(self, rank: int) -> range:
+        """The window of a rank: its micro-batches' numbers in the global batch; those past the end are fillers."""
+        return range(rank, self.window * self.world_size, self.world_size)
+
+    def slots(self, position: int, micro_batch: int) -> Slots:
+        """The slots of one micro-batch of the global batch at `position`; short ones repeat its first sample."""
+        first, end = self.samples_at(position), self.samples_at(position + 1)
+        assert first < end, "position is past the end of the run"
+        start = first + micro_batch * self.micro_size
+        place = np.arange(start, start + self.micro_size, dtype=np.int64)
+        real = place < end
+        place = np.where(real, place, start if start < end else first)
+        epoch = place // self.samples
+        index = np.empty_like(place)
+        for one in np.unique(epoch):
+            here = epoch == one
+            index[here] = permute(place[here] % self.samples, self.samples, key(self.seed, Purpose.ORDER, int(one)))
+        return Slots(index, epoch, real.astype(np.float32))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; exact lengths as text."""
+        return {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(self).items()}
+
+
+def evaluation_slots(length: int, batch_size: int, rank: int, world_size: int) -> Iterator[Slots]:
+    """One exact pass over a split of `length` samples: equally many fixed shapes on every rank, each sample once."""
+    batches = math.ceil(length / batch_size)
+    for number in range(rank, math.ceil(batches / world_size) * world_size, world_size):
+        index = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64)
+        real = index < length
+        yield Slots(np.where(real, index, 0), np.zeros_like(index), real.astype(np.float32))
+
+
+def key(*parts: int) -> int:
+    """The 64-bit key of integers (seed, purpose, epoch, index …)."""
+    return int(keys(*parts))
+
+
+def keys(*parts: int | Ints | Keys) -> Keys:
+    """Keys of integers and arrays of them, broadcast together."""
+    state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            state = _mix(state ^ _mix(np.asarray(part).astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
+    return state
+
+
+def uniform(of: Keys, *shape: int) -> NDArray[np.float32]:
+    """Draws from [0, 1) for each key: [keys, *shape], multiples of 2^-24."""
+    count = np.arange(math.prod(shape), dtype=np.int64)
+    bits = keys(of[:, None], count) >> np.uint64(40)
+    return (bits.astype(np.float32) * np.float32(2.0**-24)).reshape(len(of), *shape)
+
+
+def permute(place: Ints, length: int, of: int) -> Ints:
+    """A keyed permutation of range(length), computed on demand: the images of `place`.
+
+    A balanced Feistel network on the next power of four, with cycle-walking (Black and Rogaway, "Ciphers
+    with Arbitrary Finite Domains", 2002): O(1) memory for any length.
+    """
+    half = max(1, ((length - 1).bit_length() + 1) // 2)
+    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    rounds = [np.uint64(key(of, number)) for number in range(_FEISTEL_ROUNDS)]
+
+    def once(values: Keys) -> Keys:
+        left, right = values >> shift, values & mask
+        with np.errstate(over="ignore"):
+            for one in rounds:
+                left, right = right, left ^ (_mix(right + one) & mask)
+        return (left << shift) | right
+
+    values = once(place.astype(np.uint64))
+    outside = np.flatnonzero(values >= length)
+    while outside.size:
+        values[outside] = once(values[outside])
+        outside = outside[values[outside] >= length]
+    return values.astype(np.int64)
+
+
+def _mix(values: Any) -> Any:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _samples(length: Length, samples: int, global_size: int, total: int) -> Fraction:
+    """A length in samples, exact."""
+    unit = {
+        "epochs": Fraction(samples),
+        "updates": Fraction(global_size),
+        "samples": Fraction(1),
+        "%": Fraction(total, 100),
+    }
+    return length.amount * unit[length.unit]

@@ -1,0 +1,324 @@
+"""The machines: device, precision, processes, reductions, signals, trackers.
+
+The only importer of accelerate and torch.distributed; others are handed the `Runtime`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vit_dist.config import RunConfig, UserError
+
+_ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_LAUNCHED_BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
+
+
+class Runtime:
+    """This process among the others of the run.
+
+    rank, world_size, device, precision (fp32, bf16 or fp16), threads, cores (CPU cores this process may use).
+    Raises UserError where the launcher's world is not the one that runs, or the precision does not run here.
+    """
+
+    def __init__(self, config: RunConfig, precision: str = "auto") -> None:
+        cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        if config.device not in ("auto", "cpu"):
+            require_device(config.device)
+        check_launch(os.environ)
+        self.local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.cores = max(1, available_cores() // self.local_processes)
+        self.threads = self.cores if config.threads == "auto" else config.threads
+        torch.set_num_threads(self.threads)
+        self.precision = resolve_precision(precision, cpu=cpu)
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        self._accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=_ACCELERATE_PRECISION[self.precision],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        self.rank: int = self._accelerator.process_index
+        self.world_size: int = self._accelerator.num_processes
+        self.device: torch.device = self._accelerator.device
+        check_world(os.environ, self.world_size)
+        self._flags = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self._pending: tuple[Tensor, Any] | None = None
+        self._stop = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """fp16's loss scaler; None in other precisions."""
+        scaler: torch.amp.GradScaler | None = self._accelerator.scaler
+        return scaler
+
+    @property
+    def device_name(self) -> str:
+        """The device's name for people."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return self.device.type
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model on the device, under autocast, wrapped for the world. `model` itself stays the bare module."""
+        prepared: nn.Module = self._accelerator.prepare_model(model)
+        return prepared
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss, scaled in fp16."""
+        self._accelerator.backward(loss)
+
+    def accumulating(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around forward and backward of one micro-batch: gradients travel between ranks only on the last."""
+        return contextlib.nullcontext() if last else self._accelerator.no_sync(model)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """A copy on the device that the host does not wait for."""
+        if self.device.type == "cuda" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def seed(self, of: int) -> None:
+        """Sets the default generators that dropout on this device draws from."""
+        torch.default_generator.manual_seed(of)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(of)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(of)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place; float64 sums are made on the host where the device has none."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """The widest float the device sums in."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value on every rank; plain, as JSON holds it."""
+        if self._flags is None:
+            return value
+        text = json.dumps(value).encode() if self.is_main else b""
+        length = torch.tensor([len(text)])
+        dist.broadcast(length, src=0, group=self._flags)
+        content = torch.zeros(int(length.item()), dtype=torch.uint8)
+        if self.is_main:
+            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        dist.broadcast(content, src=0, group=self._flags)
+        return json.loads(content.numpy().tobytes())
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the block before the others do, so that a download happens once."""
+        if not self.is_main:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.barrier()
+
+    def read_later(self, value: Tensor) -> Callable[[], float]:
+        """Starts copying a scalar off the device; the function returned waits for that copy alone."""
+        if self.device.type != "cuda":
+            return value.item
+        host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        host.copy_(value, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+
+        def read() -> float:
+            event.synchronize()
+            return float(host.item())
+
+        return read
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self._flags is not None:
+            dist.barrier(group=self._flags)
+
+    def synchronize(self) -> None:
+        """Waits for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def all_reduce_cost(self, model: nn.Module) -> tuple[int, int]:
+        """(bytes, calls) of gradient all-reduce in one update of a prepared model."""
+        if not isinstance(model, DistributedDataParallel):
+            return 0, 0
+        data = model._get_ddp_logging_data()
+        sizes = str(data.get("rebuilt_bucket_sizes") or data.get("initial_bucket_sizes") or "")
+        buckets = [int(size) for size in sizes.split(",") if size.strip()]
+        return sum(buckets), len(buckets)
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory used so far: the device's for CUDA, else the process's."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            import resource
+        except ImportError:
+            return 0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+    @contextlib.contextmanager
+    def stop_signals(self) -> Iterator[None]:
+        """SIGTERM and the first Ctrl-C ask the run to save and stop; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self._stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def stop_agreed(self) -> bool:
+        """Whether any rank was asked to stop, the same answer on all: asked at one update, read at the next."""
+        if self._flags is None:
+            return self._stop
+        before = self._pending
+        flag = torch.tensor([int(self._stop)])
+        self._pending = (flag, dist.all_reduce(flag, group=self._flags, async_op=True))
+        if before is None:
+            return False
+        before[1].wait()
+        return bool(before[0].item())
+
+    def start_trackers(self, names: list[str], project: str, config: Mapping[str, Any], wandb: dict[str, Any]) -> None:
+        """Starts trackers by name, on rank 0, anew where some had started."""
+        self._accelerator.log_with = names  # type: ignore[assignment]
+        self._accelerator.init_trackers(project, dict(config), {"wandb": wandb} if "wandb" in names else {})
+
+    def tracker(self, name: str) -> Any:
+        """The named tracker's own run object."""
+        return self._accelerator.get_tracker(name, unwrap=True)
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Sends values to the trackers; `step` never falls."""
+        self._accelerator.log(dict(values), step=step)
+
+    def end_trackers(self) -> None:
+        """Tells the trackers that the run is over, and waits until they have sent everything."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+
+    def end(self) -> None:
+        """Leaves the process group, and lets the next run of this process choose its own precision."""
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+class FolderLock:
+    """Holds a folder for one process on this host for as long as it lives. Raises UserError where another has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / ".lock").open("w")
+        try:
+            import fcntl
+        except ImportError:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"run.dir: another process trains in {folder}: wait for it, or set another") from None
+
+    def release(self) -> None:
+        """Frees the folder."""
+        self._file.close()
+
+
+def check_launch(environ: Mapping[str, str]) -> None:
+    """Refuses a launch that quietly starts one process where several were asked for. Raises UserError."""
+    if _LAUNCHED_BY_ACCELERATE in environ and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ:
+        raise UserError(
+            "accelerate launch was asked for several processes or machines and started a single one: "
+            "use --config_file accelerate_configs/multi_gpu.yaml (it runs on CPUs too), not --cpu or MULTI_CPU"
+        )
+
+
+def check_world(environ: Mapping[str, str], world_size: int) -> None:
+    """The world that runs must be the world that was asked for. Raises UserError."""
+    asked = int(environ.get("WORLD_SIZE", "1"))
+    if asked != world_size:
+        raise UserError(f"the launcher started {asked} processes and {world_size} found each other: see WORLD_SIZE")
+
+
+def require_device(name: str) -> None:
+    """Raises UserError where the device is not there."""
+    present = torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
+    if not present:
+        raise UserError(f"run.device: no {name} device here: set run.device auto or cpu")
+
+
+def resolve_precision(precision: str, *, cpu: bool) -> str:
+    """fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32. Raises UserError."""
+    if precision == "auto":
+        return "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "fp32"
+    if precision == "fp16" and (cpu or not torch.cuda.is_available()):
+        raise UserError("train.precision: fp16 needs a CUDA GPU: set bf16 or fp32")
+    return precision
+
+
+def available_cores() -> int:
+    """CPU cores that affinity and the cgroup's quota allow."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count() or 1
+    quota = cgroup_quota(Path("/sys/fs/cgroup"))
+    return max(1, min(cores, math.floor(quota))) if quota else cores
+
+
+def cgroup_quota(root: Path) -> float | None:
+    """Cores that the control group's CPU quota gives (version 2 or 1); None without one."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        return quota_us / int((root / "cpu/cpu.cfs_period_us").read_text()) if quota_us > 0 else None
+    return None
