@@ -67,8 +67,10 @@ def save(
     save_file(weights(model), aside / "model.safetensors")
     save_file(_moments(optimizer, model), aside / "optimizer.safetensors")
     (aside / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
-    entries = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
-    for path in aside.iterdir():
+    files = sorted(aside.iterdir())
+    sizes = {path.name: path.stat().st_size for path in files}
+    entries = {path.name: {"bytes": sizes[path.name], "sha256": _sha256(path)} for path in files}
+    for path in files:
         _sync(path)
     (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1), encoding="utf-8")
     _sync(aside / MANIFEST)
@@ -77,7 +79,7 @@ def save(
         shutil.rmtree(final)
     aside.rename(final)
     _sync(folder)
-    return final, sum(entry["bytes"] for entry in entries.values())
+    return final, sum(sizes.values())
 
 
 def problem(path: Path) -> str | None:
@@ -105,7 +107,7 @@ def complete(folder: Path) -> list[Path]:
 
 def find(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint of a folder, and what is wrong with those newer than it."""
-    wrong = []
+    wrong: list[str] = []
     for path in reversed(complete(folder)):
         found = problem(path)
         if found is None:

@@ -140,7 +140,7 @@ def _parser() -> ArgumentParser:
     for flag, field, kind in flags():
         group = next((g for g in parser._action_groups if g.title == flag.split(".")[0]), None)
         group = group or parser.add_argument_group(flag.split(".")[0])
-        default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
+        default = "" if field.default is dataclasses.MISSING else field.default
         text = "empty" if default in ("", (), None, {}) else f"{default}"
         group.add_argument(
             f"--{flag}",

@@ -20,7 +20,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
     """Two groups, decayed and not: biases, norms, positions and tokens are not, unless `decay_all`."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ Ints = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 
 _FEISTEL_ROUNDS = 6
+_CHUNK = 16_384
 
 
 class Purpose(IntEnum):
@@ -68,7 +70,8 @@ class Plan:
     @classmethod
     def of(cls, config: Config, samples: int, world_size: int) -> Plan:
         """The plan of a config over a train split of `samples` samples on `world_size` processes. Raises UserError."""
-        assert samples > 0 and world_size > 0
+        assert samples > 0
+        assert world_size > 0
         size = config.batch.global_size
         total = math.ceil(_samples(Length.parse(config.train.duration), samples, size, 0))
         updates = math.ceil(total / size)
@@ -138,11 +141,12 @@ class Plan:
         place = np.arange(start, start + self.micro_size, dtype=np.int64)
         real = place < end
         place = np.where(real, place, start if start < end else first)
-        epoch = place // self.samples
+        epoch, in_epoch = np.divmod(place, self.samples)
         index = np.empty_like(place)
-        for one in np.unique(epoch):
-            here = epoch == one
-            index[here] = permute(place[here] % self.samples, self.samples, key(self.seed, Purpose.ORDER, int(one)))
+        chunk = in_epoch // _CHUNK
+        for e, c in sorted(set(zip(epoch.tolist(), chunk.tolist(), strict=True))):
+            here = (epoch == e) & (chunk == c)
+            index[here] = _order(self.seed, e, self.samples, c)[in_epoch[here] % _CHUNK]
         return Slots(index, epoch, real.astype(np.float32))
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,6 +161,13 @@ def evaluation_slots(length: int, batch_size: int, rank: int, world_size: int) -
         index = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64)
         real = index < length
         yield Slots(np.where(real, index, 0), np.zeros_like(index), real.astype(np.float32))
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, samples: int, chunk: int) -> Ints:
+    """Indices at a run of places of an epoch: computed together, since a call costs more than a place."""
+    places = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, samples), dtype=np.int64)
+    return permute(places, samples, key(seed, Purpose.ORDER, epoch))
 
 
 def key(*parts: int) -> int:

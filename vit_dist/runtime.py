@@ -61,7 +61,11 @@ class Runtime:
         self.world_size: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
         check_world(os.environ, self.world_size)
-        self._flags = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self._flags: dist.ProcessGroup | None = None
+        if self.world_size > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._flags = group
         self._pending: tuple[Tensor, Any] | None = None
         self._stop = False
 
@@ -151,7 +155,7 @@ class Runtime:
             return value.item
         host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
         host.copy_(value, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
 
         def read() -> float:
@@ -176,7 +180,7 @@ class Runtime:
         """(bytes, calls) of gradient all-reduce in one update of a prepared model."""
         if not isinstance(model, DistributedDataParallel):
             return 0, 0
-        data = model._get_ddp_logging_data()
+        data = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
         sizes = str(data.get("rebuilt_bucket_sizes") or data.get("initial_bucket_sizes") or "")
         buckets = [int(size) for size in sizes.split(",") if size.strip()]
         return sum(buckets), len(buckets)
@@ -225,7 +229,7 @@ class Runtime:
 
     def start_trackers(self, names: list[str], project: str, config: Mapping[str, Any], wandb: dict[str, Any]) -> None:
         """Starts trackers by name, on rank 0, anew where some had started."""
-        self._accelerator.log_with = names  # type: ignore[assignment]
+        self._accelerator.log_with = names
         self._accelerator.init_trackers(project, dict(config), {"wandb": wandb} if "wandb" in names else {})
 
     def tracker(self, name: str) -> Any:

@@ -64,7 +64,7 @@ def _mnist_like(dataset: str, names: Sequence[str], mean: float, std: float) -> 
 
 
 def _mnist_file(dataset: str, root: Path, name: str) -> Path:
-    """The IDX file `name`, plain or .gz, in the root or in torchvision's layout; downloaded by torchvision if absent."""
+    """The IDX file `name`, plain or .gz, in the root or in torchvision's layout; torchvision downloads it if absent."""
     import torchvision
 
     raw = root / dataset / "raw"

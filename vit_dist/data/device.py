@@ -12,15 +12,11 @@ def flip(pixels: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None, None], pixels.flip(3), pixels)
 
 
-def shift(pixels: Tensor, offsets: Tensor) -> Tensor:
-    """Images [n, c, h, w] moved down and right by `offsets` int64 [n, 2] pixels; what comes in is 0."""
-    n, channels, height, width = pixels.shape
-    rows = torch.arange(height, device=pixels.device) - offsets[:, :1]
-    columns = torch.arange(width, device=pixels.device) - offsets[:, 1:]
-    inside = _inside(rows, height)[:, None, :, None] & _inside(columns, width)[:, None, None, :]
-    rows = rows.clamp(0, height - 1)[:, None, :, None].expand(n, channels, height, width)
-    columns = columns.clamp(0, width - 1)[:, None, None, :].expand(n, channels, height, width)
-    return pixels.gather(2, rows).gather(3, columns) * inside
+def shift(pixels: Tensor, offsets: Tensor, largest: int) -> Tensor:
+    """Images [n, c, h, w] moved down and right by `offsets` int64 [n, 2], -largest … largest; what comes in is 0."""
+    windows = F.pad(pixels, [largest] * 4).unfold(2, pixels.shape[2], 1).unfold(3, pixels.shape[3], 1)
+    down, right = (largest - offsets).unbind(1)
+    return windows[torch.arange(len(pixels), device=pixels.device), :, down, right]
 
 
 def normalise(pixels: Tensor, image_size: int, mean: Tensor, std: Tensor) -> Tensor:
@@ -28,8 +24,4 @@ def normalise(pixels: Tensor, image_size: int, mean: Tensor, std: Tensor) -> Ten
     images = pixels.float()
     if images.shape[-1] != image_size or images.shape[-2] != image_size:
         images = F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
-    return images.mul_(1 / (255 * std)[:, None, None]).sub_((mean / std)[:, None, None])
-
-
-def _inside(places: Tensor, size: int) -> Tensor:
-    return (places >= 0) & (places < size)
+    return torch.addcmul((-mean / std)[:, None, None], images, (1 / (255 * std))[:, None, None])

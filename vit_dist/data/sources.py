@@ -51,20 +51,13 @@ class FileSource:
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of a source that stores no index: keyed permutations, each (offset, length), lead to the source's own."""
+    """A part of a source: the indices of its samples there, int64 [length]."""
 
     source: MemorySource | FileSource
-    length: int
-    permutations: tuple[tuple[int, int], ...] = ()
+    indices: Ints
 
     def __len__(self) -> int:
-        return self.length
-
-    def index_of(self, places: Ints) -> Ints:
-        """The source's indices of places in 0 … length-1."""
-        for offset, length in self.permutations:
-            places = permute(places + offset, length, key(0, Purpose.SPLIT))
-        return places
+        return len(self.indices)
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Data:
 
 def whole(source: MemorySource | FileSource) -> Subset:
     """All of a source, in its own order."""
-    return Subset(source, len(source))
+    return Subset(source, np.arange(len(source), dtype=np.int64))
 
 
 def with_val(data: Data, fraction: float) -> Data:
@@ -98,11 +91,8 @@ def with_val(data: Data, fraction: float) -> Data:
 
 def keyed_split(subset: Subset, held_out: int) -> tuple[Subset, Subset]:
     """(held out, rest), by a keyed permutation that no seed changes."""
-    length, before = len(subset), subset.permutations
-    return (
-        Subset(subset.source, held_out, ((0, length), *before)),
-        Subset(subset.source, length - held_out, ((held_out, length), *before)),
-    )
+    order = subset.indices[permute(np.arange(len(subset), dtype=np.int64), len(subset), key(0, Purpose.SPLIT))]
+    return Subset(subset.source, order[:held_out]), Subset(subset.source, order[held_out:])
 
 
 def read_folder(root: Path) -> Data:

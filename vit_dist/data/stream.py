@@ -43,7 +43,7 @@ class Reader(Dataset[Read]):
         self.seed = seed
 
     def __getitem__(self, slots: Slots) -> Read:
-        ids = self.subset.index_of(slots.index)
+        ids = self.subset.indices[slots.index]
         source = self.subset.source
         if isinstance(source, MemorySource):
             pixels = torch.from_numpy(source.pixels[ids])
@@ -107,7 +107,7 @@ class Stream:
         if self.augment.shift:
             span = 2 * self.augment.shift + 1
             draws = np.floor(uniform(of(Purpose.SHIFT, epochs, index), 2) * span).astype(np.int64)
-            pixels = shift(pixels, to_device(torch.from_numpy(draws - self.augment.shift)))
+            pixels = shift(pixels, to_device(torch.from_numpy(draws - self.augment.shift)), self.augment.shift)
         if self.augment.flip:
             chosen = uniform(of(Purpose.FLIP, epochs, index)) < self.augment.flip
             pixels = flip(pixels, to_device(torch.from_numpy(chosen)))
@@ -152,7 +152,7 @@ def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtim
     return DataLoader(
         reader,
         batch_size=None,
-        sampler=slots,  # type: ignore[arg-type]  # any iterable of what the reader takes
+        sampler=slots,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=runtime.device.type == "cuda",

@@ -1,0 +1,40 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_mnist() -> Path:
+    """The folder of MNIST's compressed IDX files; skips where they are not at hand."""
+    folder = REAL_DATA / "mnist"
+    if not folder.is_dir():
+        pytest.skip("the real MNIST files are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of small pictures of several sizes, split into train and valid."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 20), ("valid", 7)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 160, (20 + i % 3, 24, 3), dtype=np.uint8)
+                pixels[:, :, label] += 90
+                Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return root
