@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vit_dist import checkpoint
+from vit_dist.assembly import build
 from vit_dist.config import Config, UserError
 from vit_dist.console import Console, duration
 from vit_dist.data.device import normalise
@@ -20,7 +21,7 @@ from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
 from vit_dist.resume import decide
 from vit_dist.runtime import Runtime
-from vit_dist.session import Session, build
+from vit_dist.session import Session
 from vit_dist.state import Best
 from vit_dist.telemetry import Line, place, read_json, read_metrics, write_json
 from vit_dist.update import at_least_float32

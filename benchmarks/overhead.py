@@ -1,0 +1,109 @@
+"""The whole trainer against a bare PyTorch loop of the same model, batch and precision, in turn.
+
+    python benchmarks/overhead.py [--config RECIPE] [--updates 40] [--rounds 6] [--section.field VALUE …]
+
+The trainer's side is `vit_dist.loop.loop` itself: stream, augmentation, exact update, logging; checkpoints and
+evaluations are left out on both sides. The bare loop indexes images that were normalised beforehand. Prints the
+images/s of each round, and the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+from torch.nn import functional as F
+
+from vit_dist.assembly import build
+from vit_dist.cli import parse
+from vit_dist.console import Console
+from vit_dist.data.sources import MemorySource
+from vit_dist.loop import loop
+from vit_dist.resume import Resumption
+from vit_dist.runtime import Runtime
+from vit_dist.session import Session
+
+
+class BareLoop:
+    """What one would write for one device, and nothing else."""
+
+    def __init__(self, session: Session) -> None:
+        subset = session.data.splits["train"]
+        assert isinstance(subset.source, MemorySource)
+        runtime, form = session.runtime, session.form
+        mean, std = torch.tensor(form.mean)[:, None, None], torch.tensor(form.std)[:, None, None]
+        pixels = torch.from_numpy(subset.source.pixels[subset.indices])
+        self.images = ((pixels / 255 - mean) / std).to(runtime.device)
+        self.labels = torch.from_numpy(subset.source.labels[subset.indices]).to(runtime.device)
+        self.model = copy.deepcopy(session.module).train()
+        config = session.config
+        self.config, self.size = config, config.batch.global_size
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optimizer.lr, fused=True)
+        self.autocast = torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=runtime.precision == "bf16")
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda update: 1.0)
+
+    def run(self, updates: int) -> float:
+        """Seconds of so many updates, with the loss read every `log_every` as the trainer does."""
+        order = torch.randperm(len(self.labels))
+        start = time.perf_counter()
+        for update in range(updates):
+            index = order[(update * self.size) % (len(order) - self.size) :][: self.size]
+            with self.autocast:
+                logits = self.model(self.images[index])
+            loss = F.cross_entropy(logits.float(), self.labels[index], label_smoothing=self.config.loss.label_smoothing)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm or float("inf"))
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+        loss.item()
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, default=40, help="updates of one side in one round")
+    parser.add_argument("--rounds", type=int, default=6)
+    own, rest = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        total = own.updates * (own.rounds + 1)
+        settings = ["--run.dir", folder, "--train.duration", f"{total} updates", "--data.val_fraction", "0"]
+        settings += ["--log.every", f"{own.updates} updates", "--checkpoint.every", f"{total} updates"]
+        config = parse([*settings, "--log.trackers", "none", "--schedule.warmup", "0 updates", *rest])
+        assert config is not None
+        runtime = Runtime(config.run, config.train.precision)
+        session = build(config, runtime, Console(speaks=False), Resumption())
+        session.evaluations.clear()
+        bare = BareLoop(session)
+        session.save = lambda: None  # type: ignore[method-assign]
+        whole = session.plan
+        size = config.batch.global_size
+        ratios = []
+        print(f"{config.model.name}, {session.parameters:,} parameters, batch {size}, {runtime.precision}, "
+              f"{runtime.device_name}, {runtime.threads} threads, torch {torch.__version__}")  # fmt: skip
+        for number in range(own.rounds + 1):
+            session.plan = dataclasses.replace(whole, updates=own.updates * (number + 1))
+            before = session.clock.seconds
+            loop(session)
+            trainer = session.clock.seconds - before
+            session.clock = type(session.clock)(before + trainer)
+            session.meter.clock = session.clock
+            seconds = bare.run(own.updates)
+            if number:  # the first round warms both up
+                ratios.append(seconds / trainer)
+                print(f"round {number}: trainer {own.updates * size / trainer:8.1f} images/s, "
+                      f"bare loop {own.updates * size / seconds:8.1f} images/s, ratio {ratios[-1]:.3f}")  # fmt: skip
+        low, high = min(ratios), max(ratios)
+        print(f"trainer / bare loop: {statistics.median(ratios):.3f} (median of {own.rounds}; {low:.3f} to {high:.3f})")
+        session.close()
+        runtime.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
