@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -46,6 +47,7 @@ class Runtime:
         self.cores = max(1, available_cores() // self.local_processes)
         self.threads = self.cores if config.threads == "auto" else config.threads
         torch.set_num_threads(self.threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # else accelerate sets, and says, its own
         self.precision = resolve_precision(precision, cpu=cpu)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -89,7 +91,10 @@ class Runtime:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model on the device, under autocast, wrapped for the world. `model` itself stays the bare module."""
-        prepared: nn.Module = self._accelerator.prepare_model(model)
+        with warnings.catch_warnings():
+            # Its successor, forward_sync_buffers, is not in torch 2.11.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            prepared: nn.Module = self._accelerator.prepare_model(model)
         return prepared
 
     def backward(self, loss: Tensor) -> None:
@@ -266,7 +271,8 @@ class FolderLock:
         except ImportError:
             return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock: worker processes would inherit it, and outlive a killed run for some seconds.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"run.dir: another process trains in {folder}: wait for it, or set another") from None
 

@@ -150,8 +150,11 @@ class Session:
         write_json(self.folder / "status.json", {**values, **({"reason": reason} if reason else {})})
 
     def close(self) -> None:
-        """Lets go of trackers, files and the folder."""
+        """Lets go of workers, trackers, files and the folder."""
         self.console.stop()
+        self.stream.close()
+        for stream in self.evaluations.values():
+            stream.close()
         self.trackers.end()
         self.journal.close()
         if self.lock is not None:

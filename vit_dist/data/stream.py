@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 
 import numpy as np
 import torch
@@ -22,6 +25,8 @@ from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
 
 Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+_GRACE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,10 @@ class Stream:
             self.wait_seconds += time.perf_counter() - start
             yield batch
 
+    def close(self) -> None:
+        """Ends the workers."""
+        self._reads = None
+
     def _slots(self, start: int) -> Iterator[Slots]:
         for position in range(start, self.plan.updates):
             for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
@@ -135,12 +144,17 @@ class EvaluationStream:
         slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
         reader = Reader(subset, EvaluationTransform(form.image_size), 0)
         in_memory = isinstance(subset.source, MemorySource)
-        self._reads = loader(reader, slots, 0 if in_memory else workers, runtime)
+        self._reads: DataLoader[Read] | None = loader(reader, slots, 0 if in_memory else workers, runtime)
         self._mean = torch.tensor(form.mean, device=runtime.device)
         self._std = torch.tensor(form.std, device=runtime.device)
 
+    def close(self) -> None:
+        """Ends the workers."""
+        self._reads = None
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images, targets, weights) on the device."""
+        assert self._reads is not None, "closed"
         to_device = self.runtime.to_device
         for pixels, labels, _, _, weights in self._reads:
             images = normalise(to_device(pixels), self.form.image_size, self._mean, self._std)
@@ -156,11 +170,17 @@ def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtim
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=runtime.device.type == "cuda",
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_outlive_stop_signals,
     )
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A stop signal sent to the whole process group must not take the images away before the run has saved."""
+def _outlive_stop_signals(worker: int) -> None:
+    """A stop signal sent to every process must not take the images away before the run has saved."""
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(_GRACE_SECONDS, os._exit, [0])
+        timer.daemon = True
+        timer.start()
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_later)

@@ -1,0 +1,21 @@
+"""Losses named by import path that also send real signals at a chosen forward pass."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from torch import Tensor
+
+from vit_dist.losses import cross_entropy
+
+forwards = 0
+
+
+def signalling(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy; at forward number SIGNAL_AT of this process it sends it SIGNAL."""
+    global forwards
+    forwards += 1
+    if forwards == int(os.environ.get("SIGNAL_AT", "0")):
+        os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+    return cross_entropy(logits, targets, label_smoothing=0.1)

@@ -1,0 +1,179 @@
+"""The command line: flags, recipes, what is printed and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import REPOSITORY
+from vit_dist import __version__
+from vit_dist.cli import HABITS, flags, main, parse
+from vit_dist.config import Config, UserError
+
+FLAGS = {name for name, _, _ in flags()}
+GIVEN = {"--device": "cpu", "--resume": "never", "--model": "vit_small", "--mixed_precision": "bf16", "--amp": "bf16"}
+IN_UNITS = {"--epochs": "7 epochs", "--num_epochs": "7 epochs", "--max_steps": "7 updates",
+            "--warmup_steps": "7 updates"}  # fmt: skip
+
+
+def config(*arguments: str) -> Config:
+    parsed = parse(arguments)
+    assert parsed is not None
+    return parsed
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(UserError) as error:
+        parse(arguments)
+    return str(error.value)
+
+
+def test_dotted_flags_with_space_and_with_equals_sign() -> None:
+    spaced = config("--optimizer.lr", "3e-4", "--train.duration", "20 epochs", "--data.mean", "[0.5]", "--data.std",
+                    "[0.25]", "--optimizer.decay_all", "true", "--log.tags", "[a, b]", "--model.width", "32")  # fmt: skip
+    joined = config("--optimizer.lr=3e-4", "--train.duration=20 epochs", "--data.mean=[0.5]", "--data.std=[0.25]",
+                    "--optimizer.decay_all=true", "--log.tags=[a, b]", "--model.width=32")  # fmt: skip
+    assert spaced == joined
+    assert (spaced.optimizer.lr, spaced.train.duration, spaced.data.mean) == (3e-4, "20 epochs", (0.5,))
+    assert (spaced.optimizer.decay_all, spaced.log.tags, spaced.model.width) == (True, ("a", "b"), 32)
+    assert config("--model.width", "null").model.width is None
+    assert config("--optimizer.lr", "1", "--optimizer.lr", "2").optimizer.lr == 2
+
+
+def test_no_flag_at_all_trains_digits_and_a_root_alone_is_a_folder() -> None:
+    assert config() == Config.load("digits")
+    assert config("--data.root", "/pictures") == Config.load("folder", {"data.root": "/pictures"})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--config", "mnist", "--optimizer.lr", "3e-4", "--run.seed", "5"),
+        ("--optimizer.lr", "3e-4", "--config", "mnist", "--run.seed", "5"),
+        ("--optimizer.lr", "3e-4", "--run.seed", "5", "--config=mnist"),
+        ("--config", "digits", "--run.seed", "5", "--optimizer.lr", "3e-4", "--config", "mnist"),
+    ],
+)
+def test_config_works_wherever_it_stands_and_flags_win(arguments: tuple[str, ...]) -> None:
+    assert Config.load("mnist").optimizer.lr == 4e-3
+    assert config(*arguments) == Config.load("mnist", {"optimizer.lr": 3e-4, "run.seed": 5})
+
+
+def test_config_takes_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("optimizer:\n  lr: 1e-2\n  momentum: 0.5\n")
+    found = config("--optimizer.momentum", "0.25", "--config", str(path))
+    assert (found.optimizer.lr, found.optimizer.momentum, found.run.name) == (0.01, 0.25, f"mine-{found.identity()}")
+    assert refusal("--config") == "--config: needs a recipe's name or a file"
+    assert refusal("--config", "nosuch").startswith("--config nosuch: neither a file nor a shipped recipe (digits, ")
+
+
+def test_keyword_arguments_of_a_model() -> None:
+    named = ("--model.name", "timm/x")
+    assert config(*named, "--model.args.a", "1", "--model.args.b=x").model.args == {"a": 1, "b": "x"}
+    assert config(*named, "--model.args", "{a: [1, 2]}").model.args == {"a": [1, 2]}
+    assert config(*named, "--model.args={a: 1}", "--model.args.b=2.5").model.args == {"a": 1, "b": 2.5}
+    only = "model.args: only for timm/NAME and package.module:function; vit_tiny has its own fields"
+    assert refusal("--model.args.a", "1") == only
+
+
+@pytest.mark.parametrize("flag", HABITS)
+def test_a_flag_of_habit_is_answered_with_the_flag_that_does_it_here(flag: str) -> None:
+    value = GIVEN.get(flag, "7")
+    answer = refusal(flag, value)
+    assert answer == f"{flag}: here it is {HABITS[flag].format(value)}"
+    assert refusal(f"{flag}={value}") == answer
+    if flag == "--gradient_accumulation_steps":
+        assert re.findall(r"--([\w.]+)", HABITS[flag]) == ["batch.micro_size"]
+        return
+    advice = shlex.split(answer.partition("here it is ")[2])
+    assert advice[0].removeprefix("--") in FLAGS
+    assert advice[1] == IN_UNITS.get(flag, value)
+    followed = config(*advice).fields()[advice[0].removeprefix("--")]
+    assert str(followed) in (advice[1], f"{advice[1]}.0")
+
+
+@pytest.mark.parametrize("flag", sorted(FLAGS))
+def test_names_in_habits_are_never_flags_of_ours(flag: str) -> None:
+    assert f"--{flag}" not in HABITS
+    assert refusal(f"--{flag}x", "1") == f"--{flag}x: no such flag; did you mean --{flag}?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--optimzer.lr", "1"], "--optimzer.lr: no such flag; did you mean --optimizer.lr?"),
+        (["--dropout", "0.1"], "--dropout: no such flag; did you mean --model.dropout?"),
+        (["--label_smoothing=0.1"], "--label_smoothing: no such flag; did you mean --loss.label_smoothing?"),
+        (["--foo"], "--foo: no such flag; see --help for all flags"),
+        (["--resume", "--foo"], "--resume: here it is --run.resume X\n--foo: no such flag; see --help for all flags"),
+        (["--optimizer.lr"], "argument --optimizer.lr: expected one argument"),
+        (["mnist"], "unrecognized arguments: mnist"),
+        (["--optimizer.lr", "fast"], "optimizer.lr: must be a number, not 'fast'"),
+        (
+            ["--optimizer.lr", "-1", "--batch.micro_size", "3"],
+            "optimizer.lr: must be above 0, not -1.0\nbatch.micro_size: must be even, not 3: set 4",
+        ),
+    ],
+)
+def test_mistakes_exit_2_with_their_lines_and_no_traceback(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(["train", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "".join(f"vit-dist: {line}\n" for line in text.splitlines())
+    assert printed.out == ""
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", *arguments]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vit-dist {__version__}\n"
+    for asked in ([], ["--help"], ["-h"]):
+        assert main(asked) == 0
+        assert capsys.readouterr().out.startswith("usage: vit-dist COMMAND [--help]\n\n  train     train a Vision")
+    assert main(["trian"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("vit-dist: trian: no such command; known: train")
+
+
+def test_help_names_every_field_with_its_meaning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert len(FLAGS) == len(Config().fields())
+    unwrapped = " ".join(printed.split())
+    for flag, field, _ in flags():
+        assert f"--{flag} X {field.metadata['meaning']} (default: " in unwrapped
+    assert "--optimizer.lr X peak learning rate, above 0 (default: 0.001)" in unwrapped
+    assert "its first update is at lr/warmup (default: 5%)" in unwrapped
+    assert "--config takes a shipped recipe (digits, folder, mnist, mnist_reference) or a YAML file" in unwrapped
+
+
+def test_help_waits_for_no_heavy_package() -> None:
+    code = (
+        "import json, runpy, sys\n"
+        "sys.argv = ['scripts/train.py', '--help']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop:\n    print(json.dumps([stop.code, sorted(sys.modules)]))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    status, modules = json.loads(run.stdout.splitlines()[-1])
+    assert status == 0
+    assert "--optimizer.lr" in run.stdout
+    assert "vit_dist.config" in modules
+    heavy = {"torch", "accelerate", "torchvision", "timm", "wandb", "sklearn", "numpy"}
+    assert heavy.intersection(modules) == set()

@@ -1,0 +1,348 @@
+"""The config: what it refuses and in which words, what it reads, what its identity is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+
+from vit_dist.config import RECIPES, Config, DataConfig, Length, RunConfig, UserError, find_recipe, import_function
+
+SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",
+            "checkpoint", "log"]  # fmt: skip
+FREE = {
+    "run.name", "run.dir", "run.resume", "run.deterministic", "run.device", "run.threads", "data.root",
+    "data.workers", "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers",
+    "log.project", "log.entity", "log.group", "log.tags",
+}  # fmt: skip
+UNIT = 'a length with its unit, as "20 epochs", "5000 updates", "1e6 samples" or "5%"'
+BETWEEN = "must be between 0 and 1, not"
+
+
+def refusal(values: Any) -> str:
+    with pytest.raises(UserError) as error:
+        Config.from_dict(values)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"optimzer": {}}, "optimzer: no such section (did you mean optimizer?)"),
+        ({"zzz": 1}, f"zzz: no such section; known: {', '.join(SECTIONS)}"),
+        ({1: {}}, f"1: no such section; known: {', '.join(SECTIONS)}"),
+        ({"batch": 64}, "batch: a section of fields (global_size, micro_size), not 64"),
+        ({"batch": {"global_sise": 64}}, "batch.global_sise: no such field (did you mean global_size?)"),
+        ({"batch": {"qqq": 64}}, "batch.qqq: no such field; known: global_size, micro_size"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr: must be a number, not 'fast'"),
+        ({"optimizer": {"lr": "nan"}}, "optimizer.lr: must be a number, not 'nan'"),
+        ({"optimizer": {"lr": float("inf")}}, "optimizer.lr: must be a number, not inf"),
+        ({"optimizer": {"lr": True}}, "optimizer.lr: must be a number, not True"),
+        ({"optimizer": {"lr": None}}, "optimizer.lr: must be a number, not None"),
+        ({"optimizer": {"lr": 0}}, "optimizer.lr: must be above 0, not 0.0"),
+        ({"optimizer": {"decay_all": 1}}, "optimizer.decay_all: must be true or false, not 1"),
+        ({"optimizer": {"name": "adam"}}, "optimizer.name: must be adamw or sgd, not 'adam'"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: must be a list of numbers, 2 of them, not [0.9]"),
+        ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas: must be at least 0 and below 1, not [0.9, 1.0]"),
+        ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay: must be 0 or more, not -1.0"),
+        ({"optimizer": {"clip_norm": -0.5}}, "optimizer.clip_norm: must be 0 or more, not -0.5"),
+        ({"batch": {"global_size": 1.5}}, "batch.global_size: must be a whole number, not 1.5"),
+        ({"batch": {"global_size": 0}}, "batch.global_size: must be above 0, not 0"),
+        ({"batch": {"micro_size": 7}}, "batch.micro_size: must be even, not 7: set 8"),
+        ({"run": {"seed": -1}}, "run.seed: must be 0 or more, not -1"),
+        ({"run": {"name": True}}, "run.name: must be a text, not True"),
+        ({"run": {"threads": "many"}}, "run.threads: must be a whole number or auto, not 'many'"),
+        ({"run": {"threads": 0}}, "run.threads: must be above 0, not 0"),
+        ({"run": {"device": "gpu"}}, "run.device: must be auto or cpu or cuda or mps, not 'gpu'"),
+        ({"model": {"width": "wide"}}, "model.width: must be a whole number or empty, not 'wide'"),
+        ({"model": {"width": -4}}, "model.width: must be above 0, not -4"),
+        ({"model": {"width": 10, "heads": 3}}, "model.width: 10 is not divisible by model.heads 3"),
+        (
+            {"model": {"width": 6, "position": "sincos"}},
+            "model.width: 6 must be divisible by 4 with model.position sincos",
+        ),
+        ({"model": {"args": 3}}, "model.args: must be fields with values, not 3"),
+        (
+            {"model": {"args": {"depth": 3}}},
+            "model.args: only for timm/NAME and package.module:function; vit_tiny has its own fields",
+        ),
+        (
+            {"model": {"patch_size": 16}, "data": {"image_size": 28}},
+            "model.patch_size: 16 does not divide an image of 28 pixels: set model.patch_size 14 or data.image_size 32",
+        ),
+        ({"model": {"dropout": 1.5}}, f"model.dropout: {BETWEEN} 1.5"),
+        ({"model": {"attention_dropout": -0.1}}, f"model.attention_dropout: {BETWEEN} -0.1"),
+        ({"model": {"drop_path": 2}}, f"model.drop_path: {BETWEEN} 2.0"),
+        ({"augment": {"crop_min": 35}}, f"augment.crop_min: {BETWEEN} 35.0"),
+        ({"augment": {"flip": -1}}, f"augment.flip: {BETWEEN} -1.0"),
+        ({"augment": {"shift": -1}}, "augment.shift: must be 0 or more, not -1"),
+        ({"loss": {"label_smoothing": 1.1}}, f"loss.label_smoothing: {BETWEEN} 1.1"),
+        ({"schedule": {"cooldown_end": 7}}, f"schedule.cooldown_end: {BETWEEN} 7.0"),
+        ({"data": {"val_fraction": 0.6}}, "data.val_fraction: must be between 0 and 0.5, not 0.6"),
+        ({"data": {"workers": -2}}, "data.workers: must be 0 or more, not -2"),
+        ({"data": {"mean": 0.5}}, "data.mean: must be a list of numbers, not 0.5"),
+        ({"data": {"mean": [0.5]}}, "data.std: has 0 values where data.mean has 1: give both per channel"),
+        ({"data": {"mean": [0.5], "std": [0]}}, "data.std: must be above 0, not [0.0]"),
+        ({"log": {"tags": "a"}}, "log.tags: must be a list of texts, not 'a'"),
+        ({"train": {"duration": 20}}, f"train.duration: {UNIT}, not '20'"),
+        (
+            {"train": {"duration": "5%"}},
+            "train.duration: needs epochs, updates or samples, not a part of itself ('5%')",
+        ),
+        ({"train": {"duration": "0 epochs"}}, "train.duration: must be above 0, not '0 epochs'"),
+        ({"schedule": {"warmup": "500"}}, f"schedule.warmup: {UNIT}, not '500'"),
+        ({"schedule": {"cooldown": "2 hours"}}, f"schedule.cooldown: {UNIT}, not '2 hours'"),
+        ({"evaluate": {"every": "0 updates"}}, "evaluate.every: must be above 0, not '0 updates'"),
+        ({"checkpoint": {"every": "-1 epochs"}}, f"checkpoint.every: {UNIT}, not '-1 epochs'"),
+        ({"log": {"every": "often"}}, f"log.every: {UNIT}, not 'often'"),
+    ],
+)
+def test_a_bad_input_is_named_in_one_line(values: Any, text: str) -> None:
+    assert refusal(values) == text
+
+
+def test_all_that_is_wrong_is_said_at_once_a_line_each() -> None:
+    values = {
+        "optimzer": {"lr": 1},
+        "model": {"widht": 1, "depth": "deep", "width": 10, "heads": 4, "patch_size": 5},
+        "batch": {"micro_size": 3, "global_size": "x"},
+        "data": {"image_size": 12, "mean": [0.5, 0.5], "std": [0.1]},
+        "train": {"duration": "20"},
+    }
+    assert refusal(values).splitlines() == [
+        "optimzer: no such section (did you mean optimizer?)",
+        "model.widht: no such field (did you mean width?)",
+        "model.depth: must be a whole number or empty, not 'deep'",
+        "batch.global_size: must be a whole number, not 'x'",
+        "batch.micro_size: must be even, not 3: set 4",
+        "model.patch_size: 5 does not divide an image of 12 pixels: set model.patch_size 4 or data.image_size 10",
+        "model.width: 10 is not divisible by model.heads 4",
+        "data.std: has 1 values where data.mean has 2: give both per channel",
+        f"train.duration: {UNIT}, not '20'",
+    ]
+
+
+def test_sections_built_in_python_are_checked_too() -> None:
+    with pytest.raises(UserError) as error:
+        Config(run=RunConfig(seed=-1), data=DataConfig(val_fraction=1.0))
+    assert str(error.value).splitlines() == [
+        "run.seed: must be 0 or more, not -1",
+        "data.val_fraction: must be between 0 and 0.5, not 1.0",
+    ]
+
+
+def test_numbers_are_read_from_text_where_yaml_leaves_them_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("optimizer: {lr: 3e-4, betas: ['0.8', 9e-1]}\nbatch: {global_size: 1e2, micro_size: '64'}\n")
+    assert isinstance(yaml.safe_load(path.read_text())["optimizer"]["lr"], str)
+    config = Config.load(path)
+    assert config.optimizer.lr == 0.0003
+    assert config.optimizer.betas == (0.8, 0.9)
+    assert (config.batch.global_size, config.batch.micro_size) == (100, 64)
+    assert [type(value) for value in (config.optimizer.lr, config.batch.global_size)] == [float, int]
+
+
+def test_load_takes_a_recipes_name_a_path_and_overrides(tmp_path: Path) -> None:
+    named = Config.load("mnist")
+    assert (named.data.name, named.optimizer.lr, named.train.duration) == ("mnist", 4e-3, "6 epochs")
+    assert Config.load(RECIPES / "mnist.yaml") == named
+    assert Config.load(str(RECIPES / "mnist.yaml")) == named
+    changed = Config.load("mnist", {"optimizer.lr": "1e-2", "model.depth": 2})
+    assert (changed.optimizer.lr, changed.model.depth, changed.model.width) == (0.01, 2, 64)
+    path = tmp_path / "mine.yaml"
+    path.write_text("train:\n  duration: 3 updates\nlog:\n")
+    mine = Config.load(path, {"run.seed": 5})
+    assert (mine.train.duration, mine.run.seed, mine.run.name) == ("3 updates", 5, f"mine-{mine.identity()}")
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("")
+    assert Config.load(empty).optimizer == Config().optimizer
+
+
+def test_without_a_recipe_it_is_digits_and_folder_where_a_root_is_set() -> None:
+    assert Config.load() == Config.load("digits")
+    assert Config.load(None, {"optimizer.lr": 1}).data.name == "digits"
+    folder = Config.load(None, {"data.root": "/pictures"})
+    assert folder == Config.load("folder", {"data.root": "/pictures"})
+    assert (folder.data.name, folder.data.root, folder.augment.crop_min) == ("folder", "/pictures", 0.35)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "text"),
+    [
+        ("nosuch", {}, "--config nosuch: neither a file nor a shipped recipe (digits, folder, mnist, mnist_reference)"),
+        ("digits", {"lr": 1}, "lr: no such field; write it as section.field, as in optimizer.lr"),
+        ("digits", {"optimzer.lr": 1}, "optimzer: no such section (did you mean optimizer?)"),
+        ("digits", {"optimizer.lrr": 1}, "optimizer.lrr: no such field (did you mean lr?)"),
+    ],
+)
+def test_load_refuses_in_one_line(recipe: str, overrides: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError) as error:
+        Config.load(recipe, overrides)
+    assert str(error.value) == text
+
+
+def test_a_file_that_is_no_config_is_refused_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    for content, text in (
+        ("- 1\n", f"{path}: must hold sections such as `optimizer:` with fields below them"),
+        ("optimizer: {lr: [1}\n", f"{path}: not YAML: while parsing a flow sequence"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError) as error:
+            Config.load(path)
+        assert str(error.value).startswith(text)
+        assert "\n" not in str(error.value)
+    assert "line 1, column 19" in str(error.value)
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_shipped_recipes_load(recipe: str) -> None:
+    config = Config.load(recipe)
+    assert find_recipe(recipe) == RECIPES / f"{recipe}.yaml"
+    assert config.data.name in ("digits", "mnist", "folder")
+    assert config.run.name == f"{recipe}-{config.identity()}"
+    given = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+    fields = config.fields()
+    for section, values in given.items():
+        for name, value in values.items():
+            assert str(fields[f"{section}.{name}"]) == str(value) or fields[f"{section}.{name}"] == float(value)
+
+
+def changed(value: Any, kind: Any) -> Any:
+    """Another value that the field may have."""
+    if get_origin(kind) in (Literal, Union):
+        choices = [one for one in get_args(kind) if one != value and one is not type(None)]
+        return 8 if int in choices else choices[0]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 2
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    if isinstance(value, (tuple, list)):
+        return [one / 2 for one in value] if value else ["x"]
+    if isinstance(value, dict):
+        return {**value, "more": 1}
+    assert isinstance(value, str)
+    try:
+        Length.parse(value)
+    except ValueError:
+        return f"{value}x"
+    return "7 updates"
+
+
+def everything() -> dict[str, Any]:
+    """Plain values of a config in which every single field may change alone."""
+    values = Config().to_dict()
+    values["model"] |= {"name": "timm/x", "args": {"a": 1}}
+    values["data"] |= {"mean": [0.5], "std": [0.25]}
+    return values
+
+
+FIELDS = [
+    (section, field, get_type_hints(kind)[field.name])
+    for section, kind in get_type_hints(Config).items()
+    for field in dataclasses.fields(kind)
+]
+
+
+@pytest.mark.parametrize(("section", "field", "kind"), FIELDS, ids=[f"{s}.{f.name}" for s, f, _ in FIELDS])
+def test_identity_changes_with_each_field_that_can_change_the_result(section: str, field: Any, kind: Any) -> None:
+    values = everything()
+    before = Config.from_dict(values)
+    values[section][field.name] = changed(values[section][field.name], kind)
+    after = Config.from_dict(values)
+    assert after != before
+    assert [key for key, value in after.fields().items() if before.fields()[key] != value] == [
+        f"{section}.{field.name}"
+    ]
+    free = f"{section}.{field.name}" in FREE
+    assert field.metadata["free"] is free
+    assert (after.identity() == before.identity()) is free
+    assert len(field.metadata["meaning"]) > 10
+
+
+def test_identity_is_six_hex_digits_and_the_same_in_every_process() -> None:
+    assert list(Config().to_dict()) == SECTIONS
+    assert len(Config().identity()) == 6
+    assert int(Config().identity(), 16) >= 0
+    assert Config.from_dict({}).identity() == Config().identity()
+    assert Config().fields(free=False).keys() == Config().fields().keys() - FREE
+
+
+def test_round_trip_through_dict_json_and_yaml() -> None:
+    values = everything()
+    for section, field, kind in FIELDS:
+        values[section][field.name] = changed(values[section][field.name], kind)
+    config = Config.from_dict(values)
+    assert config.data.mean == (0.25,)
+    assert Config.from_dict(config.to_dict()) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+
+
+def test_name_and_folder_of_a_run() -> None:
+    config = Config.load("digits", {"optimizer.lr": 0.25})
+    assert config.run.name == f"digits-{config.identity()}"
+    assert config.folder == Path(f"runs/digits-{config.identity()}")
+    assert Config.load("digits", {"run.name": "mine"}).folder == Path("runs/mine")
+    placed = Config.load("digits", {"run.dir": "/somewhere"})
+    assert (placed.run.name, placed.folder) == ("", Path("/somewhere"))
+
+
+def test_a_config_is_frozen() -> None:
+    config = Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.optimizer.lr = 1.0  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.run = RunConfig()  # type: ignore[misc]
+    assert (config.optimizer.lr, Config().model.args) == (1e-3, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("20 epochs", 20, "epochs"),
+        ("20epochs", 20, "epochs"),
+        ("1 epoch", 1, "epochs"),
+        (" 5000  updates ", 5000, "updates"),
+        ("1 update", 1, "updates"),
+        ("1e6 samples", 1_000_000, "samples"),
+        ("2.5E+3 samples", 2500, "samples"),
+        ("1 sample", 1, "samples"),
+        ("0.1 epochs", Fraction(1, 10), "epochs"),
+        ("5%", 5, "%"),
+        ("12.5 %", Fraction(25, 2), "%"),
+        ("0 updates", 0, "updates"),
+    ],
+)
+def test_lengths_are_read_exactly(text: str, amount: Any, unit: str) -> None:
+    assert Length.parse(text) == Length(Fraction(amount), unit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "20", "epochs", "-1 epochs", "20 hours", "1.5.2 epochs", "nan epochs", "inf epochs", "1e-1 epochs",
+     "20 epochss", "5% epochs", "20 Epochs", "1,000 updates"],
+)  # fmt: skip
+def test_what_is_no_length_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Length.parse(text)
+
+
+def test_import_function_gives_the_object_and_names_what_is_wrong() -> None:
+    assert import_function("json:dumps", "loss.name") is json.dumps
+    hint = "write it as package.module:function"
+    for path, why in (
+        ("nosuch_module:f", "No module named 'nosuch_module'"),
+        ("json:nosuch", "module 'json' has no attribute 'nosuch'"),
+        (":f", "Empty module name"),
+    ):
+        with pytest.raises(UserError) as error:
+            import_function(path, "loss.name")
+        assert str(error.value) == f"loss.name: {path} cannot be imported: {why}; {hint}"

@@ -1,0 +1,86 @@
+"""What a person reads: plain lines away from a terminal, none on other ranks, numbers for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vit_dist.config import Config, ScheduleConfig, TrainConfig
+from vit_dist.console import Console, big, duration
+from vit_dist.plan import Plan
+
+TRAIN: dict[str, Any] = {"update": 40, "epoch": 1.254, "loss": 0.51236, "lr": 3e-4, "samples_per_second": 12345.6,
+                         "data_wait_fraction": 0.031, "update_seconds": 2.0}  # fmt: skip
+EVAL: dict[str, Any] = {"split": "val", "update": 40, "epoch": 1.254, "loss": 0.51236, "top1": 87.654, "top5": None,
+                        "seen": 179, "seconds": 0.56}  # fmt: skip
+
+
+def plan() -> Plan:
+    return Plan.of(Config(train=TrainConfig(duration="100 updates"), schedule=ScheduleConfig()), 1000, 1)
+
+
+def talk(console: Console) -> None:
+    console.say("[bold]hello[/bold]")
+    console.start(plan(), 0)
+    console.progress(plan(), TRAIN)
+    console.progress(plan(), {**TRAIN, "loss": "nan", "update": 100})
+    console.evaluation(EVAL, best=False)
+    console.evaluation({**EVAL, "split": "test", "top5": 99.0}, best=True)
+    console.table({"a": "1", "longer": "2"})
+    console.stop()
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(Console(speaks=True))
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "[bold]hello[/bold]",
+        "update 40/100  epoch 1.25  loss 0.5124  lr 3.00e-04  12,346 images/s  data wait 3%  2 min 00 s left",
+        "update 100/100  epoch 1.25  loss nan  lr 3.00e-04  12,346 images/s  data wait 3%  0 s left",
+        "val at update 40 (epoch 1.25): loss 0.5124  top1 87.65 %  of 179 images in 0.6 s",
+        "test at update 40 (epoch 1.25): loss 0.5124  top1 87.65 %  top5 99.00 %  of 179 images in 0.6 s  best so far",
+        "  a       1",
+        "  longer  2",
+    ]
+    assert printed.err == ""
+
+
+def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    talk(Console(speaks=False))
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (61, "1 min 01 s"),
+        (3599, "59 min 59 s"),
+        (3599.7, "1 h 00 min"),
+        (3660, "1 h 01 min"),
+        (90_000, "25 h 00 min"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 k"),
+        (7_850, "7.85 k"),
+        (1_797_130, "1.8 M"),
+        (62_100_000, "62.1 M"),
+        (17.58e9, "17.6 G"),
+        (989e12, "989 T"),
+    ],
+)
+def test_big(value: float, text: str) -> None:
+    assert big(value) == text

@@ -1,0 +1,226 @@
+"""Folders of images, what is refused of them, and the split that is held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_dist.config import UserError
+from vit_dist.data.sources import Data, FileSource, MemorySource, Subset, keyed_split, read_folder, whole, with_val
+
+
+def picture(path: Path, colour: tuple[int, int, int] = (10, 20, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 5), colour).save(path)
+    return path
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(UserError) as error:
+        read_folder(root)
+    return str(error.value)
+
+
+def files(subset: Subset) -> FileSource:
+    assert isinstance(subset.source, FileSource)
+    return subset.source
+
+
+def test_split_folders_of_class_folders(image_folder: Path) -> None:
+    data = read_folder(image_folder)
+    assert data.classes == ("ant", "bee", "cat")
+    assert {name: len(subset) for name, subset in data.splits.items()} == {"train": 60, "val": 21}
+    for split, folder, count in (("train", "train", 20), ("val", "valid", 7)):
+        source = files(data.splits[split])
+        assert list(source.paths) == [
+            image_folder / folder / name / f"{i:02}.png" for name in data.classes for i in range(count)
+        ]
+        assert source.labels.tolist() == [0] * count + [1] * count + [2] * count
+        assert source.labels.dtype == np.int64
+        assert data.splits[split].indices.tolist() == list(range(3 * count))
+    assert (data.channels, data.image_size) == (3, 224)
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_images_are_those_of_the_files(image_folder: Path) -> None:
+    source = files(read_folder(image_folder).splits["train"])
+    for index in (0, 21, 59):
+        image = source.image(index)
+        assert (image.mode, image.size) == ("RGB", (24, 20 + index % 20 % 3))
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(source.paths[index])))
+        # Class k is the one whose channel k is brightened.
+        assert np.asarray(image).mean((0, 1)).argmax() == source.labels[index]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("RGBA", (1, 2, 3, 128), (1, 2, 3)), ("P", 0, (0, 0, 0))],
+)
+def test_every_kind_of_image_becomes_rgb(
+    tmp_path: Path, mode: str, colour: int | tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    path = tmp_path / "x.png"
+    Image.new(mode, (4, 3), colour).save(path)
+    image = FileSource([path], np.zeros(1, np.int64)).image(0)
+    assert (image.mode, image.size, image.getpixel((3, 2))) == ("RGB", (4, 3), expected)
+
+
+def test_class_folders_directly(tmp_path: Path) -> None:
+    expected = [
+        picture(tmp_path / "bird" / "a.jpg"),
+        picture(tmp_path / "bird" / "deeper" / "b.PNG"),
+        picture(tmp_path / "dog" / "c.bmp"),
+    ]
+    picture(tmp_path / ".hidden" / "d.png")
+    (tmp_path / "bird" / "notes.txt").write_text("not a picture")
+    data = read_folder(tmp_path)
+    assert data.classes == ("bird", "dog")
+    assert list(data.splits) == ["train"]
+    assert list(files(data.splits["train"]).paths) == expected
+    assert files(data.splits["train"]).labels.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Valid"])
+@pytest.mark.parametrize("train", ["train", "training", "Train"])
+def test_names_of_splits(tmp_path: Path, train: str, name: str) -> None:
+    for split in (train, name, "test", "notes"):
+        picture(tmp_path / split / "dog" / "a.png")
+    data = read_folder(tmp_path)
+    assert {split: files(subset).paths[0] for split, subset in data.splits.items()} == {
+        "train": tmp_path / train / "dog" / "a.png",
+        "val": tmp_path / name / "dog" / "a.png",
+        "test": tmp_path / "test" / "dog" / "a.png",
+    }
+
+
+def test_labels_of_a_split_that_lacks_a_class(tmp_path: Path) -> None:
+    for name in ("ant", "bee", "cat"):
+        picture(tmp_path / "train" / name / "a.png")
+    picture(tmp_path / "test" / "cat" / "a.png")
+    assert files(read_folder(tmp_path).splits["test"]).labels.tolist() == [2]
+
+
+def test_two_folders_of_one_split(tmp_path: Path) -> None:
+    for split in ("train", "valid", "val"):
+        picture(tmp_path / split / "dog" / "a.png")
+    assert refusal(tmp_path) == (
+        f"data.root: {tmp_path / 'val'} and {tmp_path / 'valid'} are both the val split: keep one"
+    )
+
+
+def test_no_train_folder(tmp_path: Path) -> None:
+    for split in ("validation", "test"):
+        picture(tmp_path / split / "dog" / "a.png")
+    assert refusal(tmp_path) == f"data.root: {tmp_path} has test, val but no train folder"
+
+
+def test_nothing_in_the_folder(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == f"data.root: no class folders with images in {tmp_path}"
+    picture(tmp_path / "loose.png")
+    assert refusal(tmp_path) == f"data.root: no class folders with images in {tmp_path}"
+    (tmp_path / "train").mkdir()
+    assert refusal(tmp_path) == f"data.root: no class folders with images in {tmp_path / 'train'}"
+    (tmp_path / "train" / "dog").mkdir()
+    assert refusal(tmp_path) == (
+        f"data.root: no images in {tmp_path / 'train'} "
+        "(looked for .bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp)"
+    )
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "gone") == f"data.root: no folder {tmp_path / 'gone'}"
+    path = picture(tmp_path / "a.png")
+    assert refusal(path) == f"data.root: no folder {path}"
+
+
+def test_a_class_that_train_lacks(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "dog" / "a.png")
+    picture(tmp_path / "val" / "dog" / "a.png")
+    picture(tmp_path / "val" / "wolf" / "a.png")
+    assert refusal(tmp_path) == f"data.root: class wolf is in {tmp_path / 'val'} and not in {tmp_path / 'train'}"
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "cut", "gone"])
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "dog" / "a.png"
+    path.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    source = files(read_folder(tmp_path).splits["train"])
+    assert source.image(0).size == (40, 40)
+    if kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"text": b"hello", "empty": b"", "cut": path.read_bytes()[:2000]}[kind])
+    with pytest.raises(UserError) as error:
+        source.image(0)
+    message = str(error.value)
+    assert message.startswith(f"{path}: cannot be decoded (")
+    assert message.endswith("): mend or remove the file")
+    assert "\n" not in message
+
+
+# What is held out
+
+
+def numbers(length: int, **others: Subset) -> Data:
+    source = MemorySource(np.zeros((length, 1, 2, 2), np.uint8), np.arange(length))
+    return Data({"train": whole(source), **others}, ("a",), 1, 2, (0.0,), (1.0,))
+
+
+@pytest.mark.parametrize(("length", "fraction", "held_out"), [(100, 0.1, 10), (77, 0.3, 23), (3, 0.5, 2), (2, 0.5, 1)])
+def test_held_out_samples(length: int, fraction: float, held_out: int) -> None:
+    data = with_val(numbers(length), fraction)
+    train, val = data.splits["train"].indices, data.splits["val"].indices
+    assert (len(val), len(train)) == (held_out, length - held_out)
+    assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(length))
+    again = with_val(numbers(length), fraction)
+    assert np.array_equal(again.splits["val"].indices, val)
+
+
+def test_held_out_samples_are_spread_by_key() -> None:
+    val = with_val(numbers(2000), 0.1).splits["val"].indices
+    # Uniform over the classes that files come sorted by: about 50 of each quarter.
+    assert np.bincount(val // 500, minlength=4).min() > 30
+    assert val[:5].tolist() == [203, 933, 243, 1113, 28]
+
+
+def test_a_larger_part_holds_out_the_smaller_one_too() -> None:
+    small, large = (set(with_val(numbers(200), part).splits["val"].indices.tolist()) for part in (0.1, 0.2))
+    assert (len(small), len(large)) == (20, 40)
+    assert small < large
+
+
+def test_its_own_val_split_and_no_part_change_nothing(image_folder: Path) -> None:
+    own = read_folder(image_folder)
+    assert with_val(own, 0.1) is own
+    data = numbers(10)
+    assert with_val(data, 0) is data
+    assert list(data.splits) == ["train"]
+
+
+def test_test_is_left_alone() -> None:
+    test = whole(MemorySource(np.zeros((4, 1, 2, 2), np.uint8), np.arange(4)))
+    data = with_val(numbers(10, test=test), 0.2)
+    assert data.splits["test"] is test
+    assert {name: len(subset) for name, subset in data.splits.items()} == {"train": 8, "test": 4, "val": 2}
+
+
+@pytest.mark.parametrize(("length", "fraction"), [(1, 0.5), (1, 0.1), (4, 0.1)])
+def test_an_empty_split_is_refused(length: int, fraction: float) -> None:
+    with pytest.raises(UserError) as error:
+        with_val(numbers(length), fraction)
+    assert str(error.value) == (
+        f"data.val_fraction: {fraction} of {length} images leaves a split empty: set another, or 0"
+    )
+
+
+def test_a_split_of_a_split_keeps_its_samples() -> None:
+    source = numbers(30).splits["train"].source
+    subset = Subset(source, np.arange(20, 30))
+    held_out, rest = keyed_split(subset, 4)
+    assert held_out.source is rest.source is source
+    assert len(held_out) == 4
+    assert sorted([*held_out.indices.tolist(), *rest.indices.tolist()]) == list(range(20, 30))

@@ -1,0 +1,327 @@
+"""The stream: the same samples and pixels whatever the workers, the split and the start."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vit_dist.config import AugmentConfig, BatchConfig, Config, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.data.device import flip, normalise, shift
+from vit_dist.data.sources import FileSource, MemorySource, Subset, read_folder, whole
+from vit_dist.data.stream import EvaluationStream, Form, Stream
+from vit_dist.data.transforms import EvaluationTransform, TrainingTransform
+from vit_dist.plan import Plan, Purpose, key, keys, uniform
+from vit_dist.runtime import Runtime
+from vit_dist.state import Batch
+
+SIDE, DEPTH, GLOBAL = 13, 3, 11
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FORM = Form(SIDE, MEAN, STD, DEPTH)
+AUGMENT = AugmentConfig(crop_min=0.35, flip=0.5, shift=2)
+# Of 60 samples: 54 … 64, over the end of an epoch.
+BORDER = 5
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Runtime]:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    yield runtime
+    runtime.end()
+
+
+@pytest.fixture(scope="module")
+def pictures(image_folder: Path) -> dict[str, Subset]:
+    return read_folder(image_folder).splits
+
+
+def as_rank(runtime: Runtime, rank: int, world: int) -> Any:
+    """All that a stream reads of the runtime of one rank of a larger world."""
+    return SimpleNamespace(rank=rank, world_size=world, device=runtime.device, to_device=runtime.to_device)
+
+
+def plan_of(micro_size: int, world: int = 1, *, samples: int = 60, seed: int = 0, duration: str = "2 epochs") -> Plan:
+    config = Config(
+        run=RunConfig(seed=seed),
+        batch=BatchConfig(global_size=GLOBAL, micro_size=micro_size),
+        schedule=ScheduleConfig(warmup="0%"),
+        train=TrainConfig(duration=duration),
+    )
+    return Plan.of(config, samples, world)
+
+
+def streams_of(subset: Subset, runtime: Runtime, plan: Plan, *, workers: int = 0) -> list[Stream]:
+    """One for each rank of the plan's world."""
+    world = plan.world_size
+    return [
+        Stream(subset, plan, FORM, AUGMENT, as_rank(runtime, rank, world), workers=workers) for rank in range(world)
+    ]
+
+
+def global_batch(streams: list[Stream], position: int) -> list[Batch]:
+    """The micro-batches of all ranks, in their order in the global batch."""
+    windows = [list(stream.window(position)) for stream in streams]
+    assert len({len(window) for window in windows}) == 1
+    return [batch for of_all_ranks in zip(*windows, strict=True) for batch in of_all_ranks]
+
+
+def samples(batches: list[Batch]) -> dict[str, Tensor]:
+    """What counts of a global batch, in slot order."""
+    drop_paths = [batch.drop_path for batch in batches if batch.drop_path is not None]
+    joined = {
+        "images": torch.cat([batch.images for batch in batches]),
+        "targets": torch.cat([batch.targets for batch in batches]),
+        "ids": torch.cat([batch.ids for batch in batches]),
+        "drop_path": torch.cat(drop_paths),
+    }
+    weights = torch.cat([batch.weights for batch in batches])
+    return {name: values[weights == 1] for name, values in joined.items()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """To the bit."""
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert torch.equal(found[name], values), name
+
+
+@pytest.fixture(scope="module")
+def reference(pictures: dict[str, Subset], runtime: Runtime) -> list[dict[str, Tensor]]:
+    """The whole run, walked by one rank in micro-batches that hold a global batch."""
+    plan = plan_of(12)
+    streams = streams_of(pictures["train"], runtime, plan)
+    return [samples(global_batch(streams, position)) for position in range(plan.updates)]
+
+
+def test_stream_is_that_of_the_keys(pictures: dict[str, Subset], reference: list[dict[str, Tensor]]) -> None:
+    slots = plan_of(12).slots(BORDER, 0)
+    index, epoch = slots.index[:GLOBAL], slots.epoch[:GLOBAL]
+    assert set(epoch.tolist()) == {0, 1}
+    source = pictures["train"].source
+    assert isinstance(source, FileSource)
+    crop = TrainingTransform(SIDE, 0.35)
+    cropped = [
+        crop(source.image(i), key(0, Purpose.SAMPLE, e, i)) for e, i in zip(epoch.tolist(), index.tolist(), strict=True)
+    ]
+    offsets = torch.from_numpy(np.floor(uniform(keys(0, Purpose.SHIFT, epoch, index), 2) * 5).astype(np.int64) - 2)
+    mirrored = torch.from_numpy(uniform(keys(0, Purpose.FLIP, epoch, index)) < 0.5)
+    assert {int(offset) for offset in offsets.flatten()} == {-2, -1, 0, 1, 2}
+    assert 0 < mirrored.sum() < GLOBAL
+    images = normalise(
+        flip(shift(torch.stack(cropped), offsets, 2), mirrored), SIDE, torch.tensor(MEAN), torch.tensor(STD)
+    )
+    expected = {
+        "images": images,
+        "targets": torch.from_numpy(source.labels[index]),
+        "ids": torch.from_numpy(index),
+        "drop_path": torch.from_numpy(uniform(keys(0, Purpose.DROP_PATH, epoch, index), DEPTH, 2)),
+    }
+    assert_same(reference[BORDER], expected)
+
+
+def test_run_sees_every_sample_of_every_epoch_once(reference: list[dict[str, Tensor]]) -> None:
+    assert [len(batch["ids"]) for batch in reference] == [11] * 10 + [10]
+    ids = torch.cat([batch["ids"] for batch in reference])
+    for epoch in (ids[:60], ids[60:]):
+        assert sorted(epoch.tolist()) == list(range(60))
+    assert ids[:60].tolist() != ids[60:].tolist()
+    # The same picture is cropped anew in the next epoch.
+    images = torch.cat([batch["images"] for batch in reference])
+    for sample in (0, 17, 59):
+        first, second = images[ids == sample]
+        assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("micro_size", [2, 4, 8])
+def test_stream_is_the_same_however_it_is_split(
+    pictures: dict[str, Subset], runtime: Runtime, reference: list[dict[str, Tensor]], micro_size: int, world: int
+) -> None:
+    plan = plan_of(micro_size, world)
+    streams = streams_of(pictures["train"], runtime, plan)
+    for position in (BORDER, BORDER + 1):
+        batches = global_batch(streams, position)
+        assert len(batches) == plan.window * world
+        for batch in batches:
+            assert batch.images.shape == (micro_size, 3, SIDE, SIDE)
+            assert batch.images.dtype == batch.weights.dtype == torch.float32
+            assert batch.targets.dtype == batch.ids.dtype == torch.int64
+            assert batch.drop_path is not None
+            assert batch.drop_path.shape == (micro_size, DEPTH, 2)
+        assert sum(float(batch.weights.sum()) for batch in batches) == plan.weight(position)
+        assert_same(samples(batches), reference[position])
+
+
+def test_workers_change_nothing(
+    pictures: dict[str, Subset], runtime: Runtime, reference: list[dict[str, Tensor]]
+) -> None:
+    streams = streams_of(pictures["train"], runtime, plan_of(4), workers=2)
+    assert streams[0].workers == 2
+    # A jump, to the run's last and short batch.
+    for position in (8, 9, 10):
+        assert_same(samples(global_batch(streams, position)), reference[position])
+
+
+@pytest.mark.parametrize("position", [1, BORDER, 10])
+def test_a_jump_gives_what_walking_gives(
+    pictures: dict[str, Subset], runtime: Runtime, reference: list[dict[str, Tensor]], position: int
+) -> None:
+    streams = streams_of(pictures["train"], runtime, plan_of(4, 2))
+    assert_same(samples(global_batch(streams, position)), reference[position])
+
+
+def test_fillers_repeat_a_sample_of_the_batch(pictures: dict[str, Subset], runtime: Runtime) -> None:
+    batches = global_batch(streams_of(pictures["train"], runtime, plan_of(4, 2)), BORDER)
+    assert [batch.weights.tolist() for batch in batches] == [[1] * 4, [1] * 4, [1, 1, 1, 0], [0] * 4]
+    assert torch.equal(batches[2].images[3], batches[2].images[0])
+    for slot in range(4):
+        assert torch.equal(batches[3].images[slot], batches[0].images[0])
+
+
+def test_seeds_of_the_forward_pass_are_those_of_the_micro_batch(pictures: dict[str, Subset], runtime: Runtime) -> None:
+    alone, many = (
+        [batch.seed for batch in global_batch(streams_of(pictures["train"], runtime, plan_of(4, world)), BORDER)]
+        for world in (1, 3)
+    )
+    assert alone == many == [key(0, Purpose.FORWARD, BORDER, number) >> 1 for number in range(3)]
+    assert all(0 <= seed < 2**63 for seed in alone)
+
+
+def test_another_seed_draws_another_stream(
+    pictures: dict[str, Subset], runtime: Runtime, reference: list[dict[str, Tensor]]
+) -> None:
+    other = samples(global_batch(streams_of(pictures["train"], runtime, plan_of(12, seed=1)), 0))
+    assert other["ids"].tolist() != reference[0]["ids"].tolist()
+    assert not torch.equal(other["drop_path"], reference[0]["drop_path"])
+
+
+def in_memory(length: int = 30) -> MemorySource:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(1, 256, (length, 1, 9, 9), dtype=np.uint8)
+    return MemorySource(pixels, generator.integers(0, 5, length))
+
+
+@pytest.mark.parametrize("size", [9, 12])
+def test_a_memory_sources_stream_does_not_depend_on_its_split(runtime: Runtime, size: int) -> None:
+    form = Form(size, (0.5,), (0.25,))
+    found = []
+    for micro_size, world in ((12, 1), (2, 1), (4, 3)):
+        plan = plan_of(micro_size, world, samples=30, duration="6 updates")
+        streams = [
+            Stream(
+                whole(in_memory()), plan, form, AugmentConfig(shift=1, flip=0.5), as_rank(runtime, r, world), workers=9
+            )
+            for r in range(world)
+        ]
+        # Small enough to be read where it is needed.
+        assert [stream.workers for stream in streams] == [0] * world
+        rows = [batch for position in range(6) for batch in global_batch(streams, position)]
+        assert all(batch.drop_path is None for batch in rows)
+        weights = torch.cat([batch.weights for batch in rows])
+        found.append(
+            [torch.cat([getattr(b, name) for b in rows])[weights == 1] for name in ("ids", "targets", "images")]
+        )
+    assert found[0][2].shape == (66, 1, size, size)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
+def test_a_subsets_ids_are_its_sources(runtime: Runtime) -> None:
+    source = in_memory()
+    subset = Subset(source, np.arange(29, 9, -1))
+    stream = Stream(
+        subset,
+        plan_of(12, samples=20, duration="1 updates"),
+        Form(9, (0.0,), (1.0,)),
+        AugmentConfig(),
+        runtime,
+        workers=0,
+    )
+    (batch,) = stream.window(0)
+    ids = batch.ids.numpy()
+    assert ids.min() >= 10
+    assert len(set(ids[:GLOBAL].tolist())) == GLOBAL
+    assert batch.targets.tolist() == source.labels[ids].tolist()
+    np.testing.assert_allclose(batch.images.numpy(), source.pixels[ids] / 255, rtol=1e-6)
+
+
+def test_augmentation_hits_as_often_as_asked(runtime: Runtime) -> None:
+    source = MemorySource(np.zeros((400, 1, 5, 5), np.uint8), np.zeros(400, np.int64))
+    # One bright pixel, off the middle: where it goes tells the draw.
+    source.pixels[:, 0, 2, 1] = 255
+    config = Config(batch=BatchConfig(400, 400), schedule=ScheduleConfig(warmup="0%"), train=TrainConfig("1 updates"))
+    augment = AugmentConfig(flip=0.25, shift=1)
+    stream = Stream(whole(source), Plan.of(config, 400, 1), Form(5, (0.0,), (1.0,)), augment, runtime, workers=0)
+    (batch,) = stream.window(0)
+    _, _, rows, columns = torch.nonzero(batch.images, as_tuple=True)
+    assert len(rows) == 400
+    down = torch.bincount(rows, minlength=5).tolist()
+    assert down[0] == down[4] == 0
+    assert all(90 < count < 180 for count in down[1:4])
+    # Unmirrored columns 0, 1, 2; mirrored 4, 3, 2.
+    across = torch.bincount(columns, minlength=5).tolist()
+    assert 0.15 < (across[3] + across[4]) / (across[0] + across[1] + across[3] + across[4]) < 0.35
+
+
+def test_waiting_is_counted_and_the_callers_time_is_not(pictures: dict[str, Subset], runtime: Runtime) -> None:
+    (stream,) = streams_of(pictures["train"], runtime, plan_of(4))
+    assert stream.wait_seconds == 0
+    start, spent = time.perf_counter(), 0.0
+    waited = [0.0]
+    for position in range(2):
+        for _ in stream.window(position):
+            begin = time.perf_counter()
+            while time.perf_counter() - begin < 0.01:
+                pass
+            spent += time.perf_counter() - begin
+            waited.append(stream.wait_seconds)
+    assert len(waited) == 7
+    assert all(before < after for before, after in itertools.pairwise(waited))
+    assert stream.wait_seconds <= time.perf_counter() - start - spent
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_evaluation_sees_each_once_and_never_augments(
+    pictures: dict[str, Subset], runtime: Runtime, batch_size: int, world: int
+) -> None:
+    subset = pictures["val"]
+    source = subset.source
+    assert isinstance(source, FileSource)
+    transform = EvaluationTransform(SIDE)
+    pixels = torch.stack([transform(source.image(i), 0) for i in range(21)])
+    expected = normalise(pixels, SIDE, torch.tensor(MEAN), torch.tensor(STD))
+    streams = [
+        EvaluationStream(subset, FORM, as_rank(runtime, rank, world), batch_size=batch_size, workers=0)
+        for rank in range(world)
+    ]
+    assert {stream.length for stream in streams} == {21}
+    # Twice, since one stream serves all evaluations of a run.
+    for _ in range(2):
+        passes = [list(stream) for stream in streams]
+        batches = [batch for of_all_ranks in zip(*passes, strict=True) for batch in of_all_ranks]
+        assert len(batches) == world * math.ceil(math.ceil(21 / batch_size) / world)
+        assert all(len(images) == len(targets) == len(weights) == batch_size for images, targets, weights in batches)
+        images, targets, weights = (torch.cat(values) for values in zip(*batches, strict=True))
+        assert weights.sum() == 21
+        assert torch.equal(images[weights == 1], expected)
+        assert torch.equal(targets[weights == 1], torch.from_numpy(source.labels))
+
+
+def test_evaluation_of_a_part(runtime: Runtime) -> None:
+    source = in_memory()
+    subset = Subset(source, np.array([7, 3, 21]))
+    stream = EvaluationStream(subset, Form(9, (0.0,), (1.0,)), runtime, batch_size=2, workers=0)
+    images, targets, weights = (torch.cat(values) for values in zip(*stream, strict=True))
+    assert weights.tolist() == [1, 1, 1, 0]
+    assert targets[:3].tolist() == source.labels[[7, 3, 21]].tolist()
+    np.testing.assert_allclose(images[:3].numpy(), source.pixels[[7, 3, 21]] / 255, rtol=1e-6)

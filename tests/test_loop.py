@@ -1,0 +1,380 @@
+"""Whole runs: the same at any world size, through kills and stops, from the command to the summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tests import losses_for_tests
+from tests.conftest import REPOSITORY
+from tests.processes import run_world
+from vit_dist import Config, UserError, train
+from vit_dist.data.datasets import open_data
+from vit_dist.data.stream import EvaluationStream, Form, Stream
+from vit_dist.evaluation import evaluate
+from vit_dist.models.build import build_model
+from vit_dist.plan import Plan
+from vit_dist.resume import status
+from vit_dist.runtime import Runtime
+from vit_dist.telemetry import read_json, read_metrics
+
+DIGITS = {
+    "model.width": 32,
+    "model.depth": 2,
+    "batch.global_size": 48,
+    "batch.micro_size": 16,
+    "optimizer.lr": 1e-3,
+    "schedule.warmup": "5 updates",
+    "train.duration": "60 updates",
+    "log.every": "1 updates",
+    "run.device": "cpu",
+    "run.threads": 1,
+}
+
+
+def digits(folder: Path, **more: Any) -> Config:
+    changes = {name.replace("__", "."): value for name, value in more.items()}
+    return Config.load("digits", {**DIGITS, "run.dir": str(folder), **changes})
+
+
+def pictures(folder: Path, images: Path, workers: int) -> Config:
+    """Everything random at once: crops in workers, flips, shifts, dropout, drop-path; a fifth of a second of work."""
+    return Config.load(
+        "folder",
+        {
+            "data.root": str(images),
+            "data.image_size": 16,
+            "data.workers": workers,
+            "model.width": 24,
+            "model.depth": 2,
+            "model.heads": 2,
+            "model.patch_size": 8,
+            "model.dropout": 0.1,
+            "model.attention_dropout": 0.1,
+            "model.drop_path": 0.2,
+            "augment.shift": 1,
+            "batch.global_size": 14,
+            "batch.micro_size": 8,
+            "loss.name": "tests.losses_for_tests:signalling",
+            "schedule.warmup": "5 updates",
+            "train.duration": "60 updates",
+            "evaluate.every": "25 updates",
+            "checkpoint.every": "37 updates",
+            "run.dir": str(folder),
+            "run.device": "cpu",
+            "run.threads": 1,
+        },
+    )
+
+
+def end_files(folder: Path) -> tuple[bytes, bytes]:
+    last = folder / "checkpoints" / "update_00000060"
+    return (last / "model.safetensors").read_bytes(), (last / "optimizer.safetensors").read_bytes()
+
+
+def train_digits(folder: str) -> dict[str, Any]:
+    run = train(digits(Path(folder)))
+    return {"history": [line for line in run.history if line["kind"] in ("train", "eval")]}
+
+
+def ids_and_evaluations() -> dict[str, Any]:
+    """The sample ids of each global batch, in slot order for one rank; exact evaluations of the first weights."""
+    config = digits(Path("unused"))
+    runtime = Runtime(config.run, "fp32")
+    data = open_data(config.data)
+    plan = Plan.of(config, len(data.splits["train"]), runtime.world_size)
+    form = Form(8, data.mean, data.std)
+    stream = Stream(data.splits["train"], plan, form, config.augment, runtime, workers=0)
+    ids = []
+    for position in range(plan.updates):
+        windows = [batch.ids[batch.weights > 0].tolist() for batch in stream.window(position)]
+        ids.append(windows)
+    model = build_model(config.model, classes=10, channels=1, image_size=8, seed=0)
+    evaluations = {}
+    for split in ("val", "test"):
+        for size in (7, 64):
+            one = EvaluationStream(data.splits[split], form, runtime, batch_size=size, workers=0)
+            result = evaluate(model, one, len(data.splits[split]), runtime)
+            evaluations[f"{split} {size}"] = [result.seen, result.top1, result.top5, result.loss]
+    runtime.end()
+    return {"ids": ids, "evaluations": evaluations}
+
+
+def test_ids_and_evaluations_are_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    worlds = {size: run_world(size, ids_and_evaluations, tmp_path / str(size)) for size in (1, 2, 3)}
+    alone = [list(chain(*windows)) for windows in worlds[1][0]["ids"]]
+    walked = list(chain(*alone))
+    assert len(alone) == 60
+    assert len(set(walked[:1294])) == 1294
+    assert sorted(walked[:1294]) == sorted(walked[1294:2588])
+    for size in (2, 3):
+        for position in range(60):
+            windows = [rank["ids"][position] for rank in worlds[size]]
+            dealt = [windows[number % size][number // size] for number in range(3)]
+            assert list(chain(*dealt)) == alone[position]
+    expected = worlds[1][0]["evaluations"]
+    assert [expected["val 7"][0], expected["test 7"][0]] == [144, 359]
+    assert expected["test 7"][:3] == expected["test 64"][:3]
+    for size, ranks in worlds.items():
+        for rank in ranks:
+            for name, (seen, top1, top5, loss) in rank["evaluations"].items():
+                assert [seen, top1, top5] == expected[name][:3], (size, name)
+                assert loss == pytest.approx(expected[name][3], rel=1e-6)
+
+
+def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
+    [alone] = run_world(1, train_digits, tmp_path / "logs1", str(tmp_path / "one"))
+    run_world(2, train_digits, tmp_path / "logs2", str(tmp_path / "two"))
+    histories = [alone["history"], read_metrics(tmp_path / "two" / "metrics.jsonl")]
+    losses, rates = (
+        [[x[name] for x in lines if x["kind"] == "train"] for lines in histories] for name in ("loss", "lr")
+    )
+    assert len(losses[0]) == 60
+    assert rates[0] == rates[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert losses[0][-1] < losses[0][0] - 0.05
+    for folder in ("one", "two"):
+        state = read_json(tmp_path / folder / "checkpoints" / "last" / "state.json")
+        assert state["schedule"]["last_epoch"] == 60
+        assert state["train"]["applied"] == 60
+        assert state["train"]["skipped"] == 0
+    start = next(line for line in histories[1] if line["kind"] == "start")
+    assert start["world_size"] == 2
+    assert start["plan"]["window"] == 2
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(pictures(folder, image_folder, workers=0))
+    return end_files(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_after_update_37_ends_bit_identical(
+    workers: int,
+    image_folder: Path,
+    tmp_path: Path,
+    uninterrupted: tuple[bytes, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = pictures(tmp_path / "run", image_folder, workers)
+    losses_for_tests.forwards = 0
+    monkeypatch.setenv("SIGNAL", "SIGTERM")
+    monkeypatch.setenv("SIGNAL_AT", str(2 * 37))
+    handler = signal.getsignal(signal.SIGTERM)
+    stopped = train(config)
+    assert stopped.stopped
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert status(config.folder)["state"] == "stopped"
+    assert status(config.folder)["update"] == 37
+    monkeypatch.setenv("SIGNAL_AT", "0")
+    finished = train(config)
+    assert not finished.stopped
+    assert status(config.folder)["state"] == "finished"
+    assert end_files(config.folder) == uninterrupted
+    assert [line["update"] for line in finished.history if line["kind"] == "start"] == [0, 37]
+    assert [line["update"] for line in finished.history if line["kind"] == "eval"] == [25, 50, 60]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    image_folder: Path, tmp_path: Path, uninterrupted: tuple[bytes, bytes]
+) -> None:
+    config = pictures(tmp_path / "run", image_folder, workers=2)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    command = [sys.executable, "scripts/train.py", "--config", str(path)]
+    environment = {**os.environ, "SIGNAL": "SIGKILL", "SIGNAL_AT": str(2 * 45), "PYTHONPATH": str(REPOSITORY)}
+    killed = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert status(config.folder)["state"] == "running"
+    assert [path.name for path in sorted((config.folder / "checkpoints").glob("update_*"))] == [
+        "update_00000025",
+        "update_00000037",
+    ]
+    assert not train(config).stopped
+    assert end_files(config.folder) == uninterrupted
+    lines = [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
+    updates = [line["update"] for line in read_metrics(config.folder / "metrics.jsonl") if line["kind"] == "train"]
+    assert updates == [10, 20, 30, 40, 50, 60]
+    assert len([line for line in lines if line["kind"] == "train"]) == 7
+
+
+def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(
+    image_folder: Path, tmp_path: Path, uninterrupted: tuple[bytes, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = pictures(tmp_path / "run", image_folder, workers=0)
+    train(config)
+    torn = config.folder / "checkpoints" / "update_00000060" / "model.safetensors"
+    content = bytearray(torn.read_bytes())
+    content[-1] ^= 1
+    torn.write_bytes(content)
+    (config.folder / "status.json").unlink()
+    capsys.readouterr()
+    run = train(config)
+    printed = capsys.readouterr().out
+    assert f"{torn}: its SHA-256 is not the manifest's: not used" in printed
+    assert [line["update"] for line in run.history if line["kind"] == "start"][-1] < 60
+    assert end_files(config.folder) == uninterrupted
+
+
+def test_files_and_numbers_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = digits(tmp_path / "run", evaluate__every="20 updates", log__every="10 updates")
+    run = train(config)
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "status.json",
+        "summary.json",
+        "checkpoints",
+    }
+    assert Config.from_dict(yaml.safe_load((folder / "config.yaml").read_text())) == config
+    assert read_metrics(folder / "metrics.jsonl") == run.history
+    kinds = [line["kind"] for line in run.history]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "stop"
+    assert [line["update"] for line in run.history if line["kind"] == "train"] == [10, 20, 30, 40, 50, 60]
+    for line in run.history:
+        if line["kind"] != "train":
+            continue
+        assert line["samples"] == line["update"] * 48
+        assert line["epoch"] == pytest.approx(line["samples"] / 1294)
+        assert line["samples_per_second"] == pytest.approx(48 / line["update_seconds"])
+        assert line["mfu"] is None
+        assert 0 < line["matmul_fraction"] < 1.2
+        assert 0 <= line["data_wait_fraction"] < 1
+        assert line["peak_memory_bytes"] > 1e8
+    evaluations = [line for line in run.history if line["kind"] == "eval"]
+    assert [(line["split"], line["update"]) for line in evaluations] == [
+        ("val", 20), ("val", 40), ("val", 60), ("test", 60),
+    ]  # fmt: skip
+    summary = read_json(folder / "summary.json")
+    assert summary == run.summary
+    best = min(evaluations[:3], key=lambda line: line["loss"])
+    assert summary["best"] == {"update": best["update"], "metric": "loss", "value": best["loss"]}
+    assert os.readlink(folder / "checkpoints" / "best") == f"update_{best['update']:08d}"
+    assert summary["test"]["top1"] == evaluations[-1]["top1"]
+    assert summary["final"]["top1"] == evaluations[-2]["top1"]
+    assert summary["parameters"] == sum(p.numel() for p in run.model.parameters()) if run.model else 0
+    # A finished run answers with its summary and trains no more.
+    capsys.readouterr()
+    again = train(config)
+    assert "this run has finished" in capsys.readouterr().out
+    assert again.summary == summary
+    assert again.best == run.best
+
+
+def test_what_python_gets_back(tmp_path: Path) -> None:
+    config = digits(tmp_path / "run", train__duration="20 epochs", log__every="50 updates", optimizer__lr=5e-3)
+    data = open_data(config.data)
+    run = train(config, source=data)
+    test = data.splits["test"]
+    assert not isinstance(test.source, type(None))
+    images, labels = test.source.pixels[test.indices], test.source.labels[test.indices]  # type: ignore[union-attr]
+    probabilities = run.predict(images)
+    assert probabilities.shape == (359, 10)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(359))
+    top1 = 100 * (probabilities.argmax(1).numpy() == labels).mean()
+    assert top1 == pytest.approx(run.summary["test"]["top1"])
+    assert top1 > 80
+    with pytest.raises(ValueError, match=r"^images: uint8 \[n, channels, height, width\], not float32 \[1, 8, 8\]$"):
+        run.predict(np.zeros((1, 8, 8), np.float32))  # type: ignore[arg-type]
+
+
+def test_a_model_of_ones_own(tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(images.flatten(1))
+            return logits
+
+    torch.manual_seed(0)
+    run = train(digits(tmp_path / "run", optimizer__lr=1e-2, optimizer__weight_decay=0), model=Flat())
+    assert run.summary["parameters"] == 650
+    assert run.summary["test"]["top1"] > 75
+
+
+def test_a_longer_duration_goes_on_and_a_shorter_one_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(digits(folder, train__duration="10 updates"))
+    run = train(digits(folder, train__duration="15 updates"))
+    assert [line["update"] for line in run.history if line["kind"] == "start"] == [0, 10]
+    assert run.history[-1]["update"] == 15
+    with pytest.raises(UserError, match=r"^train.duration: may only grow: 12 updates, and 15 are done$"):
+        train(digits(folder, train__duration="12 updates"))
+
+
+def test_a_folder_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(digits(folder, train__duration="6 updates"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as caught:
+        train(digits(folder, train__duration="6 updates", optimizer__lr=0.5, model__depth=3))
+    assert str(caught.value) == (
+        f"{folder}: holds a run of another config: model.depth: 2 there, 3 now; optimizer.lr: 0.001 there, 0.5 now: "
+        "set another run.dir, or these back"
+    )
+    with pytest.raises(UserError) as caught:
+        train(digits(folder, train__duration="6 updates", run__resume="never"))
+    assert str(caught.value) == (
+        f"run.dir: {folder} holds a run: set run.resume auto to go on with it, or another run.dir"
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"other holds other files: set another, or an empty folder$"):
+        train(digits(tmp_path / "other"))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_elsewhere_is_where_a_run_may_start(tmp_path: Path) -> None:
+    first = train(digits(tmp_path / "first", train__duration="10 updates"))
+    config = digits(tmp_path / "second", train__duration="15 updates", run__resume=str(first.folder))
+    second = train(config)
+    assert [line["update"] for line in second.history if line["kind"] == "start"] == [10]
+    assert second.history[0]["resumed_from"] == str(first.folder / "checkpoints" / "update_00000010")
+    path = tmp_path / "nothing"
+    with pytest.raises(UserError, match=rf"^run.resume: no whole checkpoint at {path}$"):
+        train(digits(tmp_path / "third", run__resume=str(path)))
+    with pytest.raises(UserError, match=r"update_00000010: holds a run of another config: model.depth: 2 there, 3 now"):
+        train(digits(tmp_path / "third", run__resume=str(first.folder), model__depth=3))
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        train(digits(tmp_path / "file" / "run"))
+    assert str(caught.value) == f"run.dir: {tmp_path}/file/run cannot be written: Not a directory: set another run.dir"
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    holding = (
+        "import sys, pathlib; from vit_dist.runtime import FolderLock; lock = FolderLock(pathlib.Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", f"{holding}; print(flush=True); sys.stdin.read()", str(folder)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError) as caught:
+            train(digits(folder))
+        other.stdin.close()
+    assert str(caught.value) == f"run.dir: another process trains in {folder}: wait for it, or set another"

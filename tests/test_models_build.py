@@ -1,0 +1,176 @@
+"""Name → module: seeds, timm, functions of the user's, what is refused, FLOPs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vit_dist.config import ModelConfig, UserError
+from vit_dist.models.build import Preprocessing, build_model, drop_path_depth, forward_flops, preprocessing
+
+TINY = ModelConfig(patch_size=2, width=16, depth=2, heads=2)
+MODULE = """
+from torch import nn
+
+def build(classes, channels, image_size, hidden=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, hidden), nn.Linear(hidden, classes))
+
+def number(classes, channels, image_size):
+    return classes
+"""
+
+
+def build(config: ModelConfig, *, seed: int = 0, channels: int = 1, image_size: int = 8) -> nn.Module:
+    return build_model(config, classes=5, channels=channels, image_size=image_size, seed=seed)
+
+
+def refusal(config: ModelConfig, **form: int) -> str:
+    with pytest.raises(UserError) as error:
+        build(config, **form)
+    return str(error.value)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(name == other_name and torch.equal(a, b) for (name, a), (other_name, b) in pairs)
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module of the user's in the working folder."""
+    (tmp_path / "models_of_mine.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "models_of_mine", raising=False)
+    return "models_of_mine"
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "timm/vit_tiny_patch16_224", "models_of_mine:build"])
+def test_initial_weights_are_a_function_of_the_seed_alone(name: str, own_module: str) -> None:
+    small = {"patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 2} if name.startswith("timm/") else {}
+    config = TINY if name == "vit_tiny" else ModelConfig(name=name, args=small)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = build(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    torch.rand(100)
+    assert same(build(config), first)
+    other = build(config, seed=1)
+    for name, parameter in other.named_parameters():
+        if parameter.ndim >= 2:
+            assert not torch.equal(parameter, first.state_dict()[name]), name
+
+
+def test_weights_are_float32_on_the_cpu_in_training_mode() -> None:
+    model = build(TINY)
+    assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.float32, "cpu")}
+    assert model.training
+
+
+def test_a_timm_model_is_built_for_the_data() -> None:
+    config = ModelConfig(name="timm/vit_tiny_patch16_224", dropout=0.1, drop_path=0.2,
+                         args={"patch_size": 4, "depth": 3, "embed_dim": 24, "num_heads": 3})  # fmt: skip
+    model = build(config, channels=2, image_size=12)
+    assert isinstance(model, VisionTransformer)
+    assert model(torch.zeros(2, 2, 12, 12)).shape == (2, 5)
+    assert model.patch_embed.proj.weight.shape == (24, 2, 4, 4)
+    assert model.pos_embed.shape == (1, 10, 24)
+    assert model.head_drop.p == 0.1
+    assert model.blocks[2].drop_path1.drop_prob == pytest.approx(0.2)
+    assert drop_path_depth(model) == 0
+
+
+def test_a_convolutional_timm_model_takes_any_size() -> None:
+    model = build(ModelConfig(name="timm/convnext_atto", args={"depths": (1, 1, 1, 1)}), channels=1, image_size=32)
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+def test_unknown_models_are_refused_with_the_nearest() -> None:
+    known = "known: vit_tiny, vit_small, vit_base, vit_large, timm/NAME, package.module:function"
+    assert refusal(ModelConfig(name="vit_tny")) == f"model.name: no model vit_tny; did you mean vit_tiny? {known}"
+    assert refusal(ModelConfig(name="zz")) == f"model.name: no model zz; {known}"
+    found = refusal(ModelConfig(name="timm/vit_tny_patch16_224"))
+    assert found.startswith(
+        "model.name: timm has no model vit_tny_patch16_224: did you mean timm/vit_tiny_patch16_224, timm/"
+    )
+    assert refusal(ModelConfig(name="timm/zzz")) == "model.name: timm has no model zzz: see timm.list_models()"
+
+
+def test_a_timm_model_that_cannot_be_built_says_why() -> None:
+    found = refusal(ModelConfig(name="timm/vit_tiny_patch16_224", args={"bogus": 1}))
+    assert found == (
+        "model.name: timm/vit_tiny_patch16_224 cannot be built for 8 pixels: "
+        "VisionTransformer.__init__() got an unexpected keyword argument 'bogus'"
+    )
+
+
+def test_sizes_that_do_not_fit_are_refused_all_at_once() -> None:
+    config = ModelConfig(patch_size=3, width=10, heads=4, position="sincos", depth=1)
+    assert refusal(config).splitlines() == [
+        "model.patch_size: 3 does not divide an image of 8 pixels: set model.patch_size 2 or data.image_size 9",
+        "model.width: 10 is not divisible by 4 heads: set model.heads",
+        "model.width: 10 must be divisible by 4 with model.position sincos",
+    ]
+    assert refusal(ModelConfig(patch_size=2, width=64)) == (
+        "model.width: 64 is not divisible by 3 heads: set model.heads"
+    )
+
+
+def test_a_function_of_the_users_builds_the_model(own_module: str) -> None:
+    model: Any = build(ModelConfig(name=f"{own_module}:build", args={"hidden": 7}), channels=2, image_size=4)
+    assert (model[1].weight.shape, model[2].weight.shape) == ((7, 32), (5, 7))
+    assert model(torch.zeros(3, 2, 4, 4)).shape == (3, 5)
+    assert drop_path_depth(model) == 0
+    assert refusal(ModelConfig(name=f"{own_module}:number")) == (
+        "model.name: models_of_mine:number must return a torch.nn.Module, not int"
+    )
+
+
+def test_a_function_that_is_not_there_is_refused(own_module: str) -> None:
+    hint = "write it as package.module:function"
+    assert refusal(ModelConfig(name="nosuch_module:build")) == (
+        f"model.name: nosuch_module:build cannot be imported: No module named 'nosuch_module'; {hint}"
+    )
+    assert refusal(ModelConfig(name=f"{own_module}:biuld")) == (
+        f"model.name: {own_module}:biuld cannot be imported: module '{own_module}' has no attribute 'biuld'; {hint}"
+    )
+
+
+def test_batch_norm_is_refused_by_name() -> None:
+    assert refusal(ModelConfig(name="timm/resnet18"), channels=3, image_size=32) == (
+        "model.name: BatchNorm (bn1) makes the result depend on how a batch is split over machines: "
+        "use a model with LayerNorm or GroupNorm, or freeze its norms (timm's freeze_batch_norm_2d)"
+    )
+
+
+@pytest.mark.parametrize(("pool", "tokens"), [("token", 17), ("mean", 16)])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_flops_are_those_of_the_formula(pool: Any, tokens: int, depth: int) -> None:
+    model = build(ModelConfig(patch_size=2, width=24, depth=depth, heads=3, mlp_ratio=2, pool=pool), channels=2)
+    patches, width, hidden = 16, 24, 48
+    linears = tokens * (width * 3 * width + width * width + 2 * width * hidden)
+    attention = 2 * tokens * tokens * width
+    expected = 2 * (patches * (2 * 2 * 2) * width + depth * (linears + attention) + width * 5)
+    assert forward_flops(model, channels=2, image_size=8) == expected
+    assert model.training
+
+
+def test_depth_of_keyed_draws() -> None:
+    assert drop_path_depth(build(TINY)) == 0
+    assert drop_path_depth(build(ModelConfig(patch_size=2, width=16, depth=3, heads=2, drop_path=0.1))) == 3
+
+
+def test_preprocessing_of_timm_models() -> None:
+    half = (0.5, 0.5, 0.5)
+    assert preprocessing(ModelConfig(name="timm/vit_tiny_patch16_224")) == Preprocessing(224, half, half)
+    imagenet = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert preprocessing(ModelConfig(name="timm/deit_tiny_patch16_224")) == imagenet
+    assert preprocessing(ModelConfig(name="vit_tiny")) is None
+    assert preprocessing(ModelConfig(name="models_of_mine:build")) is None

@@ -1,0 +1,361 @@
+"""The plan's numbers, its order of samples and its keyed draws."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vit_dist.config import (
+    BatchConfig,
+    CheckpointConfig,
+    Config,
+    EvaluateConfig,
+    LogConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    UserError,
+)
+from vit_dist.plan import Plan, Purpose, Slots, _order, evaluation_slots, key, keys, permute, uniform
+
+SPLITS = [
+    # samples, global_size, micro_size, world size
+    (30, 21, 4, 1),
+    (30, 21, 4, 3),
+    (7, 20, 6, 2),
+    (50, 8, 8, 4),
+    (1, 3, 2, 2),
+    (64, 16, 4, 2),
+    (33, 10, 32, 3),
+]
+
+
+def plan_of(
+    samples: int,
+    *,
+    global_size: int = 8,
+    micro_size: int = 4,
+    world: int = 1,
+    duration: str = "3 epochs",
+    seed: int = 0,
+    every: str = "1 epochs",
+    **schedule: Any,
+) -> Plan:
+    config = Config(
+        run=RunConfig(seed=seed),
+        batch=BatchConfig(global_size=global_size, micro_size=micro_size),
+        schedule=ScheduleConfig(**{"warmup": "0%", **schedule}),
+        train=TrainConfig(duration=duration),
+        evaluate=EvaluateConfig(every=every),
+        checkpoint=CheckpointConfig(every=every),
+        log=LogConfig(every="2 updates"),
+    )
+    return Plan.of(config, samples, world)
+
+
+def global_batch(plan: Plan, position: int) -> list[Slots]:
+    """Its micro-batches over all ranks, in their order."""
+    numbers = sorted(number for rank in range(plan.world_size) for number in plan.micro_batches_of(rank))
+    assert numbers == list(range(plan.window * plan.world_size))
+    return [plan.slots(position, number) for number in numbers]
+
+
+def real(slots: list[Slots]) -> list[tuple[int, int]]:
+    """(epoch, index) of what counts, in slot order."""
+    return [
+        (epoch, index)
+        for one in slots
+        for epoch, index, weight in zip(one.epoch.tolist(), one.index.tolist(), one.weight.tolist(), strict=True)
+        if weight
+    ]
+
+
+def order_of_epoch(plan: Plan, epoch: int) -> list[int]:
+    return permute(np.arange(plan.samples), plan.samples, key(plan.seed, Purpose.ORDER, epoch)).tolist()
+
+
+def chi_square(found: Any, expected: float) -> float:
+    return float(((np.asarray(found) - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 10, 16, 17, 255, 256, 257, 1797, 70_000])
+def test_permutation_is_a_bijection(length: int) -> None:
+    for of in (key(0, Purpose.ORDER, 0), key(7, Purpose.ORDER, 3), 0):
+        images = permute(np.arange(length), length, of)
+        assert images.dtype == np.int64
+        assert np.array_equal(np.sort(images), np.arange(length))
+
+
+def test_permutation_of_a_place_does_not_depend_on_the_others_asked_for() -> None:
+    whole = permute(np.arange(1797), 1797, 5)
+    for places in ([0], [1796, 3, 3], range(100, 200)):
+        assert permute(np.array(places), 1797, 5).tolist() == whole[list(places)].tolist()
+
+
+def test_permutation_is_uniform_over_seeds() -> None:
+    seeds = 3000
+    orders = np.stack([permute(np.arange(10), 10, key(seed, Purpose.ORDER, 0)) for seed in range(seeds)])
+    places = [np.bincount(orders[:, place], minlength=10) for place in range(10)]
+    # 81 degrees of freedom: beyond 126 once in a thousand times, and the seeds are fixed.
+    assert chi_square(places, seeds / 10) < 126
+    # All six orders of three: 5 degrees of freedom, 20.5 once in a thousand times.
+    orders_of_three = Counter(
+        tuple(permute(np.arange(3), 3, key(seed, Purpose.ORDER, 0)).tolist()) for seed in range(seeds)
+    )
+    assert len(orders_of_three) == 6
+    assert chi_square(list(orders_of_three.values()), seeds / 6) < 20.5
+
+
+def test_order_of_many_has_no_trend() -> None:
+    places = np.arange(70_000)
+    images = permute(places, 70_000, key(0, Purpose.ORDER, 0))
+    bound = 4 / math.sqrt(70_000)
+    assert abs(np.corrcoef(places, images)[0, 1]) < bound
+    assert abs(np.corrcoef(images[:-1], images[1:])[0, 1]) < bound
+    assert (images == places).sum() < 10
+
+
+def test_order_differs_by_seed_and_epoch() -> None:
+    orders = {
+        tuple(order_of_epoch(plan_of(1797, seed=seed), epoch)) for seed in (0, 1, 2**40) for epoch in (0, 1, 1000)
+    }
+    assert len(orders) == 9
+    # Independent orders agree in one place on average.
+    first, second = order_of_epoch(plan_of(1797), 0), order_of_epoch(plan_of(1797), 1)
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
+
+
+def test_order_is_pinned() -> None:
+    # Literal values: a change of any means that no old run can be repeated or resumed.
+    assert order_of_epoch(plan_of(10), 0) == [5, 4, 2, 0, 3, 1, 6, 7, 9, 8]
+    assert order_of_epoch(plan_of(10, seed=1), 1) == [1, 4, 9, 3, 0, 5, 8, 6, 2, 7]
+    assert order_of_epoch(plan_of(1797), 3)[:5] == [559, 1302, 692, 815, 1670]
+
+
+@pytest.mark.parametrize(("samples", "global_size", "micro_size", "world"), SPLITS)
+def test_stream_holds_every_sample_of_every_epoch_once_in_its_order(
+    samples: int, global_size: int, micro_size: int, world: int
+) -> None:
+    plan = plan_of(samples, global_size=global_size, micro_size=micro_size, world=world, duration="4 epochs")
+    walked = [pair for position in range(plan.updates) for pair in real(global_batch(plan, position))]
+    assert walked == [(epoch, index) for epoch in range(4) for index in order_of_epoch(plan, epoch)]
+
+
+def test_stream_crosses_chunks_and_epochs() -> None:
+    plan = plan_of(70_000, global_size=30_000, micro_size=10_000, duration="150000 samples")
+    assert plan.updates == 5
+    walked = [pair for position in range(5) for pair in real(global_batch(plan, position))]
+    assert [index for _, index in walked] == [index for e in range(3) for index in order_of_epoch(plan, e)][:150_000]
+    assert Counter(epoch for epoch, _ in walked) == {0: 70_000, 1: 70_000, 2: 10_000}
+
+
+def test_a_jump_gives_what_walking_gives() -> None:
+    walking, jumping = (plan_of(40_000, global_size=9000, micro_size=4000, duration="3 epochs") for _ in range(2))
+    walked = [real(global_batch(walking, position)) for position in range(walking.updates)]
+    for position in (13, 4, 0, 8):
+        _order.cache_clear()
+        assert real(global_batch(jumping, position)) == walked[position]
+
+
+@pytest.mark.parametrize(("samples", "global_size", "micro_size", "world"), SPLITS)
+def test_fillers_weigh_nothing_and_repeat_a_real_sample(
+    samples: int, global_size: int, micro_size: int, world: int
+) -> None:
+    plan = plan_of(
+        samples, global_size=global_size, micro_size=micro_size, world=world, duration=f"{5 * global_size - 1} samples"
+    )
+    assert plan.updates == 5
+    for position in range(5):
+        slots = global_batch(plan, position)
+        of_batch = set(real(slots))
+        weights = np.concatenate([one.weight for one in slots])
+        assert weights.dtype == np.float32
+        assert set(weights.tolist()) <= {0.0, 1.0}
+        assert weights.sum() == plan.weight(position) == global_size - (position == 4)
+        assert len(weights) - global_size == plan.fillers
+        for one in slots:
+            assert one.index.shape == one.epoch.shape == one.weight.shape == (micro_size,)
+            assert set(zip(one.epoch.tolist(), one.index.tolist(), strict=True)) <= of_batch
+            # What is real comes first.
+            assert (np.diff(one.weight) <= 0).all()
+
+
+def test_weights_of_the_last_short_batch() -> None:
+    plan = plan_of(50, global_size=8, micro_size=4, world=2, duration="3 epochs")
+    assert (plan.updates, plan.weight(17), plan.weight(18)) == (19, 8, 6)
+    assert [one.weight.tolist() for one in global_batch(plan, 18)] == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    tiny = plan_of(50, global_size=8, micro_size=4, world=2, duration="17 samples")
+    assert [one.weight.tolist() for one in global_batch(tiny, 2)] == [[1, 0, 0, 0], [0, 0, 0, 0]]
+    assert len({int(index) for one in global_batch(tiny, 2) for index in one.index}) == 1
+    with pytest.raises(AssertionError, match="position is past the end of the run"):
+        tiny.slots(3, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("micro_size", [2, 4, 8, 32])
+def test_worlds_and_micro_sizes_share_one_stream(world: int, micro_size: int) -> None:
+    alone = plan_of(30, global_size=21, micro_size=22, duration="80 samples")
+    plan = plan_of(30, global_size=21, micro_size=micro_size, world=world, duration="80 samples")
+    windows = [plan.micro_batches_of(rank) for rank in range(world)]
+    assert [len(window) for window in windows] == [math.ceil(math.ceil(21 / micro_size) / world)] * world
+    for position in range(4):
+        assert real(global_batch(plan, position)) == real(global_batch(alone, position))
+        assert plan.weight(position) == (21, 21, 21, 17)[position]
+
+
+@pytest.mark.parametrize(
+    ("duration", "total", "updates"),
+    [
+        ("3 epochs", 150, 19),
+        ("2.5 epochs", 125, 16),
+        ("7 updates", 56, 7),
+        ("100 samples", 100, 13),
+        ("0.01 epochs", 1, 1),
+    ],
+)
+def test_length_of_the_run(duration: str, total: int, updates: int) -> None:
+    plan = plan_of(50, duration=duration)
+    assert (plan.total_samples, plan.updates, plan.epochs) == (total, updates, total / 50)
+    assert plan.samples_at(updates) == plan.samples_at(updates + 9) == total
+    assert plan.samples_at(updates - 1) == 8 * (updates - 1)
+
+
+def test_numbers_of_the_window() -> None:
+    plan = plan_of(50, global_size=10, micro_size=2, world=3)
+    assert (plan.micro_batches, plan.window, plan.fillers) == (5, 2, 2)
+    assert [list(plan.micro_batches_of(rank)) for rank in range(3)] == [[0, 3], [1, 4], [2, 5]]
+    idle = plan_of(50, global_size=8, micro_size=8, world=3)
+    assert (idle.micro_batches, idle.window, idle.fillers) == (1, 1, 16)
+
+
+def test_numbers_of_the_schedule() -> None:
+    # 150 samples in 19 updates of 8: 10 % is 15 samples, 20 % is 30.
+    assert plan_of(50, warmup="10%").warmup == 2
+    assert plan_of(50, warmup="0%").warmup == 0
+    assert plan_of(50, warmup="5 updates").warmup == 5
+    assert plan_of(50, warmup="1 epochs").warmup == 7
+    assert plan_of(50, warmup="100%").warmup == 19
+    assert plan_of(50, cooldown="20%").cooldown == 0
+    assert plan_of(50, name="wsd", warmup="10%", cooldown="20%").cooldown == 4
+    assert plan_of(50, name="wsd", warmup="9 updates", cooldown="10 updates").cooldown == 10
+
+
+def test_a_warmup_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        plan_of(50, warmup="20 updates")
+    assert str(error.value) == ("schedule.warmup: a warmup of 20 updates is longer than the run of 19: shorten it")
+    with pytest.raises(UserError) as error:
+        plan_of(50, name="wsd", warmup="9 updates", cooldown="11 updates")
+    assert str(error.value) == (
+        "schedule.warmup: a warmup of 9 and cooldown of 11 updates is longer than the run of 19: shorten it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        ("1 epochs", [7, 13, 19]),
+        ("0.5 epochs", [4, 7, 10, 13, 16, 19]),
+        ("3 updates", [3, 6, 9, 12, 15, 18, 19]),
+        ("20 samples", [3, 5, 8, 10, 13, 15, 18, 19]),
+        ("30%", [6, 12, 17, 19]),
+        ("8 samples", list(range(1, 20))),
+        ("3 samples", list(range(1, 20))),
+        ("9 epochs", [19]),
+    ],
+)
+def test_what_is_due_when(every: str, expected: list[int]) -> None:
+    plan = plan_of(50, every=every)
+    assert plan.updates == 19
+    for length in (plan.evaluate_every, plan.checkpoint_every):
+        assert [position for position in range(1, 20) if plan.due(position, length)] == expected
+    assert [position for position in range(1, 20) if plan.due(position, plan.log_every)] == [*range(2, 19, 2), 19]
+
+
+def test_lengths_are_exact() -> None:
+    plan = plan_of(1000, every="0.1 epochs", duration="3 epochs")
+    assert plan.evaluate_every == 100
+    thirds = plan_of(7, every="33%", duration="1 epochs")
+    assert thirds.evaluate_every == Fraction(231, 100)
+    plain = json.loads(json.dumps(thirds.to_dict()))
+    assert plain["evaluate_every"] == "231/100"
+    assert (plain["samples"], plain["updates"], plain["seed"]) == (7, 1, 0)
+
+
+def test_keys_are_pinned() -> None:
+    # Literal values, worked out with Python's own integers.
+    assert key(0) == 0xF6C78EB1892A7202
+    assert key(0, Purpose.ORDER, 0) == 0x4EBAFAACF224C60A
+    assert key(7, Purpose.SHIFT, 3, 12345) == 0x78FA043828CD2F6B
+    draws = uniform(keys(0, Purpose.FLIP, 0, np.arange(4)))
+    assert (draws * 2**24).astype(int).tolist() == [1507795, 3612938, 7624809, 226535]
+    draws = uniform(keys(3, Purpose.DROP_PATH, 1, np.array([5])), 2, 2)
+    assert (draws * 2**24).astype(int).tolist() == [[[13654863, 4933915], [8063229, 4274138]]]
+    # What a purpose is called in a key is part of the stream.
+    assert [purpose.value for purpose in Purpose] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_keys_of_arrays_are_those_of_their_items() -> None:
+    epochs, ids = np.array([0, 0, 1, 4]), np.array([3, 70_000, 3, 2**40])
+    expected = [key(9, Purpose.FLIP, e, i) for e, i in zip(epochs.tolist(), ids.tolist(), strict=True)]
+    assert keys(9, Purpose.FLIP, epochs, ids).tolist() == expected
+    assert keys(9, Purpose.FLIP, epochs[:, None], ids)[2, 1] == key(9, Purpose.FLIP, 1, 70_000)
+
+
+def test_keys_tell_every_part_apart() -> None:
+    assert key(1, 2) != key(2, 1)
+    assert len({key(), key(0), key(0, 0), key(0, 0, 0)}) == 4
+    grid = keys(np.arange(50)[:, None, None], np.arange(1, 9)[None, :, None], np.arange(250))
+    assert len(np.unique(grid)) == grid.size == 100_000
+
+
+def test_uniform_draws() -> None:
+    draws = uniform(keys(0, Purpose.DROP_PATH, 0, np.arange(20_000)), 3, 2)
+    assert draws.shape == (20_000, 3, 2)
+    assert draws.dtype == np.float32
+    assert 0 <= draws.min() < 1e-4
+    assert 1 - 1e-4 < draws.max() < 1
+    scaled = draws.astype(np.float64) * 2**24
+    assert np.array_equal(scaled, np.floor(scaled))
+    flat = draws.reshape(-1, 6).astype(np.float64)
+    # Five standard errors of the mean of 120,000 draws and of their variance.
+    assert abs(flat.mean() - 1 / 2) < 5 * math.sqrt(1 / 12 / flat.size)
+    assert abs(flat.var() - 1 / 12) < 5 * math.sqrt(1 / 180 / flat.size)
+    between = np.corrcoef(flat.T) - np.eye(6)
+    assert np.abs(between).max() < 5 / math.sqrt(20_000)
+    cells = np.bincount((flat * 64).astype(int).ravel(), minlength=64)
+    # 63 degrees of freedom: beyond 104 once in a thousand times.
+    assert chi_square(cells, flat.size / 64) < 104
+
+
+def test_draws_of_purposes_epochs_seeds_and_neighbours_are_independent() -> None:
+    ids = np.arange(20_000)
+    streams = [uniform(keys(0, purpose, 0, ids)) for purpose in Purpose]
+    streams += [uniform(keys(0, Purpose.FLIP, 1, ids)), uniform(keys(1, Purpose.FLIP, 0, ids))]
+    streams += [uniform(keys(0, Purpose.FLIP, 0, ids + 1))]
+    between = np.corrcoef(np.stack(streams)) - np.eye(len(streams))
+    assert np.abs(between).max() < 5 / math.sqrt(len(ids))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+def test_evaluation_covers_each_sample_once(batch_size: int, world: int) -> None:
+    for length in (1, 3, 7, 8, 28, 29, 100):
+        passes = [list(evaluation_slots(length, batch_size, rank, world)) for rank in range(world)]
+        assert {len(one) for one in passes} == {math.ceil(math.ceil(length / batch_size) / world)}
+        seen: list[int] = []
+        for slots in (slots for one in passes for slots in one):
+            assert slots.index.shape == slots.weight.shape == slots.epoch.shape == (batch_size,)
+            assert slots.weight.dtype == np.float32
+            assert not slots.epoch.any()
+            assert slots.index.min() >= 0
+            assert slots.index.max() < length
+            seen += slots.index[slots.weight == 1].tolist()
+            assert set(slots.weight.tolist()) <= {0.0, 1.0}
+        assert sorted(seen) == list(range(length))
