@@ -1,0 +1,146 @@
+"""Real launchers around the real script: the world that runs is the world that was asked for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from vit_dist.resume import status
+from vit_dist.telemetry import Line, read_metrics
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+SHORT = ["--train.duration", "6 updates", "--schedule.warmup", "1 updates", "--evaluate.every", "3 updates"]
+
+
+def environment() -> dict[str, str]:
+    """The test's own, without what a launcher or an earlier run in this process left."""
+    dropped = ("ACCELERATE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "OMP_", "KMP_", "TORCHELASTIC", "FSDP_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+
+
+def launch(command: list[str], folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, *SHORT, "--run.dir", str(folder), *more],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def start_line(folder: Path) -> Line:
+    return next(line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "start")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "world"),
+    [
+        ([sys.executable, "scripts/train.py"], 1),
+        ([sys.executable, "-m", "vit_dist", "train"], 1),
+        ([*ACCELERATE, "--cpu", "scripts/train.py"], 1),
+        ([*ACCELERATE, "--config_file", "accelerate_configs/cpu.yaml", "scripts/train.py"], 1),
+        ([*ACCELERATE, "--config_file", "accelerate_configs/single_gpu.yaml", "scripts/train.py"], 1),
+        ([*ACCELERATE, "--config_file", "accelerate_configs/multi_gpu.yaml", "scripts/train.py"], 2),
+        ([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "scripts/train.py"], 2),
+    ],
+    ids=["python", "module", "cpu flag", "cpu.yaml", "single_gpu.yaml", "multi_gpu.yaml", "torchrun"],
+)
+def test_launcher(launcher: list[str], world: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    if "torch.distributed.run" in launcher:
+        launcher = [*launcher[:3], "--master_port", free_port(), *launcher[3:]]
+    if "accelerate_configs/multi_gpu.yaml" in launcher:
+        launcher = [*launcher[:-1], "--main_process_port", free_port(), launcher[-1]]
+    done = launch(launcher, folder)
+    assert done.returncode == 0, done.stderr
+    assert status(folder)["state"] == "finished"
+    start = start_line(folder)
+    assert start["world_size"] == world
+    cores = len(os.sched_getaffinity(0))
+    assert start["threads"] == max(1, cores // world)
+    assert done.stdout.count("finished") == 1
+    assert f"{world} × cpu, fp32, {start['threads']} threads per process" in done.stdout
+
+
+def test_two_machines(tmp_path: Path) -> None:
+    folder, port = tmp_path / "run", free_port()
+    configured = [*ACCELERATE, "--config_file", "accelerate_configs/multi_node.yaml", "--main_process_port", port]
+    machines = [
+        subprocess.Popen(
+            [*configured, "--machine_rank", str(rank), "scripts/train.py", *SHORT, "--run.dir", str(folder)],
+            cwd=REPOSITORY,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert start_line(folder)["world_size"] == 2
+    assert [output.count("top1") > 0 for output in outputs] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--cpu", "--num_processes", "2"], ["--cpu", "--num_machines", "2", "--main_process_ip", "127.0.0.1"]],
+    ids=["processes", "machines"],
+)
+def test_a_launch_that_would_quietly_run_alone_is_refused(flags: list[str], tmp_path: Path) -> None:
+    more = ["--machine_rank", "0", "--main_process_port", free_port()] if "--num_machines" in flags else []
+    done = launch([*ACCELERATE, *flags, *more, "scripts/train.py"], tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.count("vit-dist: ") == 1
+    assert "vit-dist: accelerate launch was asked for several processes or machines and started a single one" in (
+        done.stderr
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = launch([sys.executable, "scripts/train.py"], tmp_path / "run", "--optimizer.name", "adamm", "--lr", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "vit-dist: --lr: here it is --optimizer.lr 1\n"
+    done = launch([sys.executable, "scripts/train.py"], tmp_path / "run", "--data.name", "folder")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "vit-dist: data.root: set the folder of your images\n",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_under_a_launcher_rank_0_alone_speaks(tmp_path: Path) -> None:
+    launcher = [*ACCELERATE, "--config_file", "accelerate_configs/multi_gpu.yaml", "--main_process_port", free_port()]
+    done = launch([*launcher, "scripts/train.py"], tmp_path / "run", "--data.name", "folder")
+    assert done.returncode == 1
+    assert done.stderr.count("vit-dist: data.root: set the folder of your images") == 1
+
+
+def test_sigterm_saves_and_exits_75(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-u", "scripts/train.py", "--run.dir", str(folder), "--log.every", "1 updates"]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("update 5/"):
+                run.terminate()
+        assert run.wait(60) == 75
+    at = status(folder)["update"]
+    assert status(folder)["state"] == "stopped"
+    assert at >= 5
+    assert (folder / "checkpoints" / f"update_{at:08d}" / "manifest.json").is_file()
