@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -115,9 +117,10 @@ def build(
         saved=state.position if start is not None and folder in start.path.parents else None,
         history=[line for line in history if line["update"] <= state.position],
     )
+    _print_plan(session, resumption)
     session.trackers.start(state.tracker_id)
     state.tracker_id = session.trackers.run_id
-    _announce(session, prepared, resumption)
+    _record_start(session, prepared, resumption)
     return session
 
 
@@ -152,11 +155,10 @@ def _form(config: Config, data: Data) -> Form:
     return Form(side, tuple(mean), tuple(std))
 
 
-def _announce(session: Session, prepared: nn.Module, resumption: Resumption) -> None:
-    """The plan, for people, and the `start` line with it."""
-    plan, runtime, data, form = session.plan, session.runtime, session.data, session.form
-    start = resumption.checkpoint
-    cost = runtime.all_reduce_cost(prepared)
+def _record_start(session: Session, prepared: nn.Module, resumption: Resumption) -> None:
+    """The `start` line."""
+    plan, runtime, start = session.plan, session.runtime, resumption.checkpoint
+    size, calls = runtime.all_reduce_cost(prepared)
     session.record(
         "start",
         {
@@ -170,46 +172,51 @@ def _announce(session: Session, prepared: nn.Module, resumption: Resumption) -> 
             "parameters": session.parameters,
             "forward_flops": session.meter.flops,
             "matmul_flops": session.meter.matmul,
-            "all_reduce_bytes": cost[0],
-            "all_reduce_calls": cost[1],
+            "all_reduce_bytes": size,
+            "all_reduce_calls": calls,
             "resumed_from": str(start.path) if start else None,
             "changed": resumption.changed,
         },
     )
-    console = session.console
-    console.say(f"vit_dist {__version__}: {session.config.run.name or session.folder.name}")
-    for note in resumption.notes:
-        console.say(f"  note: {note}")
-    model = session.config.model.name
+
+
+def _print_plan(session: Session, resumption: Resumption) -> None:
+    """Every number of the run, for people."""
+    plan, runtime, data, form = session.plan, session.runtime, session.data, session.form
+    config, console, start = session.config, session.console, resumption.checkpoint
+    console.say(f"vit_dist {__version__}: {config.run.name or session.folder.name}")
     splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
     last = plan.weight(plan.updates - 1)
     short = f" (the last update has {last} samples)" if last != plan.global_size else ""
-    numbers = ", ".join(f"{value:.4g}" for value in form.mean), ", ".join(f"{value:.4g}" for value in form.std)
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
+    cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""
     console.table(
         {
-            "model": f"{model}, {big(session.parameters)} parameters, {big(session.meter.flops)}FLOP per image forward",
+            "model": f"{config.model.name}, {big(session.parameters)} parameters, "
+            f"{big(session.meter.flops)}FLOP per image forward",
             "data": f"{splits}; {len(data.classes)} classes",
-            "images": f"{data.channels} × {form.image_size} × {form.image_size}, mean {numbers[0]}, std {numbers[1]}",
+            "images": f"{data.channels} × {form.image_size} × {form.image_size}, mean {mean}, std {std}",
             "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
-            "batch": f"{plan.window} micro-batches of {plan.micro_size} per rank and update{fillers}",
-            "rate": f"{session.config.schedule.name}, peak {session.config.optimizer.lr:g}, "
-            f"warmup {plan.warmup} updates" + (f", cooldown {plan.cooldown} updates" if plan.cooldown else ""),
+            "batch": f"micro-batches of {plan.micro_size}, {plan.window} per process and update{fillers}",
+            "rate": f"{config.schedule.name}, peak {config.optimizer.lr:g}, warmup {plan.warmup} updates{cooldown}",
             "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
             f"{runtime.threads} threads per process",
             "starts": f"at update {session.state.position}, from {start.path}" if start else "anew",
             "folder": str(session.folder),
         }
     )
-    if plan.world_size > plan.micro_batches:
-        fitting = max(2, -(-plan.global_size // plan.world_size) // 2 * 2)
-        console.say(
-            f"  note: {plan.world_size - plan.micro_batches} of {plan.world_size} processes compute only fillers: "
-            f"set batch.micro_size {fitting} to use them all"
-        )
-    unused = torch.cuda.device_count() if runtime.device.type == "cuda" and runtime.world_size == 1 else 0
-    if unused > 1:
-        console.say(
-            f"  note: one of {unused} GPUs is used; all of them: "
-            f"accelerate launch --multi_gpu --num_processes {unused} scripts/train.py …"
-        )
+    for note in [*resumption.notes, *runtime.notes, *_idle_notes(plan, runtime)]:
+        console.say(f"  note: {note}")
+
+
+def _idle_notes(plan: Plan, runtime: Runtime) -> Iterator[str]:
+    """Machines that the run leaves unused, and how to use them."""
+    idle = plan.world_size - plan.micro_batches
+    if idle > 0:
+        fitting = max(2, math.ceil(plan.global_size / plan.world_size / 2) * 2)
+        yield f"{idle} of {plan.world_size} processes compute only fillers: set batch.micro_size {fitting} to use them"
+    gpus = torch.cuda.device_count() if runtime.device.type == "cuda" and runtime.world_size == 1 else 0
+    if gpus > 1:
+        launch = f"accelerate launch --multi_gpu --num_processes {gpus} scripts/train.py …"
+        yield f"one of {gpus} GPUs is used; all of them: {launch}"

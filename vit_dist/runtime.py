@@ -34,7 +34,8 @@ _LAUNCHED_BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
 class Runtime:
     """This process among the others of the run.
 
-    rank, world_size, device, precision (fp32, bf16 or fp16), threads, cores (CPU cores this process may use).
+    rank, world_size, device, precision (fp32, bf16 or fp16), threads, cores (CPU cores this process may use),
+    notes (lines for the user).
     Raises UserError where the launcher's world is not the one that runs, or the precision does not run here.
     """
 
@@ -68,6 +69,7 @@ class Runtime:
             group = dist.new_group(backend="gloo")
             assert isinstance(group, dist.ProcessGroup)
             self._flags = group
+        self.notes = list(overruled(os.environ, self.precision))
         self._pending: tuple[Tensor, Any] | None = None
         self._stop = False
 
@@ -295,6 +297,16 @@ def check_world(environ: Mapping[str, str], world_size: int) -> None:
     asked = int(environ.get("WORLD_SIZE", "1"))
     if asked != world_size:
         raise UserError(f"the launcher started {asked} processes and {world_size} found each other: see WORLD_SIZE")
+
+
+def overruled(environ: Mapping[str, str], precision: str) -> Iterator[str]:
+    """What the launcher was told and the config decides otherwise."""
+    told = environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if told not in ("no", precision):
+        yield f"the launcher's mixed_precision {told} is not used: train.precision decides, {precision}"
+    steps = environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps != "1":
+        yield f"the launcher's gradient_accumulation_steps {steps} is not used: batch.global_size and micro_size decide"
 
 
 def require_device(name: str) -> None:

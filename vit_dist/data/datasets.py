@@ -65,13 +65,13 @@ def _mnist_like(dataset: str, names: Sequence[str], mean: float, std: float) -> 
 
 def _mnist_file(dataset: str, root: Path, name: str) -> Path:
     """The IDX file `name`, plain or .gz, in the root or in torchvision's layout; torchvision downloads it if absent."""
-    import torchvision
-
     raw = root / dataset / "raw"
     for folder in (root, raw):
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
+    import torchvision
+
     try:
         getattr(torchvision.datasets, dataset)(str(root), download=True)
     except (OSError, RuntimeError) as error:

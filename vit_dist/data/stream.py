@@ -42,7 +42,8 @@ class Form:
 class Reader(Dataset[Read]):
     """Reads one micro-batch: slots → (pixels uint8, labels, ids, epochs, weights), all on the host."""
 
-    def __init__(self, subset: Subset, transform: Transform, seed: int) -> None:
+    def __init__(self, subset: Subset, transform: Transform | None, seed: int) -> None:
+        """transform: of decoded images; None for images in memory."""
         self.subset = subset
         self.transform = transform
         self.seed = seed
@@ -59,6 +60,7 @@ class Reader(Dataset[Read]):
 
     def _decoded(self, source: FileSource, ids: Ints, of: Keys) -> Tensor:
         """Slots that repeat a sample of the same key are decoded once."""
+        assert self.transform is not None
         seen: dict[int, Tensor] = {}
         rows = []
         for index, sample_key in zip(ids.tolist(), of.tolist(), strict=True):
@@ -82,8 +84,10 @@ class Stream:
         self.augment = augment
         self.runtime = runtime
         self.wait_seconds = 0.0
-        self.workers = 0 if isinstance(subset.source, MemorySource) else workers
-        self._reader = Reader(subset, training_transform(augment, form.image_size), plan.seed)
+        in_memory = isinstance(subset.source, MemorySource)
+        self.workers = 0 if in_memory else workers
+        transform = None if in_memory else training_transform(augment, form.image_size)
+        self._reader = Reader(subset, transform, plan.seed)
         self._reads: Iterator[Read] | None = None
         self._mean = torch.tensor(form.mean, device=runtime.device)
         self._std = torch.tensor(form.std, device=runtime.device)
@@ -142,8 +146,8 @@ class EvaluationStream:
         self.form = form
         self.runtime = runtime
         slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
-        reader = Reader(subset, EvaluationTransform(form.image_size), 0)
         in_memory = isinstance(subset.source, MemorySource)
+        reader = Reader(subset, None if in_memory else EvaluationTransform(form.image_size), 0)
         self._reads: DataLoader[Read] | None = loader(reader, slots, 0 if in_memory else workers, runtime)
         self._mean = torch.tensor(form.mean, device=runtime.device)
         self._std = torch.tensor(form.std, device=runtime.device)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
 from vit_dist.config import AugmentConfig
 
@@ -22,6 +21,8 @@ class EvaluationTransform:
     """The short side to image_size / 0.875, then the centre: [3, image_size, image_size], the same for every key."""
 
     def __init__(self, image_size: int) -> None:
+        from torchvision.transforms import v2  # takes a second to import, and images in memory do without
+
         self.transform = v2.Compose(
             [
                 v2.Resize(round(image_size / _EVALUATED_PART), v2.InterpolationMode.BICUBIC),
@@ -39,6 +40,8 @@ class TrainingTransform:
     """A random resized crop (Szegedy et al., 2015) under the sample's key: [3, image_size, image_size]."""
 
     def __init__(self, image_size: int, crop_min: float) -> None:
+        from torchvision.transforms import v2
+
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(image_size, (crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC),

@@ -1,0 +1,117 @@
+"""The machines: launch guard, precision, cores, signals, values from rank 0."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.processes import run_world
+from vit_dist import runtime as room
+from vit_dist.config import RunConfig, UserError
+from vit_dist.runtime import Runtime
+
+
+def test_precision_that_would_not_be_what_it_says_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^train.precision: fp16 needs a CUDA GPU: set bf16 or fp32$"):
+        Runtime(RunConfig(device="cpu"), "fp16")
+    assert room.resolve_precision("auto", cpu=True) == "fp32"
+    assert room.resolve_precision("bf16", cpu=True) == "bf16"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^run.device: no cuda device here: set run.device auto or cpu$"):
+        Runtime(RunConfig(device="cuda"))
+
+
+def test_worlds_that_disagree_are_refused() -> None:
+    launched = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
+    with pytest.raises(UserError, match=r"^accelerate launch was asked for several processes"):
+        room.check_launch(launched)
+    room.check_launch({**launched, "WORLD_SIZE": "2"})
+    room.check_launch({"MASTER_ADDR": "a cluster's script exports this"})
+    with pytest.raises(UserError, match=r"^the launcher started 2 processes and 1 found each other: see WORLD_SIZE$"):
+        room.check_world({"WORLD_SIZE": "2"}, 1)
+
+
+def test_cores_are_those_that_the_control_group_gives(tmp_path: Path) -> None:
+    assert room.cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert room.cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("350000\n")
+    assert room.cgroup_quota(tmp_path) == 3.5
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert room.cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert room.cgroup_quota(tmp_path) is None
+    assert 1 <= room.available_cores() <= (os.cpu_count() or 1)
+
+
+def test_threads_are_set_and_can_be_chosen() -> None:
+    runtime = Runtime(RunConfig(device="cpu", threads=1))
+    assert (runtime.threads, torch.get_num_threads()) == (1, 1)
+    runtime.end()
+    runtime = Runtime(RunConfig(device="cpu"))
+    assert torch.get_num_threads() == runtime.threads == room.available_cores()
+    assert (runtime.rank, runtime.world_size, runtime.precision) == (0, 1, "fp32")
+    runtime.end()
+
+
+def test_signals_ask_once_and_then_insist() -> None:
+    runtime = Runtime(RunConfig(device="cpu"))
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with runtime.stop_signals():
+        assert not runtime.stop_agreed()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert runtime.stop_agreed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    runtime.end()
+
+
+def test_dropout_draws_from_the_seed_it_is_given() -> None:
+    runtime = Runtime(RunConfig(device="cpu"))
+    runtime.seed(5)
+    first = torch.rand(3)
+    torch.rand(7)
+    runtime.seed(5)
+    assert torch.equal(torch.rand(3), first)
+    assert runtime.read_later(torch.tensor(2.5))() == 2.5
+    runtime.end()
+
+
+def what_ranks_agree_on() -> dict[str, Any]:
+    runtime = Runtime(RunConfig(device="cpu", threads=1))
+    order: list[bool] = []
+    with runtime.stop_signals():
+        for update in range(4):
+            if update == 1 and runtime.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            order.append(runtime.stop_agreed())
+    value = {"rank": runtime.rank, "text": "é" * 10, "none": None} if runtime.rank == 0 else "not this"
+    result = {
+        "value": runtime.from_main(value),
+        "stops": order,
+        "sum": runtime.sum(torch.tensor([1.5, runtime.rank], dtype=torch.float64)).tolist(),
+        "device": runtime.device.type,
+    }
+    runtime.end()
+    return result
+
+
+def test_ranks_agree(tmp_path: Path) -> None:
+    for result in run_world(3, what_ranks_agree_on, tmp_path):
+        assert result["value"] == {"rank": 0, "text": "é" * 10, "none": None}
+        # Asked at update 1 on one rank, read at update 2 on all.
+        assert result["stops"] == [False, False, True, True]
+        assert result["sum"] == [4.5, 3.0]
+        assert result["device"] == "cpu"
