@@ -13,8 +13,9 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from vit_dist import checkpoint
-from vit_dist.config import ModelConfig, UserError
+from vit_dist.config import ModelConfig
 from vit_dist.models.build import build_model
+from vit_dist.values import UserError
 
 STATE = {"train": {"position": 7}}
 

@@ -10,15 +10,41 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
 from tests.conftest import REPOSITORY
 from vit_dist import __version__
 from vit_dist.cli import HABITS, flags, main, parse
-from vit_dist.config import Config, UserError
+from vit_dist.config import Config
+from vit_dist.values import UserError
 
 FLAGS = {name for name, _, _ in flags()}
-GIVEN = {"--device": "cpu", "--resume": "never", "--model": "vit_small", "--mixed_precision": "bf16", "--amp": "bf16"}
-IN_UNITS = {"--epochs": "7 epochs", "--num_epochs": "7 epochs", "--max_steps": "7 updates",
-            "--warmup_steps": "7 updates"}  # fmt: skip
+# What people type → the field they mean, and the value it gets for what they gave.
+MEANT = {
+    "--epochs": ("train.duration", "7", "7 epochs"),
+    "--num_epochs": ("train.duration", "7", "7 epochs"),
+    "--max_steps": ("train.duration", "7", "7 updates"),
+    "--batch_size": ("batch.global_size", "7", 7),
+    "--batch-size": ("batch.global_size", "7", 7),
+    "--lr": ("optimizer.lr", "7e-4", 7e-4),
+    "--learning_rate": ("optimizer.lr", "7e-4", 7e-4),
+    "--weight_decay": ("optimizer.weight_decay", "0.7", 0.7),
+    "--weight-decay": ("optimizer.weight_decay", "0.7", 0.7),
+    "--grad_clip": ("optimizer.clip_norm", "7", 7.0),
+    "--clip_grad": ("optimizer.clip_norm", "7", 7.0),
+    "--device": ("run.device", "cpu", "cpu"),
+    "--seed": ("run.seed", "7", 7),
+    "--resume": ("run.resume", "never", "never"),
+    "--output_dir": ("run.dir", "out/7", "out/7"),
+    "--output-dir": ("run.dir", "out/7", "out/7"),
+    "--data_dir": ("data.root", "in/7", "in/7"),
+    "--model": ("model.name", "vit_small", "vit_small"),
+    "--num_workers": ("data.workers", "7", 7),
+    "--workers": ("data.workers", "7", 7),
+    "--warmup_steps": ("schedule.warmup", "7", "7 updates"),
+    "--mixed_precision": ("train.precision", "fp32", "fp32"),
+    "--amp": ("train.precision", "", "bf16"),
+}
 
 
 def config(*arguments: str) -> Config:
@@ -34,10 +60,17 @@ def refusal(*arguments: str) -> str:
 
 
 def test_dotted_flags_with_space_and_with_equals_sign() -> None:
-    spaced = config("--optimizer.lr", "3e-4", "--train.duration", "20 epochs", "--data.mean", "[0.5]", "--data.std",
-                    "[0.25]", "--optimizer.decay_all", "true", "--log.tags", "[a, b]", "--model.width", "32")  # fmt: skip
-    joined = config("--optimizer.lr=3e-4", "--train.duration=20 epochs", "--data.mean=[0.5]", "--data.std=[0.25]",
-                    "--optimizer.decay_all=true", "--log.tags=[a, b]", "--model.width=32")  # fmt: skip
+    pairs = [
+        ("--optimizer.lr", "3e-4"),
+        ("--train.duration", "20 epochs"),
+        ("--data.mean", "[0.5]"),
+        ("--data.std", "[0.25]"),
+        ("--optimizer.decay_all", "true"),
+        ("--log.tags", "[a, b]"),
+        ("--model.width", "32"),
+    ]
+    spaced = config(*(word for pair in pairs for word in pair))
+    joined = config(*("=".join(pair) for pair in pairs))
     assert spaced == joined
     assert (spaced.optimizer.lr, spaced.train.duration, spaced.data.mean) == (3e-4, "20 epochs", (0.5,))
     assert (spaced.optimizer.decay_all, spaced.log.tags, spaced.model.width) == (True, ("a", "b"), 32)
@@ -82,20 +115,25 @@ def test_keyword_arguments_of_a_model() -> None:
     assert refusal("--model.args.a", "1") == only
 
 
-@pytest.mark.parametrize("flag", HABITS)
+@pytest.mark.parametrize("flag", MEANT)
 def test_a_flag_of_habit_is_answered_with_the_flag_that_does_it_here(flag: str) -> None:
-    value = GIVEN.get(flag, "7")
-    answer = refusal(flag, value)
-    assert answer == f"{flag}: here it is {HABITS[flag].format(value)}"
-    assert refusal(f"{flag}={value}") == answer
-    if flag == "--gradient_accumulation_steps":
-        assert re.findall(r"--([\w.]+)", HABITS[flag]) == ["batch.micro_size"]
-        return
+    field, given, value = MEANT[flag]
+    answer = refusal(flag, given)
+    assert answer == f"{flag}: here it is {HABITS[flag].format(given)}"
+    assert refusal(f"{flag}={given}") == answer
+    assert config().fields()[field] != value
     advice = shlex.split(answer.partition("here it is ")[2])
-    assert advice[0].removeprefix("--") in FLAGS
-    assert advice[1] == IN_UNITS.get(flag, value)
-    followed = config(*advice).fields()[advice[0].removeprefix("--")]
-    assert str(followed) in (advice[1], f"{advice[1]}.0")
+    assert advice[0] == f"--{field}"
+    assert config(*advice).fields()[field] == value
+
+
+def test_every_habit_is_answered_with_flags_that_exist() -> None:
+    assert HABITS.keys() == MEANT.keys() | {"--gradient_accumulation_steps"}
+    assert FLAGS.issuperset(name for text in HABITS.values() for name in re.findall(r"--([\w.]+)", text))
+    assert refusal("--gradient_accumulation_steps", "4") == (
+        "--gradient_accumulation_steps: here it is --batch.micro_size, the slots of one forward pass: "
+        "batch.global_size / (micro_size × processes) passes are accumulated"
+    )
 
 
 @pytest.mark.parametrize("flag", sorted(FLAGS))
@@ -177,3 +215,17 @@ def test_help_waits_for_no_heavy_package() -> None:
     assert "vit_dist.config" in modules
     heavy = {"torch", "accelerate", "torchvision", "timm", "wandb", "sklearn", "numpy"}
     assert heavy.intersection(modules) == set()
+
+
+def test_print_config_prints_what_loads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["--config", "mnist_reference", "--optimizer.lr", "3e-4", "--log.tags", "[a]", "--run.name", "007"]
+    assert main(["train", *arguments, "--print_config"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed.out)
+    assert Config.load(path) == config(*arguments)
+    values = yaml.safe_load(printed.out)
+    assert list(values) == list(Config().to_dict())
+    assert (values["optimizer"]["lr"], values["data"]["mean"], values["log"]["tags"]) == (3e-4, [0.1307], ["a"])
+    assert values["run"]["name"] == "007"

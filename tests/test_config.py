@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from vit_dist.config import RECIPES, Config, DataConfig, Length, RunConfig, UserError, find_recipe, import_function
+from vit_dist.config import RECIPES, Config, DataConfig, RunConfig, find_recipe
+from vit_dist.values import Length, UserError, import_function
 
 SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",
             "checkpoint", "log"]  # fmt: skip
@@ -77,7 +78,7 @@ def refusal(values: Any) -> str:
         ),
         ({"model": {"dropout": 1.5}}, f"model.dropout: {BETWEEN} 1.5"),
         ({"model": {"attention_dropout": -0.1}}, f"model.attention_dropout: {BETWEEN} -0.1"),
-        ({"model": {"drop_path": 2}}, f"model.drop_path: {BETWEEN} 2.0"),
+        ({"model": {"drop_path": 2}}, "model.drop_path: must be at least 0 and below 1, not 2.0"),
         ({"augment": {"crop_min": 35}}, f"augment.crop_min: {BETWEEN} 35.0"),
         ({"augment": {"flip": -1}}, f"augment.flip: {BETWEEN} -1.0"),
         ({"augment": {"shift": -1}}, "augment.shift: must be 0 or more, not -1"),
@@ -346,3 +347,23 @@ def test_import_function_gives_the_object_and_names_what_is_wrong() -> None:
         with pytest.raises(UserError) as error:
             import_function(path, "loss.name")
         assert str(error.value) == f"loss.name: {path} cannot be imported: {why}; {hint}"
+
+
+def test_an_empty_section_takes_overrides_and_nested_arguments_merge(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("optimizer:\nmodel: {name: timm/vit_tiny_patch16_224, args: {b: 2}}\n")
+    config = Config.load(path, {"optimizer.lr": 1, "model.args": {"a": 1}})
+    assert (config.optimizer.lr, config.model.args) == (1.0, {"a": 1, "b": 2})
+    path.write_text("model: {args: {x: 2020-01-01}}\n")
+    with pytest.raises(UserError, match=r"^model.args: must be fields with values, not "):
+        Config.load(path)
+
+
+def test_a_seed_that_no_key_holds_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^run.seed: must be below 2\^63, not 9223372036854775808$"):
+        Config.from_dict({"run": {"seed": 2**63}})
+
+
+def test_a_data_sets_name_alone_takes_its_recipe() -> None:
+    assert Config.load(None, {"data.name": "mnist"}).model.patch_size == 7
+    assert Config.load(None, {"data.name": "cifar10"}).run.name.startswith("folder-")

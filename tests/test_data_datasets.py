@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torchvision
 
-from vit_dist.config import Config, DataConfig, UserError
-from vit_dist.data.datasets import CIFAR10, CIFAR100, CifarArchive, default_root, open_data, read_cifar
+from vit_dist.config import Config, DataConfig
+from vit_dist.data.datasets import CIFAR10, CIFAR100, CifarArchive, _idx, default_root, open_data, read_cifar
 from vit_dist.data.sources import Data, MemorySource, Subset
 from vit_dist.plan import Ints
+from vit_dist.values import UserError
 
 HERE = "http://127.0.0.1:1/"
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -233,22 +234,28 @@ def cifar_rows(count: int, classes: int, seed: int) -> tuple[np.ndarray, Ints]:
 
 def cifar_archive(archive: CifarArchive, root: Path) -> CifarArchive:
     """Writes a small archive of the official layout; `archive` with the hash of what was written."""
-    members: dict[str, bytes] = {}
-    hundred = archive.label_bytes == 2
-    for seed, name in enumerate([*archive.train, *archive.test]):
+    hundred = archive is CIFAR100
+    if hundred:
+        folder, parts = "cifar-100-binary", ["train.bin", "test.bin"]
+    else:
+        folder, parts = "cifar-10-batches-bin", [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    members: dict[str, bytes] = {"readme.html": b"<html></html>"}
+    for seed, name in enumerate(parts):
         content = b""
         for picture, label in zip(*cifar_rows(3, 100 if hundred else 10, seed), strict=True):
             # CIFAR-100 puts the coarse label first; the planes are all of R, then G, then B, row by row.
             content += bytes([200, label] if hundred else [label])
             content += b"".join(bytes(picture[row, :, c].tolist()) for c in range(3) for row in range(32))
         members[name] = content
-    names = [f"fine_{i}" for i in range(100)] if hundred else [f"class_{i}" for i in range(10)]
-    members[archive.names] = ("\n".join(names) + "\n\n").encode()
-    members["readme.html"] = b"<html></html>"
+    if hundred:
+        members["coarse_label_names.txt"] = "".join(f"coarse_{i}\n" for i in range(20)).encode()
+        members["fine_label_names.txt"] = "".join(f"fine_{i}\n" for i in range(100)).encode()
+    else:
+        members["batches.meta.txt"] = ("".join(f"class_{i}\n" for i in range(10)) + "\n").encode()
     root.mkdir(parents=True, exist_ok=True)
     with tarfile.open(root / archive.file, "w:gz") as tar:
         for name, content in members.items():
-            info = tarfile.TarInfo(f"{archive.folder}/{name}")
+            info = tarfile.TarInfo(f"{folder}/{name}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     md5 = hashlib.md5((root / archive.file).read_bytes(), usedforsecurity=False).hexdigest()
@@ -261,7 +268,8 @@ def check_cifar(data: Data, classes: int, train_files: int) -> None:
         source = memory(data.splits[split])
         assert np.array_equal(source.pixels.transpose(0, 2, 3, 1), np.concatenate([pixels for pixels, _ in parts]))
         assert np.array_equal(source.labels, np.concatenate([labels for _, labels in parts]))
-        assert (source.pixels.dtype, source.labels.dtype) == (np.uint8, np.int64)
+        assert source.pixels.dtype == np.uint8
+        assert source.labels.dtype == np.int64
         assert data.splits[split].indices.tolist() == list(range(3 * len(parts)))
     assert (data.channels, data.image_size, len(data.mean), len(data.std)) == (3, 32, 3, 3)
 
@@ -307,6 +315,8 @@ class Elsewhere(CifarArchive):
 
 
 def test_cifars_home_page() -> None:
+    assert CIFAR10.md5 == "c32a1d4ab5d03f1284b67883e8d87530"
+    assert CIFAR100.md5 == "03b5dce01913d631647c71ecec9e9cb8"
     assert CIFAR10.url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     assert CIFAR100.url == "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 
@@ -332,3 +342,12 @@ def test_cifar_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in root.iterdir()] == [archive.file]
     (served / archive.file).unlink()
     check_cifar(read_cifar(archive, root), 10, 5)
+
+
+def test_a_damaged_gzip_is_one_line(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 1, 0]) + bytes(range(256))))
+    content[12] ^= 0xFF
+    path = tmp_path / "labels.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: cannot be read: Error -3 while decompressing data"):
+        _idx(path, 1)

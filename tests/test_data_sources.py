@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_dist.config import UserError
 from vit_dist.data.sources import Data, FileSource, MemorySource, Subset, keyed_split, read_folder, whole, with_val
+from vit_dist.values import UserError
 
 
 def picture(path: Path, colour: tuple[int, int, int] = (10, 20, 30)) -> Path:
@@ -208,7 +208,7 @@ def test_test_is_left_alone() -> None:
     assert {name: len(subset) for name, subset in data.splits.items()} == {"train": 8, "test": 4, "val": 2}
 
 
-@pytest.mark.parametrize(("length", "fraction"), [(1, 0.5), (1, 0.1), (4, 0.1)])
+@pytest.mark.parametrize(("length", "fraction"), [(1, 0.5), (1, 0.1), (4, 0.1), (4, 1.0)])
 def test_an_empty_split_is_refused(length: int, fraction: float) -> None:
     with pytest.raises(UserError) as error:
         with_val(numbers(length), fraction)
@@ -224,3 +224,13 @@ def test_a_split_of_a_split_keeps_its_samples() -> None:
     assert held_out.source is rest.source is source
     assert len(held_out) == 4
     assert sorted([*held_out.indices.tolist(), *rest.indices.tolist()]) == list(range(20, 30))
+
+
+def test_hidden_files_and_folders_named_like_images_are_left_out(tmp_path: Path) -> None:
+    for name in ("dog/a.png", "dog/._a.png", "dog/.ipynb_checkpoints/a-checkpoint.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "dog" / "folder.png").mkdir()
+    source = read_folder(tmp_path).splits["train"].source
+    assert isinstance(source, FileSource)
+    assert source.paths == [tmp_path / "dog" / "a.png"]

@@ -23,8 +23,9 @@ from vit_dist.data.transforms import EvaluationTransform, TrainingTransform
 from vit_dist.plan import Plan, Purpose, key, keys, uniform
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
+from vit_dist.values import UserError
 
-SIDE, DEPTH, GLOBAL = 13, 3, 11
+SIDE, DEPTH, GLOBAL, SEED = 13, 3, 11, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FORM = Form(SIDE, MEAN, STD, DEPTH)
 AUGMENT = AugmentConfig(crop_min=0.35, flip=0.5, shift=2)
@@ -49,7 +50,9 @@ def as_rank(runtime: Runtime, rank: int, world: int) -> Any:
     return SimpleNamespace(rank=rank, world_size=world, device=runtime.device, to_device=runtime.to_device)
 
 
-def plan_of(micro_size: int, world: int = 1, *, samples: int = 60, seed: int = 0, duration: str = "2 epochs") -> Plan:
+def plan_of(
+    micro_size: int, world: int = 1, *, samples: int = 60, seed: int = SEED, duration: str = "2 epochs"
+) -> Plan:
     config = Config(
         run=RunConfig(seed=seed),
         batch=BatchConfig(global_size=GLOBAL, micro_size=micro_size),
@@ -110,10 +113,11 @@ def test_stream_is_that_of_the_keys(pictures: dict[str, Subset], reference: list
     assert isinstance(source, FileSource)
     crop = TrainingTransform(SIDE, 0.35)
     cropped = [
-        crop(source.image(i), key(0, Purpose.SAMPLE, e, i)) for e, i in zip(epoch.tolist(), index.tolist(), strict=True)
+        crop(source.image(i), key(SEED, Purpose.SAMPLE, e, i))
+        for e, i in zip(epoch.tolist(), index.tolist(), strict=True)
     ]
-    offsets = torch.from_numpy(np.floor(uniform(keys(0, Purpose.SHIFT, epoch, index), 2) * 5).astype(np.int64) - 2)
-    mirrored = torch.from_numpy(uniform(keys(0, Purpose.FLIP, epoch, index)) < 0.5)
+    offsets = torch.from_numpy(np.floor(uniform(keys(SEED, Purpose.SHIFT, epoch, index), 2) * 5).astype(np.int64) - 2)
+    mirrored = torch.from_numpy(uniform(keys(SEED, Purpose.FLIP, epoch, index)) < 0.5)
     assert {int(offset) for offset in offsets.flatten()} == {-2, -1, 0, 1, 2}
     assert 0 < mirrored.sum() < GLOBAL
     images = normalise(
@@ -123,7 +127,7 @@ def test_stream_is_that_of_the_keys(pictures: dict[str, Subset], reference: list
         "images": images,
         "targets": torch.from_numpy(source.labels[index]),
         "ids": torch.from_numpy(index),
-        "drop_path": torch.from_numpy(uniform(keys(0, Purpose.DROP_PATH, epoch, index), DEPTH, 2)),
+        "drop_path": torch.from_numpy(uniform(keys(SEED, Purpose.DROP_PATH, epoch, index), DEPTH, 2)),
     }
     assert_same(reference[BORDER], expected)
 
@@ -192,14 +196,14 @@ def test_seeds_of_the_forward_pass_are_those_of_the_micro_batch(pictures: dict[s
         [batch.seed for batch in global_batch(streams_of(pictures["train"], runtime, plan_of(4, world)), BORDER)]
         for world in (1, 3)
     )
-    assert alone == many == [key(0, Purpose.FORWARD, BORDER, number) >> 1 for number in range(3)]
+    assert alone == many == [key(SEED, Purpose.FORWARD, BORDER, number) >> 1 for number in range(3)]
     assert all(0 <= seed < 2**63 for seed in alone)
 
 
 def test_another_seed_draws_another_stream(
     pictures: dict[str, Subset], runtime: Runtime, reference: list[dict[str, Tensor]]
 ) -> None:
-    other = samples(global_batch(streams_of(pictures["train"], runtime, plan_of(12, seed=1)), 0))
+    other = samples(global_batch(streams_of(pictures["train"], runtime, plan_of(12, seed=SEED + 1)), 0))
     assert other["ids"].tolist() != reference[0]["ids"].tolist()
     assert not torch.equal(other["drop_path"], reference[0]["drop_path"])
 
@@ -325,3 +329,13 @@ def test_evaluation_of_a_part(runtime: Runtime) -> None:
     assert weights.tolist() == [1, 1, 1, 0]
     assert targets[:3].tolist() == source.labels[[7, 3, 21]].tolist()
     np.testing.assert_allclose(images[:3].numpy(), source.pixels[[7, 3, 21]] / 255, rtol=1e-6)
+
+
+def test_a_bad_image_in_a_worker_is_one_line(tmp_path: Path, runtime: Runtime) -> None:
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "a.png").write_bytes(b"x")
+    split = read_folder(tmp_path).splits["train"]
+    one = EvaluationStream(split, Form(8, (0.5,) * 3, (0.5,) * 3), runtime, batch_size=2, workers=1)
+    with pytest.raises(UserError, match=f"^{tmp_path}/dog/a.png: cannot be decoded [^\n]*: mend or remove the file$"):
+        list(one)
+    one.close()

@@ -10,8 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vit_dist.config import LossConfig, UserError
+from vit_dist.config import LossConfig
 from vit_dist.losses import build_loss, cross_entropy
+from vit_dist.values import UserError
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (6, 4))
 TARGETS = np.array([0, 3, 1, 1, 2, 0])

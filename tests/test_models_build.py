@@ -11,8 +11,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vit_dist.config import ModelConfig, UserError
+from vit_dist.config import ModelConfig
 from vit_dist.models.build import Preprocessing, build_model, drop_path_depth, forward_flops, preprocessing
+from vit_dist.values import UserError
 
 TINY = ModelConfig(patch_size=2, width=16, depth=2, heads=2)
 MODULE = """
@@ -174,3 +175,14 @@ def test_preprocessing_of_timm_models() -> None:
     assert preprocessing(ModelConfig(name="timm/deit_tiny_patch16_224")) == imagenet
     assert preprocessing(ModelConfig(name="vit_tiny")) is None
     assert preprocessing(ModelConfig(name="models_of_mine:build")) is None
+
+
+def test_a_timm_model_whose_patches_do_not_divide_the_image() -> None:
+    with pytest.raises(UserError) as caught:
+        build_model(ModelConfig(name="timm/vit_tiny_patch16_224"), classes=3, channels=3, image_size=30, seed=0)
+    assert str(caught.value) == ("data.image_size: timm/vit_tiny_patch16_224 has patches of 16 pixels: set 32, not 30")
+
+
+def test_a_function_that_takes_other_arguments() -> None:
+    with pytest.raises(UserError, match=r"^model.name: json:dumps was called with classes, channels, image_size and"):
+        build_model(ModelConfig(name="json:dumps"), classes=3, channels=3, image_size=32, seed=0)

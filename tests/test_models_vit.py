@@ -129,12 +129,16 @@ def test_drop_path_rises_linearly_and_each_block_reads_its_own_draws() -> None:
         del first_only.blocks[1:]
         torch.testing.assert_close(everything_dropped, first_only(images()), rtol=1e-12, atol=1e-12)
 
-        # 0.3 is below the rates of the last two blocks alone; the others are scaled.
-        draws = torch.full((3, 5, 2), 0.3, dtype=torch.float64)
+        # The rates are 0, 1/8, 1/4, 3/8, 1/2: the second block and the last one's MLP are dropped.
+        draws = torch.tensor([0.0, 0.1, 0.9, 0.9, 0.4], dtype=torch.float64)[None, :, None].repeat(3, 1, 2)
+        draws[:, 4, 0] = 0.5
+        scales = [(1, 1), (0, 0), (1 / 0.75, 1 / 0.75), (1 / 0.625, 1 / 0.625), (2, 0)]
+        assert model.cls_token is not None
         x = torch.cat([model.cls_token.expand(3, -1, -1), model.patch_embed(images())], dim=1) + model.pos_embed
-        for block, scale in zip(model.blocks, [1, 1 / 0.875, 1 / 0.75, 0, 0], strict=True):
-            x = x + scale * block.attn(block.norm1(x))
-            x = x + scale * block.mlp(block.norm2(x))
+        blocks: Any = model.blocks
+        for block, (attention, mlp) in zip(blocks, scales, strict=True):
+            x = x + attention * block.attn(block.norm1(x))
+            x = x + mlp * block.mlp(block.norm2(x))
         torch.testing.assert_close(model(images(), draws), model.head(model.norm(x)[:, 0]), rtol=1e-12, atol=1e-12)
 
 
@@ -222,8 +226,20 @@ def test_patches_are_the_convolution_row_by_row() -> None:
 
 
 def test_every_field_of_the_config_reaches_the_model() -> None:
-    config = ModelConfig(name="vit_small", patch_size=4, width=32, depth=3, heads=4, mlp_ratio=3, pool="mean",
-                         position="sincos", norm_eps=0.125, dropout=0.1, attention_dropout=0.2, drop_path=0.4)  # fmt: skip
+    config = ModelConfig(
+        name="vit_small",
+        patch_size=4,
+        width=32,
+        depth=3,
+        heads=4,
+        mlp_ratio=3,
+        pool="mean",
+        position="sincos",
+        norm_eps=0.125,
+        dropout=0.1,
+        attention_dropout=0.2,
+        drop_path=0.4,
+    )
     model = build_model(config, classes=7, channels=2, image_size=12, seed=0)
     assert isinstance(model, ViT)
     block: Any = model.blocks[2]

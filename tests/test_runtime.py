@@ -11,16 +11,15 @@ import pytest
 import torch
 
 from tests.processes import run_world
-from vit_dist import runtime as room
-from vit_dist.config import RunConfig, UserError
+from vit_dist.config import RunConfig
+from vit_dist.launch import available_cores
 from vit_dist.runtime import Runtime
+from vit_dist.values import UserError
 
 
-def test_precision_that_would_not_be_what_it_says_is_refused() -> None:
+def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(UserError, match=r"^train.precision: fp16 needs a CUDA GPU: set bf16 or fp32$"):
         Runtime(RunConfig(device="cpu"), "fp16")
-    assert room.resolve_precision("auto", cpu=True) == "fp32"
-    assert room.resolve_precision("bf16", cpu=True) == "bf16"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -29,37 +28,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         Runtime(RunConfig(device="cuda"))
 
 
-def test_worlds_that_disagree_are_refused() -> None:
-    launched = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
-    with pytest.raises(UserError, match=r"^accelerate launch was asked for several processes"):
-        room.check_launch(launched)
-    room.check_launch({**launched, "WORLD_SIZE": "2"})
-    room.check_launch({"MASTER_ADDR": "a cluster's script exports this"})
-    with pytest.raises(UserError, match=r"^the launcher started 2 processes and 1 found each other: see WORLD_SIZE$"):
-        room.check_world({"WORLD_SIZE": "2"}, 1)
-
-
-def test_cores_are_those_that_the_control_group_gives(tmp_path: Path) -> None:
-    assert room.cgroup_quota(tmp_path) is None
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert room.cgroup_quota(tmp_path) is None
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("350000\n")
-    assert room.cgroup_quota(tmp_path) == 3.5
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert room.cgroup_quota(tmp_path) == 1.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert room.cgroup_quota(tmp_path) is None
-    assert 1 <= room.available_cores() <= (os.cpu_count() or 1)
-
-
 def test_threads_are_set_and_can_be_chosen() -> None:
     runtime = Runtime(RunConfig(device="cpu", threads=1))
     assert (runtime.threads, torch.get_num_threads()) == (1, 1)
     runtime.end()
     runtime = Runtime(RunConfig(device="cpu"))
-    assert torch.get_num_threads() == runtime.threads == room.available_cores()
+    assert torch.get_num_threads() == runtime.threads == available_cores()
     assert (runtime.rank, runtime.world_size, runtime.precision) == (0, 1, "fp32")
     runtime.end()
 

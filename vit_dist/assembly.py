@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from vit_dist import __version__
-from vit_dist.config import Config, UserError
+from vit_dist.config import Config
 from vit_dist.console import Console, big
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data
@@ -33,8 +33,10 @@ from vit_dist.runtime import FolderLock, Runtime
 from vit_dist.schedules import build_schedule
 from vit_dist.session import Session, versions
 from vit_dist.state import TrainState
-from vit_dist.telemetry import Clock, Journal, Meter, Trackers, matmul_flops, place, read_metrics
+from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_metrics
+from vit_dist.trackers import Trackers
 from vit_dist.update import Updater
+from vit_dist.values import UserError
 
 
 def build(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vit_dist.config import UserError
+from vit_dist.values import UserError
 
 MANIFEST = "manifest.json"
 _SEPARATOR = "/"

@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from vit_dist import __version__
-from vit_dist.config import RECIPES, Config, UserError
+from vit_dist.config import RECIPES, Config
+from vit_dist.values import UserError
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 
@@ -107,14 +108,7 @@ def parse(arguments: Sequence[str]) -> Config | None:
     except argparse.ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from None
     flat = {key: value for key, value in vars(space.as_flat()).items() if "." in key and value not in (_UNSET, {})}
-    overrides: dict[str, Any] = {}
-    for key, value in flat.items():
-        section, field, *rest = key.split(".")
-        if rest:
-            overrides.setdefault(f"{section}.{field}", {})[".".join(rest)] = value
-        else:
-            overrides[key] = value
-    config = Config.load(recipe, overrides)
+    config = Config.load(recipe, flat)
     if space.print_config:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
         return None
@@ -133,6 +127,7 @@ def _parser() -> ArgumentParser:
         description=f"Trains a Vision Transformer. --config takes a shipped recipe ({recipes}) or a YAML file; "
         "without one, digits, or folder where data.root is set.",
         exit_on_error=False,
+        print_config=None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="RECIPE|FILE", help="where the run's fields come from")
@@ -142,10 +137,12 @@ def _parser() -> ArgumentParser:
         group = group or parser.add_argument_group(flag.split(".")[0])
         default = "" if field.default is dataclasses.MISSING else field.default
         text = "empty" if default in ("", (), None, {}) else f"{default}"
+        nested = get_origin(kind) is dict
         group.add_argument(
             f"--{flag}",
-            type=dict[str, Any] if str(kind).startswith("dict") else Any,
-            default=_UNSET if not str(kind).startswith("dict") else {},
+            # A text stays as it was typed; what else there is, YAML reads and the config checks.
+            type=str if kind is str or get_origin(kind) is Literal else dict[str, Any] if nested else Any,
+            default={} if nested else _UNSET,
             metavar="X",
             help=f"{field.metadata['meaning']} (default: {text})".replace("%", "%%"),
         )

@@ -6,26 +6,17 @@ Standard library only, but for PyYAML inside `Config.load`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
-import importlib
 import json
-import math
-import os
-import re
-import sys
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_type_hints
+
+from vit_dist import validation
+from vit_dist.values import UserError, coerce, describe, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-class UserError(ValueError):
-    """A person's mistake: one clear line for each problem, shown without a traceback, exit code 2."""
 
 
 def option(default: Any, meaning: str, *, free: bool = False) -> Any:
@@ -64,7 +55,7 @@ class ModelConfig:
     norm_eps: float = option(1e-6, "epsilon of LayerNorm")
     dropout: float = option(0.0, "dropout on positions, attention's projection and MLP, 0 to 1")
     attention_dropout: float = option(0.0, "dropout on attention's weights, 0 to 1")
-    drop_path: float = option(0.0, "drop-path of the last block, from 0 at the first, 0 to 1 (keyed)")
+    drop_path: float = option(0.0, "drop-path of the last block, from 0 at the first, below 1 (keyed)")
     args: dict[str, Any] = option({}, "keyword arguments handed to timm/NAME or package.module:function")
 
 
@@ -167,7 +158,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises `UserError` with every problem of the fields, a line each."""
-        problems = list(_problems(self))
+        problems = list(validation.problems(self))
         if problems:
             raise UserError("\n".join(problems))
 
@@ -175,19 +166,26 @@ class Config:
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
         """The config of a recipe's name or a YAML file, with dotted overrides on top.
 
-        Without a recipe: `folder` where the overrides set `data.root` or `data.name`, else `digits`.
+        Without a recipe: the one named like the overrides' `data.name`, `folder` where they set `data.root` or
+        another `data.name`, else `digits`.
         Raises `UserError` with all that is wrong, a line each.
         """
         overrides = dict(overrides or {})
         if recipe is None:
-            recipe = "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
+            named = str(overrides.get("data.name", ""))
+            others = "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
+            recipe = named if (RECIPES / f"{named}.yaml").is_file() else others
         path = find_recipe(recipe)
         values = read_yaml(path)
         for key, value in overrides.items():
             section, _, name = key.partition(".")
-            if not name or not isinstance(values.setdefault(section, {}), dict):
+            if values.get(section) is None:
+                values[section] = {}
+            fields = values[section]
+            if not name or not isinstance(fields, dict):
                 raise UserError(f"{key}: no such field; write it as section.field, as in optimizer.lr")
-            values[section][name] = value
+            both = isinstance(value, Mapping) and isinstance(fields.get(name), Mapping)
+            fields[name] = {**fields[name], **value} if both else value
         config = cls.from_dict(values)
         if not config.run.name and not config.run.dir:
             name = f"{path.stem}-{config.identity()}"
@@ -218,9 +216,9 @@ class Config:
                     problems.append(f"{name}.{key}: no such field{nearest(str(key), hints)}")
                     continue
                 try:
-                    section[key] = _coerce(value, hints[key])
-                except (TypeError, ValueError):
-                    problems.append(f"{name}.{key}: must be {_describe(hints[key])}, not {value!r}")
+                    section[key] = coerce(value, hints[key])
+                except (TypeError, ValueError, OverflowError):
+                    problems.append(f"{name}.{key}: must be {describe(hints[key])}, not {value!r}")
             sections[name] = kind(**section)
         try:
             config = cls(**sections)
@@ -256,23 +254,6 @@ class Config:
         return Path(self.run.dir or f"runs/{self.run.name or f'{self.data.name}-{self.identity()}'}")
 
 
-@dataclass(frozen=True)
-class Length:
-    """A length of time: an amount of a unit (epochs, updates, samples or %)."""
-
-    amount: Fraction
-    unit: str
-
-    @classmethod
-    def parse(cls, text: str) -> Length:
-        """Of "20 epochs", 20epochs, "5000 updates", "1e6 samples" or "5%". Raises ValueError."""
-        match = re.fullmatch(r"\s*([0-9.]+(?:[eE]\+?[0-9]+)?)\s*(epochs?|updates?|samples?|%)\s*", str(text))
-        if not match:
-            raise ValueError(f"not a length of time: {text!r}")
-        unit = match[2]
-        return cls(Fraction(match[1]), unit if unit == "%" or unit.endswith("s") else unit + "s")
-
-
 def find_recipe(recipe: str | Path) -> Path:
     """The YAML file of a shipped recipe's name or of a path. Raises UserError."""
     shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
@@ -297,179 +278,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold sections such as `optimizer:` with fields below them")
     return values
-
-
-def nearest(name: str, known: Any) -> str:
-    """` (did you mean X?)` where something known is near, else the known names."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else f"; known: {', '.join(known)}"
-
-
-def _coerce(value: Any, kind: Any) -> Any:
-    """`value` as `kind`, reading numbers from text as YAML's 3e-4 needs; raises where it does not fit."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        for choice in args:
-            try:
-                return _coerce(value, choice)
-            except (TypeError, ValueError):
-                continue
-        raise TypeError
-    if origin is Literal:
-        if value in args and isinstance(value, str):
-            return value
-        raise ValueError
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        return tuple(_coerce(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise TypeError
-        return dict(value)
-    if kind is type(None):
-        if value is None or value == "":
-            return None
-        raise TypeError
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise TypeError
-    if isinstance(value, bool) or value is None:
-        raise TypeError
-    if kind is int:
-        number = float(value)
-        if not number.is_integer():
-            raise ValueError
-        return int(value) if isinstance(value, (int, str)) and not _has_point(value) else int(number)
-    if kind is float:
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError
-        return number
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    raise TypeError
-
-
-def _has_point(value: int | str) -> bool:
-    return isinstance(value, str) and not value.strip().lstrip("+-").isdigit()
-
-
-def _describe(kind: Any) -> str:
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_describe(choice) for choice in args)
-    if origin is Literal:
-        return " or ".join(args)
-    if origin is tuple:
-        return f"a list of {'numbers' if args[0] is float else 'texts'}" + (
-            "" if args[-1] is Ellipsis else f", {len(args)} of them"
-        )
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "empty"}
-    return names.get(kind, "fields with values")
-
-
-def _problems(config: Config) -> Iterator[str]:
-    """Every field out of its range and every contradiction between fields, with the fix."""
-    model, data, batch, optimizer = config.model, config.data, config.batch, config.optimizer
-    fractions = {
-        "model.dropout": model.dropout,
-        "model.attention_dropout": model.attention_dropout,
-        "model.drop_path": model.drop_path,
-        "augment.crop_min": config.augment.crop_min,
-        "augment.flip": config.augment.flip,
-        "loss.label_smoothing": config.loss.label_smoothing,
-        "schedule.cooldown_end": config.schedule.cooldown_end,
-    }
-    for name, value in fractions.items():
-        if not 0 <= value <= 1:
-            yield f"{name}: must be between 0 and 1, not {value}"
-    positive = {
-        "model.patch_size": model.patch_size,
-        "model.mlp_ratio": model.mlp_ratio,
-        "model.norm_eps": model.norm_eps,
-        "batch.global_size": batch.global_size,
-        "batch.micro_size": batch.micro_size,
-        "optimizer.lr": optimizer.lr,
-        "evaluate.batch_size": config.evaluate.batch_size,
-        "checkpoint.keep": config.checkpoint.keep,
-    }
-    for name in ("width", "depth", "heads"):
-        if getattr(model, name) is not None:
-            positive[f"model.{name}"] = getattr(model, name)
-    if config.run.threads != "auto":
-        positive["run.threads"] = config.run.threads
-    for name, value in positive.items():
-        if value <= 0:
-            yield f"{name}: must be above 0, not {value}"
-    at_least_zero = {
-        "run.seed": config.run.seed,
-        "data.image_size": data.image_size,
-        "data.workers": 0 if data.workers == "auto" else data.workers,
-        "augment.shift": config.augment.shift,
-        "optimizer.weight_decay": optimizer.weight_decay,
-        "optimizer.clip_norm": optimizer.clip_norm,
-    }
-    for name, value in at_least_zero.items():
-        if value < 0:
-            yield f"{name}: must be 0 or more, not {value}"
-    if not 0 <= data.val_fraction <= 0.5:
-        yield f"data.val_fraction: must be between 0 and 0.5, not {data.val_fraction}"
-    if batch.micro_size % 2:
-        yield f"batch.micro_size: must be even, not {batch.micro_size}: set {batch.micro_size + 1}"
-    if data.image_size > 0 and model.patch_size > 0 and not model.name.startswith("timm/") and ":" not in model.name:
-        yield from image_problems(model.patch_size, data.image_size)
-    if model.width and model.heads and model.heads > 0 and model.width % model.heads:
-        yield f"model.width: {model.width} is not divisible by model.heads {model.heads}"
-    if model.position == "sincos" and model.width and model.width % 4:
-        yield f"model.width: {model.width} must be divisible by 4 with model.position sincos"
-    if model.args and not model.name.startswith("timm/") and ":" not in model.name:
-        yield f"model.args: only for timm/NAME and package.module:function; {model.name} has its own fields"
-    if len(data.mean) != len(data.std):
-        yield f"data.std: has {len(data.std)} values where data.mean has {len(data.mean)}: give both per channel"
-    if any(value <= 0 for value in data.std):
-        yield f"data.std: must be above 0, not {list(data.std)}"
-    if not all(0 <= beta < 1 for beta in optimizer.betas):
-        yield f"optimizer.betas: must be at least 0 and below 1, not {list(optimizer.betas)}"
-    lengths = {
-        "train.duration": config.train.duration,
-        "schedule.warmup": config.schedule.warmup,
-        "schedule.cooldown": config.schedule.cooldown,
-        "evaluate.every": config.evaluate.every,
-        "checkpoint.every": config.checkpoint.every,
-        "log.every": config.log.every,
-    }
-    for name, text in lengths.items():
-        try:
-            length = Length.parse(text)
-        except ValueError:
-            yield f'{name}: a length with its unit, as "20 epochs", "5000 updates", "1e6 samples" or "5%", not {text!r}'
-            continue
-        if name == "train.duration" and length.unit == "%":
-            yield f"{name}: needs epochs, updates or samples, not a part of itself ({text!r})"
-        if length.amount == 0 and not name.startswith("schedule."):
-            yield f"{name}: must be above 0, not {text!r}"
-
-
-def image_problems(patch_size: int, image_size: int) -> Iterator[str]:
-    """What is wrong with an image of that side for patches of that side."""
-    if image_size % patch_size:
-        near = [size for size in range(1, image_size + 1) if image_size % size == 0]
-        best = min(near, key=lambda size: abs(size - patch_size))
-        yield (
-            f"model.patch_size: {patch_size} does not divide an image of {image_size} pixels: "
-            f"set model.patch_size {best} or data.image_size {max(1, round(image_size / patch_size)) * patch_size}"
-        )
-
-
-def import_function(path: str, name: str) -> Any:
-    """The object at "package.module:function", looked for in the working folder too. Raises UserError with `name`."""
-    module, _, attribute = path.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{name}: {path} cannot be imported: {error}; write it as package.module:function") from None

@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
 def big(value: float) -> str:
     """A count for people: 1.8 M, 62.1 M, 17.6 G."""
     for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= limit:
+        if value >= 0.9995 * limit:
             return f"{value / limit:.3g}{unit}"
     return f"{value:.0f}"
 

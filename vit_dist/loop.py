@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vit_dist import checkpoint
 from vit_dist.assembly import build
-from vit_dist.config import Config, UserError
+from vit_dist.config import Config
 from vit_dist.console import Console, duration
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import Data
@@ -25,6 +25,7 @@ from vit_dist.session import Session
 from vit_dist.state import Best
 from vit_dist.telemetry import Line, place, read_json, read_metrics, write_json
 from vit_dist.update import at_least_float32
+from vit_dist.values import UserError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 
-from vit_dist.config import LossConfig, UserError, import_function, nearest
+from vit_dist.config import LossConfig
+from vit_dist.values import UserError, import_function, nearest
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

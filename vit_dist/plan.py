@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_dist.config import Config, Length, UserError
+from vit_dist.config import Config
+from vit_dist.values import Length, UserError
 
 Ints = NDArray[np.int64]
 Keys = NDArray[np.uint64]

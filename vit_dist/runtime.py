@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 import threading
@@ -25,10 +24,18 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vit_dist.config import RunConfig, UserError
+from vit_dist.config import RunConfig
+from vit_dist.launch import (
+    available_cores,
+    check_launch,
+    check_world,
+    overruled,
+    require_device,
+    resolve_precision,
+)
+from vit_dist.values import UserError
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-_LAUNCHED_BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
 
 
 class Runtime:
@@ -281,66 +288,3 @@ class FolderLock:
     def release(self) -> None:
         """Frees the folder."""
         self._file.close()
-
-
-def check_launch(environ: Mapping[str, str]) -> None:
-    """Refuses a launch that quietly starts one process where several were asked for. Raises UserError."""
-    if _LAUNCHED_BY_ACCELERATE in environ and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ:
-        raise UserError(
-            "accelerate launch was asked for several processes or machines and started a single one: "
-            "use --config_file accelerate_configs/multi_gpu.yaml (it runs on CPUs too), not --cpu or MULTI_CPU"
-        )
-
-
-def check_world(environ: Mapping[str, str], world_size: int) -> None:
-    """The world that runs must be the world that was asked for. Raises UserError."""
-    asked = int(environ.get("WORLD_SIZE", "1"))
-    if asked != world_size:
-        raise UserError(f"the launcher started {asked} processes and {world_size} found each other: see WORLD_SIZE")
-
-
-def overruled(environ: Mapping[str, str], precision: str) -> Iterator[str]:
-    """What the launcher was told and the config decides otherwise."""
-    told = environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if told not in ("no", precision):
-        yield f"the launcher's mixed_precision {told} is not used: train.precision decides, {precision}"
-    steps = environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps != "1":
-        yield f"the launcher's gradient_accumulation_steps {steps} is not used: batch.global_size and micro_size decide"
-
-
-def require_device(name: str) -> None:
-    """Raises UserError where the device is not there."""
-    present = torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
-    if not present:
-        raise UserError(f"run.device: no {name} device here: set run.device auto or cpu")
-
-
-def resolve_precision(precision: str, *, cpu: bool) -> str:
-    """fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32. Raises UserError."""
-    if precision == "auto":
-        return "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "fp32"
-    if precision == "fp16" and (cpu or not torch.cuda.is_available()):
-        raise UserError("train.precision: fp16 needs a CUDA GPU: set bf16 or fp32")
-    return precision
-
-
-def available_cores() -> int:
-    """CPU cores that affinity and the cgroup's quota allow."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
-    quota = cgroup_quota(Path("/sys/fs/cgroup"))
-    return max(1, min(cores, math.floor(quota))) if quota else cores
-
-
-def cgroup_quota(root: Path) -> float | None:
-    """Cores that the control group's CPU quota gives (version 2 or 1); None without one."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (root / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        return quota_us / int((root / "cpu/cpu.cfs_period_us").read_text()) if quota_us > 0 else None
-    return None

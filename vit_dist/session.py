@@ -6,6 +6,7 @@ import dataclasses
 import os
 import platform
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from vit_dist import __version__, checkpoint
-from vit_dist.config import Config, UserError
+from vit_dist.config import Config
 from vit_dist.console import Console
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
@@ -21,8 +22,10 @@ from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.plan import Plan
 from vit_dist.runtime import FolderLock, Runtime
 from vit_dist.state import Best, TrainState
-from vit_dist.telemetry import Clock, Journal, Line, Meter, Trackers, place, write_json
+from vit_dist.telemetry import Clock, Journal, Line, Meter, place, write_json
+from vit_dist.trackers import Trackers
 from vit_dist.update import Updater
+from vit_dist.values import UserError
 
 
 @dataclass
@@ -163,11 +166,9 @@ class Session:
 
 def versions() -> dict[str, str]:
     """What made the numbers."""
-    import accelerate
-
     return {
         "vit_dist": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "accelerate": accelerate.__version__,
+        "accelerate": version("accelerate"),
     }

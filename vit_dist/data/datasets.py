@@ -9,6 +9,7 @@ import os
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_dist.config import DataConfig, UserError, nearest
+from vit_dist.config import DataConfig
 from vit_dist.data.sources import Data, MemorySource, keyed_split, read_folder, whole, with_val
+from vit_dist.values import UserError, nearest
 
 
 def open_data(config: DataConfig) -> Data:
@@ -85,7 +87,7 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, dimensions]):

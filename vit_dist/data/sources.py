@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from vit_dist.config import UserError
 from vit_dist.plan import Ints, Purpose, key, permute
+from vit_dist.values import UserError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -45,7 +45,7 @@ class FileSource:
         try:
             with Image.open(path) as image:
                 return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: cannot be decoded ({error}): mend or remove the file") from None
 
 
@@ -130,9 +130,15 @@ def _files(folder: Path, classes: Sequence[str]) -> FileSource:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _EXTENSIONS)
+        found = sorted(path for path in (folder / name).rglob("*") if _is_image(path.relative_to(folder), folder))
         paths += found
         labels += [label] * len(found)
     if not paths:
         raise UserError(f"data.root: no images in {folder} (looked for {', '.join(sorted(_EXTENSIONS))})")
     return FileSource(paths, np.asarray(labels, np.int64))
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    """By its extension; hidden files and folders, and folders that are named like images, are not."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() in _EXTENSIONS and (folder / path).is_file()

@@ -23,6 +23,7 @@ from vit_dist.data.transforms import EvaluationTransform, Transform, training_tr
 from vit_dist.plan import Ints, Keys, Plan, Purpose, Slots, evaluation_slots, key, keys, uniform
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
+from vit_dist.values import UserError
 
 Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -39,8 +40,11 @@ class Form:
     drop_path_depth: int = 0
 
 
-class Reader(Dataset[Read]):
-    """Reads one micro-batch: slots → (pixels uint8, labels, ids, epochs, weights), all on the host."""
+class Reader(Dataset[Read | str]):
+    """Reads one micro-batch: slots → (pixels uint8, labels, ids, epochs, weights), all on the host.
+
+    A person's mistake comes back as its text: raised in a worker, it would arrive inside torch's traceback.
+    """
 
     def __init__(self, subset: Subset, transform: Transform | None, seed: int) -> None:
         """transform: of decoded images; None for images in memory."""
@@ -48,13 +52,16 @@ class Reader(Dataset[Read]):
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, slots: Slots) -> Read:
+    def __getitem__(self, slots: Slots) -> Read | str:
         ids = self.subset.indices[slots.index]
         source = self.subset.source
         if isinstance(source, MemorySource):
             pixels = torch.from_numpy(source.pixels[ids])
         else:
-            pixels = self._decoded(source, ids, keys(self.seed, Purpose.SAMPLE, slots.epoch, ids))
+            try:
+                pixels = self._decoded(source, ids, keys(self.seed, Purpose.SAMPLE, slots.epoch, ids))
+            except UserError as error:
+                return str(error)
         labels = torch.from_numpy(source.labels[ids])
         return pixels, labels, torch.from_numpy(ids), torch.from_numpy(slots.epoch), torch.from_numpy(slots.weight)
 
@@ -88,7 +95,7 @@ class Stream:
         self.workers = 0 if in_memory else workers
         transform = None if in_memory else training_transform(augment, form.image_size)
         self._reader = Reader(subset, transform, plan.seed)
-        self._reads: Iterator[Read] | None = None
+        self._reads: Iterator[Read | str] | None = None
         self._mean = torch.tensor(form.mean, device=runtime.device)
         self._std = torch.tensor(form.std, device=runtime.device)
 
@@ -98,7 +105,7 @@ class Stream:
             self._reads = iter(loader(self._reader, self._slots(position), self.workers, self.runtime))
         for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
             start = time.perf_counter()
-            batch = self._batch(next(self._reads), position, micro_batch)
+            batch = self._batch(whole_read(next(self._reads)), position, micro_batch)
             self.wait_seconds += time.perf_counter() - start
             yield batch
 
@@ -148,7 +155,7 @@ class EvaluationStream:
         slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
         in_memory = isinstance(subset.source, MemorySource)
         reader = Reader(subset, None if in_memory else EvaluationTransform(form.image_size), 0)
-        self._reads: DataLoader[Read] | None = loader(reader, slots, 0 if in_memory else workers, runtime)
+        self._reads: DataLoader[Read | str] | None = loader(reader, slots, 0 if in_memory else workers, runtime)
         self._mean = torch.tensor(form.mean, device=runtime.device)
         self._std = torch.tensor(form.std, device=runtime.device)
 
@@ -160,12 +167,20 @@ class EvaluationStream:
         """(images, targets, weights) on the device."""
         assert self._reads is not None, "closed"
         to_device = self.runtime.to_device
-        for pixels, labels, _, _, weights in self._reads:
+        for read in self._reads:
+            pixels, labels, _, _, weights = whole_read(read)
             images = normalise(to_device(pixels), self.form.image_size, self._mean, self._std)
             yield images, to_device(labels), to_device(weights)
 
 
-def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtime) -> DataLoader[Read]:
+def whole_read(read: Read | str) -> Read:
+    """What a reader read. Raises the UserError whose text came instead."""
+    if isinstance(read, str):
+        raise UserError(read)
+    return read
+
+
+def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtime) -> DataLoader[Read | str]:
     """Micro-batches in the order of `slots`, read by `workers` processes that live as long as the loader."""
     return DataLoader(
         reader,

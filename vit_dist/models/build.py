@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_dist.config import ModelConfig, UserError, image_problems, import_function
+from vit_dist.config import ModelConfig
 from vit_dist.models.vit import PRESETS, ViT
 from vit_dist.plan import Purpose, key
+from vit_dist.validation import image_problems
+from vit_dist.values import UserError, import_function
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,17 @@ class Preprocessing:
 def build_model(config: ModelConfig, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
     """The model on the CPU in float32, its initial weights a function of `seed` alone. Raises UserError."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, Purpose.INIT) >> 1)
+        torch.default_generator.manual_seed(key(seed, Purpose.INIT) >> 1)
         if config.name.startswith("timm/"):
             model = _timm(config, classes, channels, image_size)
         elif ":" in config.name:
             build = import_function(config.name, "model.name")
-            model = build(classes=classes, channels=channels, image_size=image_size, **config.args)
+            try:
+                model = build(classes=classes, channels=channels, image_size=image_size, **config.args)
+            except TypeError as error:
+                raise UserError(
+                    f"model.name: {config.name} was called with classes, channels, image_size and model.args: {error}"
+                ) from error
             if not isinstance(model, nn.Module):
                 raise UserError(f"model.name: {config.name} must return a torch.nn.Module, not {type(model).__name__}")
         else:
@@ -72,11 +79,12 @@ def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:
     """FLOPs of one image's forward pass, 2 per multiply-add, attention counted."""
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype))
-    model.train(training)
+    for module, training in modes.items():
+        module.training = training
     return int(counter.get_total_flops())
 
 
@@ -139,7 +147,13 @@ def _timm(config: ModelConfig, classes: int, channels: int, image_size: int) -> 
             if "img_size" not in str(error):
                 raise
             model = timm.create_model(name, **arguments)  # convolutional models take any size
-    except (TypeError, AssertionError, ValueError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise UserError(f"model.name: timm/{name} cannot be built for {image_size} pixels: {error}") from None
     assert isinstance(model, nn.Module)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and image_size % patch[0]:
+        raise UserError(
+            f"data.image_size: timm/{name} has patches of {patch[0]} pixels: "
+            f"set {max(1, round(image_size / patch[0])) * patch[0]}, not {image_size}"
+        )
     return model

@@ -1,0 +1,51 @@
+"""What the launcher and the machine give, from environments and control groups as they are found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vit_dist import launch as room
+from vit_dist.values import UserError
+
+
+def test_precision_auto_is_a_fixed_rule() -> None:
+    assert room.resolve_precision("auto", cpu=True) == "fp32"
+    assert room.resolve_precision("bf16", cpu=True) == "bf16"
+
+
+def test_what_the_launcher_was_told_in_vain_is_said() -> None:
+    told = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    assert list(room.overruled(told, "fp32")) == [
+        "the launcher's mixed_precision bf16 is not used: train.precision decides, fp32",
+        "the launcher's gradient_accumulation_steps 4 is not used: batch.global_size and micro_size decide",
+    ]
+    assert list(room.overruled({"ACCELERATE_MIXED_PRECISION": "no"}, "bf16")) == []
+    assert list(room.overruled({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16")) == []
+
+
+def test_worlds_that_disagree_are_refused() -> None:
+    launched = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
+    with pytest.raises(UserError, match=r"^accelerate launch was asked for several processes"):
+        room.check_launch(launched)
+    room.check_launch({**launched, "WORLD_SIZE": "2"})
+    room.check_launch({"MASTER_ADDR": "a cluster's script exports this"})
+    with pytest.raises(UserError, match=r"^the launcher started 2 processes and 1 found each other: see WORLD_SIZE$"):
+        room.check_world({"WORLD_SIZE": "2"}, 1)
+
+
+def test_cores_are_those_that_the_control_group_gives(tmp_path: Path) -> None:
+    assert room.cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert room.cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("350000\n")
+    assert room.cgroup_quota(tmp_path) == 3.5
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert room.cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert room.cgroup_quota(tmp_path) is None
+    assert 1 <= room.available_cores() <= (os.cpu_count() or 1)

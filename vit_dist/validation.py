@@ -1,0 +1,107 @@
+"""What is wrong with a config: every field out of its range and every contradiction, with the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vit_dist.values import Length
+
+if TYPE_CHECKING:
+    from vit_dist.config import Config
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Every field out of its range and every contradiction between fields, with the fix."""
+    model, data, batch, optimizer = config.model, config.data, config.batch, config.optimizer
+    fractions = {
+        "model.dropout": model.dropout,
+        "model.attention_dropout": model.attention_dropout,
+        "augment.crop_min": config.augment.crop_min,
+        "augment.flip": config.augment.flip,
+        "loss.label_smoothing": config.loss.label_smoothing,
+        "schedule.cooldown_end": config.schedule.cooldown_end,
+    }
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            yield f"{name}: must be between 0 and 1, not {value}"
+    if not 0 <= model.drop_path < 1:
+        yield f"model.drop_path: must be at least 0 and below 1, not {model.drop_path}"
+    if config.run.seed >= 2**63:
+        yield f"run.seed: must be below 2^63, not {config.run.seed}"
+    positive = {
+        "model.patch_size": model.patch_size,
+        "model.mlp_ratio": model.mlp_ratio,
+        "model.norm_eps": model.norm_eps,
+        "batch.global_size": batch.global_size,
+        "batch.micro_size": batch.micro_size,
+        "optimizer.lr": optimizer.lr,
+        "evaluate.batch_size": config.evaluate.batch_size,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for name in ("width", "depth", "heads"):
+        if getattr(model, name) is not None:
+            positive[f"model.{name}"] = getattr(model, name)
+    if config.run.threads != "auto":
+        positive["run.threads"] = config.run.threads
+    for name, value in positive.items():
+        if value <= 0:
+            yield f"{name}: must be above 0, not {value}"
+    at_least_zero = {
+        "run.seed": config.run.seed,
+        "data.image_size": data.image_size,
+        "data.workers": 0 if data.workers == "auto" else data.workers,
+        "augment.shift": config.augment.shift,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.clip_norm": optimizer.clip_norm,
+    }
+    for name, value in at_least_zero.items():
+        if value < 0:
+            yield f"{name}: must be 0 or more, not {value}"
+    if not 0 <= data.val_fraction <= 0.5:
+        yield f"data.val_fraction: must be between 0 and 0.5, not {data.val_fraction}"
+    if batch.micro_size % 2:
+        yield f"batch.micro_size: must be even, not {batch.micro_size}: set {batch.micro_size + 1}"
+    if data.image_size > 0 and model.patch_size > 0 and not model.name.startswith("timm/") and ":" not in model.name:
+        yield from image_problems(model.patch_size, data.image_size)
+    if model.width and model.heads and model.heads > 0 and model.width % model.heads:
+        yield f"model.width: {model.width} is not divisible by model.heads {model.heads}"
+    if model.position == "sincos" and model.width and model.width % 4:
+        yield f"model.width: {model.width} must be divisible by 4 with model.position sincos"
+    if model.args and not model.name.startswith("timm/") and ":" not in model.name:
+        yield f"model.args: only for timm/NAME and package.module:function; {model.name} has its own fields"
+    if len(data.mean) != len(data.std):
+        yield f"data.std: has {len(data.std)} values where data.mean has {len(data.mean)}: give both per channel"
+    if any(value <= 0 for value in data.std):
+        yield f"data.std: must be above 0, not {list(data.std)}"
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield f"optimizer.betas: must be at least 0 and below 1, not {list(optimizer.betas)}"
+    lengths = {
+        "train.duration": config.train.duration,
+        "schedule.warmup": config.schedule.warmup,
+        "schedule.cooldown": config.schedule.cooldown,
+        "evaluate.every": config.evaluate.every,
+        "checkpoint.every": config.checkpoint.every,
+        "log.every": config.log.every,
+    }
+    for name, text in lengths.items():
+        try:
+            length = Length.parse(text)
+        except ValueError:
+            yield f'{name}: a length with its unit, as "20 epochs", "5000 updates", "1e6 samples" or "5%", not {text!r}'
+            continue
+        if name == "train.duration" and length.unit == "%":
+            yield f"{name}: needs epochs, updates or samples, not a part of itself ({text!r})"
+        if length.amount == 0 and not name.startswith("schedule."):
+            yield f"{name}: must be above 0, not {text!r}"
+
+
+def image_problems(patch_size: int, image_size: int) -> Iterator[str]:
+    """What is wrong with an image of that side for patches of that side."""
+    if image_size % patch_size:
+        near = [size for size in range(1, image_size + 1) if image_size % size == 0]
+        best = min(near, key=lambda size: abs(size - patch_size))
+        yield (
+            f"model.patch_size: {patch_size} does not divide an image of {image_size} pixels: "
+            f"set model.patch_size {best} or data.image_size {max(1, round(image_size / patch_size)) * patch_size}"
+        )
