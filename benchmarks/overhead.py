@@ -1,6 +1,6 @@
 """The whole trainer against a bare PyTorch loop of the same model, batch and precision, in turn.
 
-    python benchmarks/overhead.py [--config RECIPE] [--updates 40] [--rounds 6] [--section.field VALUE …]
+    python benchmarks/overhead.py [--config RECIPE] [--updates 10] [--rounds 20] [--section.field VALUE …]
 
 The trainer's side is `vit_dist.loop.loop` itself: stream, augmentation, exact update, logging; checkpoints and
 evaluations are left out on both sides. The bare loop indexes images that were normalised beforehand. Prints the
@@ -28,6 +28,7 @@ from vit_dist.loop import loop
 from vit_dist.resume import Resumption
 from vit_dist.runtime import Runtime
 from vit_dist.session import Session
+from vit_dist.telemetry import Clock
 
 
 class BareLoop:
@@ -68,8 +69,8 @@ class BareLoop:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=40, help="updates of one side in one round")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--updates", type=int, default=10, help="updates of one side in one round")
+    parser.add_argument("--rounds", type=int, default=20)
     own, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         total = own.updates * (own.rounds + 1)
@@ -87,20 +88,27 @@ def main() -> None:
         ratios = []
         print(f"{config.model.name}, {session.parameters:,} parameters, batch {size}, {runtime.precision}, "
               f"{runtime.device_name}, {runtime.threads} threads, torch {torch.__version__}")  # fmt: skip
-        for number in range(own.rounds + 1):
+
+        def trainer_seconds(number: int) -> float:
             session.plan = dataclasses.replace(whole, updates=own.updates * (number + 1))
             before = session.clock.seconds
             loop(session)
-            trainer = session.clock.seconds - before
-            session.clock = type(session.clock)(before + trainer)
-            session.meter.clock = session.clock
-            seconds = bare.run(own.updates)
+            after = session.clock.seconds
+            session.clock = session.meter.clock = Clock(after)
+            return after - before
+
+        for number in range(own.rounds + 1):
+            # The machine's speed drifts: who goes first changes with each round.
+            if number % 2:
+                trainer, seconds = trainer_seconds(number), bare.run(own.updates)
+            else:
+                seconds, trainer = bare.run(own.updates), trainer_seconds(number)
             if number:  # the first round warms both up
                 ratios.append(seconds / trainer)
                 print(f"round {number}: trainer {own.updates * size / trainer:8.1f} images/s, "
                       f"bare loop {own.updates * size / seconds:8.1f} images/s, ratio {ratios[-1]:.3f}")  # fmt: skip
-        low, high = min(ratios), max(ratios)
-        print(f"trainer / bare loop: {statistics.median(ratios):.3f} (median of {own.rounds}; {low:.3f} to {high:.3f})")
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"trainer / bare loop: {middle:.3f} (median of {own.rounds} rounds; quartiles {low:.3f}, {high:.3f})")
         session.close()
         runtime.end()
 

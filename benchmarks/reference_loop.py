@@ -30,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(available_cores())
     source = open_data(config.data).splits["train"].source
     assert isinstance(source, MemorySource)
-    images = ((torch.from_numpy(source.pixels) / 255) - 0.1307) / 0.3081
+    images = ((torch.from_numpy(source.pixels.copy()) / 255) - 0.1307) / 0.3081
     labels = torch.from_numpy(source.labels)
     model = build_model(config.model, classes=10, channels=1, image_size=28, seed=0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
