@@ -153,6 +153,8 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     start = next(line for line in histories[1] if line["kind"] == "start")
     assert start["world_size"] == 2
     assert start["plan"]["window"] == 2
+    assert start["all_reduce_bytes"] == 4 * start["parameters"]
+    assert start["all_reduce_calls"] == 1
 
 
 @pytest.fixture(scope="module")

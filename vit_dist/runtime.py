@@ -191,13 +191,16 @@ class Runtime:
             torch.mps.synchronize()
 
     def all_reduce_cost(self, model: nn.Module) -> tuple[int, int]:
-        """(bytes, calls) of gradient all-reduce in one update of a prepared model."""
+        """(bytes, calls) of gradient all-reduce in one update of a prepared model, after its first update.
+
+        By DDP's own rule for buckets, which it applies once it has seen in which order gradients arrive.
+        """
         if not isinstance(model, DistributedDataParallel):
             return 0, 0
-        data = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-        sizes = str(data.get("rebuilt_bucket_sizes") or data.get("initial_bucket_sizes") or "")
-        buckets = [int(size) for size in sizes.split(",") if size.strip()]
-        return sum(buckets), len(buckets)
+        parameters: list[Tensor] = [p for p in reversed(list(model.parameters())) if p.requires_grad]
+        limits = [dist._DEFAULT_FIRST_BUCKET_BYTES, model.bucket_bytes_cap]  # type: ignore[attr-defined]
+        buckets, _ = dist._compute_bucket_assignment_by_size(parameters, limits)  # type: ignore[attr-defined]
+        return sum(p.numel() * p.element_size() for p in parameters), len(buckets)
 
     def peak_memory_bytes(self) -> int:
         """The most memory used so far: the device's for CUDA, else the process's."""
