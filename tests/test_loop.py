@@ -380,3 +380,14 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
             train(digits(folder))
         other.stdin.close()
     assert str(caught.value) == f"run.dir: another process trains in {folder}: wait for it, or set another"
+
+
+def test_bf16_follows_the_curve_of_fp32(tmp_path: Path) -> None:
+    runs = [train(digits(tmp_path / name, train__precision=name, log__every="20 updates")) for name in ("fp32", "bf16")]
+    losses = [[line["loss"] for line in run.history if line["kind"] == "train"] for run in runs]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+    assert losses[1] != losses[0]
+    assert runs[1].history[0]["precision"] == "bf16"
+    # What `auto` was decided to be at the start stays, also where it would be decided otherwise now.
+    state = tmp_path / "bf16" / "checkpoints" / "last" / "state.json"
+    assert read_json(state)["precision"] == "bf16"

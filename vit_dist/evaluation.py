@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vit_dist.models.build import evaluating
 from vit_dist.runtime import Runtime
 from vit_dist.update import at_least_float32
 
@@ -35,14 +36,12 @@ def evaluate(
 ) -> Evaluation:
     """The bare model over a split of `length` samples. The stream gives equally many batches on every rank.
 
-    One all-reduce of sums at the end; the model's mode is left as it was.
+    One all-reduce of sums at the end; its modules' modes are left as they were.
     """
     start = time.perf_counter()
-    training = model.training
-    model.eval()
     sums = torch.zeros(4, device=runtime.device, dtype=runtime.sum_dtype)
     classes = 0
-    with torch.inference_mode():
+    with evaluating(model):
         for images, targets, weights in stream:
             logits = at_least_float32(model(images))
             classes = logits.shape[1]
@@ -50,7 +49,6 @@ def evaluate(
             hits = logits.topk(min(5, classes)).indices == targets[:, None]
             terms = [weights, losses * weights, hits[:, 0] * weights, hits.any(1) * weights]
             sums += torch.stack([term.sum() for term in terms])
-    model.train(training)
     seen, loss, first, fifth = runtime.sum(sums).tolist()
     assert round(seen) == length, f"{seen} of {length} samples were seen"
     return Evaluation(

@@ -19,6 +19,7 @@ from vit_dist.console import Console, duration
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
+from vit_dist.models.build import evaluating
 from vit_dist.resume import decide
 from vit_dist.runtime import Runtime
 from vit_dist.session import Session
@@ -51,9 +52,8 @@ class Run:
             raise ValueError(f"images: uint8 [n, channels, height, width], not {images.dtype} {list(images.shape)}")
         device = next(self.model.parameters()).device
         mean, std = torch.tensor(self.form.mean, device=device), torch.tensor(self.form.std, device=device)
-        self.model.eval()
         parts = []
-        with torch.inference_mode():
+        with evaluating(self.model):
             for i in range(0, len(images), batch_size):
                 pixels = torch.from_numpy(np.ascontiguousarray(images[i : i + batch_size])).to(device)
                 logits = self.model(normalise(pixels, self.form.image_size, mean, std))

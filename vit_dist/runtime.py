@@ -57,6 +57,9 @@ class Runtime:
         torch.set_num_threads(self.threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # else accelerate sets, and says, its own
         self.precision = resolve_precision(precision, cpu=cpu)
+        # fp32 is fp32 on every device: TF32 would part a GPU's curve from a CPU's by its rounding to 10 bits.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

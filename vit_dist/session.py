@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -149,7 +150,7 @@ class Session:
         if not self.runtime.is_main:
             return
         values: dict[str, Any] = {"state": state, "update": self.state.position, "pid": os.getpid()}
-        values |= {"host": platform.node(), "time": self.history[-1]["time"] if self.history else None}
+        values |= {"host": platform.node(), "time": time.time()}
         write_json(self.folder / "status.json", {**values, **({"reason": reason} if reason else {})})
 
     def close(self) -> None:

@@ -19,12 +19,12 @@ Line = dict[str, Any]
 # Dense peaks of the data sheets, in FLOP/s, without sparsity; SXM parts where a name has several.
 PEAKS: dict[str, dict[str, float]] = {
     "B200": {"bf16": 2250e12, "fp16": 2250e12},
-    "H200": {"bf16": 989e12, "fp16": 989e12, "fp32": 494.5e12},
-    "H100": {"bf16": 989e12, "fp16": 989e12, "fp32": 494.5e12},
-    "A100": {"bf16": 312e12, "fp16": 312e12, "fp32": 156e12},
-    "L40S": {"bf16": 362e12, "fp16": 362e12, "fp32": 183e12},
-    "L4": {"bf16": 121e12, "fp16": 121e12, "fp32": 60e12},
-    "A10": {"bf16": 125e12, "fp16": 125e12, "fp32": 62.5e12},
+    "H200": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
+    "H100": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
+    "A100": {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12},
+    "L40S": {"bf16": 362e12, "fp16": 362e12, "fp32": 91.6e12},
+    "L4": {"bf16": 121e12, "fp16": 121e12, "fp32": 30.3e12},
+    "A10": {"bf16": 125e12, "fp16": 125e12, "fp32": 31.2e12},
     "V100": {"fp16": 125e12, "fp32": 15.7e12},
     "T4": {"fp16": 65e12, "fp32": 8.1e12},
     "RTX 4090": {"bf16": 165e12, "fp16": 165e12, "fp32": 82.6e12},
@@ -173,7 +173,7 @@ def finite(value: float) -> float | str:
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """The data sheet's dense peak for a device and a precision (fp32: TF32 where there is one), if known."""
+    """The data sheet's dense peak for a device and a precision (fp32 without TF32), if known."""
     words = device_name.replace("-", " ")
     for name, peaks in PEAKS.items():
         if f" {name} " in f" {words} ":

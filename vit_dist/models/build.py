@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,13 +81,22 @@ def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:
     """FLOPs of one image's forward pass, 2 per multiply-add, attention counted."""
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
+    with evaluating(model), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype))
+    return int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own mode comes back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype))
-    for module, training in modes.items():
-        module.training = training
-    return int(counter.get_total_flops())
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def drop_path_depth(model: nn.Module) -> int:
