@@ -36,8 +36,8 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
         "[bold]hello[/bold]",
-        "update 40/100  epoch 1.25  loss 0.5124  lr 3.00e-04  12,346 images/s  data wait 3%  2 min 00 s left",
-        "update 100/100  epoch 1.25  loss nan  lr 3.00e-04  12,346 images/s  data wait 3%  0 s left",
+        "update 40/100  epoch 1.25  loss 0.5124  lr 3.0e-04  12,346 images/s  data wait 3%  2 min 00 s left",
+        "update 100/100  epoch 1.25  loss nan  lr 3.0e-04  12,346 images/s  data wait 3%  0 s left",
         "val at update 40 (epoch 1.25): loss 0.5124  top1 87.65 %  of 179 images in 0.6 s",
         "test at update 40 (epoch 1.25): loss 0.5124  top1 87.65 %  top5 99.00 %  of 179 images in 0.6 s  best so far",
         "  a       1",

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from vit_dist.plan import Plan
+
+_WIDTH_OF_ALL, _WIDTH_WITH_BAR = 110, 130
 
 
 class Console:
@@ -36,26 +39,28 @@ class Console:
 
     def start(self, plan: Plan, position: int) -> None:
         """Shows the progress line on a terminal."""
-        if self.speaks and sys.stdout.isatty():
-            self._live = Progress(
-                TextColumn("[bold]update"), TextColumn("{task.completed}/{task.total}"), BarColumn(20),
-                TextColumn("{task.description}"),
-            )  # fmt: skip
-            self._task = self._live.add_task("", total=plan.updates, completed=position)
-            self._live.start()
+        if not self.speaks or not sys.stdout.isatty():
+            return
+        self._live = Progress(TextColumn("{task.description}", table_column=Column(no_wrap=True)), transient=True)
+        if self._live.console.width >= _WIDTH_WITH_BAR:
+            self._live.columns = (BarColumn(16), *self._live.columns)
+        self._task = self._live.add_task("", total=plan.updates, completed=position)
+        self._live.start()
 
     def progress(self, plan: Plan, line: Mapping[str, Any]) -> None:
         """A `train` line."""
         left = (plan.updates - line["update"]) * line["update_seconds"]
         text = (
-            f"epoch {line['epoch']:.2f}  loss {_number(line['loss'])}  lr {line['lr']:.2e}  "
-            f"{line['samples_per_second']:,.0f} images/s  data wait {line['data_wait_fraction']:.0%}  "
-            f"{duration(left)} left"
+            f"update {line['update']}/{plan.updates}  epoch {line['epoch']:.2f}  loss {_number(line['loss'])}  "
+            f"lr {line['lr']:.1e}  {line['samples_per_second']:,.0f} images/s  "
+            f"data wait {line['data_wait_fraction']:.0%}  {duration(left)} left"
         )
-        if self._live is not None:
-            self._live.update(self._task, completed=line["update"], description=text)
-        else:
-            self.say(f"update {line['update']}/{plan.updates}  {text}")
+        if self._live is None:
+            self.say(text)
+            return
+        if self._live.console.width < _WIDTH_OF_ALL:
+            text = text.removeprefix("update ").replace("images/s", "img/s").replace("data wait", "wait")
+        self._live.update(self._task, completed=line["update"], description=text)
 
     def evaluation(self, line: Mapping[str, Any], *, best: bool) -> None:
         """An `eval` line."""
