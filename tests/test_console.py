@@ -12,7 +12,7 @@ from vit_dist.plan import Plan
 
 TRAIN: dict[str, Any] = {"update": 40, "epoch": 1.254, "loss": 0.51236, "lr": 3e-4, "samples_per_second": 12345.6,
                          "data_wait_fraction": 0.031, "update_seconds": 2.0}  # fmt: skip
-EVAL: dict[str, Any] = {"split": "val", "update": 40, "epoch": 1.254, "loss": 0.51236, "top1": 87.654, "top5": None,
+EVAL: dict[str, Any] = {"split": "val", "update": 40, "weights_update": 40, "epoch": 1.254, "loss": 0.51236, "top1": 87.654, "top5": None,
                         "seen": 179, "seconds": 0.56}  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def talk(console: Console) -> None:
     console.progress(plan(), TRAIN)
     console.progress(plan(), {**TRAIN, "loss": "nan", "update": 100})
     console.evaluation(EVAL, best=False)
-    console.evaluation({**EVAL, "split": "test", "top5": 99.0}, best=True)
+    console.evaluation({**EVAL, "split": "test", "weights_update": 30, "top5": 99.0}, best=True)
     console.table({"a": "1", "longer": "2"})
     console.stop()
 
@@ -38,8 +38,8 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
         "[bold]hello[/bold]",
         "update 40/100  epoch 1.25  loss 0.5124  lr 3.0e-04  12,346 images/s  data wait 3%  2 min 00 s left",
         "update 100/100  epoch 1.25  loss nan  lr 3.0e-04  12,346 images/s  data wait 3%  0 s left",
-        "val at update 40 (epoch 1.25): loss 0.5124  top1 87.65 %  of 179 images in 0.6 s",
-        "test at update 40 (epoch 1.25): loss 0.5124  top1 87.65 %  top5 99.00 %  of 179 images in 0.6 s  best so far",
+        "val, weights of update 40: loss 0.5124  top1 87.65 %  of 179 images in 0.6 s",
+        "test, weights of update 30: loss 0.5124  top1 87.65 %  top5 99.00 %  of 179 images in 0.6 s  best so far",
         "  a       1",
         "  longer  2",
     ]

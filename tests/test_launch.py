@@ -16,6 +16,7 @@ from vit_dist.telemetry import Line, read_metrics
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 SHORT = ["--train.duration", "6 updates", "--schedule.warmup", "1 updates", "--evaluate.every", "3 updates"]
+SHORT += ["--run.threads", "auto"]
 
 
 def environment() -> dict[str, str]:

@@ -270,7 +270,7 @@ def test_files_and_numbers_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert os.readlink(folder / "checkpoints" / "best") == f"update_{best['update']:08d}"
     assert summary["test"]["top1"] == evaluations[-1]["top1"]
     assert summary["final"]["top1"] == evaluations[-2]["top1"]
-    assert summary["parameters"] == sum(p.numel() for p in run.model.parameters()) if run.model else 0
+    assert summary["parameters"] == sum(p.numel() for p in run.model.parameters())
     # A finished run answers with its summary and trains no more.
     capsys.readouterr()
     again = train(config)
@@ -292,8 +292,13 @@ def test_what_python_gets_back(tmp_path: Path) -> None:
     top1 = 100 * (probabilities.argmax(1).numpy() == labels).mean()
     assert top1 == pytest.approx(run.summary["test"]["top1"])
     assert top1 > 80
-    with pytest.raises(ValueError, match=r"^images: uint8 \[n, channels, height, width\], not float32 \[1, 8, 8\]$"):
-        run.predict(np.zeros((1, 8, 8), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^images: uint8 \[n, 1, height, width\] with n above 0, not float32"):
+        run.predict(np.zeros((1, 8), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"with n above 0, not uint8 \[0, 1, 8, 8\]$"):
+        run.predict(torch.zeros(0, 1, 8, 8, dtype=torch.uint8))
+    # A finished run predicts by what it saved.
+    again = train(config)
+    assert torch.equal(again.predict(images), probabilities)
 
 
 def test_a_model_of_ones_own(tmp_path: Path) -> None:

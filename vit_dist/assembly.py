@@ -187,7 +187,9 @@ def _print_plan(session: Session, resumption: Resumption) -> None:
     plan, runtime, data, form = session.plan, session.runtime, session.data, session.form
     config, console, start = session.config, session.console, resumption.checkpoint
     console.say(f"vit_dist {__version__}: {config.run.name or session.folder.name}")
-    splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    splits = ", ".join(
+        f"{name} {len(split):,}" for name, split in sorted(data.splits.items(), key=lambda one: one[0] != "train")
+    )
     fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
     last = plan.weight(plan.updates - 1)
     short = f" (the last update has {last} samples)" if last != plan.global_size else ""

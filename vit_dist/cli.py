@@ -110,7 +110,10 @@ def parse(arguments: Sequence[str]) -> Config | None:
     flat = {key: value for key, value in vars(space.as_flat()).items() if "." in key and value not in (_UNSET, {})}
     config = Config.load(recipe, flat)
     if space.print_config:
-        print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+        values = config.to_dict()
+        if config.run.name.endswith(f"-{config.identity()}"):
+            values["run"]["name"] = ""  # it follows from the rest, also after an edit
+        print(yaml.safe_dump(values, sort_keys=False), end="")
         return None
     return config
 

@@ -66,7 +66,7 @@ class Console:
         """An `eval` line."""
         fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
         self.say(
-            f"{line['split']} at update {line['update']} (epoch {line['epoch']:.2f}): loss {line['loss']:.4f}  "
+            f"{line['split']}, weights of update {line['weights_update']}: loss {line['loss']:.4f}  "
             f"top1 {line['top1']:.2f} %{fifth}  of {line['seen']} images in {line['seconds']:.1f} s"
             + ("  best so far" if best else "")
         )

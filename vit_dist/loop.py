@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from vit_dist.console import Console, duration
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
-from vit_dist.models.build import evaluating
-from vit_dist.resume import decide
+from vit_dist.models.build import build_model, evaluating
+from vit_dist.resume import Resumption, decide
 from vit_dist.runtime import Runtime
 from vit_dist.session import Session
 from vit_dist.state import Best
@@ -31,34 +32,35 @@ from vit_dist.values import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """What `train` leaves. history: the lines of metrics.jsonl that count. summary: that of summary.json."""
+    """What `train` leaves. stopped: a signal asked it to, and there is no summary yet. history: the lines of
+    metrics.jsonl that count. summary: that of summary.json. model: with the best weights."""
 
     folder: Path
     stopped: bool
     history: list[Line]
     best: Best | None
     summary: dict[str, Any]
-    model: nn.Module | None = None
-    form: Form | None = None
+    model: nn.Module
+    form: Form
 
-    def predict(self, images: NDArray[np.uint8], batch_size: int = 256) -> Tensor:
+    def predict(self, images: NDArray[np.uint8] | Tensor, batch_size: int = 256) -> Tensor:
         """Probabilities [n, classes] of uint8 images [n, channels, height, width], by the best weights.
 
-        Raises ValueError for images of another kind, and where the run was not trained by this call.
+        Sides other than the model's are resized to it. Raises ValueError for images of another kind.
         """
-        if self.model is None or self.form is None:
-            raise ValueError(f"{self.folder}: finished before, so its model is not in memory: train it with more")
-        if images.ndim != 4 or images.dtype != np.uint8:
-            raise ValueError(f"images: uint8 [n, channels, height, width], not {images.dtype} {list(images.shape)}")
+        pixels = torch.as_tensor(images)
+        channels = len(self.form.mean)
+        if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] != channels or not len(pixels):
+            found = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
+            raise ValueError(f"images: uint8 [n, {channels}, height, width] with n above 0, not {found}")
         device = next(self.model.parameters()).device
         mean, std = torch.tensor(self.form.mean, device=device), torch.tensor(self.form.std, device=device)
-        parts = []
         with evaluating(self.model):
-            for i in range(0, len(images), batch_size):
-                pixels = torch.from_numpy(np.ascontiguousarray(images[i : i + batch_size])).to(device)
-                logits = self.model(normalise(pixels, self.form.image_size, mean, std))
-                parts.append(at_least_float32(logits).softmax(1).cpu())
-        return torch.cat(parts)
+            parts = [
+                at_least_float32(self.model(normalise(part.to(device), self.form.image_size, mean, std)))
+                for part in torch.split(pixels, batch_size)
+            ]
+            return torch.cat(parts).softmax(1).cpu()
 
 
 def train(config: Config, model: nn.Module | None = None, source: Data | None = None) -> Run:
@@ -69,7 +71,7 @@ def train(config: Config, model: nn.Module | None = None, source: Data | None = 
     """
     resumption = decide(config)
     if resumption.finished:
-        return _finished_before(config.folder)
+        return _finished_before(config, resumption, model)
     found = resumption.checkpoint
     precision = config.train.precision
     if precision == "auto" and found is not None:
@@ -141,7 +143,8 @@ def _finish(session: Session) -> dict[str, Any]:
     best_path = checkpoint.follow(session.checkpoints, "best")
     if state.best is not None and best_path is not None:
         checkpoint.open_checkpoint(best_path).load_model(session.module)
-    test = session.evaluate("test") if "test" in session.evaluations else None
+    of = state.best.update if state.best is not None else state.position
+    test = session.evaluate("test", of) if "test" in session.evaluations else None
     rates = [line["samples_per_second"] for line in session.history if line["kind"] == "train"]
     seconds = state.train_seconds
     first = next(line["time"] for line in session.history if line["kind"] == "start")
@@ -188,13 +191,25 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any]) -> No
     console.table(rows)
 
 
-def _finished_before(folder: Path) -> Run:
+def _finished_before(config: Config, resumption: Resumption, model: nn.Module | None) -> Run:
+    folder, last = config.folder, resumption.checkpoint
+    assert last is not None
     summary = read_json(folder / "summary.json")
-    console = Console(speaks=True)
-    console.say(f"{folder}: this run has finished; more: --train.duration, another: --run.dir")
+    console = Console(speaks=os.environ.get("RANK", "0") == "0")
+    console.say(f"{folder}: this run has finished; longer: --run.dir {folder} and a longer --train.duration")
     print_summary(console, folder, summary)
     best = Best(**summary["best"]) if summary["best"] else None
-    return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary)
+    form = Form(**last.state["form"])
+    model = model or build_model(
+        config.model,
+        classes=len(last.state["classes"]),
+        channels=last.state["channels"],
+        image_size=form.image_size,
+        seed=config.run.seed,
+    )
+    chosen = checkpoint.follow(folder / "checkpoints", "best") if best else None
+    (checkpoint.open_checkpoint(chosen) if chosen else last).load_model(model)
+    return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, model, form)
 
 
 def _reason(finished: bool) -> str:

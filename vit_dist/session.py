@@ -82,11 +82,12 @@ class Session:
         self.console.progress(self.plan, self.record("train", line))
         self.write_status("running")
 
-    def evaluate(self, split: str) -> Evaluation:
-        """One exact pass over a split, recorded."""
+    def evaluate(self, split: str, of: int | None = None) -> Evaluation:
+        """One exact pass over a split, recorded, by the weights of update `of`, else by those of now."""
         stream = self.evaluations[split]
         result = evaluate(self.module, stream, stream.length, self.runtime)
         values = {**place(self.plan, self.state.position), "split": split, "weights": "raw", **result.to_dict()}
+        values["weights_update"] = self.state.position if of is None else of
         line = self.record("eval", values)
         better = split == "val" and self._is_best(result)
         if better:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -72,13 +73,18 @@ def _mnist_file(dataset: str, root: Path, name: str) -> Path:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
+    if root.is_dir() and any(path.name != dataset for path in root.iterdir()):
+        raise UserError(f"data.root: no {name}[.gz] in {root}: give the folder that holds it, or an empty one")
     import torchvision
 
+    made = [folder for folder in (root, root / dataset, raw) if not folder.exists()]
     try:
         getattr(torchvision.datasets, dataset)(str(root), download=True)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"data.root: no {name}[.gz] in {root}, and its download failed ({reason})") from None
+    except (OSError, RuntimeError):
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise UserError(f"data.root: no {name}[.gz] in {root}, and no mirror of {dataset} can be reached") from None
     return raw / name
 
 
