@@ -12,7 +12,8 @@ from vit_dist.plan import Plan
 
 TRAIN: dict[str, Any] = {"update": 40, "epoch": 1.254, "loss": 0.51236, "lr": 3e-4, "samples_per_second": 12345.6,
                          "data_wait_fraction": 0.031, "update_seconds": 2.0}  # fmt: skip
-EVAL: dict[str, Any] = {"split": "val", "update": 40, "weights_update": 40, "epoch": 1.254, "loss": 0.51236, "top1": 87.654, "top5": None,
+EVAL: dict[str, Any] = {"split": "val", "update": 40, "weights_update": 40,
+                        "epoch": 1.254, "loss": 0.51236, "top1": 87.654, "top5": None,
                         "seen": 179, "seconds": 0.56}  # fmt: skip
 
 
