@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from vit_dist import __version__
+from vit_dist.checkpoint import Checkpoint
 from vit_dist.config import Config
 from vit_dist.console import Console, big
 from vit_dist.data.datasets import open_data
@@ -75,18 +76,7 @@ def build(
         start.load_model(model)
     prepared = runtime.prepare(model)
     prepared.train()
-    optimizer = build_optimizer(config.optimizer, model)
-    schedule = build_schedule(config.schedule, optimizer, plan)
-    if start is not None:
-        start.load_optimizer(optimizer, model)
-        schedule.load_state_dict(start.state["schedule"])
-        for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = lr
-        if runtime.scaler is not None and start.state["scaler"]:
-            runtime.scaler.load_state_dict(start.state["scaler"])
-    updater = Updater(
-        prepared, build_loss(config.loss), optimizer, schedule, state, runtime, clip_norm=config.optimizer.clip_norm
-    )
+    updater = _updater(config, model, prepared, plan, state, start, runtime)
     workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
     evaluations = {
         name: EvaluationStream(split, form, runtime, batch_size=config.evaluate.batch_size, workers=workers)
@@ -124,6 +114,29 @@ def build(
     state.tracker_id = session.trackers.run_id
     _record_start(session, prepared, resumption)
     return session
+
+
+def _updater(
+    config: Config,
+    model: nn.Module,
+    prepared: nn.Module,
+    plan: Plan,
+    state: TrainState,
+    start: Checkpoint | None,
+    runtime: Runtime,
+) -> Updater:
+    """The update over a prepared model; optimizer, schedule and scaler as `start` left them, if there is one."""
+    optimizer = build_optimizer(config.optimizer, model)
+    schedule = build_schedule(config.schedule, optimizer, plan)
+    if start is not None:
+        start.load_optimizer(optimizer, model)
+        schedule.load_state_dict(start.state["schedule"])
+        for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = lr
+        if runtime.scaler is not None and start.state["scaler"]:
+            runtime.scaler.load_state_dict(start.state["scaler"])
+    loss = build_loss(config.loss)
+    return Updater(prepared, loss, optimizer, schedule, state, runtime, clip_norm=config.optimizer.clip_norm)
 
 
 def claim(folder: Path, config: Config, runtime: Runtime) -> FolderLock | None:
