@@ -111,7 +111,7 @@ def find(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in reversed(complete(folder)):
         found = problem(path)
         if found is None:
-            return open_checkpoint(path), wrong
+            return _opened(path), wrong
         wrong.append(found)
     return None, wrong
 
@@ -121,6 +121,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     found = problem(path)
     if found:
         raise UserError(f"{found}: this checkpoint cannot be used")
+    return _opened(path)
+
+
+def _opened(path: Path) -> Checkpoint:
+    """One that was found whole: hashing it once is enough."""
     return Checkpoint(path, json.loads((path / "state.json").read_text(encoding="utf-8")))
 
 

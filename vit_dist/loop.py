@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +160,7 @@ def _finish(session: Session) -> dict[str, Any]:
         "seconds_per_epoch": seconds / plan.epochs,
         "samples_per_second": plan.total_samples / seconds if seconds else None,
         "median_samples_per_second": float(np.median(rates)) if rates else None,
-        "best": {"update": state.best.update, "metric": state.best.metric, "value": state.best.value}
-        if state.best
-        else None,
+        "best": asdict(state.best) if state.best else None,
         "final": {name: final[name] for name in ("loss", "top1", "top5")} if final else None,
         "test": {"loss": test.loss, "top1": test.top1, "top5": test.top5} if test else None,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
