@@ -12,13 +12,15 @@ import yaml
 from torch import nn
 
 from vit_dist import __version__
+from vit_dist.averaging import Average
 from vit_dist.checkpoint import Checkpoint
 from vit_dist.config import Config
 from vit_dist.console import Console, big
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
-from vit_dist.losses import build_loss
+from vit_dist.locking import FolderLock
+from vit_dist.losses import Loss
 from vit_dist.models.build import (
     build_model,
     drop_path_depth,
@@ -27,13 +29,14 @@ from vit_dist.models.build import (
     preprocessing,
     refuse_batch_norm,
 )
-from vit_dist.optimizers import build_optimizer
+from vit_dist.optimizers import build_optimizer, peak_lr
 from vit_dist.plan import Plan
 from vit_dist.resume import Resumption
-from vit_dist.runtime import FolderLock, Runtime
-from vit_dist.schedules import build_schedule
+from vit_dist.runtime import Runtime
+from vit_dist.schedules import Schedule, schedule_metric
 from vit_dist.session import Session, versions
 from vit_dist.state import TrainState
+from vit_dist.teacher import build_teacher
 from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_metrics
 from vit_dist.trackers import Trackers
 from vit_dist.update import Updater
@@ -51,36 +54,25 @@ def build(
     """Everything the loop needs. Raises UserError; the run's folder is touched only once all else stands."""
     with runtime.main_first():
         data = source or open_data(config.data)
-    form = _form(config, data)
-    train, others = data.splits["train"], {k: v for k, v in data.splits.items() if k != "train"}
-    plan = Plan.of(config, len(train), runtime.world_size)
+    form = form_of(config, data)
+    plan = Plan.of(config, len(data.splits["train"]), runtime.world_size)
     start = resumption.checkpoint
-    state = TrainState.from_dict(start.state["train"]) if start else TrainState()
-    if start is not None and start.state["plan"]["samples"] != plan.samples:
-        raise UserError(f"data: {start.state['plan']['samples']} training images before, {plan.samples} now")
-    if state.position > plan.updates:
-        raise UserError(f"train.duration: may only grow: {plan.updates} updates, and {state.position} are done")
-    if model is None:
-        model = build_model(
-            config.model,
-            classes=len(data.classes),
-            channels=data.channels,
-            image_size=form.image_size,
-            seed=config.run.seed,
-        )
-    else:
-        refuse_batch_norm(model)
+    state = _state(start, plan)
+    model = own_model(config, data, form, model)
     form = dataclasses.replace(form, drop_path_depth=drop_path_depth(model))
     flops = forward_flops(model, channels=data.channels, image_size=form.image_size)
     if start is not None:
         start.load_model(model)
+    refuse_metrics(config, data)
+    teacher = build_teacher(config.loss, data, form, runtime)
     prepared = runtime.prepare(model)
     prepared.train()
-    updater = _updater(config, model, prepared, plan, state, start, runtime)
+    updater = _updater(config, model, prepared, Loss(config.loss, teacher), plan, state, start, runtime)
     workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
     evaluations = {
         name: EvaluationStream(split, form, runtime, batch_size=config.evaluate.batch_size, workers=workers)
-        for name, split in others.items()
+        for name, split in data.splits.items()
+        if name != "train"
     }
     clock = Clock(state.train_seconds)
     folder = config.folder
@@ -99,7 +91,7 @@ def build(
         form=form,
         updater=updater,
         state=state,
-        stream=Stream(train, plan, form, config.augment, runtime, workers=workers),
+        stream=Stream(data.splits["train"], plan, form, config.augment, runtime, workers=workers),
         evaluations=evaluations,
         journal=Journal(metrics, writes=runtime.is_main),
         clock=clock,
@@ -116,48 +108,91 @@ def build(
     return session
 
 
+def own_model(config: Config, data: Data, form: Form, model: nn.Module | None = None) -> nn.Module:
+    """The config's model for the data, or the one given. Raises UserError."""
+    if model is not None:
+        refuse_batch_norm(model)
+        return model
+    return build_model(
+        config.model,
+        classes=len(data.classes),
+        channels=data.channels,
+        image_size=form.image_size,
+        seed=config.run.seed,
+    )
+
+
+def refuse_metrics(config: Config, data: Data) -> None:
+    """What listens to a metric that no evaluation gives. Raises UserError, a line each."""
+    listeners = {"schedule.args.metric": schedule_metric(config.schedule)}
+    if "val" in data.splits or config.evaluate.patience:
+        listeners["evaluate.metric"] = config.evaluate.metric
+    problems = []
+    for name, metric in listeners.items():
+        if metric is not None and metric.endswith("top5") and len(data.classes) <= 5:
+            problems.append(f"{name}: no evaluation of {len(data.classes)} classes gives {metric}: set top1 or loss")
+        if metric is not None and "val" not in data.splits:
+            asked = "evaluate.patience" if name == "evaluate.metric" else name
+            problems.append(f"{asked}: there is no val split to measure {metric} on: set data.val_fraction above 0")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _state(start: Checkpoint | None, plan: Plan) -> TrainState:
+    """Where the run stands. Raises UserError where the plan is not one that goes on from there."""
+    if start is None:
+        return TrainState()
+    state = TrainState.from_dict(start.state["train"])
+    if start.state["plan"]["samples"] != plan.samples:
+        raise UserError(f"data: {start.state['plan']['samples']} training images before, {plan.samples} now")
+    if state.position > plan.updates:
+        raise UserError(f"train.duration: may only grow: {plan.updates} updates, and {state.position} are done")
+    return state
+
+
 def _updater(
     config: Config,
     model: nn.Module,
     prepared: nn.Module,
+    loss: Loss,
     plan: Plan,
     state: TrainState,
     start: Checkpoint | None,
     runtime: Runtime,
 ) -> Updater:
-    """The update over a prepared model; optimizer, schedule and scaler as `start` left them, if there is one."""
-    optimizer = build_optimizer(config.optimizer, model)
-    schedule = build_schedule(config.schedule, optimizer, plan)
+    """The update over a prepared model; all that it keeps as `start` left it, if there is one."""
+    lr = peak_lr(config.optimizer, config.batch.global_size)
+    optimizer = build_optimizer(config.optimizer, model, lr)
+    schedule = Schedule(config.schedule, optimizer, plan, lr)
+    average = Average(model, config.train.ema) if config.train.ema else None
     if start is not None:
         start.load_optimizer(optimizer, model)
         schedule.load_state_dict(start.state["schedule"])
-        for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = lr
+        if average is not None:
+            start.load_average(average, model)
         if runtime.scaler is not None and start.state["scaler"]:
             runtime.scaler.load_state_dict(start.state["scaler"])
-    loss = build_loss(config.loss)
-    return Updater(prepared, loss, optimizer, schedule, state, runtime, clip_norm=config.optimizer.clip_norm)
+    clip_norm = config.optimizer.clip_norm
+    return Updater(prepared, loss, optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average)
 
 
 def claim(folder: Path, config: Config, runtime: Runtime) -> FolderLock | None:
-    """Makes the run's folder and holds it; on rank 0, whose failure is everyone's. Raises UserError."""
-    lock, failure = None, None
-    if runtime.is_main:
+    """Makes the run's folder and holds it, on rank 0. Raises UserError on all ranks."""
+    locks = []
+
+    def make() -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(folder)
+            locks.append(FolderLock(folder))
             (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-        except UserError as error:
-            failure = str(error)
         except OSError as error:
-            failure = f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir"
-    failure = runtime.from_main(failure)
-    if failure:
-        raise UserError(failure)
-    return lock
+            raise UserError(f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir") from None
+
+    runtime.on_main(make)
+    return locks[0] if locks else None
 
 
-def _form(config: Config, data: Data) -> Form:
+def form_of(config: Config, data: Data) -> Form:
     """Side, mean and std: the config's, else the timm model's where they fit, else the data's. Raises UserError."""
     model = preprocessing(config.model)
     side = config.data.image_size or (model.image_size if model and data.image_size == 224 else data.image_size)
@@ -197,26 +232,13 @@ def _record_start(session: Session, prepared: nn.Module, resumption: Resumption)
 
 def _print_plan(session: Session, resumption: Resumption) -> None:
     """Every number of the run, for people."""
-    plan, runtime, data, form = session.plan, session.runtime, session.data, session.form
-    config, console, start = session.config, session.console, resumption.checkpoint
+    plan, runtime, config, console = session.plan, session.runtime, session.config, session.console
+    start = resumption.checkpoint
     console.say(f"vit_dist {__version__}: {config.run.name or session.folder.name}")
-    splits = ", ".join(
-        f"{name} {len(split):,}" for name, split in sorted(data.splits.items(), key=lambda one: one[0] != "train")
-    )
-    fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
-    last = plan.weight(plan.updates - 1)
-    short = f" (the last update has {last} samples)" if last != plan.global_size else ""
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
-    cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""
+    flops = session.meter.flops
     console.table(
         {
-            "model": f"{config.model.name}, {big(session.parameters)} parameters, "
-            f"{big(session.meter.flops)}FLOP per image forward",
-            "data": f"{splits}; {len(data.classes)} classes",
-            "images": f"{data.channels} × {form.image_size} × {form.image_size}, mean {mean}, std {std}",
-            "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
-            "batch": f"micro-batches of {plan.micro_size}, {plan.window} per process and update{fillers}",
-            "rate": f"{config.schedule.name}, peak {config.optimizer.lr:g}, warmup {plan.warmup} updates{cooldown}",
+            **plan_rows(config, session.data, session.form, plan, session.parameters, flops),
             "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
             f"{runtime.threads} threads per process",
             "starts": f"at update {session.state.position}, from {start.path}" if start else "anew",
@@ -225,6 +247,31 @@ def _print_plan(session: Session, resumption: Resumption) -> None:
     )
     for note in [*resumption.notes, *runtime.notes, *_idle_notes(plan, runtime)]:
         console.say(f"  note: {note}")
+
+
+def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: int, flops: int) -> dict[str, str]:
+    """The numbers of a run that the machines do not change."""
+    splits = ", ".join(
+        f"{name} {len(split):,}" for name, split in sorted(data.splits.items(), key=lambda one: one[0] != "train")
+    )
+    fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
+    last = plan.weight(plan.updates - 1)
+    short = f" (the last update has {last} samples)" if last != plan.global_size else ""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
+    cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""
+    rows = {
+        "model": f"{config.model.name}, {big(parameters)} parameters, {big(flops)}FLOP per image forward",
+        "data": f"{splits}; {len(data.classes)} classes",
+        "images": f"{data.channels} × {form.image_size} × {form.image_size}, mean {mean}, std {std}",
+        "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
+        "batch": f"micro-batches of {plan.micro_size}, {plan.window} per process and update{fillers}",
+        "rate": f"{config.schedule.name}, peak {peak_text(config)}, warmup {plan.warmup} updates{cooldown}",
+    }
+    if config.train.ema:
+        rows["average"] = f"of the weights, decay {config.train.ema:g} per update"
+    if config.evaluate.patience:
+        rows["patience"] = f"{config.evaluate.patience} evaluations of {config.evaluate.metric}"
+    return rows
 
 
 def _idle_notes(plan: Plan, runtime: Runtime) -> Iterator[str]:
@@ -237,3 +284,12 @@ def _idle_notes(plan: Plan, runtime: Runtime) -> Iterator[str]:
     if gpus > 1:
         launch = f"accelerate launch --multi_gpu --num_processes {gpus} scripts/train.py …"
         yield f"one of {gpus} GPUs is used; all of them: {launch}"
+
+
+def peak_text(config: Config) -> str:
+    """The peak rate, and how it came from lr where it was scaled."""
+    optimizer, size = config.optimizer, config.batch.global_size
+    peak = f"{peak_lr(optimizer, size):.4g}"
+    if optimizer.scale == "none":
+        return peak
+    return f"{peak} (lr {optimizer.lr:g}, {optimizer.scale} in the global batch: {size} over {optimizer.scale_base})"

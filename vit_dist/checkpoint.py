@@ -17,10 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vit_dist.averaging import Average
 from vit_dist.values import UserError
 
 MANIFEST = "manifest.json"
 _SEPARATOR = "/"
+# Of a group's numbers, those that the config and the schedule give; what else there is, the optimizer counts.
+_FROM_THE_CONFIG = ("lr", "momentum", "weight_decay", "scale")
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,33 @@ class Checkpoint:
 
     def load_optimizer(self, optimizer: Optimizer, model: nn.Module) -> None:
         """Raises UserError where the moments are not those of this optimizer."""
-        by_name: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in _read(self.path / "optimizer.safetensors").items():
+        by_name: dict[str, dict[str, Any]] = {}
+        kept = self.state.get("optimizer", {"state": {}, "groups": []})
+        slots = {**_read(self.path / "optimizer.safetensors"), **kept["state"]}
+        for name, value in slots.items():
             parameter, _, slot = name.rpartition(_SEPARATOR)
-            by_name.setdefault(parameter, {})[slot] = tensor
+            by_name.setdefault(parameter, {})[slot] = value
         names = _names(optimizer, model)
-        if by_name and set(by_name) != set(names):
-            odd = sorted(set(by_name) ^ set(names))[0]
-            raise UserError(f"{self.path / 'optimizer.safetensors'}: {odd} is not in both it and the optimizer")
+        if by_name and not set(by_name) <= set(names):
+            odd = sorted(set(by_name) - set(names))[0]
+            raise UserError(f"{self.path / 'optimizer.safetensors'}: {odd} is not in the optimizer")
         state = {i: by_name[name] for i, name in enumerate(names) if name in by_name}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        for group, numbers in zip(optimizer.param_groups, kept["groups"], strict=False):
+            group.update(numbers)
+
+    def load_average(self, average: Average, model: nn.Module) -> None:
+        """Raises UserError where it has none, or one of another model."""
+        average.load(fitting(model, self.path / "ema.safetensors"))
 
 
 def save(
-    folder: Path, position: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]
+    folder: Path,
+    position: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    average: Average | None = None,
 ) -> tuple[Path, int]:
     """Writes `folder/update_<position>` and returns it with its bytes. Called by rank 0 alone. Raises OSError.
 
@@ -66,6 +82,9 @@ def save(
     aside.mkdir(parents=True)
     save_file(weights(model), aside / "model.safetensors")
     save_file(_moments(optimizer, model), aside / "optimizer.safetensors")
+    if average is not None:
+        save_file(average.tensors(), aside / "ema.safetensors")
+    state = {**state, "optimizer": _numbers(optimizer, model)}
     (aside / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
     files = sorted(aside.iterdir())
     sizes = {path.name: path.stat().st_size for path in files}
@@ -173,6 +192,11 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a safetensors file by name. Raises UserError that lists what does not fit."""
+    model.load_state_dict(fitting(model, path), strict=False)
+
+
+def fitting(model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that has all of a model's. Raises UserError that lists what does not fit."""
     found, wanted = _read(path), weights(model)
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"{name} is not in the model" for name in sorted(found.keys() - wanted.keys())]
@@ -184,17 +208,38 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{path}: of another model: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(found, strict=False)
+    return found
 
 
 def _moments(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
     return {
-        f"{name}{_SEPARATOR}{slot}": value.detach().cpu().contiguous()
-        for i, name in enumerate(_names(optimizer, model))
-        for slot, value in state.get(i, {}).items()
+        name: value.detach().cpu().contiguous()
+        for name, value in _slots(optimizer, model)
         if isinstance(value, torch.Tensor)
     }
+
+
+def _numbers(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
+    """What an optimizer keeps as plain numbers, of each parameter and of its groups: some of timm's count so."""
+    return {
+        "state": {name: value for name, value in _slots(optimizer, model) if _is_number(value)},
+        "groups": [
+            {name: value for name, value in group.items() if _is_number(value) and name not in _FROM_THE_CONFIG}
+            for group in optimizer.param_groups
+        ],
+    }
+
+
+def _slots(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """("parameter/slot", value) of all that an optimizer keeps of parameters."""
+    state = optimizer.state_dict()["state"]
+    for i, name in enumerate(_names(optimizer, model)):
+        for slot, value in state.get(i, {}).items():
+            yield f"{name}{_SEPARATOR}{slot}", value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
@@ -224,10 +269,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Of a schedule's or scaler's state, what JSON holds."""
-    for name, value in values.items():
-        if isinstance(value, (int, float, str)) or (isinstance(value, list) and None not in value):
-            yield name, value

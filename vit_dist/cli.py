@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 import yaml
@@ -20,6 +21,8 @@ from vit_dist.values import UserError
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 
+# Fields that hold names of others' own.
+_NESTED = ("model.args.", "optimizer.args.", "optimizer.overrides.", "schedule.args.")
 # What people type out of habit, and the flag that does it here.
 HABITS = {
     "--epochs": '--train.duration "{} epochs"',
@@ -50,6 +53,13 @@ HABITS = {
 }
 _HELP = {
     "train": "train a Vision Transformer, or go on where its folder left off",
+    "plan": "show what a run would be, without training: numbers, memory, the curve of its rate",
+}
+
+_DESCRIPTIONS = {
+    "train": "Trains a Vision Transformer.",
+    "plan": "Shows what `train` with the same flags would do: every number of the run, its memory, the curve of its "
+    "rate; trains nothing and leaves the run's folder alone.",
 }
 
 
@@ -62,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] not in _HELP:
         return _overview(arguments)
     try:
-        return _train(arguments[1:])
+        return {"train": _train, "plan": _plan}[arguments[0]](arguments[1:])
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             for line in str(error).splitlines():
@@ -93,14 +103,28 @@ def _train(arguments: list[str]) -> int:
     return STOPPED if train(config).stopped else 0
 
 
-def parse(arguments: Sequence[str]) -> Config | None:
-    """The config that the flags of `train` ask for; None where they asked for something to be printed.
+def _plan(arguments: list[str]) -> int:
+    processes, picture = _take(arguments, "--processes") or "1", _take(arguments, "--png") or "plan.png"
+    if not processes.isdigit() or int(processes) < 1:
+        raise UserError(f"--processes: must be a whole number above 0, not {processes}")
+    config = parse(arguments, "plan")
+    if config is None:
+        return 0
+    from vit_dist.console import Console
+    from vit_dist.dry_run import dry_run
+
+    dry_run(config, Console(speaks=True), processes=int(processes), picture=Path(picture))
+    return 0
+
+
+def parse(arguments: Sequence[str], command: str = "train") -> Config | None:
+    """The config that the flags of a command ask for; None where they asked for something to be printed.
 
     `--config` works wherever it stands. Raises UserError with all that is wrong, a line each.
     """
     given = list(arguments)
     recipe = _take(given, "--config")
-    parser = _parser()
+    parser = _parser(command)
     known = {action.dest for action in parser._actions}
     _refuse_habits(given, known)
     try:
@@ -121,18 +145,22 @@ def parse(arguments: Sequence[str]) -> Config | None:
 _UNSET = "<the recipe's>"
 
 
-def _parser() -> ArgumentParser:
+def _parser(command: str) -> ArgumentParser:
     """Every field as a dotted flag. Values are typed and checked by `Config`, all at once."""
     recipes = ", ".join(path.stem for path in sorted(RECIPES.glob("*.yaml")))
+    own = " [--processes N] [--png FILE]" if command == "plan" else ""
     parser = ArgumentParser(
-        prog="vit-dist train",
-        usage="vit-dist train [--config RECIPE|FILE] [--print_config] [--section.field VALUE …]",
-        description=f"Trains a Vision Transformer. --config takes a shipped recipe ({recipes}) or a YAML file; "
+        prog=f"vit-dist {command}",
+        usage=f"vit-dist {command} [--config RECIPE|FILE] [--print_config]{own} [--section.field VALUE …]",
+        description=f"{_DESCRIPTIONS[command]} --config takes a shipped recipe ({recipes}) or a YAML file; "
         "without one, digits, or folder where data.root is set.",
         exit_on_error=False,
         print_config=None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if command == "plan":
+        parser.add_argument("--processes", metavar="N", help="processes to plan for (default: 1)")
+        parser.add_argument("--png", metavar="FILE", help="where the curve's picture goes (default: plan.png)")
     parser.add_argument("--config", metavar="RECIPE|FILE", help="where the run's fields come from")
     parser.add_argument("--print_config", action="store_true", help="print the whole config as YAML and stop")
     for flag, field, kind in flags():
@@ -173,7 +201,9 @@ def _take(arguments: list[str], flag: str) -> str | None:
             value = arguments.pop(at + 1)
             arguments.pop(at)
         else:
-            raise UserError(f"{flag}: needs a recipe's name or a file")
+            raise UserError(
+                f"{flag}: needs a value" if flag != "--config" else f"{flag}: needs a recipe's name or a file"
+            )
 
 
 def _refuse_habits(arguments: Sequence[str], known: set[str]) -> None:
@@ -184,7 +214,7 @@ def _refuse_habits(arguments: Sequence[str], known: set[str]) -> None:
             continue
         flag, _, value = argument.partition("=")
         name = flag[2:]
-        if name in known or name == "help" or name.startswith("model.args."):
+        if name in known or name == "help" or name.startswith(_NESTED):
             continue
         if flag in HABITS:
             following = arguments[i + 1] if i + 1 < len(arguments) and not arguments[i + 1].startswith("--") else ""

@@ -85,27 +85,41 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    name: str = option("cross_entropy", "cross_entropy or package.module:function, one value per slot")
+    name: str = option("cross_entropy", "cross_entropy, bce or package.module:function, one value per slot")
     label_smoothing: float = option(0.0, "part of the target spread over all classes, 0 to 1")
+    teacher: str = option("", "distil from timm/NAME, or from a run's folder or checkpoint; empty: no teacher")
+    teacher_weights: str = option("", "safetensors file of a timm teacher")
+    distillation: Literal["hard", "soft"] = option("hard", "the teacher's choice of class, or its probabilities")
+    distillation_weight: float = option(0.5, "the teacher's part of the loss, 0 to 1 (DeiT's alpha)")
+    temperature: float = option(1.0, "of both softmaxes in soft distillation, above 0 (DeiT's tau)")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: Literal["adamw", "sgd"] = option("adamw", "adamw (fused) or sgd")
-    lr: float = option(1e-3, "peak learning rate, above 0")
-    weight_decay: float = option(0.05, "decoupled for adamw, 0 or more")
+    name: str = option("adamw", "adamw, adam (both fused), sgd, muon (adamw for what is no hidden matrix) or timm/NAME")
+    lr: float = option(1e-3, "peak learning rate, above 0, before scale")
+    scale: Literal["none", "linear", "sqrt"] = option("none", "how lr grows with batch.global_size over scale_base")
+    scale_base: int = option(256, "global batch that lr is meant for, where scale is not none")
+    weight_decay: float = option(0.05, "decoupled for adamw, muon and many of timm's; 0 or more")
     decay_all: bool = option(False, "decay every parameter; else not biases, norms, positions and tokens")
-    betas: tuple[float, float] = option((0.9, 0.999), "adamw's decay rates of its two moments")
-    momentum: float = option(0.9, "sgd's momentum")
+    layer_decay: float = option(1.0, "each layer's rate is this times that of the layer behind it, 0 to 1; 1: equal")
+    overrides: dict[str, Any] = option({}, "pattern of parameters' names: {lr: X, weight_decay: X}, as {head: {lr: 1}}")
+    betas: tuple[float, ...] = option(
+        (), "decay rates of the moments; empty: the optimizer's own, (0.9, 0.999) in adamw"
+    )
+    momentum: Union[float, None] = option(None, "of sgd and muon, 0 to 1; empty: 0.9 and 0.95")
     clip_norm: float = option(1.0, "largest norm of an update's gradient; 0: no clipping")
+    args: dict[str, Any] = option({}, "further keyword arguments of the optimizer, as eps or nesterov")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    name: Literal["cosine", "wsd", "constant"] = option("cosine", "shape of the rate after the warmup")
-    warmup: str = option("5%", "length of the linear warmup; its first update is at lr/warmup")
-    cooldown: str = option("20%", "length of wsd's linear cooldown")
-    cooldown_end: float = option(0.0, "rate at the end of cosine and wsd, a fraction of lr")
+    name: str = option("cosine", "cosine, wsd, constant or one of torch's, as OneCycleLR: the rate after the warmup")
+    warmup: str = option("5%", "length of the linear warmup in front; its first update is at lr/warmup")
+    cooldown: str = option("", "length of the cooldown behind, from the last rate; empty: 20% for wsd, none for others")
+    cooldown_end: float = option(0.0, "rate at the end of a cooldown and of cosine, a fraction of lr")
+    cooldown_power: float = option(1.0, "power of the cooldown's fall; 1: linear")
+    args: dict[str, Any] = option({}, "arguments of torch's scheduler; lengths with units, from the end of the warmup")
 
 
 @dataclass(frozen=True)
@@ -114,13 +128,18 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "auto: bf16 on a GPU that has it, else fp32; written down, kept on resume"
     )
+    ema: float = option(0.0, "decay of an average of the weights per update, as 0.999; warmed up; 0: none")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     every: str = option("1 epochs", "length between evaluations; the end is always evaluated")
     batch_size: int = option(256, "slots of one forward pass of an evaluation", free=True)
-    metric: Literal["top1", "loss"] = option("top1", "metric of val that chooses the best weights")
+    metric: str = option(
+        "top1", "of val, chooses the best: top1, top5, loss (averaged weights, with train.ema) or raw_…"
+    )
+    patience: int = option(0, "evaluations without an improvement, after the warmup, that end the run; 0: never")
+    min_delta: float = option(0.0, "smallest change of the metric that patience takes for an improvement")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -11,6 +12,7 @@ from rich.table import Column
 
 from vit_dist.plan import Plan
 
+_BLOCKS = " ▁▂▃▄▅▆▇█"
 _WIDTH_OF_ALL, _WIDTH_WITH_BAR = 110, 130
 
 
@@ -64,9 +66,10 @@ class Console:
 
     def evaluation(self, line: Mapping[str, Any], *, best: bool) -> None:
         """An `eval` line."""
+        averaged = "averaged " if line["weights"] == "ema" else ""
         fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
         self.say(
-            f"{line['split']}, weights of update {line['weights_update']}: loss {line['loss']:.4f}  "
+            f"{line['split']}, {averaged}weights of update {line['weights_update']}: loss {line['loss']:.4f}  "
             f"top1 {line['top1']:.2f} %{fifth}  of {line['seen']} images in {line['seconds']:.1f} s"
             + ("  best so far" if best else "")
         )
@@ -95,3 +98,17 @@ def big(value: float) -> str:
 
 def _number(value: float | str) -> str:
     return f"{value:.4f}" if isinstance(value, float) else value
+
+
+def sketch(values: Sequence[float], width: int = 72, height: int = 8) -> list[str]:
+    """A curve in a few lines of text, from 0 to the highest value; each column is the mean of its share of values."""
+    columns = min(width, len(values))
+    edges = [len(values) * i // columns for i in range(columns + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    top = max(means) or 1.0
+    eighths = [round(8 * height * max(0.0, mean) / top) for mean in means]
+    rows = []
+    for row in reversed(range(height)):
+        label = f"{top:.1e}" if row == height - 1 else "0" if row == 0 else ""
+        rows.append(f"  {label:>8} ┤" + "".join(_BLOCKS[min(8, max(0, level - 8 * row))] for level in eighths))
+    return rows

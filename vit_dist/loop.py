@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,18 @@ from torch import Tensor, nn
 from vit_dist import checkpoint
 from vit_dist.assembly import build
 from vit_dist.config import Config
-from vit_dist.console import Console, duration
+from vit_dist.console import Console
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
-from vit_dist.models.build import build_model, evaluating
+from vit_dist.models.build import evaluating
 from vit_dist.resume import Resumption, decide
 from vit_dist.runtime import Runtime
 from vit_dist.session import Session
 from vit_dist.state import Best
+from vit_dist.summary import print_summary, summarise
 from vit_dist.telemetry import Line, place, read_json, read_metrics, write_json
+from vit_dist.trained import default_weights, open_trained
 from vit_dist.update import at_least_float32
 from vit_dist.values import UserError
 
@@ -96,7 +97,7 @@ def _run(session: Session) -> Run:
         finished = loop(session)
         session.console.stop()
         summary = _finish(session) if finished else {}
-        session.record("stop", {**place(session.plan, session.state.position), "reason": _reason(finished)})
+        session.record("stop", {**place(session.plan, session.state.position), "reason": _reason(session, finished)})
         session.write_status("finished" if finished else "stopped")
         if not finished:
             session.console.say(f"stopped at update {session.state.position}; the same command goes on from there")
@@ -115,78 +116,50 @@ def loop(session: Session) -> bool:
     plan, state, clock = session.plan, session.state, session.clock
     clock.start()
     session.meter.restart(state.position, session.stream.wait_seconds)
-    while state.position < plan.updates:
+    while not session.over:
         window = session.stream.window(state.position)
         session.updater(window, plan.window, plan.weight(state.position))
         stopping = session.runtime.stop_agreed()
-        if stopping or plan.due(state.position, plan.log_every):
+        evaluating = "val" in session.evaluations and plan.due(state.position, plan.evaluate_every)
+        if stopping or evaluating or plan.due(state.position, plan.log_every):
             session.log()
         with_best = False
-        if "val" in session.evaluations and plan.due(state.position, plan.evaluate_every):
+        if evaluating:
             with clock.paused(session.runtime):
-                session.updater.settle()
-                session.evaluate("val")
-                with_best = state.best is not None and state.best.update == state.position
-        if stopping or with_best or plan.due(state.position, plan.checkpoint_every):
+                with_best = session.choose()
+        if stopping or with_best or session.over or plan.due(state.position, plan.checkpoint_every):
             with clock.paused(session.runtime):
                 session.save()
-        if stopping and state.position < plan.updates:
+        if stopping and not session.over:
             return False
     return True
 
 
 def _finish(session: Session) -> dict[str, Any]:
     """The test split, once, on the best weights (the last where none were chosen), and the summary."""
-    state, plan, runtime = session.state, session.plan, session.runtime
-    evaluations = [line for line in session.history if line["kind"] == "eval" and line["split"] == "val"]
-    final = evaluations[-1] if evaluations else None
+    state, config = session.state, session.config
+    weights = state.best.weights if state.best else default_weights(config)
     best_path = checkpoint.follow(session.checkpoints, "best")
+    average = session.updater.average
     if state.best is not None and best_path is not None:
-        checkpoint.open_checkpoint(best_path).load_model(session.module)
+        chosen = checkpoint.open_checkpoint(best_path)
+        chosen.load_model(session.module)
+        if average is not None:
+            chosen.load_average(average, session.module)
     of = state.best.update if state.best is not None else state.position
-    test = session.evaluate("test", of) if "test" in session.evaluations else None
-    rates = [line["samples_per_second"] for line in session.history if line["kind"] == "train"]
-    seconds = state.train_seconds
-    first = next(line["time"] for line in session.history if line["kind"] == "start")
-    summary = {
-        "device": runtime.device_name,
-        "world_size": runtime.world_size,
-        "precision": runtime.precision,
-        "parameters": session.parameters,
-        "updates": plan.updates,
-        "skipped_updates": state.skipped,
-        "epochs": plan.epochs,
-        "train_seconds": seconds,
-        "seconds_per_epoch": seconds / plan.epochs,
-        "samples_per_second": plan.total_samples / seconds if seconds else None,
-        "median_samples_per_second": float(np.median(rates)) if rates else None,
-        "best": asdict(state.best) if state.best else None,
-        "final": {name: final[name] for name in ("loss", "top1", "top5")} if final else None,
-        "test": {"loss": test.loss, "top1": test.top1, "top5": test.top5} if test else None,
-        "peak_memory_bytes": runtime.peak_memory_bytes(),
-        "goodput": seconds / max(time.time() - first, 1e-9),
-    }
-    if runtime.is_main:
+    test = None
+    if "test" in session.evaluations:
+        scores = session.evaluate("test", of)
+        test = scores[weights]
+        for line in session.history[-len(scores) :]:
+            session.console.evaluation(line, best=False)
+    if average is not None and weights == "ema":
+        average.swap()
+    summary = summarise(session, weights, test)
+    if session.runtime.is_main:
         write_json(session.folder / "summary.json", summary)
     print_summary(session.console, session.folder, summary)
     return summary
-
-
-def print_summary(console: Console, folder: Path, summary: dict[str, Any]) -> None:
-    """What a finished run came to, for people."""
-    best, test = summary["best"], summary["test"]
-    rows = {
-        "trained": f"{summary['epochs']:.4g} epochs in {duration(summary['train_seconds'])} "
-        f"({summary['seconds_per_epoch']:.1f} s an epoch, {summary['samples_per_second']:,.0f} images/s)"
-    }
-    if best:
-        rows["best"] = f"{best['metric']} {best['value']:.4g} on val at update {best['update']}"
-    if test:
-        rows["test"] = f"top1 {test['top1']:.2f} %, loss {test['loss']:.4f}" + (", of the best weights" if best else "")
-    rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"
-    rows["files"] = f"{folder}: summary.json, metrics.jsonl, checkpoints/last" + (", checkpoints/best" if best else "")
-    console.say("finished")
-    console.table(rows)
 
 
 def _finished_before(config: Config, resumption: Resumption, model: nn.Module | None) -> Run:
@@ -197,18 +170,11 @@ def _finished_before(config: Config, resumption: Resumption, model: nn.Module | 
     console.say(f"{folder}: this run has finished; longer: --run.dir {folder} and a longer --train.duration")
     print_summary(console, folder, summary)
     best = Best(**summary["best"]) if summary["best"] else None
-    form = Form(**last.state["form"])
-    model = model or build_model(
-        config.model,
-        classes=len(last.state["classes"]),
-        channels=last.state["channels"],
-        image_size=form.image_size,
-        seed=config.run.seed,
-    )
-    chosen = checkpoint.follow(folder / "checkpoints", "best") if best else None
-    (checkpoint.open_checkpoint(chosen) if chosen else last).load_model(model)
-    return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, model, form)
+    found = open_trained(folder, "run.dir", model)
+    return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, found.model, found.form)
 
 
-def _reason(finished: bool) -> str:
-    return "finished" if finished else "asked to stop"
+def _reason(session: Session, finished: bool) -> str:
+    if not finished:
+        return "asked to stop"
+    return "finished" if session.state.position >= session.plan.updates else "out of patience"

@@ -1,29 +1,85 @@
-"""Losses: (outputs, targets) → one value per slot; the update takes the weighted mean."""
+"""Losses: one value per slot; the update takes the weighted mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_dist.config import LossConfig
-from vit_dist.values import UserError, import_function, nearest
+from vit_dist.state import Batch
+from vit_dist.values import UserError, import_function
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# (outputs, targets) → one value per slot.
+SlotLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy [slots] of logits [slots, classes] and class numbers [slots] (smoothing: Szegedy et al., 2016)."""
+    """Cross entropy [slots] of logits [slots, classes] (smoothing: Szegedy et al., 2016).
+
+    targets: class numbers [slots], or probabilities [slots, classes].
+    """
     return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
 
 
-def build_loss(config: LossConfig) -> Loss:
-    """The loss of a config. Raises UserError for an unknown name."""
-    if ":" in config.name:
-        loss: Loss = import_function(config.name, "loss.name")
-        return loss
-    if config.name != "cross_entropy":
-        raise UserError(f"loss.name: no loss {config.name}{nearest(config.name, ['cross_entropy'])}")
-    return partial(cross_entropy, label_smoothing=config.label_smoothing)
+def bce(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Binary cross entropy [slots] of logits [slots, classes], the mean over classes (Wightman et al., 2021).
+
+    targets: class numbers [slots], or probabilities [slots, classes]. Smoothing as for cross entropy.
+    """
+    classes = logits.shape[1]
+    wanted = F.one_hot(targets, classes).to(logits.dtype) if targets.ndim == 1 else targets
+    wanted = wanted * (1 - label_smoothing) + label_smoothing / classes
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
+
+
+def hard_distillation(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Cross entropy [slots] with the class that the teacher's logits choose (Touvron et al., "DeiT", 2021)."""
+    return F.cross_entropy(logits, teacher.argmax(1), reduction="none")
+
+
+def soft_distillation(logits: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """temperature² · KL(teacher ‖ logits) [slots], both softened by it (Hinton et al., 2015), summed over classes."""
+    softened, wanted = F.log_softmax(logits / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    return temperature**2 * F.kl_div(softened, wanted, reduction="none", log_target=True).sum(1)
+
+
+class Loss:
+    """The loss of a run: (outputs, batch) → one value per slot, [slots].
+
+    With a teacher (images → logits, without gradients), distillation_weight of it is what the teacher says.
+    """
+
+    def __init__(self, config: LossConfig, teacher: nn.Module | None = None) -> None:
+        """Raises UserError where the loss's import path leads nowhere."""
+        self.name = config.name
+        self.of_targets: SlotLoss
+        if ":" in config.name:
+            self.of_targets = import_function(config.name, "loss.name")
+        else:
+            function = {"cross_entropy": cross_entropy, "bce": bce}[config.name]
+            self.of_targets = partial(function, label_smoothing=config.label_smoothing)
+        self.teacher = teacher
+        self.weight = config.distillation_weight
+        self.of_teacher: SlotLoss = (
+            hard_distillation
+            if config.distillation == "hard"
+            else partial(soft_distillation, temperature=config.temperature)
+        )
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Raises UserError where a function of the user's returns something else than a value per slot."""
+        values = self.of_targets(outputs, batch.targets)
+        if values.shape != batch.weights.shape:
+            raise UserError(
+                f"loss.name: {self.name} must return one value per slot, shape {list(batch.weights.shape)}, "
+                f"not {list(values.shape)}"
+            )
+        if self.teacher is not None:
+            with torch.no_grad():
+                said = self.teacher(batch.images).to(outputs.dtype)
+            values = (1 - self.weight) * values + self.weight * self.of_teacher(outputs, said)
+        return values

@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vit_dist.config import OptimizerConfig
+from vit_dist.values import UserError, coerce, nearest
+
+_OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum", "params", "fused")
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
-    """The optimizer over `parameter_groups`. AdamW is torch's fused one, on CPU and GPU."""
+def peak_lr(config: OptimizerConfig, global_size: int) -> float:
+    """The peak rate at a global batch: lr, or as much more as the batch is larger (Goyal et al., 2017), or its root."""
+    ratio = global_size / config.scale_base
+    return config.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.scale]
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Optimizer:
+    """The optimizer over `parameter_groups` at peak rate `lr`. Adam and AdamW are torch's fused ones.
+
+    Raises UserError where its arguments, or what it keeps between steps, are not ones that work here.
+    """
+    if config.name.startswith("timm/"):
+        _probe(config)
     groups = parameter_groups(config, model)
-    if config.name == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum)
-    return AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    optimizer = _built(config, groups, lr, _hidden_matrices(model) if config.name == "muon" else set())
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+    return optimizer
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
-    """Two groups, decayed and not: biases, norms, positions and tokens are not, unless `decay_all`."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    """Groups of equal weight decay and `scale` (the rate's part of the peak), each with a `name` for people.
+
+    Biases, norms, positions, tokens and what the model's no_weight_decay() names are not decayed, unless
+    `decay_all`. layer_decay (Bao et al., "BEiT", 2022) goes by the model's group_matcher(), as in timm.
+    Raises UserError where a pattern of overrides matches nothing, or two match one parameter.
+    """
+    spared = set(getattr(model, "no_weight_decay", set)())
+    scales = _layer_scales(config, model)
+    groups: dict[str, dict[str, Any]] = {}
+    matched = set()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        (decayed if config.decay_all or is_decayed(name, parameter) else kept).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+        decayed = config.decay_all or (is_decayed(name, parameter) and not {name, name.rsplit(".", 1)[-1]} & spared)
+        decay = config.weight_decay if decayed else 0.0
+        scale, layer = scales.get(name, (1.0, None))
+        title = ("decayed" if decayed else "not decayed") + (f", layer {layer}" if layer is not None else "")
+        patterns = [pattern for pattern in config.overrides if re.search(pattern, name)]
+        if len(patterns) > 1:
+            raise UserError(f"optimizer.overrides: {name} matches {' and '.join(patterns)}: make one narrower")
+        for pattern in patterns:
+            matched.add(pattern)
+            override = config.overrides[pattern]
+            decay = coerce(override.get("weight_decay", decay), float)
+            if "lr" in override:
+                scale = coerce(override["lr"], float) / config.lr
+            title += f", {pattern}"
+        group = groups.setdefault(title, {"params": [], "weight_decay": decay, "scale": scale, "name": title})
+        group["params"].append(parameter)
+    for pattern in config.overrides:
+        if pattern not in matched:
+            raise UserError(f"optimizer.overrides.{pattern}: matches no parameter; names are as in {name}")
+    if not groups:
+        raise UserError("model: nothing in it is trained: every parameter is frozen")
+    return list(groups.values())
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -41,4 +84,126 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 def masks_its_step(optimizer: Optimizer) -> bool:
     """Whether the step leaves everything as it was where `optimizer.found_inf` is 1, without a wait for the device."""
-    return isinstance(optimizer, AdamW) and bool(optimizer.defaults["fused"])
+    return isinstance(optimizer, (Adam, AdamW)) and bool(optimizer.defaults["fused"])
+
+
+class MuonAndAdamW(Optimizer):
+    """torch's Muon (Jordan et al., 2024) on hidden matrices, AdamW on the rest, as one optimizer.
+
+    Muon's steps are scaled to the size of AdamW's (Liu et al., "Muon is Scalable", 2025), so one rate serves both.
+    """
+
+    def __init__(
+        self, matrices: list[dict[str, Any]], others: list[dict[str, Any]], muon: dict[str, Any], adamw: dict[str, Any]
+    ) -> None:
+        self._muon = torch.optim.Muon(matrices, **muon)
+        self._adamw = AdamW(others, **adamw) if others else None
+        self._matrices = len(self._muon.param_groups)
+        super().__init__([*self._muon.param_groups, *(self._adamw.param_groups if self._adamw else [])], {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of both. Their groups and state are this optimizer's own, also after a load."""
+        for inner, groups in (
+            (self._muon, self.param_groups[: self._matrices]),
+            (self._adamw, self.param_groups[self._matrices :]),
+        ):
+            if inner is not None:
+                inner.param_groups, inner.state = groups, self.state
+                inner.step()  # type: ignore[no-untyped-call]
+
+
+def _built(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, matrices: set[int]) -> Optimizer:
+    """The named optimizer over groups; muon's hidden matrices by their ids. Raises UserError."""
+    name, args = config.name, config.args
+    betas = {"betas": config.betas} if config.betas else {}
+    momentum = {"momentum": config.momentum} if config.momentum is not None else {}
+    kinds: dict[str, Any] = {"adamw": AdamW, "adam": Adam, "sgd": SGD, "muon": torch.optim.Muon}
+    _refuse_arguments(args, kinds.get(name))
+    optimizer: Optimizer
+    try:
+        if name in ("adamw", "adam"):
+            optimizer = kinds[name](groups, lr=lr, fused=True, **betas, **args)
+        elif name == "sgd":
+            optimizer = SGD(groups, lr=lr, **{"momentum": 0.9, **momentum, **args})
+        elif name == "muon":
+            hidden, others = _split(groups, matrices)
+            muon = {"adjust_lr_fn": "match_rms_adamw", **momentum, **args}
+            optimizer = MuonAndAdamW(hidden, others, {"lr": lr, **muon}, {"lr": lr, **betas, "fused": True})
+        else:
+            from timm.optim import create_optimizer_v2
+
+            optimizer = create_optimizer_v2(groups, name.removeprefix("timm/"), lr, **momentum, **betas, **args)
+    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
+        raise UserError(f"optimizer.name: {name} cannot be built: {' '.join(str(error).split())}") from None
+    return optimizer
+
+
+def _split(groups: list[dict[str, Any]], matrices: set[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Groups of the parameters whose ids are given, and of all others. Raises UserError where the first have none."""
+    hidden, others = (
+        [{**group, "params": [p for p in group["params"] if (id(p) in matrices) is wanted]} for group in groups]
+        for wanted in (True, False)
+    )
+    found = [group for group in hidden if group["params"]]
+    if not found:
+        raise UserError("optimizer.name: muon finds no hidden matrix to train in this model: use adamw")
+    return found, [group for group in others if group["params"]]
+
+
+def _refuse_arguments(args: Mapping[str, Any], kind: type[Optimizer] | None) -> None:
+    """Raises UserError for an argument with a field of its own, or one that the optimizer does not take."""
+    takes = [name for name in inspect.signature(kind).parameters if name not in _OWN_FIELDS] if kind else []
+    for name in args:
+        if name in _OWN_FIELDS:
+            raise UserError(f"optimizer.args.{name}: set optimizer.{name} instead")
+        if kind and name not in takes:
+            raise UserError(f"optimizer.args.{name}: {kind.__name__} takes no {name}{nearest(name, takes)}")
+
+
+def _probe(config: OptimizerConfig) -> None:
+    """Two steps of one of timm's on the side: what it keeps must be what a checkpoint holds. Raises UserError."""
+    from timm.optim import list_optimizers
+
+    name, known = config.name.removeprefix("timm/"), list_optimizers()
+    if name not in known:
+        raise UserError(f"optimizer.name: timm has no optimizer {name}{nearest(name, known)}")
+    with torch.random.fork_rng(devices=[]):
+        parameters = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))]
+        groups = [{"params": [one], "weight_decay": config.weight_decay} for one in parameters]
+        optimizer = _built(config, groups, 1e-3, set())
+        try:
+            for _ in range(2):
+                for one in parameters:
+                    one.grad = torch.ones_like(one)
+                optimizer.step()
+        except Exception as error:  # whatever it wants that an update does not give
+            raise UserError(
+                f"optimizer.name: {config.name} does not run here: {' '.join(str(error).split())}"
+            ) from None
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items() if isinstance(parameter, Tensor) else [(parameter, {})]:
+            if value is not None and not isinstance(value, (Tensor, int, float)):
+                raise UserError(
+                    f"optimizer.name: {config.name} keeps a {type(value).__name__} ({slot}) between steps, which no "
+                    "checkpoint holds: a resume would not be exact; use another"
+                )
+
+
+def _hidden_matrices(model: nn.Module) -> set[int]:
+    """Ids of the weights of linear layers, but for the last one, which makes the logits."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return {id(module.weight) for module in linears[:-1]}
+
+
+def _layer_scales(config: OptimizerConfig, model: nn.Module) -> dict[str, tuple[float, int | None]]:
+    """(part of the peak rate, number of the layer from the input) of each parameter; empty without layer_decay."""
+    if config.layer_decay == 1:
+        return {}
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise UserError("optimizer.layer_decay: the model must say what its layers are, by timm's group_matcher()")
+    from timm.models import group_parameters
+
+    layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {name: (config.layer_decay ** (last - layer), layer) for name, layer in layers.items()}

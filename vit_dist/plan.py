@@ -77,17 +77,16 @@ class Plan:
         total = math.ceil(_samples(Length.parse(config.train.duration), samples, size, 0))
         updates = math.ceil(total / size)
 
-        def in_updates(text: str) -> int:
-            return math.ceil(_samples(Length.parse(text), samples, size, total) / size)
-
         def in_samples(text: str) -> Fraction:
             return _samples(Length.parse(text), samples, size, total)
 
-        warmup = in_updates(config.schedule.warmup)
-        cooldown = in_updates(config.schedule.cooldown) if config.schedule.name == "wsd" else 0
+        schedule = config.schedule
+        warmup = math.ceil(in_samples(schedule.warmup) / size)
+        cooldown = math.ceil(in_samples(schedule.cooldown or ("20%" if schedule.name == "wsd" else "0%")) / size)
         if warmup + cooldown > updates:
             parts = f"warmup of {warmup}" + (f" and cooldown of {cooldown}" if cooldown else "")
-            raise UserError(f"schedule.warmup: a {parts} updates is longer than the run of {updates}: shorten it")
+            field = "cooldown" if cooldown > warmup else "warmup"
+            raise UserError(f"schedule.{field}: a {parts} updates is longer than the run of {updates}: shorten it")
         micro_batches = math.ceil(size / config.batch.micro_size)
         return cls(
             samples=samples,
@@ -105,6 +104,10 @@ class Plan:
             log_every=in_samples(config.log.every),
             seed=config.run.seed,
         )
+
+    def in_updates(self, length: Length) -> Fraction:
+        """A length in updates, exact."""
+        return _samples(length, self.samples, self.global_size, self.total_samples) / self.global_size
 
     @property
     def epochs(self) -> float:

@@ -12,7 +12,6 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -113,6 +112,11 @@ class Runtime:
         """Gradients of a loss, scaled in fp16."""
         self._accelerator.backward(loss)
 
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Around the forward pass of a module that was not prepared: the run's precision."""
+        context: contextlib.AbstractContextManager[Any] = self._accelerator.autocast()
+        return context
+
     def accumulating(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward of one micro-batch: gradients travel between ranks only on the last."""
         return contextlib.nullcontext() if last else self._accelerator.no_sync(model)
@@ -154,6 +158,19 @@ class Runtime:
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         dist.broadcast(content, src=0, group=self._flags)
         return json.loads(content.numpy().tobytes())
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns on rank 0, plain as JSON holds it, on every rank. Raises its UserError on all alike."""
+        answer: dict[str, Any] = {}
+        if self.is_main:
+            try:
+                answer["value"] = work()
+            except UserError as error:
+                answer["failure"] = str(error)
+        answer = self.from_main(answer)
+        if "failure" in answer:
+            raise UserError(answer["failure"])
+        return answer["value"]
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -274,23 +291,3 @@ class Runtime:
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-
-
-class FolderLock:
-    """Holds a folder for one process on this host for as long as it lives. Raises UserError where another has it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / ".lock").open("w")
-        try:
-            import fcntl
-        except ImportError:
-            return
-        try:
-            # Not flock: worker processes would inherit it, and outlive a killed run for some seconds.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"run.dir: another process trains in {folder}: wait for it, or set another") from None
-
-    def release(self) -> None:
-        """Frees the folder."""
-        self._file.close()

@@ -1,36 +1,261 @@
-"""The learning rate: one of torch's schedulers, stepped once for each update that was applied."""
+"""The learning rate: warmup, torch's schedulers, cooldown; stepped once for each update that was applied."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import partial
+from typing import Any
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+import torch
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from vit_dist.catalog import PRESETS, schedule_arguments
 from vit_dist.config import ScheduleConfig
 from vit_dist.plan import Plan
+from vit_dist.telemetry import finite
+from vit_dist.values import Length, UserError, import_function
+
+# Of a group, what torch's schedulers change as they go; and of themselves, all that does.
+_MOVED = ("lr", "momentum", "betas")
+_COUNTERS = ("last_epoch", "_step_count", "T_cur", "T_i", "best", "num_bad_epochs", "cooldown_counter")
 
 
-def build_schedule(config: ScheduleConfig, optimizer: Optimizer, plan: Plan) -> LambdaLR:
-    """The scheduler over a plan; its whole state is the number of updates applied."""
-    return LambdaLR(optimizer, partial(factor, config=config, plan=plan))
+class Schedule:
+    """Sets the rate (and where a scheduler cycles it, the momentum) of every group of an optimizer.
 
-
-def factor(update: int, *, config: ScheduleConfig, plan: Plan) -> float:
-    """The fraction of the peak rate that update number `update` (from 0) is made with.
-
-    Warmup: linear, 1/warmup at update 0, 1 at update warmup-1. cosine: half a cosine from there to
-    `cooldown_end` at the run's end (Loshchilov and Hutter, "SGDR", 2017). wsd: stable, then linear to
-    `cooldown_end` (Zhai et al., "Scaling Vision Transformers", 2022). constant: stable.
+    Update u (from 0; only applied ones count) is made with: in the warmup, (u+1)/warmup of the scheduler's first
+    rate; then the scheduler's rates, counted from the end of the warmup; in the cooldown, what falls from its
+    last rate to cooldown_end·lr as (1-t)^cooldown_power. A scheduler moves rates that all start at the peak; a
+    group's own is that times its `scale`, so that layer-wise rates hold under any scheduler.
     """
-    if update < plan.warmup:
-        return (update + 1) / plan.warmup
-    if config.name == "constant":
-        return 1.0
-    if config.name == "cosine":
-        done = (update - plan.warmup) / max(1, plan.updates - plan.warmup)
-        share = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    else:
-        share = min(1.0, max(0, plan.updates - update) / max(1, plan.cooldown))
-    return config.cooldown_end + (1 - config.cooldown_end) * share
+
+    def __init__(self, config: ScheduleConfig, optimizer: Optimizer, plan: Plan, lr: float) -> None:
+        """lr: the peak. Raises UserError where torch refuses the scheduler's arguments."""
+        self.optimizer = optimizer
+        self.warmup, self.cooldown = plan.warmup, plan.cooldown
+        self.span = max(1, plan.updates - plan.warmup - plan.cooldown)
+        self.end = config.cooldown_end * lr
+        self.power = config.cooldown_power
+        self.updates = 0
+        self.metric: str | None = schedule_metric(config)
+        self._parts = _parts(config, optimizer, plan, lr, self.span)
+        self._set()
+
+    def step(self) -> None:
+        """One more update was applied."""
+        self.updates += 1
+        self._advance(min(self.updates - self.warmup, self.span - 1))
+        self._set()
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        """Feeds ReduceLROnPlateau its metric; not in the warmup and the cooldown."""
+        inside = self.warmup <= self.updates < self.warmup + self.span
+        if self.metric is not None and inside:
+            _, _, scheduler = self._parts[0]
+            assert isinstance(scheduler, ReduceLROnPlateau)
+            scheduler.step(metrics[self.metric])
+            self._set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a schedule rebuilt from the same config and plan needs, as JSON holds it."""
+        parts = [
+            {
+                "count": rates.count,
+                "groups": [{name: group[name] for name in _MOVED if name in group} for group in rates.param_groups],
+                "counters": [_counters(one) for one in _each(scheduler)],
+            }
+            for _, rates, scheduler in self._parts
+        ]
+        return {"updates": self.updates, "parts": parts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`. A schedule of a longer run goes on as its scheduler does."""
+        self.updates = state["updates"]
+        for (_, rates, scheduler), values in zip(self._parts, state["parts"], strict=True):
+            rates.count = values["count"]
+            for group, moved in zip(rates.param_groups, values["groups"], strict=True):
+                group.update(moved | ({"betas": tuple(moved["betas"])} if "betas" in moved else {}))
+            for one, counters in zip(_each(scheduler), values["counters"], strict=True):
+                for name, value in counters.items():
+                    setattr(one, name, float(value) if isinstance(value, str) else value)
+        self._advance(min(self.updates - self.warmup, self.span - 1))
+        self._set()
+
+    def _advance(self, place: int) -> None:
+        """Steps the scheduler that is due up to its own count at `place` updates from the end of the warmup."""
+        start, rates, scheduler = self._parts[self._due(place)]
+        while self.metric is None and rates.count < place - start:
+            rates.step()
+            scheduler.step()
+
+    def _due(self, place: int) -> int:
+        """Which of the schedulers makes the update at `place`."""
+        return max(i for i, (start, _, _) in enumerate(self._parts) if start <= max(place, 0))
+
+    def _set(self) -> None:
+        """Hands the rates of now to the optimizer."""
+        place = self.updates - self.warmup
+        _, rates, _ = self._parts[self._due(min(place, self.span - 1))]
+        for group, moved in zip(self.optimizer.param_groups, rates.param_groups, strict=True):
+            rate = moved["lr"]
+            if place < 0:
+                rate *= (self.updates + 1) / self.warmup
+            elif self.cooldown and place >= self.span:
+                left = max(0, self.span + self.cooldown - place) / self.cooldown
+                rate = self.end + (rate - self.end) * left**self.power
+            group["lr"] = rate * group.get("scale", 1.0)
+            for name in _MOVED[1:]:
+                if name in moved and name in group:
+                    group[name] = moved[name]
+
+
+class Rates(Optimizer):
+    """What a scheduler moves in place of the optimizer's groups: for each of them a rate that starts at the peak.
+
+    count: the steps that were made with it.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], lr: float) -> None:
+        first = groups[0]
+        cycled: dict[str, Any] = {name: first[name] for name in ("momentum", "betas") if first.get(name) is not None}
+        super().__init__([{"params": [torch.zeros(1)]} for _ in groups], {"lr": lr, **cycled})
+        self.count = 0
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Counts; there is nothing to optimize."""
+        self.count += 1
+
+
+class Restarts(lr_scheduler.CosineAnnealingWarmRestarts):
+    """torch's, with T_0 an exact number of updates, whole or not: restarts fall where the lengths say.
+
+    It steps the original at fractions of T_0, as its documentation does with fractions of epochs.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, T_0: Fraction, T_mult: int = 1, eta_min: float = 0.0) -> None:  # noqa: N803
+        self.period = T_0
+        super().__init__(optimizer, 1, T_mult, eta_min)
+
+    def step(self, epoch: float | None = None) -> None:
+        """One more update, or number `epoch`."""
+        count = self.last_epoch + 1 if epoch is None else int(epoch)
+        # The original finds the cycle by a logarithm, whose rounding must not miss a restart.
+        super().step(float(count / self.period) + 1e-9)
+        self.last_epoch = count
+
+
+def schedule_metric(config: ScheduleConfig) -> str | None:
+    """The metric of val that the schedule follows, if it follows one."""
+    return str(config.args["metric"]) if config.name == "ReduceLROnPlateau" else None
+
+
+def cosine(update: int, *, span: int, end: float) -> float:
+    """Half a cosine from 1 to `end` over `span` updates (Loshchilov and Hutter, "SGDR", 2017)."""
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, update / span)))
+
+
+def stable(update: int) -> float:
+    """The peak; with a cooldown behind it, wsd (Zhai et al., "Scaling Vision Transformers", 2022)."""
+    return 1.0
+
+
+_Part = tuple[int, Rates, LRScheduler]
+
+
+def _parts(config: ScheduleConfig, optimizer: Optimizer, plan: Plan, lr: float, span: int) -> list[_Part]:
+    """Schedulers one after another, each with its start, counted from the end of the warmup, and its own rates.
+
+    SequentialLR is this; torch's own hands one set of rates and momenta from each scheduler to the next, where
+    OneCycleLR and CyclicLR leave theirs behind.
+    """
+    groups = optimizer.param_groups
+    if config.name in PRESETS:
+        moved = Rates(groups, lr)
+        shape = partial(cosine, span=span, end=config.cooldown_end) if config.name == "cosine" else stable
+        return [(0, moved, LambdaLR(moved, shape))]
+    arguments = schedule_arguments(config.name, config.args)
+    if config.name != "SequentialLR":
+        moved = Rates(groups, lr)
+        return [(0, moved, _scheduler(config.name, arguments, moved, plan, lr, span))]
+    starts = [0, *(math.ceil(plan.in_updates(length)) for length in arguments["milestones"])]
+    if any(after <= before for before, after in zip(starts, [*starts[1:], span], strict=True)):
+        raise UserError(
+            f"schedule.args.milestones: must rise, above 0 and below the {span} updates between warmup and cooldown"
+        )
+    parts: list[_Part] = []
+    for start, end, one in zip(starts, [*starts[1:], span], arguments["schedulers"], strict=True):
+        moved = Rates(groups, lr)
+        inner = schedule_arguments(one["name"], {key: value for key, value in one.items() if key != "name"})
+        parts.append((start, moved, _scheduler(one["name"], inner, moved, plan, lr, end - start)))
+    return parts
+
+
+def _scheduler(name: str, arguments: dict[str, Any], moved: Rates, plan: Plan, lr: float, span: int) -> LRScheduler:
+    """One of torch's schedulers over `span` updates. Raises UserError."""
+    given = dict(arguments)
+    for key, value in arguments.items():
+        if isinstance(value, Length):
+            given[key] = plan.in_updates(value) if name == "CosineAnnealingWarmRestarts" else _whole(plan, value)
+        elif key == "milestones":
+            given[key] = [_whole(plan, length) for length in value]
+        elif key in ("lr_lambda", "scale_fn"):
+            given[key] = _functions(value, key, moved)
+    if name in ("PolynomialLR", "LinearLR"):
+        given.setdefault("total_iters", span)
+    elif name == "CosineAnnealingLR":
+        given.setdefault("T_max", span)
+    elif name in ("OneCycleLR", "CyclicLR"):
+        given.setdefault("max_lr", lr)
+    if name == "OneCycleLR":
+        given["total_steps"] = span
+    try:
+        if name == "ChainedScheduler":
+            inner = [
+                _scheduler(
+                    one["name"],
+                    schedule_arguments(one["name"], {k: v for k, v in one.items() if k != "name"}),
+                    moved,
+                    plan,
+                    lr,
+                    span,
+                )
+                for one in given["schedulers"]
+            ]
+            return ChainedScheduler(inner, moved)
+        if name == "CosineAnnealingWarmRestarts":
+            return Restarts(moved, **given)
+        if name == "ReduceLROnPlateau":
+            metric = given.pop("metric")
+            return ReduceLROnPlateau(moved, mode="min" if metric.endswith("loss") else "max", **given)
+        scheduler: LRScheduler = getattr(lr_scheduler, name)(moved, **given)
+        return scheduler
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"schedule.args: {name} over {span} updates: {error}") from None
+
+
+def _whole(plan: Plan, length: Length) -> int:
+    return max(1, math.ceil(plan.in_updates(length)))
+
+
+def _functions(value: str | Sequence[str], name: str, moved: Rates) -> Any:
+    """The function at an import path, or a list of them, one for each group."""
+    if isinstance(value, str):
+        return import_function(value, f"schedule.args.{name}")
+    if len(value) != len(moved.param_groups):
+        raise UserError(
+            f"schedule.args.{name}: has {len(value)} functions for {len(moved.param_groups)} groups of parameters: "
+            "give one for each, or one for all; `vit-dist plan` lists the groups"
+        )
+    return [import_function(path, f"schedule.args.{name}") for path in value]
+
+
+def _each(scheduler: LRScheduler) -> list[LRScheduler]:
+    """A scheduler, or those inside a chain."""
+    return list(scheduler._schedulers) if isinstance(scheduler, ChainedScheduler) else [scheduler]
+
+
+def _counters(scheduler: LRScheduler) -> dict[str, Any]:
+    return {name: finite(getattr(scheduler, name)) for name in _COUNTERS if hasattr(scheduler, name)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -15,14 +16,17 @@ import torch
 from torch import nn
 
 from vit_dist import __version__, checkpoint
+from vit_dist.choosing import judge, out_of_patience, value_of
 from vit_dist.config import Config
 from vit_dist.console import Console
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
-from vit_dist.evaluation import Evaluation, evaluate
+from vit_dist.evaluation import evaluate
+from vit_dist.locking import FolderLock
 from vit_dist.plan import Plan
-from vit_dist.runtime import FolderLock, Runtime
-from vit_dist.state import Best, TrainState
+from vit_dist.progress import write_progress
+from vit_dist.runtime import Runtime
+from vit_dist.state import TrainState
 from vit_dist.telemetry import Clock, Journal, Line, Meter, place, write_json
 from vit_dist.trackers import Trackers
 from vit_dist.update import Updater
@@ -68,7 +72,9 @@ class Session:
 
     def log(self) -> None:
         """A `train` line: what the updates since the last one measured. Waits for the device."""
-        lr = self.updater.optimizer.param_groups[0]["lr"]
+        if self.meter.last is not None and self.meter.last[0] == self.state.position:
+            return
+        lr = max(group["lr"] for group in self.updater.optimizer.param_groups)
         self.updater.settle()
         sums = self.updater.take_sums()
         line = self.meter.line(
@@ -82,24 +88,40 @@ class Session:
         self.console.progress(self.plan, self.record("train", line))
         self.write_status("running")
 
-    def evaluate(self, split: str, of: int | None = None) -> Evaluation:
-        """One exact pass over a split, recorded, by the weights of update `of`, else by those of now."""
-        stream = self.evaluations[split]
-        result = evaluate(self.module, stream, stream.length, self.runtime)
-        values = {**place(self.plan, self.state.position), "split": split, "weights": "raw", **result.to_dict()}
-        values["weights_update"] = self.state.position if of is None else of
-        line = self.record("eval", values)
-        better = split == "val" and self._is_best(result)
-        if better:
-            metric = self.config.evaluate.metric
-            self.state.best = Best(self.state.position, metric, getattr(result, metric))
-        self.console.evaluation(line, best=better)
-        return result
+    def choose(self) -> bool:
+        """Evaluates val, and feeds what listens: the plateau, patience, the best. Whether it is the best so far."""
+        self.updater.settle()
+        scores = self.evaluate("val", self.state.position)
+        warming = self.state.position <= self.plan.warmup
+        metric = self.updater.schedule.metric
+        if metric is not None:
+            self.updater.schedule.evaluated({metric: value_of(metric, scores)})
+        best = judge(self.state, self.config.evaluate, scores, warming=warming)
+        for line in self.history[-len(scores) :]:
+            self.console.evaluation(
+                line, best=best and self.state.best is not None and line["weights"] == self.state.best.weights
+            )
+        if self.runtime.is_main:
+            write_progress(self.folder, self.history, self.config.evaluate.metric)
+        return best
 
-    def _is_best(self, result: Evaluation) -> bool:
-        metric, best = self.config.evaluate.metric, self.state.best
-        value = getattr(result, metric)
-        return best is None or (value > best.value if metric == "top1" else value < best.value)
+    @property
+    def over(self) -> bool:
+        """Whether no update is left to make: all are done, or patience is at its end."""
+        return self.state.position >= self.plan.updates or out_of_patience(self.state, self.config.evaluate)
+
+    def evaluate(self, split: str, of: int) -> dict[str, dict[str, float | None]]:
+        """One exact pass over a split by the weights of update `of`, and one by their average; recorded."""
+        average = self.updater.average
+        scores: dict[str, dict[str, float | None]] = {}
+        for weights in ("raw", "ema") if average is not None else ("raw",):
+            with average.swapped() if average is not None and weights == "ema" else contextlib.nullcontext():
+                stream = self.evaluations[split]
+                result = evaluate(self.module, stream, stream.length, self.runtime)
+            values = {**place(self.plan, self.state.position), "split": split, "weights": weights, **result.to_dict()}
+            self.record("eval", {**values, "weights_update": of})
+            scores[weights] = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
+        return scores
 
     def save(self) -> None:
         """A checkpoint at this position, once; rank 0 writes, and a failure is everyone's. Raises UserError."""
@@ -109,26 +131,19 @@ class Session:
         self.state.train_seconds = self.clock.seconds
         watch = Clock()
         watch.start()
-        failure, path, size = None, "", 0
-        if self.runtime.is_main:
-            try:
-                path, size = self._write_checkpoint()
-            except OSError as error:
-                failure = f"{self.checkpoints}: a checkpoint cannot be written: {error}"
-        failure = self.runtime.from_main(failure)
-        if failure:
-            raise UserError(failure)
+        path, size = self.runtime.on_main(self._write_checkpoint)
         self.saved = self.state.position
         seconds = watch.seconds
         values = {"path": path, "seconds": seconds, "stall_seconds": seconds, "bytes": size}
         self.record("save", {**place(self.plan, self.state.position), **values})
 
     def _write_checkpoint(self) -> tuple[str, int]:
-        scaler = self.runtime.scaler
-        state = {
+        """Its path in the folder and its bytes. Raises UserError."""
+        scaler, state = self.runtime.scaler, self.state
+        content = {
             "format": 1,
-            "train": self.state.to_dict(),
-            "schedule": dict(checkpoint.numbers(self.updater.schedule.state_dict())),
+            "train": state.to_dict(),
+            "schedule": self.updater.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
             "precision": self.runtime.precision,
             "world_size": self.runtime.world_size,
@@ -139,11 +154,16 @@ class Session:
             "config": self.config.to_dict(),
             "versions": versions(),
         }
-        path, size = checkpoint.save(self.checkpoints, self.state.position, self.module, self.updater.optimizer, state)
-        checkpoint.link(self.checkpoints, "last", path)
-        if self.state.best is not None and self.state.best.update == self.state.position:
-            checkpoint.link(self.checkpoints, "best", path)
-        checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
+        try:
+            path, size = checkpoint.save(
+                self.checkpoints, state.position, self.module, self.updater.optimizer, content, self.updater.average
+            )
+            checkpoint.link(self.checkpoints, "last", path)
+            if state.best is not None and state.best.update == state.position:
+                checkpoint.link(self.checkpoints, "best", path)
+            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
+        except OSError as error:
+            raise UserError(f"{self.checkpoints}: a checkpoint cannot be written: {error}") from None
         return str(path.relative_to(self.folder)), size
 
     def write_status(self, state: str, reason: str | None = None) -> None:

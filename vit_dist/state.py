@@ -30,11 +30,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: `value` of `metric` at `update`."""
+    """The best evaluation so far: `value` of `metric` at `update`, by its raw or averaged (ema) `weights`."""
 
     update: int
     metric: str
     value: float
+    weights: str = "raw"
 
 
 @dataclass
@@ -43,6 +44,7 @@ class TrainState:
 
     position: global batches drawn. applied: updates applied (what the schedule counts). skipped: the
     difference. train_seconds: time spent training, evaluation and saving left out, over all restarts.
+    bar: the metric's value that patience wants improved; stale: evaluations that have not.
     """
 
     position: int = 0
@@ -50,6 +52,8 @@ class TrainState:
     skipped: int = 0
     train_seconds: float = 0.0
     best: Best | None = None
+    bar: float | None = None
+    stale: int = 0
     tracker_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

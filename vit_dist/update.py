@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from vit_dist.averaging import Average
 from vit_dist.losses import Loss
 from vit_dist.optimizers import masks_its_step
 from vit_dist.runtime import Runtime
+from vit_dist.schedules import Schedule
 from vit_dist.state import Batch, TrainState
 
 
@@ -28,11 +29,12 @@ class Updater:
         model: nn.Module,
         loss: Loss,
         optimizer: Optimizer,
-        schedule: LRScheduler,
+        schedule: Schedule,
         state: TrainState,
         runtime: Runtime,
         *,
         clip_norm: float,
+        average: Average | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -41,6 +43,7 @@ class Updater:
         self.state = state
         self.runtime = runtime
         self.clip_norm = clip_norm
+        self.average = average
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = torch.zeros((), device=runtime.device)
         self.sums = torch.zeros(3, device=runtime.device, dtype=runtime.sum_dtype)
@@ -60,7 +63,7 @@ class Updater:
             with self.runtime.accumulating(self.model, last=number == length):
                 inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
                 outputs = at_least_float32(self.model(*inputs))
-                losses = self.loss(outputs, batch.targets) * batch.weights
+                losses = self.loss(outputs, batch) * batch.weights
                 # The wrapper takes the mean over ranks; times world_size, it is the sum.
                 self.runtime.backward(losses.sum() * (self.runtime.world_size / weight))
             with torch.no_grad():
@@ -68,7 +71,7 @@ class Updater:
                 self.sums += torch.stack([losses.sum(), correct.sum(), batch.weights.sum()])
 
     def apply(self) -> None:
-        """Clips, and steps the optimizer where the gradient is finite."""
+        """Clips, and steps the optimizer and the average where the gradient is finite."""
         scaler = self.runtime.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -80,11 +83,15 @@ class Updater:
         if masks_its_step(self.optimizer):
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.state.applied + 1, 1 - found_inf)
             self._skipped = self.runtime.read_later(found_inf)
         else:
             skipped = found_inf.item()
             if not skipped:
                 self.optimizer.step()
+                if self.average is not None:
+                    self.average.update(self.state.applied + 1, 1 - found_inf)
             self._skipped = lambda: skipped
         if scaler is not None:
             scaler.update()

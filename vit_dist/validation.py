@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from vit_dist.values import Length
+from vit_dist.catalog import METRICS, loss_problems, optimizer_problems, schedule_problems
+from vit_dist.values import Length, coerce, nearest
 
 if TYPE_CHECKING:
     from vit_dist.config import Config
@@ -13,6 +15,21 @@ if TYPE_CHECKING:
 
 def problems(config: Config) -> Iterator[str]:
     """Every field out of its range and every contradiction between fields, with the fix."""
+    yield from _range_problems(config)
+    yield from _model_problems(config)
+    yield from _data_problems(config)
+    yield from loss_problems(config.loss.name)
+    yield from optimizer_problems(config.optimizer.name)
+    yield from schedule_problems(config.schedule.name, config.schedule.args)
+    yield from _teacher_problems(config)
+    yield from _override_problems(config)
+    if config.evaluate.metric not in METRICS:
+        yield f"evaluate.metric: no metric {config.evaluate.metric}{nearest(config.evaluate.metric, METRICS)}"
+    yield from _length_problems(config)
+
+
+def _range_problems(config: Config) -> Iterator[str]:
+    """Numbers out of their ranges."""
     model, data, batch, optimizer = config.model, config.data, config.batch, config.optimizer
     fractions = {
         "model.dropout": model.dropout,
@@ -20,13 +37,18 @@ def problems(config: Config) -> Iterator[str]:
         "augment.crop_min": config.augment.crop_min,
         "augment.flip": config.augment.flip,
         "loss.label_smoothing": config.loss.label_smoothing,
+        "loss.distillation_weight": config.loss.distillation_weight,
+        "optimizer.momentum": optimizer.momentum or 0.0,
         "schedule.cooldown_end": config.schedule.cooldown_end,
     }
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             yield f"{name}: must be between 0 and 1, not {value}"
-    if not 0 <= model.drop_path < 1:
-        yield f"model.drop_path: must be at least 0 and below 1, not {model.drop_path}"
+    for name, value in {"model.drop_path": model.drop_path, "train.ema": config.train.ema}.items():
+        if not 0 <= value < 1:
+            yield f"{name}: must be at least 0 and below 1, not {value}"
+    if not 0 < optimizer.layer_decay <= 1:
+        yield f"optimizer.layer_decay: must be above 0 and at most 1, not {optimizer.layer_decay}"
     if config.run.seed >= 2**63:
         yield f"run.seed: must be below 2^63, not {config.run.seed}"
     positive = {
@@ -35,7 +57,10 @@ def problems(config: Config) -> Iterator[str]:
         "model.norm_eps": model.norm_eps,
         "batch.global_size": batch.global_size,
         "batch.micro_size": batch.micro_size,
+        "loss.temperature": config.loss.temperature,
         "optimizer.lr": optimizer.lr,
+        "optimizer.scale_base": optimizer.scale_base,
+        "schedule.cooldown_power": config.schedule.cooldown_power,
         "evaluate.batch_size": config.evaluate.batch_size,
         "checkpoint.keep": config.checkpoint.keep,
     }
@@ -54,6 +79,8 @@ def problems(config: Config) -> Iterator[str]:
         "augment.shift": config.augment.shift,
         "optimizer.weight_decay": optimizer.weight_decay,
         "optimizer.clip_norm": optimizer.clip_norm,
+        "evaluate.patience": config.evaluate.patience,
+        "evaluate.min_delta": config.evaluate.min_delta,
     }
     for name, value in at_least_zero.items():
         if value < 0:
@@ -62,28 +89,79 @@ def problems(config: Config) -> Iterator[str]:
         yield f"data.val_fraction: must be between 0 and 0.5, not {data.val_fraction}"
     if batch.micro_size % 2:
         yield f"batch.micro_size: must be even, not {batch.micro_size}: set {batch.micro_size + 1}"
-    if data.image_size > 0 and model.patch_size > 0 and not model.name.startswith("timm/") and ":" not in model.name:
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield f"optimizer.betas: must be at least 0 and below 1, not {list(optimizer.betas)}"
+    elif optimizer.name in ("adamw", "adam", "muon") and len(optimizer.betas) not in (0, 2):
+        yield f"optimizer.betas: {optimizer.name} has two, not {list(optimizer.betas)}"
+
+
+def _model_problems(config: Config) -> Iterator[str]:
+    """Sizes that do not fit each other."""
+    model, data = config.model, config.data
+    ours = not model.name.startswith("timm/") and ":" not in model.name
+    if data.image_size > 0 and model.patch_size > 0 and ours:
         yield from image_problems(model.patch_size, data.image_size)
     if model.width and model.heads and model.heads > 0 and model.width % model.heads:
         yield f"model.width: {model.width} is not divisible by model.heads {model.heads}"
     if model.position == "sincos" and model.width and model.width % 4:
         yield f"model.width: {model.width} must be divisible by 4 with model.position sincos"
-    if model.args and not model.name.startswith("timm/") and ":" not in model.name:
+    if model.args and ours:
         yield f"model.args: only for timm/NAME and package.module:function; {model.name} has its own fields"
+
+
+def _data_problems(config: Config) -> Iterator[str]:
+    """Means and deviations that do not go together."""
+    data = config.data
     if len(data.mean) != len(data.std):
         yield f"data.std: has {len(data.std)} values where data.mean has {len(data.mean)}: give both per channel"
     if any(value <= 0 for value in data.std):
         yield f"data.std: must be above 0, not {list(data.std)}"
-    if not all(0 <= beta < 1 for beta in optimizer.betas):
-        yield f"optimizer.betas: must be at least 0 and below 1, not {list(optimizer.betas)}"
+
+
+def _teacher_problems(config: Config) -> Iterator[str]:
+    """Of distillation."""
+    loss = config.loss
+    if loss.teacher.startswith("timm/") and not loss.teacher_weights:
+        yield f"loss.teacher_weights: {loss.teacher} has nothing to teach without weights: give a safetensors file"
+    if loss.teacher_weights and not loss.teacher.startswith("timm/"):
+        yield "loss.teacher_weights: only for loss.teacher timm/NAME; a run or checkpoint has its own"
+
+
+def _override_problems(config: Config) -> Iterator[str]:
+    """Of optimizer.overrides: a regular expression for each mapping of numbers."""
+    for pattern, given in config.optimizer.overrides.items():
+        where = f"optimizer.overrides.{pattern}"
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"{where}: not a regular expression: {error}"
+        if not isinstance(given, Mapping) or not given:
+            yield f"{where}: must be lr or weight_decay with their numbers, as {{lr: 1e-4}}, not {given!r}"
+            continue
+        for name, value in given.items():
+            if name not in ("lr", "weight_decay"):
+                yield f"{where}.{name}: no such field{nearest(str(name), ('lr', 'weight_decay'))}"
+                continue
+            try:
+                negative = coerce(value, float) < 0
+            except (TypeError, ValueError, OverflowError):
+                yield f"{where}.{name}: must be a number, not {value!r}"
+                continue
+            if negative:
+                yield f"{where}.{name}: must be 0 or more, not {value}"
+
+
+def _length_problems(config: Config) -> Iterator[str]:
+    """Lengths of time that are none, or nothing."""
     lengths = {
         "train.duration": config.train.duration,
         "schedule.warmup": config.schedule.warmup,
-        "schedule.cooldown": config.schedule.cooldown,
         "evaluate.every": config.evaluate.every,
         "checkpoint.every": config.checkpoint.every,
         "log.every": config.log.every,
     }
+    if config.schedule.cooldown:
+        lengths["schedule.cooldown"] = config.schedule.cooldown
     for name, text in lengths.items():
         try:
             length = Length.parse(text)

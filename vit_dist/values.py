@@ -60,6 +60,8 @@ def coerce(value: Any, kind: Any) -> Any:
         if value in args and isinstance(value, str):
             return value
         raise ValueError
+    if kind is Length:
+        return Length.parse(str(value))
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError
@@ -107,10 +109,10 @@ def describe(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(args)
     if origin is tuple:
-        return f"a list of {'numbers' if args[0] is float else 'texts'}" + (
-            "" if args[-1] is Ellipsis else f", {len(args)} of them"
-        )
+        items = {float: "numbers", Length: "lengths with their units, as [30 epochs, 60 epochs]"}.get(args[0], "texts")
+        return f"a list of {items}" + ("" if args[-1] is Ellipsis else f", {len(args)} of them")
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "empty"}
+    names[Length] = 'a length with its unit, as "30 epochs"'
     return names.get(kind, "fields with values")
 
 

@@ -6,6 +6,7 @@ Parameters carry timm's names, so timm's weights load here, and ours in timm, wi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,13 @@ class ViT(nn.Module):
         self.fc_norm = nn.LayerNorm(width, eps=norm_eps) if pool == "mean" else nn.Identity()
         self.head = nn.Linear(width, classes)
         self.reset_parameters()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The layers, from the input on, by timm's convention: what layer-wise rates go by."""
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
     def reset_parameters(self) -> None:
         """Truncated normal 0.02 linears, zero biases, Kaiming patch projection, normal 0.02 positions and token."""

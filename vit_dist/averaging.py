@@ -1,0 +1,64 @@
+"""The average of the weights over updates."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """Exponential moving average of a model's weights and buffers (Polyak and Juditsky, 1992), on its device.
+
+    After update n (from 1; only applied ones count) it is d·average + (1-d)·weights, d the smaller of `decay` and
+    n/(9+n), so that the random start is forgotten fast.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        # Tied weights once, and in place: `swapped` exchanges what both names see.
+        self._live = list(dict.fromkeys([*model.parameters(), *model.buffers()]))
+        self._average = [tensor.detach().clone() for tensor in self._live]
+        self._names = {id(tensor): name for name, tensor in reversed(list(model.state_dict(keep_vars=True).items()))}
+        floating = [tensor.is_floating_point() for tensor in self._live]
+        self._floats = [i for i, yes in enumerate(floating) if yes]
+        self._others = [i for i, yes in enumerate(floating) if not yes]
+
+    @torch.no_grad()
+    def update(self, applied: int, keep: Tensor) -> None:
+        """Takes in the weights after update number `applied` (from 1); not at all where `keep` is 0 (else 1)."""
+        part = (1 - min(self.decay, applied / (9 + applied))) * keep
+        averages = [self._average[i] for i in self._floats]
+        steps = torch._foreach_sub([self._live[i] for i in self._floats], averages)
+        torch._foreach_mul_(steps, part)
+        torch._foreach_add_(averages, steps)
+        for i in self._others:
+            self._average[i].copy_(self._live[i])
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The model holds the average inside, its own weights again afterwards; nothing is copied."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The average by the names of the model's state, on the host."""
+        named = ((self._names.get(id(live)), average) for live, average in zip(self._live, self._average, strict=True))
+        return {name: average.cpu().contiguous() for name, average in named if name is not None}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`, which has all of them."""
+        for live, average in zip(self._live, self._average, strict=True):
+            if id(live) in self._names:
+                average.copy_(tensors[self._names[id(live)]])
+
+    def swap(self) -> None:
+        """The model's weights become the average, and the average the model's weights."""
+        for i, live in enumerate(self._live):
+            live.data, self._average[i] = self._average[i], live.data

@@ -1,0 +1,166 @@
+"""The names that a config may use, and what each takes: schedules, optimizers, losses, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Union
+
+from vit_dist.values import Length, coerce, describe, nearest
+
+PRESETS = ("cosine", "wsd", "constant")
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+LOSSES = ("cross_entropy", "bce")
+# Of val, by the averaged weights where train.ema keeps some; raw_ asks for the others.
+METRICS = ("top1", "top5", "loss", "raw_top1", "raw_top5", "raw_loss")
+
+_FUNCTION = Union[tuple[str, ...], str]
+_MOMENTUM = {"cycle_momentum": bool, "base_momentum": float, "max_momentum": float}
+
+# torch's schedulers with the arguments that they take here: torch's own names, lengths in place of counts of steps.
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "LambdaLR": {"lr_lambda": _FUNCTION},
+    "MultiplicativeLR": {"lr_lambda": _FUNCTION},
+    "StepLR": {"step_size": Length, "gamma": float},
+    "MultiStepLR": {"milestones": tuple[Length, ...], "gamma": float},
+    "ConstantLR": {"total_iters": Length, "factor": float},
+    "LinearLR": {"total_iters": Length, "start_factor": float, "end_factor": float},
+    "ExponentialLR": {"gamma": float},
+    "PolynomialLR": {"total_iters": Length, "power": float},
+    "CosineAnnealingLR": {"T_max": Length, "eta_min": float},
+    "CosineAnnealingWarmRestarts": {"T_0": Length, "T_mult": int, "eta_min": float},
+    "CyclicLR": {
+        "base_lr": float,
+        "max_lr": float,
+        "step_size_up": Length,
+        "step_size_down": Length,
+        "mode": Literal["triangular", "triangular2", "exp_range"],
+        "gamma": float,
+        "scale_fn": str,
+        "scale_mode": Literal["cycle", "iterations"],
+        **_MOMENTUM,
+    },
+    "OneCycleLR": {
+        "max_lr": float,
+        "pct_start": float,
+        "anneal_strategy": Literal["cos", "linear"],
+        "div_factor": float,
+        "final_div_factor": float,
+        "three_phase": bool,
+        **_MOMENTUM,
+    },
+    "ReduceLROnPlateau": {
+        "metric": Literal[METRICS],
+        "factor": float,
+        "patience": int,
+        "threshold": float,
+        "threshold_mode": Literal["rel", "abs"],
+        "cooldown": int,
+        "min_lr": float,
+        "eps": float,
+    },
+    "ChainedScheduler": {"schedulers": list},
+    "SequentialLR": {"schedulers": list, "milestones": tuple[Length, ...]},
+}
+# What has no default here. torch's default of five steps for some lengths is of no use where steps are updates:
+# those of PolynomialLR, LinearLR and CosineAnnealingLR are what is left of the run.
+_REQUIRED = {
+    "LambdaLR": ("lr_lambda",),
+    "MultiplicativeLR": ("lr_lambda",),
+    "StepLR": ("step_size",),
+    "MultiStepLR": ("milestones",),
+    "ConstantLR": ("total_iters",),
+    "ExponentialLR": ("gamma",),
+    "CosineAnnealingWarmRestarts": ("T_0",),
+    "CyclicLR": ("base_lr", "step_size_up"),
+    "ReduceLROnPlateau": ("metric",),
+    "ChainedScheduler": ("schedulers",),
+    "SequentialLR": ("schedulers", "milestones"),
+}
+_FUNCTIONS = ("lr_lambda", "scale_fn")
+_FROM_THE_PLAN = ("total_steps", "epochs", "steps_per_epoch", "last_epoch")
+_NOT_INSIDE = ("ReduceLROnPlateau", "ChainedScheduler", "SequentialLR")
+
+
+def schedule_arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a scheduler, typed: lengths as `Length`. They have no problems."""
+    return {key: value if kind is list else coerce(value, kind) for key, value, kind in _known(name, given)}
+
+
+def schedule_problems(name: str, given: Mapping[str, Any], where: str = "schedule") -> Iterator[str]:
+    """What is wrong with a schedule's name and arguments, a line each."""
+    if name in PRESETS:
+        if given:
+            yield f"{where}.args: only for torch's schedulers; {name} has its own fields beside it"
+        return
+    if name not in SCHEDULERS:
+        yield f"{where}.name: no schedule {name}{nearest(name, [*PRESETS, *SCHEDULERS])}"
+        return
+    takes = SCHEDULERS[name]
+    for key in given:
+        if key in _FROM_THE_PLAN and key not in takes:
+            yield f"{where}.args.{key}: comes from the run's length: leave it out"
+        elif key not in takes:
+            yield f"{where}.args.{key}: {name} takes no {key}{nearest(str(key), takes)}"
+    for key in _REQUIRED.get(name, ()):
+        if key not in given:
+            kind = takes[key]
+            yield f"{where}.args.{key}: {name} needs it: {'a list' if kind is list else describe(kind)}"
+    for key, value, kind in _known(name, given):
+        if kind is list:
+            yield from _inner_problems(name, value, f"{where}.args.{key}")
+            continue
+        try:
+            typed = coerce(value, kind)
+        except (TypeError, ValueError, OverflowError):
+            yield f"{where}.args.{key}: must be {describe(kind)}, not {value!r}"
+            continue
+        if isinstance(typed, Length) and typed.amount == 0:
+            yield f"{where}.args.{key}: must be above 0, not {value!r}"
+        if key in _FUNCTIONS and not all(":" in path for path in ([typed] if isinstance(typed, str) else typed)):
+            yield f"{where}.args.{key}: must be package.module:function, not {value!r}"
+    if name == "SequentialLR" and all(isinstance(given.get(key), (list, tuple)) for key in takes):
+        parts, milestones = len(given["schedulers"]), len(given["milestones"])
+        if milestones != parts - 1:
+            yield f"{where}.args.milestones: {parts} schedulers have {max(0, parts - 1)} between them, not {milestones}"
+
+
+def optimizer_problems(name: str) -> Iterator[str]:
+    """What is wrong with an optimizer's name."""
+    if name not in OPTIMIZERS and not name.startswith("timm/"):
+        yield f"optimizer.name: no optimizer {name}{nearest(name, [*OPTIMIZERS, 'timm/NAME'])}"
+
+
+def loss_problems(name: str) -> Iterator[str]:
+    """What is wrong with a loss's name."""
+    if name == "clip":
+        yield (
+            "loss.name: clip needs a two-tower model (images and texts), which is not built: "
+            f"use {' or '.join(LOSSES)}, or package.module:function"
+        )
+    elif name not in LOSSES and ":" not in name:
+        yield f"loss.name: no loss {name}{nearest(name, [*LOSSES, 'package.module:function'])}"
+
+
+def _known(name: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(argument, value, kind) of those that the scheduler takes."""
+    takes = SCHEDULERS.get(name, {})
+    for key, value in given.items():
+        if key in takes:
+            yield key, value, takes[key]
+
+
+def _inner_problems(name: str, given: Any, where: str) -> Iterator[str]:
+    """Of the schedulers inside another, each a mapping of its name and its arguments."""
+    if not isinstance(given, (list, tuple)) or not given:
+        yield f"{where}: must be a list, as [{{name: StepLR, step_size: 30 epochs}}], not {given!r}"
+        return
+    for number, one in enumerate(given):
+        here = f"{where}[{number}]"
+        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str):
+            yield f"{here}: must be a scheduler's name and arguments, as {{name: StepLR, step_size: 30 epochs}}"
+        elif one["name"] in _NOT_INSIDE or one["name"] in PRESETS:
+            yield f"{here}: {one['name']} cannot be inside {name}"
+        else:
+            inner = {key: value for key, value in one.items() if key != "name"}
+            for problem in schedule_problems(one["name"], inner, here):
+                yield problem.replace(f"{here}.args.", f"{here}.")

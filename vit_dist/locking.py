@@ -1,0 +1,27 @@
+"""One process at a time in a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vit_dist.values import UserError
+
+
+class FolderLock:
+    """Holds a folder for one process on this host for as long as it lives. Raises UserError where another has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / ".lock").open("w")
+        try:
+            import fcntl
+        except ImportError:
+            return
+        try:
+            # Not flock: worker processes would inherit it, and outlive a killed run for some seconds.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"run.dir: another process trains in {folder}: wait for it, or set another") from None
+
+    def release(self) -> None:
+        """Frees the folder."""
+        self._file.close()

@@ -1,0 +1,74 @@
+"""The teacher of a distillation: a frozen model that sees the student's images as it knows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vit_dist import checkpoint
+from vit_dist.config import LossConfig, ModelConfig
+from vit_dist.data.sources import Data
+from vit_dist.data.stream import Form
+from vit_dist.models.build import build_model, preprocessing
+from vit_dist.runtime import Runtime
+from vit_dist.trained import open_trained
+from vit_dist.values import UserError
+
+
+class Teacher(nn.Module):
+    """Images as the student sees them → the teacher's logits; in evaluation mode, without gradients.
+
+    Where the teacher was made for another mean, deviation or size, images are brought to these first.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, model: nn.Module, own: Form, students: Form, runtime: Runtime) -> None:
+        super().__init__()
+        self.runtime = runtime
+        self.model = model
+        self.image_size = own.image_size
+        mean, std = torch.tensor(own.mean), torch.tensor(own.std)
+        theirs, deviation = torch.tensor(students.mean), torch.tensor(students.std)
+        self.register_buffer("scale", (deviation / std)[:, None, None])
+        self.register_buffer("offset", ((theirs - mean) / std)[:, None, None])
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [slots, classes] of the student's images [slots, channels, side, side]."""
+        seen = images * self.scale + self.offset
+        if seen.shape[-1] != self.image_size:
+            seen = F.interpolate(seen, (self.image_size, self.image_size), mode="bilinear", antialias=True)
+        with self.runtime.autocast():
+            logits: Tensor = self.model(seen)
+        return logits
+
+
+def build_teacher(config: LossConfig, data: Data, students: Form, runtime: Runtime) -> Teacher | None:
+    """The teacher of a config on the device; None where it has none. Raises UserError where it does not fit."""
+    if not config.teacher:
+        return None
+    if config.teacher.startswith("timm/"):
+        named = ModelConfig(name=config.teacher)
+        made = preprocessing(named)
+        own = Form(made.image_size, made.mean, made.std) if made and len(made.mean) == data.channels else students
+        model = build_model(named, classes=len(data.classes), channels=data.channels, image_size=own.image_size, seed=0)
+        checkpoint.load_weights(model, Path(config.teacher_weights).expanduser())
+    else:
+        found = open_trained(Path(config.teacher).expanduser(), "loss.teacher")
+        if found.classes != list(data.classes) or found.channels != data.channels:
+            raise UserError(
+                f"loss.teacher: {config.teacher} knows {len(found.classes)} classes in {found.channels} channels, "
+                f"the data has {len(data.classes)} in {data.channels}, or others: the two must be the same"
+            )
+        model, own = found.model, found.form
+    return Teacher(model, own, students, runtime).to(runtime.device)
