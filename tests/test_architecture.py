@@ -13,12 +13,14 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "vit_dist"
 FLOORS = {
-    0: ["config", "validation", "values", "plan", "state"],
-    1: ["runtime", "launch", "telemetry", "trackers", "console", "losses", "optimizers", "schedules",
+    0: ["config", "catalog", "validation", "values", "plan", "state", "choosing"],
+    1: ["runtime", "launch", "locking", "telemetry", "progress", "trackers", "console",
+        "losses", "optimizers", "schedules", "averaging",
         "models", "models.vit", "models.build",
         "data", "data.datasets", "data.device", "data.sources", "data.stream", "data.transforms"],
-    2: ["update", "evaluation", "checkpoint", "resume"],
-    3: ["session", "assembly", "loop"],
+    2: ["update", "evaluation", "checkpoint", "resume", "trained", "teacher"],
+    3: ["session", "assembly", "summary", "loop"],
+    4: ["dry_run", "report", "report.curve"],
     5: ["cli", "__main__"],
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -32,6 +34,7 @@ ROOMS_OF = {
     "torchvision": DATA,
     "wandb": ("trackers",),
     "rich": ("console",),
+    "matplotlib": ("report.curve",),
     "sklearn": ("data.datasets",),
     "yaml": ("config", "cli", "assembly"),
     "torch": tuple(room for room in FLOOR if room not in FLOORS[0]),

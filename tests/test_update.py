@@ -28,12 +28,12 @@ from vit_dist.config import (
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import MemorySource, whole
 from vit_dist.data.stream import Form, Stream
-from vit_dist.losses import build_loss, cross_entropy
+from vit_dist.losses import Loss, cross_entropy
 from vit_dist.models.build import build_model
 from vit_dist.optimizers import build_optimizer
 from vit_dist.plan import Plan, Purpose, keys, uniform
 from vit_dist.runtime import Runtime
-from vit_dist.schedules import build_schedule
+from vit_dist.schedules import Schedule
 from vit_dist.state import Batch, TrainState
 from vit_dist.update import Updater
 
@@ -75,9 +75,10 @@ def in_float64(batch: Batch) -> Batch:
 
 def updater(module: nn.Module, settings: Config, plan: Plan, runtime: Runtime) -> Updater:
     prepared = runtime.prepare(module)
-    optimizer = build_optimizer(settings.optimizer, module)
-    schedule = build_schedule(settings.schedule, optimizer, plan)
-    loss = build_loss(settings.loss)
+    lr = settings.optimizer.lr
+    optimizer = build_optimizer(settings.optimizer, module, lr)
+    schedule = Schedule(settings.schedule, optimizer, plan, lr)
+    loss = Loss(settings.loss)
     return Updater(prepared, loss, optimizer, schedule, TrainState(), runtime, clip_norm=settings.optimizer.clip_norm)
 
 
@@ -195,13 +196,13 @@ def test_an_update_that_is_not_finite_changes_nothing(runtime: Runtime, optimize
     one.settle()
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert (one.state.position, one.state.applied, one.state.skipped) == (1, 0, 1)
-    assert one.schedule.last_epoch == 0
+    assert one.schedule.updates == 0
     one(batches(plan, runtime, 1), plan.window, GLOBAL)
     one(broken(2), plan.window, GLOBAL)
     one(batches(plan, runtime, 3), plan.window, GLOBAL)
     one.settle()
     assert (one.state.position, one.state.applied, one.state.skipped) == (4, 2, 2)
-    assert one.schedule.last_epoch == 2
+    assert one.schedule.updates == 2
 
     # The same two good updates without the broken ones: the same weights and moments, to the bit.
     other_module = model()
@@ -226,7 +227,7 @@ def test_rate_of_each_update_is_the_schedules(runtime: Runtime) -> None:
     one.settle()
     expected = [0.25, 0.5] + [0.25 * (1 + np.cos(np.pi * u / 58)) for u in range(3)]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
-    assert one.schedule.last_epoch == 5
+    assert one.schedule.updates == 5
 
 
 def test_clip_is_of_the_whole_gradient(runtime: Runtime) -> None:

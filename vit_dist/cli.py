@@ -111,9 +111,9 @@ def _plan(arguments: list[str]) -> int:
     if config is None:
         return 0
     from vit_dist.console import Console
-    from vit_dist.dry_run import dry_run
+    from vit_dist.dry_run import show_plan
 
-    dry_run(config, Console(speaks=True), processes=int(processes), picture=Path(picture))
+    show_plan(config, Console(speaks=True), processes=int(processes), picture=Path(picture))
     return 0
 
 

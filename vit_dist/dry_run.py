@@ -42,7 +42,7 @@ class Memory:
         return sum(astuple(self))
 
 
-def dry_run(config: Config, console: Console, *, processes: int, picture: Path) -> None:
+def show_plan(config: Config, console: Console, *, processes: int, picture: Path) -> None:
     """Prints the plan of a config on so many processes, and draws its rate there and into a PNG. Raises UserError."""
     data = open_data(config.data)
     form = form_of(config, data)
