@@ -52,7 +52,7 @@ class Schedule:
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
         """Feeds ReduceLROnPlateau its metric; not in the warmup and the cooldown."""
-        inside = self.warmup <= self.updates < self.warmup + self.span
+        inside = self.warmup < self.updates < self.warmup + self.span
         if self.metric is not None and inside:
             _, _, scheduler = self._parts[0]
             assert isinstance(scheduler, ReduceLROnPlateau)
