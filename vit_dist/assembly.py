@@ -64,7 +64,7 @@ def build(
     if start is not None:
         start.load_model(model)
     refuse_metrics(config, data)
-    teacher = build_teacher(config.loss, data, form, runtime)
+    teacher = build_teacher(config.loss, data, form, runtime.device, runtime.autocast)
     prepared = runtime.prepare(model)
     prepared.train()
     updater = _updater(config, model, prepared, Loss(config.loss, teacher), plan, state, start, runtime)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from vit_dist.optimizers import build_optimizer, peak_lr
 from vit_dist.plan import Plan
 from vit_dist.report.curve import draw_rates
 from vit_dist.schedules import Schedule
+from vit_dist.teacher import build_teacher
 from vit_dist.values import UserError
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,15 +50,20 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     plan = Plan.of(config, len(data.splits["train"]), processes)
     refuse_metrics(config, data)
     model = own_model(config, data, form)
-    Loss(config.loss)
+    teacher = build_teacher(config.loss, data, form, torch.device("cpu"), contextlib.nullcontext)
+    Loss(config.loss, teacher)
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
     rates = rate_curve(Schedule(config.schedule, optimizer, plan, lr), plan)
-    precision = resolve_precision(config.train.precision, cpu=not torch.cuda.is_available())
+    precision = resolve_precision(
+        config.train.precision, cpu=config.run.device == "cpu" or not torch.cuda.is_available()
+    )
     flops = forward_flops(model, channels=data.channels, image_size=form.image_size)
     rows = plan_rows(config, data, form, plan, parameter_count(model), flops)
     side = (data.channels, form.image_size, form.image_size)
     memory = estimate(model, optimizer, config, side, drop_path_depth(model), precision)
+    if teacher is not None:
+        memory = replace(memory, weights=memory.weights + _bytes([*teacher.parameters(), *teacher.buffers()]))
     console.say(f"plan of {config.run.name or config.folder.name}, on {processes} × {precision}")
     console.table({**rows, "memory": _memory_text(memory, plan)})
     console.say("parameters")
@@ -76,14 +82,11 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
 
 
 def rate_curve(schedule: Schedule, plan: Plan) -> list[float]:
-    """The highest group's rate for each update, if all are applied; a plateau is fed a metric that always improves."""
+    """The highest group's rate for each update, if all are applied; a plateau's, if its metric always improves."""
     rates = []
-    for update in range(plan.updates):
+    for _ in range(plan.updates):
         rates.append(max(float(group["lr"]) for group in schedule.optimizer.param_groups))
         schedule.step()
-        if schedule.metric is not None and plan.due(update + 1, plan.evaluate_every):
-            improving = 1 / (update + 2) if schedule.metric.endswith("loss") else float(update)
-            schedule.evaluated({schedule.metric: improving})
     return rates
 
 
