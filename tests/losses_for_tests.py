@@ -19,3 +19,9 @@ def signalling(logits: Tensor, targets: Tensor) -> Tensor:
     if forwards == int(os.environ.get("SIGNAL_AT", "0")):
         os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
     return cross_entropy(logits, targets, label_smoothing=0.1)
+
+
+def sometimes_nan(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same, but not a number for a micro-batch whose class numbers have a sum that ends in 7."""
+    values = signalling(logits, targets)
+    return values * float("nan") if targets.sum().item() % 10 == 7 else values

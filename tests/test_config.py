@@ -11,9 +11,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from vit_dist.config import RECIPES, Config, DataConfig, RunConfig, find_recipe
+from vit_dist.config import RECIPES, Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, find_recipe
 from vit_dist.values import Length, UserError, import_function
 
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",
             "checkpoint", "log"]  # fmt: skip
 FREE = {
@@ -23,6 +24,8 @@ FREE = {
 }  # fmt: skip
 UNIT = 'a length with its unit, as "20 epochs", "5000 updates", "1e6 samples" or "5%"'
 BETWEEN = "must be between 0 and 1, not"
+OVERRIDE = "optimizer.overrides.head: must be lr or weight_decay with their numbers, as {lr: 1e-4}"
+TEACHER_WEIGHTS = "loss.teacher_weights: only for loss.teacher timm/NAME; a run or checkpoint has its own"
 
 
 def refusal(values: Any) -> str:
@@ -47,9 +50,53 @@ def refusal(values: Any) -> str:
         ({"optimizer": {"lr": None}}, "optimizer.lr: must be a number, not None"),
         ({"optimizer": {"lr": 0}}, "optimizer.lr: must be above 0, not 0.0"),
         ({"optimizer": {"decay_all": 1}}, "optimizer.decay_all: must be true or false, not 1"),
-        ({"optimizer": {"name": "adam"}}, "optimizer.name: must be adamw or sgd, not 'adam'"),
-        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: must be a list of numbers, 2 of them, not [0.9]"),
+        ({"optimizer": {"name": "adamx"}}, "optimizer.name: no optimizer adamx (did you mean adam?)"),
+        (
+            {"optimizer": {"name": "lion"}},
+            "optimizer.name: no optimizer lion; known: adamw, adam, sgd, muon, timm/NAME",
+        ),
+        ({"optimizer": {"betas": 0.9}}, "optimizer.betas: must be a list of numbers, not 0.9"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: adamw has two, not [0.9]"),
+        ({"optimizer": {"name": "adam", "betas": [0.9]}}, "optimizer.betas: adam has two, not [0.9]"),
+        ({"optimizer": {"name": "muon", "betas": [0, 0, 0]}}, "optimizer.betas: muon has two, not [0.0, 0.0, 0.0]"),
         ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas: must be at least 0 and below 1, not [0.9, 1.0]"),
+        ({"optimizer": {"betas": [-0.1]}}, "optimizer.betas: must be at least 0 and below 1, not [-0.1]"),
+        ({"optimizer": {"momentum": "much"}}, "optimizer.momentum: must be a number or empty, not 'much'"),
+        ({"optimizer": {"momentum": -0.1}}, f"optimizer.momentum: {BETWEEN} -0.1"),
+        ({"optimizer": {"momentum": 1.5}}, f"optimizer.momentum: {BETWEEN} 1.5"),
+        ({"optimizer": {"layer_decay": 0}}, "optimizer.layer_decay: must be above 0 and at most 1, not 0.0"),
+        ({"optimizer": {"layer_decay": 1.01}}, "optimizer.layer_decay: must be above 0 and at most 1, not 1.01"),
+        ({"optimizer": {"scale": "square"}}, "optimizer.scale: must be none or linear or sqrt, not 'square'"),
+        ({"optimizer": {"scale_base": 0}}, "optimizer.scale_base: must be above 0, not 0"),
+        ({"optimizer": {"args": [1]}}, "optimizer.args: must be fields with values, not [1]"),
+        ({"optimizer": {"overrides": "head"}}, "optimizer.overrides: must be fields with values, not 'head'"),
+        (
+            {"optimizer": {"overrides": {"(": {"lr": 1}}}},
+            "optimizer.overrides.(: not a regular expression: missing ), unterminated subpattern at position 0",
+        ),
+        ({"optimizer": {"overrides": {"head": 1e-4}}}, f"{OVERRIDE}, not 0.0001"),
+        ({"optimizer": {"overrides": {"head": {}}}}, f"{OVERRIDE}, not {{}}"),
+        ({"optimizer": {"overrides": {"head": None}}}, f"{OVERRIDE}, not None"),
+        (
+            {"optimizer": {"overrides": {"head": {"wight_decay": 0}}}},
+            "optimizer.overrides.head.wight_decay: no such field (did you mean weight_decay?)",
+        ),
+        (
+            {"optimizer": {"overrides": {"head": {"betas": 0}}}},
+            "optimizer.overrides.head.betas: no such field; known: lr, weight_decay",
+        ),
+        (
+            {"optimizer": {"overrides": {"head": {"lr": "low"}}}},
+            "optimizer.overrides.head.lr: must be a number, not 'low'",
+        ),
+        (
+            {"optimizer": {"overrides": {"head": {"lr": False}}}},
+            "optimizer.overrides.head.lr: must be a number, not False",
+        ),
+        (
+            {"optimizer": {"overrides": {"head": {"lr": 1, "weight_decay": -1}}}},
+            "optimizer.overrides.head.weight_decay: must be 0 or more, not -1",
+        ),
         ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay: must be 0 or more, not -1.0"),
         ({"optimizer": {"clip_norm": -0.5}}, "optimizer.clip_norm: must be 0 or more, not -0.5"),
         ({"batch": {"global_size": 1.5}}, "batch.global_size: must be a whole number, not 1.5"),
@@ -83,7 +130,50 @@ def refusal(values: Any) -> str:
         ({"augment": {"flip": -1}}, f"augment.flip: {BETWEEN} -1.0"),
         ({"augment": {"shift": -1}}, "augment.shift: must be 0 or more, not -1"),
         ({"loss": {"label_smoothing": 1.1}}, f"loss.label_smoothing: {BETWEEN} 1.1"),
+        ({"loss": {"name": "cross_entrop"}}, "loss.name: no loss cross_entrop (did you mean cross_entropy?)"),
+        (
+            {"loss": {"name": "mse"}},
+            "loss.name: no loss mse; known: cross_entropy, bce, package.module:function",
+        ),
+        (
+            {"loss": {"name": "clip"}},
+            "loss.name: clip needs a two-tower model (images and texts), which is not built: "
+            "use cross_entropy or bce, or package.module:function",
+        ),
+        (
+            {"loss": {"teacher": "timm/x"}},
+            "loss.teacher_weights: timm/x has nothing to teach without weights: give a safetensors file",
+        ),
+        ({"loss": {"teacher_weights": "a.safetensors"}}, TEACHER_WEIGHTS),
+        ({"loss": {"teacher": "runs/a", "teacher_weights": "a.safetensors"}}, TEACHER_WEIGHTS),
+        ({"loss": {"distillation": "warm"}}, "loss.distillation: must be hard or soft, not 'warm'"),
+        ({"loss": {"distillation_weight": 1.5}}, f"loss.distillation_weight: {BETWEEN} 1.5"),
+        ({"loss": {"temperature": 0}}, "loss.temperature: must be above 0, not 0.0"),
         ({"schedule": {"cooldown_end": 7}}, f"schedule.cooldown_end: {BETWEEN} 7.0"),
+        ({"schedule": {"cooldown_power": 0}}, "schedule.cooldown_power: must be above 0, not 0.0"),
+        ({"schedule": {"name": "cosin"}}, "schedule.name: no schedule cosin (did you mean cosine?)"),
+        ({"schedule": {"name": "OneCycle"}}, "schedule.name: no schedule OneCycle (did you mean OneCycleLR?)"),
+        (
+            {"schedule": {"args": {"gamma": 1}}},
+            "schedule.args: only for torch's schedulers; cosine has its own fields beside it",
+        ),
+        ({"schedule": {"args": 3}}, "schedule.args: must be fields with values, not 3"),
+        (
+            {"schedule": {"name": "StepLR", "args": {"step_size": 30}}},
+            'schedule.args.step_size: must be a length with its unit, as "30 epochs", not 30',
+        ),
+        ({"train": {"ema": 1}}, "train.ema: must be at least 0 and below 1, not 1.0"),
+        ({"train": {"ema": -0.1}}, "train.ema: must be at least 0 and below 1, not -0.1"),
+        ({"evaluate": {"metric": "top2"}}, "evaluate.metric: no metric top2 (did you mean top5?)"),
+        (
+            {"evaluate": {"metric": "accuracy"}},
+            "evaluate.metric: no metric accuracy; known: top1, top5, loss, raw_top1, raw_top5, raw_loss",
+        ),
+        ({"evaluate": {"patience": -1}}, "evaluate.patience: must be 0 or more, not -1"),
+        ({"evaluate": {"patience": 2.5}}, "evaluate.patience: must be a whole number, not 2.5"),
+        ({"evaluate": {"min_delta": -0.5}}, "evaluate.min_delta: must be 0 or more, not -0.5"),
+        ({"evaluate": {"batch_size": 0}}, "evaluate.batch_size: must be above 0, not 0"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep: must be above 0, not 0"),
         ({"data": {"val_fraction": 0.6}}, "data.val_fraction: must be between 0 and 0.5, not 0.6"),
         ({"data": {"workers": -2}}, "data.workers: must be 0 or more, not -2"),
         ({"data": {"mean": 0.5}}, "data.mean: must be a list of numbers, not 0.5"),
@@ -128,12 +218,93 @@ def test_all_that_is_wrong_is_said_at_once_a_line_each() -> None:
     ]
 
 
+def test_all_that_is_wrong_with_what_shapes_learning_is_said_at_once() -> None:
+    values = {
+        "loss": {"name": "clip", "teacher": "timm/x", "distillation_weight": 2, "temperature": -1},
+        "optimizer": {
+            "name": "adm",
+            "layer_decay": 2,
+            "momentum": 7,
+            "betas": [2],
+            "overrides": {"[": {"lr": -1, "x": 1}, "head": {}},
+        },
+        "schedule": {
+            "name": "StepLR",
+            "cooldown": "5",
+            "cooldown_power": -1,
+            "args": {"gama": 1, "gamma": "x", "step_size": "0%"},
+        },
+        "train": {"ema": 2},
+        "evaluate": {"metric": "best", "patience": -1, "min_delta": -1, "every": "now"},
+    }
+    assert refusal(values).splitlines() == [
+        f"loss.distillation_weight: {BETWEEN} 2.0",
+        f"optimizer.momentum: {BETWEEN} 7.0",
+        "train.ema: must be at least 0 and below 1, not 2.0",
+        "optimizer.layer_decay: must be above 0 and at most 1, not 2.0",
+        "loss.temperature: must be above 0, not -1.0",
+        "schedule.cooldown_power: must be above 0, not -1.0",
+        "evaluate.patience: must be 0 or more, not -1",
+        "evaluate.min_delta: must be 0 or more, not -1.0",
+        "optimizer.betas: must be at least 0 and below 1, not [2.0]",
+        "loss.name: clip needs a two-tower model (images and texts), which is not built: "
+        "use cross_entropy or bce, or package.module:function",
+        "optimizer.name: no optimizer adm (did you mean adam?)",
+        "schedule.args.gama: StepLR takes no gama (did you mean gamma?)",
+        "schedule.args.gamma: must be a number, not 'x'",
+        "schedule.args.step_size: must be above 0, not '0%'",
+        "loss.teacher_weights: timm/x has nothing to teach without weights: give a safetensors file",
+        "optimizer.overrides.[: not a regular expression: unterminated character set at position 0",
+        "optimizer.overrides.[.lr: must be 0 or more, not -1",
+        "optimizer.overrides.[.x: no such field; known: lr, weight_decay",
+        f"{OVERRIDE}, not {{}}",
+        "evaluate.metric: no metric best; known: top1, top5, loss, raw_top1, raw_top5, raw_loss",
+        f"evaluate.every: {UNIT}, not 'now'",
+        f"schedule.cooldown: {UNIT}, not '5'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer": {"name": "sgd", "momentum": 0}},
+        {"optimizer": {"name": "sgd", "momentum": 1}},
+        {"optimizer": {"name": "sgd", "momentum": None}},
+        {"optimizer": {"name": "timm/adan", "betas": [0.9, 0.9, 0.9]}},
+        {"optimizer": {"betas": [0, 0.999]}},
+        {"optimizer": {"layer_decay": 1e-3}},
+        {"optimizer": {"overrides": {"^head|norm$": {"lr": 1e-4}, "x": {"weight_decay": 0, "lr": 0}}}},
+        {"loss": {"name": "my.module:function"}},
+        {"loss": {"teacher": "timm/x", "teacher_weights": "x.safetensors"}},
+        {"loss": {"teacher": "runs/a", "distillation_weight": 0}},
+        {"loss": {"distillation_weight": 1, "temperature": 1e-3}},
+        {"schedule": {"cooldown": ""}},
+        {"schedule": {"cooldown": "0%", "cooldown_end": 1, "cooldown_power": 0.1, "warmup": "0 updates"}},
+        {"schedule": {"name": "StepLR", "args": {"step_size": "30 epochs"}}},
+        {"train": {"ema": 0.999999}},
+        {"evaluate": {"metric": "raw_loss", "patience": 3, "min_delta": 0.1}},
+    ],
+)
+def test_what_is_in_range_is_taken(values: dict[str, dict[str, Any]]) -> None:
+    plain = Config.from_dict(values).to_dict()
+    for section, fields in values.items():
+        assert {name: plain[section][name] for name in fields} == fields
+
+
 def test_sections_built_in_python_are_checked_too() -> None:
     with pytest.raises(UserError) as error:
-        Config(run=RunConfig(seed=-1), data=DataConfig(val_fraction=1.0))
+        Config(
+            run=RunConfig(seed=-1),
+            data=DataConfig(val_fraction=1.0),
+            optimizer=OptimizerConfig(name="adan", overrides={"a": {"b": 1}}),
+            schedule=ScheduleConfig(name="LambdaLR"),
+        )
     assert str(error.value).splitlines() == [
         "run.seed: must be 0 or more, not -1",
         "data.val_fraction: must be between 0 and 0.5, not 1.0",
+        "optimizer.name: no optimizer adan (did you mean adam?)",
+        "schedule.args.lr_lambda: LambdaLR needs it: a list of texts or a text",
+        "optimizer.overrides.a.b: no such field; known: lr, weight_decay",
     ]
 
 
@@ -146,6 +317,27 @@ def test_numbers_are_read_from_text_where_yaml_leaves_them_as_text(tmp_path: Pat
     assert config.optimizer.betas == (0.8, 0.9)
     assert (config.batch.global_size, config.batch.micro_size) == (100, 64)
     assert [type(value) for value in (config.optimizer.lr, config.batch.global_size)] == [float, int]
+
+
+def test_numbers_are_read_from_text_inside_free_arguments_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "optimizer:\n  args: {eps: 1e-8, foreach: true}\n  overrides: {head: {lr: -.5E-4}, 3: {weight_decay: 5e+1}}\n"
+        "schedule: {name: SequentialLR, args: {milestones: [1e1 updates], "
+        "schedulers: [{name: StepLR, step_size: 1e3 samples, gamma: 5e-1}, {name: LinearLR}]}}\n"
+    )
+    with pytest.raises(UserError, match=r"^optimizer.overrides.head.lr: must be 0 or more, not -5e-05$"):
+        Config.load(path)
+    config = Config.load(path, {"optimizer.overrides": {"head": {"lr": "2e3"}}})
+    assert config.optimizer.args == {"eps": 1e-8, "foreach": True}
+    assert config.optimizer.overrides == {"head": {"lr": 2000.0}, "3": {"weight_decay": 50.0}}
+    first, second = config.schedule.args["schedulers"]
+    assert first == {"name": "StepLR", "step_size": "1e3 samples", "gamma": 0.5}
+    assert (second, config.schedule.args["milestones"]) == ({"name": "LinearLR"}, ["1e1 updates"])
+    # What is not all a number stays a text, and so does what a person quoted without an exponent.
+    given = {"a": "e5", "b": "1e5x", "c": "10", "d": ["1e2", {"e": "x"}]}
+    args = Config.from_dict({"model": {"name": "timm/x", "args": given}}).model.args
+    assert args == {**given, "d": [100.0, {"e": "x"}]}
 
 
 def test_load_takes_a_recipes_name_a_path_and_overrides(tmp_path: Path) -> None:
@@ -175,7 +367,7 @@ def test_without_a_recipe_it_is_digits_and_folder_where_a_root_is_set() -> None:
 @pytest.mark.parametrize(
     ("recipe", "overrides", "text"),
     [
-        ("nosuch", {}, "--config nosuch: neither a file nor a shipped recipe (digits, folder, mnist, mnist_reference)"),
+        ("nosuch", {}, f"--config nosuch: neither a file nor a shipped recipe ({', '.join(SHIPPED)})"),
         ("digits", {"lr": 1}, "lr: no such field; write it as section.field, as in optimizer.lr"),
         ("digits", {"optimzer.lr": 1}, "optimzer: no such section (did you mean optimizer?)"),
         ("digits", {"optimizer.lrr": 1}, "optimizer.lrr: no such field (did you mean lr?)"),
@@ -201,11 +393,12 @@ def test_a_file_that_is_no_config_is_refused_with_its_path(tmp_path: Path) -> No
     assert "line 1, column 19" in str(error.value)
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("recipe", SHIPPED)
 def test_shipped_recipes_load(recipe: str) -> None:
     config = Config.load(recipe)
     assert find_recipe(recipe) == RECIPES / f"{recipe}.yaml"
-    assert config.data.name in ("digits", "mnist", "folder")
+    assert config.data.name in ("digits", "mnist", "fashion_mnist", "folder")
+    assert {"digits", "folder", "mnist", "mnist_reference"} <= set(SHIPPED)
     assert config.run.name == f"{recipe}-{config.identity()}"
     given = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
     fields = config.fields()
@@ -214,8 +407,25 @@ def test_shipped_recipes_load(recipe: str) -> None:
             assert str(fields[f"{section}.{name}"]) == str(value) or fields[f"{section}.{name}"] == float(value)
 
 
-def changed(value: Any, kind: Any) -> Any:
+# Other values of fields that do not take just any.
+OTHERS: dict[str, Any] = {
+    "loss.name": "bce",
+    "loss.teacher": "timm/y",
+    "optimizer.name": "sgd",
+    "optimizer.momentum": 0.5,
+    "optimizer.betas": [0.5, 0.75],
+    "optimizer.overrides": {"head": {"lr": 0.5}},
+    "schedule.name": "PolynomialLR",
+    "schedule.cooldown": "7 updates",
+    "schedule.args": {"total_iters": "7 updates"},
+    "evaluate.metric": "raw_loss",
+}
+
+
+def changed(name: str, value: Any, kind: Any) -> Any:
     """Another value that the field may have."""
+    if name in OTHERS:
+        return OTHERS[name]
     if get_origin(kind) in (Literal, Union):
         choices = [one for one in get_args(kind) if one != value and one is not type(None)]
         return 8 if int in choices else choices[0]
@@ -242,6 +452,8 @@ def everything() -> dict[str, Any]:
     values = Config().to_dict()
     values["model"] |= {"name": "timm/x", "args": {"a": 1}}
     values["data"] |= {"mean": [0.5], "std": [0.25]}
+    values["loss"] |= {"teacher": "timm/x", "teacher_weights": "x.safetensors"}
+    values["schedule"] |= {"name": "LinearLR", "args": {"total_iters": "5 updates"}}
     return values
 
 
@@ -256,13 +468,12 @@ FIELDS = [
 def test_identity_changes_with_each_field_that_can_change_the_result(section: str, field: Any, kind: Any) -> None:
     values = everything()
     before = Config.from_dict(values)
-    values[section][field.name] = changed(values[section][field.name], kind)
+    name = f"{section}.{field.name}"
+    values[section][field.name] = changed(name, values[section][field.name], kind)
     after = Config.from_dict(values)
     assert after != before
-    assert [key for key, value in after.fields().items() if before.fields()[key] != value] == [
-        f"{section}.{field.name}"
-    ]
-    free = f"{section}.{field.name}" in FREE
+    assert [key for key, value in after.fields().items() if before.fields()[key] != value] == [name]
+    free = name in FREE
     assert field.metadata["free"] is free
     assert (after.identity() == before.identity()) is free
     assert len(field.metadata["meaning"]) > 10
@@ -279,9 +490,9 @@ def test_identity_is_six_hex_digits_and_the_same_in_every_process() -> None:
 def test_round_trip_through_dict_json_and_yaml() -> None:
     values = everything()
     for section, field, kind in FIELDS:
-        values[section][field.name] = changed(values[section][field.name], kind)
+        values[section][field.name] = changed(f"{section}.{field.name}", values[section][field.name], kind)
     config = Config.from_dict(values)
-    assert config.data.mean == (0.25,)
+    assert (config.data.mean, config.optimizer.betas, config.optimizer.momentum) == ((0.25,), (0.5, 0.75), 0.5)
     assert Config.from_dict(config.to_dict()) == config
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
@@ -352,8 +563,13 @@ def test_import_function_gives_the_object_and_names_what_is_wrong() -> None:
 def test_an_empty_section_takes_overrides_and_nested_arguments_merge(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("optimizer:\nmodel: {name: timm/vit_tiny_patch16_224, args: {b: 2}}\n")
-    config = Config.load(path, {"optimizer.lr": 1, "model.args": {"a": 1}})
+    given = {"optimizer.lr": 1, "model.args": {"a": 1}, "optimizer.overrides": {"head": {"lr": 1}}}
+    config = Config.load(path, given)
     assert (config.optimizer.lr, config.model.args) == (1.0, {"a": 1, "b": 2})
+    assert config.optimizer.overrides == {"head": {"lr": 1}}
+    path.write_text("schedule: {name: StepLR, args: {step_size: 1 epochs}}\n")
+    config = Config.load(path, {"schedule.args": {"gamma": 0.5}})
+    assert config.schedule.args == {"step_size": "1 epochs", "gamma": 0.5}
     path.write_text("model: {args: {x: 2020-01-01}}\n")
     with pytest.raises(UserError, match=r"^model.args: must be fields with values, not "):
         Config.load(path)

@@ -147,7 +147,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     assert losses[0][-1] < losses[0][0] - 0.05
     for folder in ("one", "two"):
         state = read_json(tmp_path / folder / "checkpoints" / "last" / "state.json")
-        assert state["schedule"]["last_epoch"] == 60
+        assert state["schedule"]["updates"] == 60
         assert state["train"]["applied"] == 60
         assert state["train"]["skipped"] == 0
     start = next(line for line in histories[1] if line["kind"] == "start")
@@ -210,8 +210,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(
     assert end_files(config.folder) == uninterrupted
     lines = [json.loads(line) for line in (config.folder / "metrics.jsonl").read_text().splitlines()]
     updates = [line["update"] for line in read_metrics(config.folder / "metrics.jsonl") if line["kind"] == "train"]
-    assert updates == [10, 20, 30, 40, 50, 60]
-    assert len([line for line in lines if line["kind"] == "train"]) == 7
+    assert updates == [10, 20, 25, 30, 40, 50, 60]
+    assert len([line for line in lines if line["kind"] == "train"]) == 8
 
 
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(
@@ -266,7 +266,9 @@ def test_files_and_numbers_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     summary = read_json(folder / "summary.json")
     assert summary == run.summary
     best = min(evaluations[:3], key=lambda line: line["loss"])
-    assert summary["best"] == {"update": best["update"], "metric": "loss", "value": best["loss"]}
+    assert summary["best"] == {
+        "update": best["update"], "metric": "loss", "value": best["loss"], "weights": "raw",
+    }  # fmt: skip
     assert os.readlink(folder / "checkpoints" / "best") == f"update_{best['update']:08d}"
     assert summary["test"]["top1"] == evaluations[-1]["top1"]
     assert summary["final"]["top1"] == evaluations[-2]["top1"]
@@ -374,7 +376,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     holding = (
-        "import sys, pathlib; from vit_dist.runtime import FolderLock; lock = FolderLock(pathlib.Path(sys.argv[1]))"
+        "import sys, pathlib; from vit_dist.locking import FolderLock; lock = FolderLock(pathlib.Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", f"{holding}; print(flush=True); sys.stdin.read()", str(folder)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -22,7 +22,7 @@ from vit_dist.config import (
     TrainConfig,
 )
 from vit_dist.plan import Plan, Purpose, Slots, _order, evaluation_slots, key, keys, permute, uniform
-from vit_dist.values import UserError
+from vit_dist.values import Length, UserError
 
 SPLITS = [
     # samples, global_size, micro_size, world size
@@ -246,20 +246,54 @@ def test_numbers_of_the_schedule() -> None:
     assert plan_of(50, warmup="5 updates").warmup == 5
     assert plan_of(50, warmup="1 epochs").warmup == 7
     assert plan_of(50, warmup="100%").warmup == 19
-    assert plan_of(50, cooldown="20%").cooldown == 0
-    assert plan_of(50, name="wsd", warmup="10%", cooldown="20%").cooldown == 4
+    # Without a cooldown of its own, wsd's is 20 %, and others have none.
+    linear = {"name": "LinearLR", "args": {}}
+    for schedule in ({"name": "cosine"}, {"name": "constant"}, linear):
+        assert plan_of(50, **schedule).cooldown == 0
+        assert plan_of(50, **schedule, cooldown="20%").cooldown == 4
+    assert plan_of(50, name="wsd").cooldown == 4
+    assert plan_of(50, name="wsd", cooldown="0%").cooldown == 0
+    assert plan_of(50, name="wsd", warmup="10%", cooldown="1 epochs").cooldown == 7
     assert plan_of(50, name="wsd", warmup="9 updates", cooldown="10 updates").cooldown == 10
 
 
-def test_a_warmup_longer_than_the_run_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("text", "updates"),
+    [
+        ("5 updates", Fraction(5)),
+        ("0 updates", Fraction(0)),
+        ("1 epochs", Fraction(25, 4)),
+        ("0.1 epochs", Fraction(5, 8)),
+        ("20 samples", Fraction(5, 2)),
+        ("10%", Fraction(15, 8)),
+        ("100%", Fraction(75, 4)),
+    ],
+)
+def test_lengths_in_updates_are_exact(text: str, updates: Fraction) -> None:
+    # 150 samples in 19 updates of 8, the last of them short.
+    assert plan_of(50).in_updates(Length.parse(text)) == updates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "text"),
+    [
+        ({"warmup": "20 updates"}, "schedule.warmup: a warmup of 20 updates"),
+        ({"cooldown": "20 updates"}, "schedule.cooldown: a warmup of 0 and cooldown of 20 updates"),
+        (
+            {"name": "wsd", "warmup": "9 updates", "cooldown": "11 updates"},
+            "schedule.cooldown: a warmup of 9 and cooldown of 11 updates",
+        ),
+        (
+            {"name": "StepLR", "args": {"step_size": "1%"}, "warmup": "11 updates", "cooldown": "9 updates"},
+            "schedule.warmup: a warmup of 11 and cooldown of 9 updates",
+        ),
+        ({"name": "wsd", "warmup": "16 updates"}, "schedule.warmup: a warmup of 16 and cooldown of 4 updates"),
+    ],
+)
+def test_a_warmup_and_a_cooldown_longer_than_the_run_are_refused(schedule: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError) as error:
-        plan_of(50, warmup="20 updates")
-    assert str(error.value) == ("schedule.warmup: a warmup of 20 updates is longer than the run of 19: shorten it")
-    with pytest.raises(UserError) as error:
-        plan_of(50, name="wsd", warmup="9 updates", cooldown="11 updates")
-    assert str(error.value) == (
-        "schedule.warmup: a warmup of 9 and cooldown of 11 updates is longer than the run of 19: shorten it"
-    )
+        plan_of(50, **schedule)
+    assert str(error.value) == f"{text} is longer than the run of 19: shorten it"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Checkpoint:
         load_weights(model, self.path / "model.safetensors")
 
     def load_optimizer(self, optimizer: Optimizer, model: nn.Module) -> None:
-        """Raises UserError where the moments are not those of this optimizer."""
+        """Raises UserError where the moments are of parameters that are not this optimizer's."""
         by_name: dict[str, dict[str, Any]] = {}
         kept = self.state.get("optimizer", {"state": {}, "groups": []})
         slots = {**_read(self.path / "optimizer.safetensors"), **kept["state"]}
@@ -55,9 +55,10 @@ class Checkpoint:
             odd = sorted(set(by_name) - set(names))[0]
             raise UserError(f"{self.path / 'optimizer.safetensors'}: {odd} is not in the optimizer")
         state = {i: by_name[name] for i, name in enumerate(names) if name in by_name}
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        for group, numbers in zip(optimizer.param_groups, kept["groups"], strict=False):
+        groups = optimizer.state_dict()["param_groups"]
+        for group, numbers in zip(groups, kept["groups"], strict=False):
             group.update(numbers)
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def load_average(self, average: Average, model: nn.Module) -> None:
         """Raises UserError where it has none, or one of another model."""
@@ -222,9 +223,15 @@ def _moments(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
 def _numbers(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
     """What an optimizer keeps as plain numbers, of each parameter and of its groups: some of timm's count so."""
     return {
-        "state": {name: value for name, value in _slots(optimizer, model) if _is_number(value)},
+        "state": {
+            name: value for name, value in _slots(optimizer, model) if _is_number(value) and not torch.is_tensor(value)
+        },
         "groups": [
-            {name: value for name, value in group.items() if _is_number(value) and name not in _FROM_THE_CONFIG}
+            {
+                name: value.item() if isinstance(value, Tensor) else value
+                for name, value in group.items()
+                if _is_number(value) and name not in _FROM_THE_CONFIG
+            }
             for group in optimizer.param_groups
         ],
     }
@@ -239,7 +246,9 @@ def _slots(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
+        isinstance(value, Tensor) and value.ndim == 0
+    )
 
 
 def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:

@@ -73,10 +73,11 @@ class Loss:
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Raises UserError where a function of the user's returns something else than a value per slot."""
         values = self.of_targets(outputs, batch.targets)
-        if values.shape != batch.weights.shape:
+        shape = getattr(values, "shape", None)
+        if shape != batch.weights.shape:
+            found = type(values).__name__ if shape is None else list(shape)
             raise UserError(
-                f"loss.name: {self.name} must return one value per slot, shape {list(batch.weights.shape)}, "
-                f"not {list(values.shape)}"
+                f"loss.name: {self.name} must return one value per slot, shape {list(batch.weights.shape)}, not {found}"
             )
         if self.teacher is not None:
             with torch.no_grad():

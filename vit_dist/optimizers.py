@@ -15,7 +15,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from vit_dist.config import OptimizerConfig
 from vit_dist.values import UserError, coerce, nearest
 
-_OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum", "params", "fused")
+_OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum")
+_NOT_TO_SET = ("params", "fused")
 
 
 def peak_lr(config: OptimizerConfig, global_size: int) -> float:
@@ -55,7 +56,7 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
         decayed = config.decay_all or (is_decayed(name, parameter) and not {name, name.rsplit(".", 1)[-1]} & spared)
         decay = config.weight_decay if decayed else 0.0
         scale, layer = scales.get(name, (1.0, None))
-        title = ("decayed" if decayed else "not decayed") + (f", layer {layer}" if layer is not None else "")
+        title = f", layer {layer}" if layer is not None else ""
         patterns = [pattern for pattern in config.overrides if re.search(pattern, name)]
         if len(patterns) > 1:
             raise UserError(f"optimizer.overrides: {name} matches {' and '.join(patterns)}: make one narrower")
@@ -66,13 +67,14 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
             if "lr" in override:
                 scale = coerce(override["lr"], float) / config.lr
             title += f", {pattern}"
+        title = ("decayed" if decay else "not decayed") + title
         group = groups.setdefault(title, {"params": [], "weight_decay": decay, "scale": scale, "name": title})
         group["params"].append(parameter)
+    if not groups:
+        raise UserError("model: nothing in it is trained: every parameter is frozen")
     for pattern in config.overrides:
         if pattern not in matched:
             raise UserError(f"optimizer.overrides.{pattern}: matches no parameter; names are as in {name}")
-    if not groups:
-        raise UserError("model: nothing in it is trained: every parameter is frozen")
     return list(groups.values())
 
 
@@ -119,6 +121,7 @@ def _built(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, mat
     momentum = {"momentum": config.momentum} if config.momentum is not None else {}
     kinds: dict[str, Any] = {"adamw": AdamW, "adam": Adam, "sgd": SGD, "muon": torch.optim.Muon}
     _refuse_arguments(args, kinds.get(name))
+    hidden, others = _split(groups, matrices) if name == "muon" else ([], [])
     optimizer: Optimizer
     try:
         if name in ("adamw", "adam"):
@@ -126,14 +129,13 @@ def _built(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, mat
         elif name == "sgd":
             optimizer = SGD(groups, lr=lr, **{"momentum": 0.9, **momentum, **args})
         elif name == "muon":
-            hidden, others = _split(groups, matrices)
             muon = {"adjust_lr_fn": "match_rms_adamw", **momentum, **args}
             optimizer = MuonAndAdamW(hidden, others, {"lr": lr, **muon}, {"lr": lr, **betas, "fused": True})
         else:
             from timm.optim import create_optimizer_v2
 
             optimizer = create_optimizer_v2(groups, name.removeprefix("timm/"), lr, **momentum, **betas, **args)
-    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
+    except (TypeError, ValueError, IndexError, AssertionError, ImportError, RuntimeError) as error:
         raise UserError(f"optimizer.name: {name} cannot be built: {' '.join(str(error).split())}") from None
     return optimizer
 
@@ -152,10 +154,13 @@ def _split(groups: list[dict[str, Any]], matrices: set[int]) -> tuple[list[dict[
 
 def _refuse_arguments(args: Mapping[str, Any], kind: type[Optimizer] | None) -> None:
     """Raises UserError for an argument with a field of its own, or one that the optimizer does not take."""
-    takes = [name for name in inspect.signature(kind).parameters if name not in _OWN_FIELDS] if kind else []
+    known = inspect.signature(kind).parameters if kind else ()
+    takes = [name for name in known if name not in (*_OWN_FIELDS, *_NOT_TO_SET)]
     for name in args:
         if name in _OWN_FIELDS:
             raise UserError(f"optimizer.args.{name}: set optimizer.{name} instead")
+        if name in _NOT_TO_SET:
+            raise UserError(f"optimizer.args.{name}: is not to be set: leave it out")
         if kind and name not in takes:
             raise UserError(f"optimizer.args.{name}: {kind.__name__} takes no {name}{nearest(name, takes)}")
 
@@ -190,9 +195,9 @@ def _probe(config: OptimizerConfig) -> None:
 
 
 def _hidden_matrices(model: nn.Module) -> set[int]:
-    """Ids of the weights of linear layers, but for the last one, which makes the logits."""
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return {id(module.weight) for module in linears[:-1]}
+    """Ids of the weights of linear layers, but for those that make logits: the last one, and any called head…."""
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return {id(module.weight) for name, module in linears[:-1] if not name.startswith("head")}
 
 
 def _layer_scales(config: OptimizerConfig, model: nn.Module) -> dict[str, tuple[float, int | None]]:

@@ -70,7 +70,13 @@ def build_teacher(
         named = ModelConfig(name=config.teacher)
         made = preprocessing(named)
         own = Form(made.image_size, made.mean, made.std) if made and len(made.mean) == data.channels else students
-        model = build_model(named, classes=len(data.classes), channels=data.channels, image_size=own.image_size, seed=0)
+        classes = len(data.classes)
+        try:
+            model = build_model(
+                named, classes=classes, channels=data.channels, image_size=own.image_size, seed=0, trained=False
+            )
+        except UserError as error:
+            raise UserError(f"loss.teacher: {str(error).partition(': ')[2]}") from None
         checkpoint.load_weights(model, Path(config.teacher_weights).expanduser())
     else:
         found = open_trained(Path(config.teacher).expanduser(), "loss.teacher")

@@ -40,7 +40,7 @@ def open_trained(path: Path, field: str, model: nn.Module | None = None) -> Trai
         raise UserError(f"{field}: {path} is neither a run's folder with a checkpoint nor a checkpoint")
     found = checkpoint.open_checkpoint(path)
     config = Config.from_dict(found.state["config"])
-    form = Form(**found.state["form"])
+    form = Form.from_dict(found.state["form"])
     model = model or build_model(
         config.model,
         classes=len(found.state["classes"]),

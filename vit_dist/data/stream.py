@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,11 @@ class Form:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     drop_path_depth: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Form:
+        """Of plain values, as JSON holds them."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
 class Reader(Dataset[Read | str]):

@@ -28,8 +28,13 @@ class Preprocessing:
     std: tuple[float, ...]
 
 
-def build_model(config: ModelConfig, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
-    """The model on the CPU in float32, its initial weights a function of `seed` alone. Raises UserError."""
+def build_model(
+    config: ModelConfig, *, classes: int, channels: int, image_size: int, seed: int, trained: bool = True
+) -> nn.Module:
+    """The model on the CPU in float32, its initial weights a function of `seed` alone.
+
+    trained: whether it will be, which BatchNorm must not. Raises UserError.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(seed, Purpose.INIT) >> 1)
         if config.name.startswith("timm/"):
@@ -46,7 +51,8 @@ def build_model(config: ModelConfig, *, classes: int, channels: int, image_size:
                 raise UserError(f"model.name: {config.name} must return a torch.nn.Module, not {type(model).__name__}")
         else:
             model = _vit(config, classes, channels, image_size)
-    refuse_batch_norm(model)
+    if trained:
+        refuse_batch_norm(model)
     return model
 
 

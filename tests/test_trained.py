@@ -1,0 +1,219 @@
+"""A trained model, from its run's folder or a checkpoint: the weights that were chosen, in the model they are of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vit_dist import Config, UserError, train
+from vit_dist.checkpoint import link
+from vit_dist.data.datasets import open_data
+from vit_dist.data.device import normalise
+from vit_dist.data.sources import MemorySource
+from vit_dist.data.stream import Form
+from vit_dist.models.build import build_model, evaluating
+from vit_dist.telemetry import read_json
+from vit_dist.trained import default_weights, open_trained
+
+SETTINGS: dict[str, Any] = {
+    "model.width": 16,
+    "model.depth": 2,
+    "model.heads": 2,
+    "batch.global_size": 48,
+    "batch.micro_size": 16,
+    "schedule.warmup": "1 updates",
+    "train.duration": "6 updates",
+    "evaluate.every": "3 updates",
+    "checkpoint.every": "3 updates",
+    "log.trackers": "none",
+    "run.device": "cpu",
+    "run.threads": 1,
+}
+# What makes each of the runs below, and the weights that count in it.
+RUNS: dict[str, tuple[dict[str, Any], str]] = {
+    "no average": ({}, "raw"),
+    "averaged": ({"train.ema": 0.9}, "ema"),
+    "averaged, chosen by raw": ({"train.ema": 0.9, "evaluate.metric": "raw_loss"}, "raw"),
+    "averaged, none chosen": ({"train.ema": 0.9, "data.val_fraction": 0}, "ema"),
+    "averaged, none chosen, by raw": (
+        {"train.ema": 0.9, "data.val_fraction": 0, "evaluate.metric": "raw_top1"},
+        "raw",
+    ),
+}
+
+
+def config(folder: Path, more: dict[str, Any]) -> Config:
+    return Config.load("digits", {**SETTINGS, "run.dir": str(folder), **more})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of each run: six updates of a tiny ViT on the digits, and checkpoints after three and six."""
+    folders = {name: tmp_path_factory.mktemp("runs") / "run" for name in RUNS}
+    for name, folder in folders.items():
+        train(config(folder, RUNS[name][0]))
+    return folders
+
+
+def holds(model: nn.Module, file: Path) -> bool:
+    """Whether a model's weights are those of a safetensors file."""
+    weights = load_file(file)
+    assert weights.keys() == model.state_dict().keys()
+    return all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def file_of(weights: str) -> str:
+    return {"raw": "model.safetensors", "ema": "ema.safetensors"}[weights]
+
+
+def chosen(folder: Path) -> Path:
+    """The checkpoint of the best weights of a run, or of its last."""
+    best = folder / "checkpoints" / "best"
+    return (best if best.exists() else folder / "checkpoints" / "last").resolve()
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_a_runs_folder_gives_the_weights_that_count(name: str, runs: dict[str, Path]) -> None:
+    folder, weights = runs[name], RUNS[name][1]
+    found = open_trained(folder, "model")
+    assert found.weights == weights
+    assert holds(found.model, chosen(folder) / file_of(weights))
+    if "averaged" in name:
+        other = {"raw": "ema", "ema": "raw"}[weights]
+        assert not holds(found.model, chosen(folder) / file_of(other))
+    assert (found.classes, found.channels) == ([str(i) for i in range(10)], 1)
+    assert all(parameter.device.type == "cpu" for parameter in found.model.parameters())
+    assert (folder / "checkpoints" / "best").is_symlink() is ("none chosen" not in name)
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_it_is_the_model_that_was_tested(name: str, runs: dict[str, Path]) -> None:
+    found = open_trained(runs[name], "model")
+    data = open_data(config(runs[name], {}).data)
+    test = data.splits["test"]
+    assert isinstance(test.source, MemorySource)
+    pixels, labels = test.source.pixels[test.indices], test.source.labels[test.indices]
+    form = found.form
+    assert (form.image_size, tuple(form.mean), tuple(form.std)) == (8, data.mean, data.std)
+    mean, std = torch.tensor(form.mean), torch.tensor(form.std)
+    with evaluating(found.model):
+        logits = found.model(normalise(torch.from_numpy(pixels), form.image_size, mean, std))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
+    summary = read_json(runs[name] / "summary.json")
+    assert summary["weights"] == found.weights
+    assert summary["test"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert summary["test"]["top1"] == pytest.approx(100 * np.mean(logits.argmax(1).numpy() == labels))
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+@pytest.mark.parametrize("update", [3, 6])
+def test_a_checkpoint_gives_its_own(name: str, update: int, runs: dict[str, Path]) -> None:
+    path = runs[name] / "checkpoints" / f"update_{update:08d}"
+    found = open_trained(path, "model")
+    assert found.weights == RUNS[name][1]
+    assert holds(found.model, path / file_of(found.weights))
+    last = open_trained(runs[name] / "checkpoints" / "last", "model")
+    assert holds(last.model, runs[name] / "checkpoints" / "update_00000006" / file_of(found.weights))
+
+
+def test_the_best_comes_before_the_last_and_the_last_before_none(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs["averaged"], folder, symlinks=True)
+    checkpoints = folder / "checkpoints"
+    early = checkpoints / "update_00000003"
+    link(checkpoints, "best", early)
+    assert holds(open_trained(folder, "model").model, early / "ema.safetensors")
+    # Where links do not exist, a line of text stands for them.
+    (checkpoints / "best").unlink()
+    (checkpoints / "best").write_text("update_00000003\n", encoding="utf-8")
+    assert holds(open_trained(folder, "model").model, early / "ema.safetensors")
+    (checkpoints / "best").unlink()
+    late = checkpoints / "update_00000006"
+    assert holds(open_trained(folder, "model").model, late / "ema.safetensors")
+    (checkpoints / "last").unlink()
+    with pytest.raises(UserError) as caught:
+        open_trained(folder, "model")
+    assert str(caught.value) == f"model: {folder} is neither a run's folder with a checkpoint nor a checkpoint"
+
+
+def test_weights_go_into_the_model_that_is_given(runs: dict[str, Path]) -> None:
+    path = runs["averaged"]
+    settings = config(path, {"model.drop_path": 0.0}).model
+    mine = build_model(settings, classes=10, channels=1, image_size=8, seed=7)
+    found = open_trained(path, "model", mine)
+    assert found.model is mine
+    assert holds(mine, chosen(path) / "ema.safetensors")
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(64, 10, bias=False)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.lin(images.flatten(1))
+            return logits
+
+    file = chosen(path) / "ema.safetensors"
+    with pytest.raises(UserError) as caught:
+        open_trained(path, "model", Flat())
+    assert str(caught.value) == (
+        f"{file}: of another model: lin.weight is missing; blocks.0.attn.proj.bias is not in the model; "
+        "blocks.0.attn.proj.weight is not in the model and 29 more"
+    )
+
+
+@pytest.mark.parametrize("field", ["model", "loss.teacher"])
+@pytest.mark.parametrize("made", ["nothing", "a file", "an empty folder", "a folder of checkpoints"])
+def test_where_nothing_was_trained_the_field_and_the_path_are_named(
+    field: str, made: str, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "there"
+    if made == "a file":
+        path.write_text("")
+    elif made == "an empty folder":
+        path.mkdir()
+    elif made == "a folder of checkpoints":
+        path = runs["averaged"] / "checkpoints"
+    with pytest.raises(UserError) as caught:
+        open_trained(path, field)
+    assert str(caught.value) == f"{field}: {path} is neither a run's folder with a checkpoint nor a checkpoint"
+
+
+def test_a_broken_checkpoint_is_not_opened(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs["averaged"], folder, symlinks=True)
+    file = chosen(folder) / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\0\0")
+    size = file.stat().st_size
+    with pytest.raises(UserError) as caught:
+        open_trained(folder, "model")
+    assert str(caught.value) == f"{file}: {size} bytes, not {size - 1}: this checkpoint cannot be used"
+
+
+@pytest.mark.parametrize(
+    ("ema", "metric", "weights"),
+    [
+        (0.0, "loss", "raw"),
+        (0.9, "loss", "ema"),
+        (0.9, "top1", "ema"),
+        (0.9, "raw_top5", "raw"),
+        (0, "raw_top1", "raw"),
+    ],
+)
+def test_what_counts_where_nothing_was_chosen(ema: float, metric: str, weights: str) -> None:
+    assert default_weights(config(Path("unused"), {"train.ema": ema, "evaluate.metric": metric})) == weights
+
+
+def test_a_form_that_went_through_json_is_the_form() -> None:
+    form = Form(8, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3), 2)
+    assert Form.from_dict(json.loads(json.dumps(dataclasses.asdict(form)))) == form
+    assert hash(Form.from_dict(json.loads(json.dumps(dataclasses.asdict(form))))) == hash(form)
