@@ -61,9 +61,14 @@ def refusal(values: Any) -> str:
         ({"optimizer": {"name": "muon", "betas": [0, 0, 0]}}, "optimizer.betas: muon has two, not [0.0, 0.0, 0.0]"),
         ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas: must be at least 0 and below 1, not [0.9, 1.0]"),
         ({"optimizer": {"betas": [-0.1]}}, "optimizer.betas: must be at least 0 and below 1, not [-0.1]"),
+        ({"optimizer": {"name": "sgd", "betas": [0.9]}}, "optimizer.betas: sgd has none: leave it empty"),
+        (
+            {"optimizer": {"momentum": 0.9}},
+            "optimizer.momentum: adamw has optimizer.betas in its place: leave it empty",
+        ),
         ({"optimizer": {"momentum": "much"}}, "optimizer.momentum: must be a number or empty, not 'much'"),
-        ({"optimizer": {"momentum": -0.1}}, f"optimizer.momentum: {BETWEEN} -0.1"),
-        ({"optimizer": {"momentum": 1.5}}, f"optimizer.momentum: {BETWEEN} 1.5"),
+        ({"optimizer": {"name": "sgd", "momentum": -0.1}}, f"optimizer.momentum: {BETWEEN} -0.1"),
+        ({"optimizer": {"name": "muon", "momentum": 1.5}}, f"optimizer.momentum: {BETWEEN} 1.5"),
         ({"optimizer": {"layer_decay": 0}}, "optimizer.layer_decay: must be above 0 and at most 1, not 0.0"),
         ({"optimizer": {"layer_decay": 1.01}}, "optimizer.layer_decay: must be above 0 and at most 1, not 1.01"),
         ({"optimizer": {"scale": "square"}}, "optimizer.scale: must be none or linear or sqrt, not 'square'"),
@@ -411,7 +416,7 @@ def test_shipped_recipes_load(recipe: str) -> None:
 OTHERS: dict[str, Any] = {
     "loss.name": "bce",
     "loss.teacher": "timm/y",
-    "optimizer.name": "sgd",
+    "optimizer.name": "timm/x",
     "optimizer.momentum": 0.5,
     "optimizer.betas": [0.5, 0.75],
     "optimizer.overrides": {"head": {"lr": 0.5}},
@@ -453,6 +458,7 @@ def everything() -> dict[str, Any]:
     values["model"] |= {"name": "timm/x", "args": {"a": 1}}
     values["data"] |= {"mean": [0.5], "std": [0.25]}
     values["loss"] |= {"teacher": "timm/x", "teacher_weights": "x.safetensors"}
+    values["optimizer"] |= {"name": "muon"}
     values["schedule"] |= {"name": "LinearLR", "args": {"total_iters": "5 updates"}}
     return values
 

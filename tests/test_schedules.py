@@ -146,7 +146,7 @@ def one_cycle(
     return of
 
 
-def triangles(up: int, down: int, height: Callable[[Floats, Floats], Floats]) -> Formula:
+def triangles(up: float, down: float, height: Callable[[Floats, Floats], Floats]) -> Formula:
     """CyclicLR's part of the way from base to max; height: of (cycle from 1, count)."""
 
     def of(x: Floats, span: int) -> Floats:
@@ -234,7 +234,7 @@ CURVES: dict[str, tuple[str, dict[str, Any], Formula]] = {
     "CyclicLR, skewed": (
         "CyclicLR",
         CYCLE | {"max_lr": 2, "step_size_down": "1.5 epochs"},
-        between(0.01, 2, triangles(5, 12, lambda c, x: x**0)),
+        between(0.01, 2, triangles(5, 11.25, lambda c, x: x**0)),
     ),
     "CyclicLR, triangular2": (
         "CyclicLR",
@@ -606,22 +606,11 @@ def test_evaluations_are_nothing_to_other_schedules() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "formula"),
     [
-        ("StepLR", {"step_size": ...}, steps(0.1, 15, 30, 45)),
         ("MultiStepLR", {"milestones": [...]}, steps(0.1, 15)),
         ("ConstantLR", {"total_iters": ..., "factor": 0.1}, lambda x, span: PEAK * np.where(x < 15, 0.1, 1)),
         ("LinearLR", {"total_iters": ...}, line(1 / 3, 1, 15)),
         ("PolynomialLR", {"total_iters": ...}, lambda x, span: PEAK * np.maximum(0, 1 - x / 15)),
         ("CosineAnnealingLR", {"T_max": ...}, half_cosine(PEAK, 0, 15)),
-        (
-            "CyclicLR",
-            CYCLE | {"step_size_up": ...},
-            between(0.01, PEAK, triangles(15, 15, lambda c, x: x**0)),
-        ),
-        (
-            "CyclicLR",
-            CYCLE | {"step_size_down": ...},
-            between(0.01, PEAK, triangles(5, 15, lambda c, x: x**0)),
-        ),
         (
             "SequentialLR",
             {"schedulers": [{"name": "LinearLR"}, {"name": "StepLR", "step_size": "2 epochs"}], "milestones": [...]},
@@ -643,6 +632,45 @@ def test_lengths_of_every_unit_become_whole_updates(name: str, args: dict[str, A
         found = rates_of(built(name, given, warmup=f"{first} updates"))
         curve = framed(expected(formula, UPDATES - first), first)
         np.testing.assert_allclose(found, curve, rtol=1e-12, atol=1e-15, err_msg=length)
+
+
+@pytest.mark.parametrize(
+    ("length", "exact"), [("15 updates", 15), ("1.9 epochs", 14.25), ("1 epochs", 7.5), ("9%", 5.4)]
+)
+def test_steps_and_cycles_do_not_drift_where_a_length_is_no_whole_number_of_updates(length: str, exact: float) -> None:
+    x = np.arange(UPDATES)
+    found = rates_of(built("StepLR", {"step_size": length, "gamma": 0.5}))
+    np.testing.assert_allclose(found, PEAK * 0.5 ** np.floor(x / exact), rtol=1e-12)
+    for given, (up, down) in (({"step_size_up": length}, (exact, exact)), ({"step_size_down": length}, (5, exact))):
+        wave = np.interp(x % (up + down), [0, up, up + down], [0, 1, 0])
+        found = rates_of(built("CyclicLR", CYCLE | given))
+        np.testing.assert_allclose(found, 0.01 + (PEAK - 0.01) * wave, rtol=1e-9, err_msg=str(given))
+
+
+def test_a_run_of_warmup_and_cooldown_alone() -> None:
+    found = rates_of(built("wsd", {}, updates=10, warmup="5 updates", cooldown="5 updates"), 10)
+    np.testing.assert_allclose(found, PEAK * np.array([0.2, 0.4, 0.6, 0.8, 1, 1, 0.8, 0.6, 0.4, 0.2]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["LinearLR", "PolynomialLR", "CosineAnnealingLR", "cosine", "OneCycleLR"])
+@pytest.mark.parametrize("warmup", ["5 updates", "20%"])
+def test_a_run_made_longer_follows_the_longer_plan_at_once(name: str, warmup: str) -> None:
+    rates, momenta = walk(built(name, {}, updates=80, warmup=warmup), 80)
+    for stop in (0, 5, 20, 50):
+        found = resumed(name, {}, stop, updates=50, grown=80, warmup=warmup)
+        np.testing.assert_array_equal(found[0][: 80 - stop], rates[stop:], str(stop))
+        np.testing.assert_array_equal(found[1][: 80 - stop], momenta[stop:], str(stop))
+
+
+def test_a_constant_factor_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        built("ConstantLR", {"factor": 0, "total_iters": "5 updates"})
+    assert str(error.value) == "schedule.args: ConstantLR over 60 updates: a factor of 0 has no way back"
+    with pytest.raises(UserError) as error:
+        built("OneCycleLR", {"cycle_momentum": False, "div_factor": 0})
+    assert str(error.value) == (
+        "schedule.args: OneCycleLR over 60 updates: a phase of it has no update, or it divides by a factor of 0"
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.65**12, 3.0])
@@ -683,10 +711,7 @@ def resumed(
     walk(first, stop)
     state = through_json(first)
     assert state["updates"] == stop
-    # Over an optimizer whose momenta are already somewhere else.
-    used = optimizer()
-    walk(built(name, args, optimizer=used, updates=grown, **fields), 9)
-    second = built(name, args, optimizer=used, updates=grown, **fields)
+    second = built(name, args, optimizer=optimizer(), updates=grown, **fields)
     second.load_state_dict(state)
     assert through_json(second) == state or grown > updates
     return walk(second, grown - stop + 5)
@@ -742,7 +767,7 @@ def test_a_plateau_goes_on_from_a_state(metric: str, worst: str) -> None:
         first = fresh()
         on(first, 0, stop)
         state = through_json(first)
-        assert (state["parts"][0]["counters"][0]["best"] == worst) is (stop < 6)
+        assert (state["plateau"]["best"] == worst) is (stop < 6)
         second = fresh()
         second.load_state_dict(state)
         assert through_json(second) == state
@@ -807,11 +832,6 @@ def torchs_words(kind: str, **given: Any) -> str:
         ("ConstantLR", {"factor": 2, "total_iters": "5%"}, {"factor": 2.0}),
         ("OneCycleLR", {}, {"max_lr": 1.0, "total_steps": 50}),
         ("OneCycleLR", {"pct_start": 1.5}, {"max_lr": 1.0, "total_steps": 50, "pct_start": 1.5}),
-        (
-            "OneCycleLR",
-            {"cycle_momentum": False, "div_factor": 0},
-            {"max_lr": 1.0, "total_steps": 50, "cycle_momentum": False, "div_factor": 0.0},
-        ),
         ("CyclicLR", CYCLE | {"cycle_momentum": True}, {"base_lr": 0.01, "max_lr": PEAK}),
         ("CosineAnnealingWarmRestarts", {"T_0": "1 epochs", "T_mult": 0}, {"T_0": 1, "T_mult": 0}),
         ("ReduceLROnPlateau", {"metric": "loss", "factor": 1}, {"factor": 1.0}),
@@ -834,7 +854,7 @@ def test_what_torch_refuses_inside_others_is_said_in_its_words() -> None:
     assert str(error.value) == f"schedule.args: LinearLR over 20 updates: {words}"
     with pytest.raises(UserError) as error:
         built("ChainedScheduler", {"schedulers": [inner]})
-    assert str(error.value).endswith(f"schedule.args: LinearLR over 60 updates: {words}")
+    assert str(error.value) == f"schedule.args: LinearLR over 60 updates: {words}"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
@@ -853,8 +873,6 @@ def test_a_wrong_number_of_functions_is_refused(name: str, count: int) -> None:
     [
         ["20 updates", "20 updates"],
         ["20 updates", "10 updates"],
-        ["0 updates", "20 updates"],
-        ["0%", "20 updates"],
         ["20 updates", "50 updates"],
         ["20 updates", "9 epochs"],
         # Both are the 8th update, rounded up.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, Union
 
 from vit_dist.values import Length, coerce, describe, nearest
@@ -86,14 +86,16 @@ def schedule_arguments(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value if kind is list else coerce(value, kind) for key, value, kind in _known(name, given)}
 
 
-def schedule_problems(name: str, given: Mapping[str, Any], where: str = "schedule") -> Iterator[str]:
+def schedule_problems(
+    name: str, given: Mapping[str, Any], where: str = "schedule", known: Collection[str] = (*PRESETS, *SCHEDULERS)
+) -> Iterator[str]:
     """What is wrong with a schedule's name and arguments, a line each."""
     if name in PRESETS:
         if given:
             yield f"{where}.args: only for torch's schedulers; {name} has its own fields beside it"
         return
     if name not in SCHEDULERS:
-        yield f"{where}.name: no schedule {name}{nearest(name, [*PRESETS, *SCHEDULERS])}"
+        yield f"{where}.name: no schedule {name}{nearest(name, known)}"
         return
     takes = SCHEDULERS[name]
     for key in given:
@@ -114,7 +116,8 @@ def schedule_problems(name: str, given: Mapping[str, Any], where: str = "schedul
         except (TypeError, ValueError, OverflowError):
             yield f"{where}.args.{key}: must be {describe(kind)}, not {value!r}"
             continue
-        if isinstance(typed, Length) and typed.amount == 0:
+        lengths = typed if isinstance(typed, tuple) else (typed,)
+        if any(isinstance(length, Length) and length.amount == 0 for length in lengths):
             yield f"{where}.args.{key}: must be above 0, not {value!r}"
         if key in _FUNCTIONS and not all(":" in path for path in ([typed] if isinstance(typed, str) else typed)):
             yield f"{where}.args.{key}: must be package.module:function, not {value!r}"
@@ -162,5 +165,6 @@ def _inner_problems(name: str, given: Any, where: str) -> Iterator[str]:
             yield f"{here}: {one['name']} cannot be inside {name}"
         else:
             inner = {key: value for key, value in one.items() if key != "name"}
-            for problem in schedule_problems(one["name"], inner, here):
+            known = [scheduler for scheduler in SCHEDULERS if scheduler not in _NOT_INSIDE]
+            for problem in schedule_problems(one["name"], inner, here, known):
                 yield problem.replace(f"{here}.args.", f"{here}.")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from vit_dist.plan import Plan
 from vit_dist.telemetry import finite
 from vit_dist.values import Length, UserError, import_function
 
-# Of a group, what torch's schedulers change as they go; and of themselves, all that does.
 _MOVED = ("lr", "momentum", "betas")
-_COUNTERS = ("last_epoch", "_step_count", "T_cur", "T_i", "best", "num_bad_epochs", "cooldown_counter")
+# Of a plateau, what evaluations have left; every other scheduler follows from the number of updates.
+_PLATEAU = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
 
 
 class Schedule:
@@ -36,12 +37,12 @@ class Schedule:
         """lr: the peak. Raises UserError where torch refuses the scheduler's arguments."""
         self.optimizer = optimizer
         self.warmup, self.cooldown = plan.warmup, plan.cooldown
-        self.span = max(1, plan.updates - plan.warmup - plan.cooldown)
+        self.span = plan.updates - plan.warmup - plan.cooldown
         self.end = config.cooldown_end * lr
         self.power = config.cooldown_power
         self.updates = 0
         self.metric: str | None = schedule_metric(config)
-        self._parts = _parts(config, optimizer, plan, lr, self.span)
+        self._parts = _parts(config, optimizer, plan, lr, max(1, self.span))
         self._set()
 
     def step(self) -> None:
@@ -61,26 +62,24 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a schedule rebuilt from the same config and plan needs, as JSON holds it."""
-        parts = [
-            {
-                "count": rates.count,
-                "groups": [{name: group[name] for name in _MOVED if name in group} for group in rates.param_groups],
-                "counters": [_counters(one) for one in _each(scheduler)],
-            }
-            for _, rates, scheduler in self._parts
-        ]
-        return {"updates": self.updates, "parts": parts}
+        if self.metric is None:
+            return {"updates": self.updates}
+        _, rates, scheduler = self._parts[0]
+        counters = {name: finite(getattr(scheduler, name)) for name in _PLATEAU}
+        return {"updates": self.updates, "rates": [group["lr"] for group in rates.param_groups], "plateau": counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`. A schedule of a longer run goes on as its scheduler does."""
+        """The inverse of `state_dict`: schedulers are stepped again from their start, exactly as they were.
+
+        So the rates of a run that was made longer are, from here on, those of a run planned that long.
+        """
         self.updates = state["updates"]
-        for (_, rates, scheduler), values in zip(self._parts, state["parts"], strict=True):
-            rates.count = values["count"]
-            for group, moved in zip(rates.param_groups, values["groups"], strict=True):
-                group.update(moved | ({"betas": tuple(moved["betas"])} if "betas" in moved else {}))
-            for one, counters in zip(_each(scheduler), values["counters"], strict=True):
-                for name, value in counters.items():
-                    setattr(one, name, float(value) if isinstance(value, str) else value)
+        if self.metric is not None:
+            _, rates, scheduler = self._parts[0]
+            for group, rate in zip(rates.param_groups, state["rates"], strict=True):
+                group["lr"] = rate
+            for name, value in state["plateau"].items():
+                setattr(scheduler, name, float(value) if isinstance(value, str) else value)
         self._advance(min(self.updates - self.warmup, self.span - 1))
         self._set()
 
@@ -99,7 +98,8 @@ class Schedule:
         """Hands the rates of now to the optimizer."""
         place = self.updates - self.warmup
         _, rates, _ = self._parts[self._due(min(place, self.span - 1))]
-        for group, moved in zip(self.optimizer.param_groups, rates.param_groups, strict=True):
+        for number, group in enumerate(self.optimizer.param_groups):
+            moved = rates.param_groups[number if len(rates.param_groups) > 1 else 0]
             rate = moved["lr"]
             if place < 0:
                 rate *= (self.updates + 1) / self.warmup
@@ -113,15 +113,15 @@ class Schedule:
 
 
 class Rates(Optimizer):
-    """What a scheduler moves in place of the optimizer's groups: for each of them a rate that starts at the peak.
+    """What a scheduler moves in place of the optimizer's groups: one rate for all, or one for each, from the peak on.
 
     count: the steps that were made with it.
     """
 
-    def __init__(self, groups: Sequence[Mapping[str, Any]], lr: float) -> None:
-        first = groups[0]
-        cycled: dict[str, Any] = {name: first[name] for name in ("momentum", "betas") if first.get(name) is not None}
-        super().__init__([{"params": [torch.zeros(1)]} for _ in groups], {"lr": lr, **cycled})
+    def __init__(self, optimizer: Optimizer, lr: float, groups: int = 1) -> None:
+        first = optimizer.param_groups[0]
+        cycled: dict[str, Any] = {name: first[name] for name in _MOVED[1:] if first.get(name) is not None}
+        super().__init__([{"params": [torch.zeros(1)]} for _ in range(groups)], {"lr": lr, **cycled})
         self.count = 0
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -171,39 +171,49 @@ def _parts(config: ScheduleConfig, optimizer: Optimizer, plan: Plan, lr: float, 
     SequentialLR is this; torch's own hands one set of rates and momenta from each scheduler to the next, where
     OneCycleLR and CyclicLR leave theirs behind.
     """
-    groups = optimizer.param_groups
     if config.name in PRESETS:
-        moved = Rates(groups, lr)
+        moved = Rates(optimizer, lr)
         shape = partial(cosine, span=span, end=config.cooldown_end) if config.name == "cosine" else stable
         return [(0, moved, LambdaLR(moved, shape))]
     arguments = schedule_arguments(config.name, config.args)
     if config.name != "SequentialLR":
-        moved = Rates(groups, lr)
+        moved = Rates(optimizer, lr, len(optimizer.param_groups))
         return [(0, moved, _scheduler(config.name, arguments, moved, plan, lr, span))]
     starts = [0, *(math.ceil(plan.in_updates(length)) for length in arguments["milestones"])]
-    if any(after <= before for before, after in zip(starts, [*starts[1:], span], strict=True)):
+    if any(after <= before for before, after in pairwise([*starts, span])):
         raise UserError(
             f"schedule.args.milestones: must rise, above 0 and below the {span} updates between warmup and cooldown"
         )
     parts: list[_Part] = []
-    for start, end, one in zip(starts, [*starts[1:], span], arguments["schedulers"], strict=True):
-        moved = Rates(groups, lr)
-        inner = schedule_arguments(one["name"], {key: value for key, value in one.items() if key != "name"})
-        parts.append((start, moved, _scheduler(one["name"], inner, moved, plan, lr, end - start)))
+    for (start, end), one in zip(pairwise([*starts, span]), arguments["schedulers"], strict=True):
+        moved = Rates(optimizer, lr, len(optimizer.param_groups))
+        parts.append((start, moved, _inner(one, moved, plan, lr, end - start)))
     return parts
+
+
+def _inner(one: Mapping[str, Any], moved: Rates, plan: Plan, lr: float, span: int) -> LRScheduler:
+    """A scheduler inside another, of its name and arguments. Raises UserError."""
+    arguments = schedule_arguments(one["name"], {key: value for key, value in one.items() if key != "name"})
+    return _scheduler(one["name"], arguments, moved, plan, lr, span)
 
 
 def _scheduler(name: str, arguments: dict[str, Any], moved: Rates, plan: Plan, lr: float, span: int) -> LRScheduler:
     """One of torch's schedulers over `span` updates. Raises UserError."""
+    if name == "ChainedScheduler":
+        return ChainedScheduler([_inner(one, moved, plan, lr, span) for one in arguments["schedulers"]], moved)
     given = dict(arguments)
     for key, value in arguments.items():
         if isinstance(value, Length):
-            given[key] = plan.in_updates(value) if name == "CosineAnnealingWarmRestarts" else _whole(plan, value)
+            given[key] = _updates(name, plan.in_updates(value))
         elif key == "milestones":
-            given[key] = [_whole(plan, length) for length in value]
+            given[key] = [_whole(plan.in_updates(length)) for length in value]
         elif key in ("lr_lambda", "scale_fn"):
             given[key] = _functions(value, key, moved)
-    if name in ("PolynomialLR", "LinearLR"):
+    if name == "StepLR" and isinstance(given["step_size"], Fraction):
+        # Its steps fall between updates: as milestones they do not drift.
+        size = given.pop("step_size")
+        name, given["milestones"] = "MultiStepLR", [_whole(n * size) for n in range(1, math.ceil(span / size) + 1)]
+    elif name in ("PolynomialLR", "LinearLR"):
         given.setdefault("total_iters", span)
     elif name == "CosineAnnealingLR":
         given.setdefault("T_max", span)
@@ -212,19 +222,8 @@ def _scheduler(name: str, arguments: dict[str, Any], moved: Rates, plan: Plan, l
     if name == "OneCycleLR":
         given["total_steps"] = span
     try:
-        if name == "ChainedScheduler":
-            inner = [
-                _scheduler(
-                    one["name"],
-                    schedule_arguments(one["name"], {k: v for k, v in one.items() if k != "name"}),
-                    moved,
-                    plan,
-                    lr,
-                    span,
-                )
-                for one in given["schedulers"]
-            ]
-            return ChainedScheduler(inner, moved)
+        if name == "ConstantLR" and given.get("factor") == 0:
+            raise ValueError("a factor of 0 has no way back")
         if name == "CosineAnnealingWarmRestarts":
             return Restarts(moved, **given)
         if name == "ReduceLROnPlateau":
@@ -232,12 +231,22 @@ def _scheduler(name: str, arguments: dict[str, Any], moved: Rates, plan: Plan, l
             return ReduceLROnPlateau(moved, mode="min" if metric.endswith("loss") else "max", **given)
         scheduler: LRScheduler = getattr(lr_scheduler, name)(moved, **given)
         return scheduler
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except ZeroDivisionError:
+        why = "a phase of it has no update, or it divides by a factor of 0"
+        raise UserError(f"schedule.args: {name} over {span} updates: {why}") from None
+    except (TypeError, ValueError) as error:
         raise UserError(f"schedule.args: {name} over {span} updates: {error}") from None
 
 
-def _whole(plan: Plan, length: Length) -> int:
-    return max(1, math.ceil(plan.in_updates(length)))
+def _updates(name: str, length: Fraction) -> int | float | Fraction:
+    """A length in updates as the scheduler takes it: exact where it can be, else whole."""
+    if name == "CosineAnnealingWarmRestarts" or (name == "StepLR" and length.denominator > 1):
+        return length
+    return float(length) if name == "CyclicLR" else _whole(length)
+
+
+def _whole(length: Fraction) -> int:
+    return max(1, math.ceil(length))
 
 
 def _functions(value: str | Sequence[str], name: str, moved: Rates) -> Any:
@@ -250,12 +259,3 @@ def _functions(value: str | Sequence[str], name: str, moved: Rates) -> Any:
             "give one for each, or one for all; `vit-dist plan` lists the groups"
         )
     return [import_function(path, f"schedule.args.{name}") for path in value]
-
-
-def _each(scheduler: LRScheduler) -> list[LRScheduler]:
-    """A scheduler, or those inside a chain."""
-    return list(scheduler._schedulers) if isinstance(scheduler, ChainedScheduler) else [scheduler]
-
-
-def _counters(scheduler: LRScheduler) -> dict[str, Any]:
-    return {name: finite(getattr(scheduler, name)) for name in _COUNTERS if hasattr(scheduler, name)}

@@ -93,6 +93,10 @@ def _range_problems(config: Config) -> Iterator[str]:
         yield f"optimizer.betas: must be at least 0 and below 1, not {list(optimizer.betas)}"
     elif optimizer.name in ("adamw", "adam", "muon") and len(optimizer.betas) not in (0, 2):
         yield f"optimizer.betas: {optimizer.name} has two, not {list(optimizer.betas)}"
+    if optimizer.betas and optimizer.name == "sgd":
+        yield "optimizer.betas: sgd has none: leave it empty"
+    if optimizer.momentum is not None and optimizer.name in ("adamw", "adam"):
+        yield f"optimizer.momentum: {optimizer.name} has optimizer.betas in its place: leave it empty"
 
 
 def _model_problems(config: Config) -> Iterator[str]:

@@ -39,8 +39,9 @@ class Length:
 
 def nearest(name: str, known: Any) -> str:
     """` (did you mean X?)` where something known is near, else the known names."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else f"; known: {', '.join(known)}"
+    spelled = {str(one).lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), list(spelled), 1)
+    return f" (did you mean {spelled[close[0]]}?)" if close else f"; known: {', '.join(known)}"
 
 
 def coerce(value: Any, kind: Any) -> Any:
