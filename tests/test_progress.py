@@ -43,6 +43,7 @@ HEAD = (
     "| update | epoch | train loss | train top1 | val loss | val top1 | best | seconds |\n"
     "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
 )
+CAPTION = "Train and seconds: since the row above. Val loss: plain cross entropy. Best so far: by top1."
 
 
 def test_the_table_of_a_run() -> None:
@@ -107,14 +108,14 @@ def test_before_the_first_evaluation_there_is_a_head_alone() -> None:
 def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my_run"
     folder.mkdir()
-    write_progress(folder, PLAIN[:4])
-    old = f"# my_run\n\n{progress_table(PLAIN[:4])}"
+    write_progress(folder, PLAIN[:4], "top1")
+    old = f"# my_run\n\n{CAPTION}\n\n{progress_table(PLAIN[:4])}"
     assert (folder / "progress.md").read_text(encoding="utf-8") == old
     with (folder / "progress.md").open(encoding="utf-8") as reader:
-        write_progress(folder, PLAIN)
+        write_progress(folder, PLAIN, "top1")
         # Whoever has the old one open reads it to its end.
         assert reader.read() == old
-    new = f"# my_run\n\n{progress_table(PLAIN)}"
+    new = f"# my_run\n\n{CAPTION}\n\n{progress_table(PLAIN)}"
     assert (folder / "progress.md").read_text(encoding="utf-8") == new
     assert [path.name for path in folder.iterdir()] == ["progress.md"]
 
@@ -123,5 +124,5 @@ def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_progress(folder, [])
+        write_progress(folder, [], "top1")
     assert (folder / "progress.md").read_text(encoding="utf-8") == new

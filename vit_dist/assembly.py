@@ -145,8 +145,9 @@ def _state(start: Checkpoint | None, plan: Plan) -> TrainState:
     state = TrainState.from_dict(start.state["train"])
     if start.state["plan"]["samples"] != plan.samples:
         raise UserError(f"data: {start.state['plan']['samples']} training images before, {plan.samples} now")
-    if state.position > plan.updates:
-        raise UserError(f"train.duration: may only grow: {plan.updates} updates, and {state.position} are done")
+    before = start.state["plan"]["updates"]
+    if plan.updates < before:
+        raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now")
     return state
 
 
@@ -259,13 +260,23 @@ def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: in
     short = f" (the last update has {last} samples)" if last != plan.global_size else ""
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
     cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""
+    loss = config.loss
+    given = "".join(f", {name} {value}" for name, value in config.schedule.args.items())
+    smoothing = f", smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
+    taught = ""
+    if loss.teacher:
+        soft = f" at temperature {loss.temperature:g}" if loss.distillation == "soft" else ""
+        taught = f"; {loss.distillation_weight:.0%} {loss.distillation} distillation{soft} from {loss.teacher}"
     rows = {
         "model": f"{config.model.name}, {big(parameters)} parameters, {big(flops)}FLOP per image forward",
         "data": f"{splits}; {len(data.classes)} classes",
         "images": f"{data.channels} × {form.image_size} × {form.image_size}, mean {mean}, std {std}",
         "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
         "batch": f"micro-batches of {plan.micro_size}, {plan.window} per process and update{fillers}",
-        "rate": f"{config.schedule.name}, peak {peak_text(config)}, warmup {plan.warmup} updates{cooldown}",
+        "loss": f"{loss.name}{smoothing}{taught}",
+        "optimizer": f"{config.optimizer.name}, weight decay {config.optimizer.weight_decay:g}, "
+        f"clip {config.optimizer.clip_norm:g}",
+        "rate": f"{config.schedule.name}{given}, lr {peak_text(config)}, warmup {plan.warmup} updates{cooldown}",
     }
     if config.train.ema:
         rows["average"] = f"of the weights, decay {config.train.ema:g} per update"

@@ -119,6 +119,8 @@ def schedule_problems(
         lengths = typed if isinstance(typed, tuple) else (typed,)
         if any(isinstance(length, Length) and length.amount == 0 for length in lengths):
             yield f"{where}.args.{key}: must be above 0, not {value!r}"
+        if isinstance(typed, (int, float)) and typed < 0:
+            yield f"{where}.args.{key}: must be 0 or more, not {value!r}"
         if key in _FUNCTIONS and not all(":" in path for path in ([typed] if isinstance(typed, str) else typed)):
             yield f"{where}.args.{key}: must be package.module:function, not {value!r}"
     if name == "SequentialLR" and all(isinstance(given.get(key), (list, tuple)) for key in takes):
@@ -130,7 +132,8 @@ def schedule_problems(
 def optimizer_problems(name: str) -> Iterator[str]:
     """What is wrong with an optimizer's name."""
     if name not in OPTIMIZERS and not name.startswith("timm/"):
-        yield f"optimizer.name: no optimizer {name}{nearest(name, [*OPTIMIZERS, 'timm/NAME'])}"
+        hint = nearest(name, OPTIMIZERS)
+        yield f"optimizer.name: no optimizer {name}{hint}; one of timm's is timm/{name.lower()} or the like"
 
 
 def loss_problems(name: str) -> Iterator[str]:
@@ -162,7 +165,8 @@ def _inner_problems(name: str, given: Any, where: str) -> Iterator[str]:
         if not isinstance(one, Mapping) or not isinstance(one.get("name"), str):
             yield f"{here}: must be a scheduler's name and arguments, as {{name: StepLR, step_size: 30 epochs}}"
         elif one["name"] in _NOT_INSIDE or one["name"] in PRESETS:
-            yield f"{here}: {one['name']} cannot be inside {name}"
+            instead = ": use CosineAnnealingLR" if one["name"] == "cosine" else ""
+            yield f"{here}: {one['name']} cannot be inside {name}{instead}"
         else:
             inner = {key: value for key, value in one.items() if key != "name"}
             known = [scheduler for scheduler in SCHEDULERS if scheduler not in _NOT_INSIDE]

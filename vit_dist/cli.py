@@ -49,6 +49,21 @@ HABITS = {
     "batch.global_size / (micro_size × processes) passes are accumulated",
     "--warmup_steps": '--schedule.warmup "{} updates"',
     "--mixed_precision": "--train.precision {}",
+    "--scheduler": "--schedule.name {}",
+    "--sched": "--schedule.name {}",
+    "--opt": "--optimizer.name {}, or timm/{} for one of timm's",
+    "--optimizer": "--optimizer.name {}, or timm/{} for one of timm's",
+    "--momentum": "--optimizer.momentum {}",
+    "--layer-decay": "--optimizer.layer_decay {}",
+    "--warmup-epochs": '--schedule.warmup "{} epochs"',
+    "--warmup_epochs": '--schedule.warmup "{} epochs"',
+    "--ema": "--train.ema {}",
+    "--model-ema-decay": "--train.ema {}",
+    "--smoothing": "--loss.label_smoothing {}",
+    "--label-smoothing": "--loss.label_smoothing {}",
+    "--label_smoothing": "--loss.label_smoothing {}",
+    "--drop-path": "--model.drop_path {}",
+    "--patience": "--evaluate.patience {}",
     "--amp": "--train.precision bf16",
 }
 _HELP = {
@@ -107,6 +122,8 @@ def _plan(arguments: list[str]) -> int:
     processes, picture = _take(arguments, "--processes") or "1", _take(arguments, "--png") or "plan.png"
     if not processes.isdecimal() or int(processes) < 1:
         raise UserError(f"--processes: must be a whole number above 0, not {processes}")
+    if not picture.lower().endswith(".png"):
+        raise UserError(f"--png: the picture is a PNG: name it so, not {picture}")
     config = parse(arguments, "plan")
     if config is None:
         return 0
@@ -154,7 +171,8 @@ def _parser(command: str) -> ArgumentParser:
         prog=f"vit-dist {command}",
         usage=f"vit-dist {command} [--config RECIPE|FILE] [--print_config]{own} [--section.field VALUE …]",
         description=f"{_DESCRIPTIONS[command]} --config takes a shipped recipe ({recipes}) or a YAML file; "
-        "without one, digits, or folder where data.root is set.",
+        "without one, digits, or folder where data.root is set. Recipes set other values than the defaults below; "
+        "--print_config shows what a command means.",
         exit_on_error=False,
         print_config=None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -256,7 +274,7 @@ def _refuse_habits(arguments: Sequence[str], known: set[str]) -> None:
             continue
         if flag in HABITS:
             following = arguments[i + 1] if i + 1 < len(arguments) and not arguments[i + 1].startswith("--") else ""
-            problems.append(f"{flag}: here it is {HABITS[flag].format(value or following or 'X')}")
+            problems.append(f"{flag}: here it is {HABITS[flag].replace('{}', value or following or 'X')}")
             continue
         close = difflib.get_close_matches(name, sorted(known), 1) or [
             one for one in sorted(known) if one.split(".")[-1] == name.split(".")[-1]

@@ -136,7 +136,7 @@ class EvaluateConfig:
     every: str = option("1 epochs", "length between evaluations; the end is always evaluated")
     batch_size: int = option(256, "slots of one forward pass of an evaluation", free=True)
     metric: str = option(
-        "top1", "of val, chooses the best: top1, top5, loss (averaged weights, with train.ema) or raw_…"
+        "top1", "of val, chooses the best: top1, top5, loss (plain; of the average, with train.ema) or raw_…"
     )
     patience: int = option(0, "evaluations without an improvement, after the warmup, that end the run; 0: never")
     min_delta: float = option(0.0, "smallest change of the metric that patience takes for an improvement")

@@ -71,6 +71,8 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     console.say(
         f"rate over {plan.epochs:.4g} epochs: first {rates[0]:.3g}, highest {max(rates):.3g}, last {rates[-1]:.3g}"
     )
+    if config.schedule.name == "ReduceLROnPlateau":
+        console.say(f"  note: it falls where {config.schedule.args['metric']} does not improve, which nobody knows yet")
     for line in sketch(rates):
         console.say(line)
     epochs = [plan.samples_at(update) / plan.samples for update in range(plan.updates)]
@@ -82,10 +84,10 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
 
 
 def rate_curve(schedule: Schedule, plan: Plan) -> list[float]:
-    """The highest group's rate for each update, if all are applied; a plateau's, if its metric always improves."""
+    """The full rate of each update, if all are applied; a plateau's, if its metric always improves."""
     rates = []
     for _ in range(plan.updates):
-        rates.append(max(float(group["lr"]) for group in schedule.optimizer.param_groups))
+        rates.append(schedule.rate)
         schedule.step()
     return rates
 
@@ -146,7 +148,7 @@ def _memory_text(memory: Memory, plan: Plan) -> str:
         f"activations of {plan.micro_size} slots": memory.activations,
     }
     told = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
-    return f"about {_size(memory.total)} per process, beside the device's own: {told}"
+    return f"about {_size(memory.total)} per process, beside what Python, torch and the device need: {told}"
 
 
 def _group_text(group: dict[str, object], lr: float) -> str:

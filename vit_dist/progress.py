@@ -11,10 +11,11 @@ from vit_dist.telemetry import Line
 _HEAD = ["update", "epoch", "train loss", "train top1", "val loss", "val top1", "best", "seconds"]
 
 
-def write_progress(folder: Path, history: Sequence[Line]) -> None:
-    """Replaces the file in one step."""
+def write_progress(folder: Path, history: Sequence[Line], metric: str) -> None:
+    """Replaces the file in one step. metric: what `best` is by."""
+    caption = f"Train and seconds: since the row above. Val loss: plain cross entropy. Best so far: by {metric}."
     aside = folder / ".progress.md"
-    aside.write_text(f"# {folder.name}\n\n{progress_table(history)}", encoding="utf-8")
+    aside.write_text(f"# {folder.name}\n\n{caption}\n\n{progress_table(history)}", encoding="utf-8")
     aside.replace(folder / "progress.md")
 
 

@@ -30,7 +30,8 @@ class Schedule:
     Update u (from 0; only applied ones count) is made with: in the warmup, (u+1)/warmup of the scheduler's first
     rate; then the scheduler's rates, counted from the end of the warmup; in the cooldown, what falls from its
     last rate to cooldown_end·lr as (1-t)^cooldown_power. A scheduler moves rates that all start at the peak; a
-    group's own is that times its `scale`, so that layer-wise rates hold under any scheduler.
+    group's own is that times its `scale`, so that layer-wise rates hold under any scheduler. `rate` is that of a
+    group at the full rate (of the first group, where a scheduler has a function for each).
     """
 
     def __init__(self, config: ScheduleConfig, optimizer: Optimizer, plan: Plan, lr: float) -> None:
@@ -42,6 +43,7 @@ class Schedule:
         self.power = config.cooldown_power
         self.updates = 0
         self.metric: str | None = schedule_metric(config)
+        self.rate = 0.0
         self._parts = _parts(config, optimizer, plan, lr, max(1, self.span))
         self._set()
 
@@ -106,6 +108,9 @@ class Schedule:
             elif self.cooldown and place >= self.span:
                 left = max(0, self.span + self.cooldown - place) / self.cooldown
                 rate = self.end + (rate - self.end) * left**self.power
+            if rate < 0:
+                raise UserError(f"schedule.args: the rate of update {self.updates} would be {rate:.3g}, below 0")
+            self.rate = self.rate if number else rate
             group["lr"] = rate * group.get("scale", 1.0)
             for name in _MOVED[1:]:
                 if name in moved and name in group:

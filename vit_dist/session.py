@@ -73,7 +73,7 @@ class Session:
         """A `train` line: what the updates since the last one measured. Waits for the device."""
         if self.meter.last is not None and self.meter.last[0] == self.state.position:
             return
-        lr = max(group["lr"] for group in self.updater.optimizer.param_groups)
+        lr = self.updater.schedule.rate
         self.updater.settle()
         sums = self.updater.take_sums()
         line = self.meter.line(
@@ -95,13 +95,19 @@ class Session:
         warming = self.state.position <= self.plan.warmup
         metric = self.updater.schedule.metric
         if metric is not None:
+            before = self.updater.schedule.rate
             self.updater.schedule.evaluated({metric: value_of(metric, scores)})
+            if self.updater.schedule.rate != before:
+                self.console.say(f"plateau of {metric}: rate {before:.3g} → {self.updater.schedule.rate:.3g}")
         best = judge(self.state, self.config.evaluate, scores, warming=warming)
         self.report(
             "val", results, self.state.position, best=weights_of(self.config.evaluate.metric, scores) if best else None
         )
         if self.runtime.is_main:
-            write_progress(self.folder, self.history)
+            write_progress(self.folder, self.history, self.config.evaluate.metric)
+        if out_of_patience(self.state, self.config.evaluate):
+            evaluate = self.config.evaluate
+            self.console.say(f"out of patience: {evaluate.metric} no better in {self.state.stale} evaluations")
         return best
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ def summarise(session: Session, weights: str, test: dict[str, Any] | None) -> di
     of_val = [line for line in lines if line["split"] == "val" and line["weights"] == weights]
     rates = [line["samples_per_second"] for line in history if line["kind"] == "train"]
     seconds, samples = state.train_seconds, plan.samples_at(state.position)
-    total = max(time.time() - next(line["time"] for line in history if line["kind"] == "start"), 1e-9)
+    # Between a stop and the start that goes on from it nothing ran.
+    spans = (after["time"] - before["time"] for before, after in pairwise(history) if after["kind"] != "start")
+    total = max(sum(spans) + time.time() - history[-1]["time"], 1e-9)
     return {
         "device": runtime.device_name,
         "world_size": runtime.world_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,10 @@ def build_teacher(
     if config.teacher.startswith("timm/"):
         named = ModelConfig(name=config.teacher)
         made = preprocessing(named)
-        own = Form(made.image_size, made.mean, made.std) if made and len(made.mean) == data.channels else students
+        own = students
+        if made is not None:
+            fits = len(made.mean) == data.channels
+            own = Form(made.image_size, *((made.mean, made.std) if fits else (students.mean, students.std)))
         classes = len(data.classes)
         try:
             model = build_model(
@@ -77,13 +80,20 @@ def build_teacher(
             )
         except UserError as error:
             raise UserError(f"loss.teacher: {str(error).partition(': ')[2]}") from None
-        checkpoint.load_weights(model, Path(config.teacher_weights).expanduser())
+        weights = Path(config.teacher_weights).expanduser()
+        if not weights.is_file():
+            raise UserError(f"loss.teacher_weights: {weights} does not exist")
+        checkpoint.load_weights(model, weights)
     else:
         found = open_trained(Path(config.teacher).expanduser(), "loss.teacher")
         if found.classes != list(data.classes) or found.channels != data.channels:
-            raise UserError(
-                f"loss.teacher: {config.teacher} knows {len(found.classes)} classes in {found.channels} channels, "
-                f"the data has {len(data.classes)} in {data.channels}, or others: the two must be the same"
-            )
+            told = f"{config.teacher} knows {_kind(found.classes, found.channels)}"
+            differ = f"the data is {_kind(data.classes, data.channels)}"
+            raise UserError(f"loss.teacher: {told}, {differ}: take a teacher of the same data")
         model, own = found.model, found.form
     return Teacher(model, own, students, autocast).to(device)
+
+
+def _kind(classes: Sequence[str], channels: int) -> str:
+    """Of data, for people."""
+    return f"{len(classes)} classes ({', '.join(classes[:3])} …) in {channels} channels"

@@ -21,7 +21,7 @@ def problems(config: Config) -> Iterator[str]:
     yield from loss_problems(config.loss.name)
     yield from optimizer_problems(config.optimizer.name)
     yield from schedule_problems(config.schedule.name, config.schedule.args)
-    yield from _teacher_problems(config)
+    yield from _idle_problems(config)
     yield from _override_problems(config)
     if config.evaluate.metric not in METRICS:
         yield f"evaluate.metric: no metric {config.evaluate.metric}{nearest(config.evaluate.metric, METRICS)}"
@@ -122,13 +122,22 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield f"data.std: must be above 0, not {list(data.std)}"
 
 
-def _teacher_problems(config: Config) -> Iterator[str]:
-    """Of distillation."""
+def _idle_problems(config: Config) -> Iterator[str]:
+    """Of distillation, and of fields that would do nothing."""
     loss = config.loss
     if loss.teacher.startswith("timm/") and not loss.teacher_weights:
         yield f"loss.teacher_weights: {loss.teacher} has nothing to teach without weights: give a safetensors file"
     if loss.teacher_weights and not loss.teacher.startswith("timm/"):
         yield "loss.teacher_weights: only for loss.teacher timm/NAME; a run or checkpoint has its own"
+    plain = type(loss)()
+    for name in ("distillation", "distillation_weight", "temperature"):
+        if not loss.teacher and getattr(loss, name) != getattr(plain, name):
+            yield f"loss.{name}: does nothing without loss.teacher: set that too, or leave it out"
+    if loss.label_smoothing and ":" in loss.name:
+        yield f"loss.label_smoothing: {loss.name} does not get it: leave it out"
+    schedule = config.schedule
+    if schedule.cooldown_end and not schedule.cooldown and schedule.name not in ("cosine", "wsd"):
+        yield f"schedule.cooldown_end: {schedule.name} has no cooldown: set schedule.cooldown, or leave it out"
 
 
 def _override_problems(config: Config) -> Iterator[str]:
@@ -170,7 +179,8 @@ def _length_problems(config: Config) -> Iterator[str]:
         try:
             length = Length.parse(text)
         except ValueError:
-            yield f'{name}: a length with its unit, as "20 epochs", "5000 updates", "1e6 samples" or "5%", not {text!r}'
+            part = "" if name == "train.duration" else ' or "5%"'
+            yield f'{name}: a length with its unit, as "20 epochs", "5000 updates", "1e6 samples"{part}, not {text!r}'
             continue
         if name == "train.duration" and length.unit == "%":
             yield f"{name}: needs epochs, updates or samples, not a part of itself ({text!r})"
