@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vit_dist.assembly import form_of, own_model, plan_rows, refuse_metrics
+from vit_dist.announcement import augment_notes, plan_rows
+from vit_dist.assembly import form_of, own_model, refuse_metrics
 from vit_dist.config import Config
 from vit_dist.console import Console, sketch
 from vit_dist.data.datasets import open_data
@@ -48,7 +49,7 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     form = form_of(config, data)
     plan = Plan.of(config, len(data.splits["train"]), processes)
     refuse_metrics(config, data)
-    model = own_model(config, data, form)
+    model, notes = own_model(config, data, form, pretrained=False)
     Loss(config.loss)
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
@@ -60,6 +61,8 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     memory = estimate(model, optimizer, config, side, drop_path_depth(model), precision)
     console.say(f"plan of {config.run.name or config.folder.name}, on {processes} × {precision}")
     console.table({**rows, "memory": _memory_text(memory, plan)})
+    for note in [*notes, *augment_notes(config, data)]:
+        console.say(f"  note: {note}")
     console.say("parameters")
     console.table({group["name"]: _group_text(group, lr) for group in optimizer.param_groups})
     console.say(

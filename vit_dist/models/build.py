@@ -21,11 +21,12 @@ from vit_dist.values import UserError, import_function
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a timm model was made for: side in pixels, mean and std per channel."""
+    """What a timm model was made for: side in pixels, mean and std per channel, the part of the side it evaluates."""
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float
 
 
 def build_model(config: ModelConfig, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
@@ -59,7 +60,7 @@ def preprocessing(config: ModelConfig) -> Preprocessing | None:
     cfg = timm.get_pretrained_cfg(config.name.removeprefix("timm/"))
     if cfg is None:
         return None
-    return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std))
+    return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), cfg.crop_pct)
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
@@ -114,7 +115,10 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
     preset = PRESETS[config.name]
     width = config.width or preset["width"]
     heads = config.heads or preset["heads"]
-    problems = list(image_problems(config.patch_size, image_size))
+    stride = config.patch_stride or config.patch_size
+    problems = list(image_problems(stride, image_size))
+    if stride != config.patch_size:
+        problems = [problem.replace("model.patch_size", "model.patch_stride") for problem in problems]
     if width % heads:
         problems.append(f"model.width: {width} is not divisible by {heads} heads: set model.heads")
     if config.position == "sincos" and width % 4:
@@ -131,7 +135,14 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
         heads=heads,
         mlp_ratio=config.mlp_ratio,
         pool=config.pool,
+        fc_norm=config.fc_norm,
+        pre_logits=config.pre_logits,
         position=config.position,
+        patch_stride=config.patch_stride,
+        registers=config.registers,
+        layer_scale=config.layer_scale,
+        qk_norm=config.qk_norm,
+        init=config.init,
         norm_eps=config.norm_eps,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
