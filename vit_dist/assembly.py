@@ -40,7 +40,7 @@ from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_
 from vit_dist.trackers import Trackers
 from vit_dist.trained import start_from
 from vit_dist.update import Updater
-from vit_dist.values import UserError
+from vit_dist.values import UserError, parse_size
 
 
 def build(
@@ -64,10 +64,12 @@ def build(
     if start is not None:
         start.load_model(model)
     refuse_metrics(config, data)
-    teacher = build_teacher(config.loss, data, form, runtime)
+    loss = Loss(config.loss, build_teacher(config.loss, data, form, runtime))
+    if config.augment.mixup or config.augment.cutmix:
+        loss.refuse_numbers_only(len(data.classes))
     prepared = runtime.prepare(model)
     prepared.train()
-    updater = _updater(config, model, prepared, Loss(config.loss, teacher), plan, state, start, runtime)
+    updater = _updater(config, model, prepared, loss, plan, state, start, runtime)
     workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
     evaluations = {
         name: EvaluationStream(split, form, runtime, batch_size=config.evaluate.batch_size, workers=workers)
@@ -127,6 +129,7 @@ def own_model(
             channels=data.channels,
             image_size=form.image_size,
             seed=config.run.seed,
+            sizes=[parse_size(text)[0] for text in config.augment.sizes],
         )
     if pretrained and config.model.pretrained:
         notes += start_from(model, config.model, list(data.classes))

@@ -95,7 +95,7 @@ class AugmentConfig:
     cutmix: float = option(0.0, "alpha of CutMix, by pairs of slots, as in timm; 0: none")
     mix_prob: float = option(1.0, "probability that a pair is mixed at all, 0 to 1")
     mix_switch: float = option(0.5, "probability of CutMix where mixup is set too, 0 to 1")
-    repeats: int = option(1, "copies of a sample in a global batch, each augmented on its own; divides global_size")
+    repeats: int = option(1, "copies of a sample in a global batch, each augmented on its own (DeiT has 3)")
     sizes: tuple[str, ...] = option((), "image sides in turn before data.image_size, as [128 for 40%, 160 for 30%]")
 
 
@@ -207,14 +207,15 @@ class Config:
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
         """The config of a recipe's name or a YAML file, with dotted overrides on top.
 
-        Without a recipe: the one named like the overrides' `data.name`, `folder` where they set `data.root` or
-        another `data.name`, else `digits`.
+        Without a recipe: the one named like the overrides' `data.name`; `finetune` where they set
+        `model.pretrained`, `folder` where they set `data.root` or another `data.name`, else `digits`.
         Raises `UserError` with all that is wrong, a line each.
         """
         overrides = dict(overrides or {})
         if recipe is None:
             named = str(overrides.get("data.name", ""))
             others = "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
+            others = "finetune" if overrides.get("model.pretrained") else others
             recipe = named if (RECIPES / f"{named}.yaml").is_file() else others
         path = find_recipe(recipe)
         values = read_yaml(path)

@@ -168,7 +168,7 @@ class Plan:
         if self.repeats > 1:
             # Copies of a sample are far apart in a batch, so that slots 2k and 2k+1, which mix, are not of one.
             batch, within = np.divmod(place, self.global_size)
-            distinct = self.global_size // self.repeats
+            distinct = math.ceil(self.global_size / self.repeats)
             copy, within = np.divmod(within, distinct)
             place = batch * distinct + within
         epoch, in_epoch = np.divmod(place, self.samples)

@@ -145,13 +145,13 @@ def _data_problems(config: Config) -> Iterator[str]:
 
 def _augment_problems(config: Config) -> Iterator[str]:
     """Of augmentation that cannot be."""
-    augment, size = config.augment, config.batch.global_size
+    augment = config.augment
     if not 0 <= augment.rotate <= 180:
         yield f"augment.rotate: must be between 0 and 180 degrees, not {augment.rotate}"
     if augment.transform and ":" not in augment.transform:
         yield f"augment.transform: must be package.module:function, not {augment.transform!r}"
-    if augment.repeats > 0 and size % augment.repeats:
-        yield f"augment.repeats: {augment.repeats} does not divide batch.global_size {size}"
+    if augment.repeats > config.batch.global_size:
+        yield f"augment.repeats: {augment.repeats} copies are more than batch.global_size {config.batch.global_size}"
     for text in augment.sizes:
         try:
             length = parse_size(text)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,17 @@ class Preprocessing:
     crop: float
 
 
-def build_model(config: ModelConfig, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
-    """The model on the CPU in float32, its initial weights a function of `seed` alone. Raises UserError."""
+def build_model(
+    config: ModelConfig, *, classes: int, channels: int, image_size: int, seed: int, sizes: Sequence[int] = ()
+) -> nn.Module:
+    """The model on the CPU in float32, its initial weights a function of `seed` alone.
+
+    sizes: other sides than image_size that it must take. Raises UserError.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(seed, Purpose.INIT) >> 1)
         if config.name.startswith("timm/"):
-            model = _timm(config, classes, channels, image_size)
+            model = _timm(config, classes, channels, image_size, dynamic=bool(sizes))
         elif ":" in config.name:
             build = import_function(config.name, "model.name")
             try:
@@ -48,6 +53,13 @@ def build_model(config: ModelConfig, *, classes: int, channels: int, image_size:
         else:
             model = _vit(config, classes, channels, image_size)
     refuse_batch_norm(model)
+    for side in sizes:
+        try:
+            with evaluating(model):
+                model(torch.zeros(1, channels, side, side))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"augment.sizes: {config.name} does not take {side} pixels: {reason}") from None
     return model
 
 
@@ -150,7 +162,7 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
     )
 
 
-def _timm(config: ModelConfig, classes: int, channels: int, image_size: int) -> nn.Module:
+def _timm(config: ModelConfig, classes: int, channels: int, image_size: int, *, dynamic: bool) -> nn.Module:
     import timm
 
     name = config.name.removeprefix("timm/")
@@ -159,6 +171,8 @@ def _timm(config: ModelConfig, classes: int, channels: int, image_size: int) -> 
         hint = f"did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else "see timm.list_models()"
         raise UserError(f"model.name: timm has no model {name}: {hint}")
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels, **config.args}
+    if dynamic:
+        arguments.setdefault("dynamic_img_size", True)
     for argument, value in (("drop_path_rate", config.drop_path), ("drop_rate", config.dropout)):
         if value:
             arguments[argument] = value

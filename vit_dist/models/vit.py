@@ -26,9 +26,9 @@ class ViT(nn.Module):
 
     image_size, patch_size: sides in pixels; patch_stride (default: patch_size) divides the first, and where it is
     less than patch_size, patches overlap and the border is padded. width is divisible by heads, and by 4 with
-    position="sincos". pool: "token" (class token) or "mean" (of the patches, no token), with the
-    last norm behind it, or before it without fc_norm. pre_logits: a linear layer and tanh before the head.
-    registers: tokens beside the class token that nothing reads (Darcet et al., 2024). layer_scale: first value of each branch's learned
+    position="sincos". pool: "token" (class token) or "mean" (of the patches, no token), with the last norm behind
+    it, or before it without fc_norm. pre_logits: a linear layer and tanh before the head. registers: tokens beside
+    the class token that nothing reads (Darcet et al., 2024). layer_scale: first value of each branch's learned
     scale (Touvron et al., "CaiT", 2021), 0 for none. qk_norm: LayerNorm of queries and keys (Dehghani et al.,
     2023). dropout acts on positions, attention's projection and MLP; attention_dropout on attention's weights;
     drop_path is the rate of the last block, rising linearly from 0 at the first. init: see `reset_parameters`.
