@@ -301,8 +301,8 @@ def test_evaluation_sees_each_once_and_never_augments(
     subset = pictures["val"]
     source = subset.source
     assert isinstance(source, FileSource)
-    transform = EvaluationTransform(SIDE)
-    pixels = torch.stack([transform(source.image(i), 0) for i in range(21)])
+    transform = EvaluationTransform(0.875)
+    pixels = torch.stack([transform(source.image(i), 0, SIDE) for i in range(21)])
     expected = normalise(pixels, SIDE, torch.tensor(MEAN), torch.tensor(STD))
     streams = [
         EvaluationStream(subset, FORM, as_rank(runtime, rank, world), batch_size=batch_size, workers=0)

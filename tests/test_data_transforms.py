@@ -10,12 +10,25 @@ import torch
 from PIL import Image
 
 from vit_dist.config import AugmentConfig
-from vit_dist.data.transforms import EvaluationTransform, TrainingTransform, seed_generators, training_transform
+from vit_dist.data.transforms import EvaluationTransform, Transform, TrainingTransform, seeded, training_transform
 from vit_dist.plan import Purpose, keys
 
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+MEAN = (0.485, 0.456, 0.406)
+
+
+def cropping(crop_min: float, side: int) -> TrainingTransform:
+    return TrainingTransform(AugmentConfig(crop_min=crop_min), MEAN, side, EvaluationTransform(0.875))
+
+
+def training(augment: AugmentConfig, side: int) -> Transform:
+    transform = training_transform(augment, MEAN, side, EvaluationTransform(0.875))
+    assert transform is not None
+    return transform
 
 
 def disturb(seed: int) -> None:
@@ -26,28 +39,28 @@ def disturb(seed: int) -> None:
 
 
 def test_same_key_same_pixels_whatever_was_drawn_before() -> None:
-    transform = TrainingTransform(16, 0.2)
+    transform = cropping(0.2, 16)
     found = []
     for state in range(5):
         disturb(state)
-        found.append(transform(noise(), 2**63 + 12345))
+        found.append(transform(noise(), 2**63 + 12345, 16))
     # A second transform of the same form, as in another worker.
-    found.append(TrainingTransform(16, 0.2)(noise(), 2**63 + 12345))
+    found.append(cropping(0.2, 16)(noise(), 2**63 + 12345, 16))
     assert found[0].dtype == torch.uint8
     assert found[0].shape == (3, 16, 16)
     assert all(torch.equal(one, found[0]) for one in found)
 
 
 def test_keys_differ_pixels_differ() -> None:
-    transform = TrainingTransform(16, 0.2)
+    transform = cropping(0.2, 16)
     of = keys(0, Purpose.SAMPLE, 0, np.arange(50)).tolist()
-    assert len({transform(noise(), one).numpy().tobytes() for one in of}) == 50
+    assert len({transform(noise(), one, 16).numpy().tobytes() for one in of}) == 50
 
 
 def test_generators_of_every_library_are_seeded() -> None:
     def draws(of: int) -> tuple[float, float, float]:
-        seed_generators(of)
-        return random.random(), float(np.random.random()), torch.rand(1, dtype=torch.float64).item()
+        with seeded(of):
+            return random.random(), float(np.random.random()), torch.rand(1, dtype=torch.float64).item()
 
     disturb(1)
     first = draws(2**64 - 1)
@@ -68,36 +81,36 @@ def test_evaluation_takes_the_centre_of_the_short_sides_size(
     # 28 / 0.875 = 32 on the short side.
     whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
     expected = whole[box[1] : box[1] + 28, box[0] : box[0] + 28].transpose(2, 0, 1)
-    found = EvaluationTransform(28)(image, 0)
+    found = EvaluationTransform(0.875)(image, 0, 28)
     assert (found.dtype, found.shape) == (torch.uint8, (3, 28, 28))
     assert np.array_equal(found.numpy(), expected)
 
 
 def test_evaluation_draws_nothing() -> None:
-    transform = EvaluationTransform(20)
+    transform = EvaluationTransform(0.875)
     disturb(0)
     before = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
-    first = transform(noise(), 1)
+    first = transform(noise(), 1, 20)
     after = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
     assert before[0] == after[0]
     np.testing.assert_equal(after[1], before[1])
     assert torch.equal(before[2], after[2])
     disturb(1)
-    assert torch.equal(transform(noise(), 2), first)
+    assert torch.equal(transform(noise(), 2, 20), first)
 
 
 def test_training_without_a_crop_is_what_evaluation_does() -> None:
     augment = AugmentConfig(crop_min=0.0, flip=0.5, shift=3)
-    transform = training_transform(augment, 20)
+    transform = training(augment, 20)
     for of in (0, 1, 2**64 - 1):
-        assert torch.equal(transform(noise(), of), EvaluationTransform(20)(noise(), 0))
-    cropped = training_transform(AugmentConfig(crop_min=0.2), 20)
-    assert not torch.equal(cropped(noise(), 1), EvaluationTransform(20)(noise(), 0))
+        assert torch.equal(transform(noise(), of, 20), EvaluationTransform(0.875)(noise(), 0, 20))
+    cropped = training(AugmentConfig(crop_min=0.2), 20)
+    assert not torch.equal(cropped(noise(), 1, 20), EvaluationTransform(0.875)(noise(), 0, 20))
 
 
 def test_flip_and_shift_are_not_the_workers_business() -> None:
-    plain = training_transform(AugmentConfig(crop_min=0.3), 20)(noise(), 7)
-    assert torch.equal(training_transform(AugmentConfig(crop_min=0.3, flip=1.0, shift=4), 20)(noise(), 7), plain)
+    plain = training(AugmentConfig(crop_min=0.3), 20)(noise(), 7, 20)
+    assert torch.equal(training(AugmentConfig(crop_min=0.3, flip=1.0, shift=4), 20)(noise(), 7, 20), plain)
 
 
 @pytest.mark.parametrize("crop_min", [0.2, 0.6])
@@ -106,10 +119,10 @@ def test_crops_are_of_the_areas_and_shapes_asked_for(crop_min: float) -> None:
     side = 64
     ramp = np.arange(side, dtype=np.uint8) * 4
     image = Image.fromarray(np.stack([*np.meshgrid(ramp, ramp), np.zeros((side, side), np.uint8)], axis=2))
-    transform = TrainingTransform(side, crop_min)
+    transform = cropping(crop_min, side)
     crops = []
     for of in keys(0, Purpose.SAMPLE, 0, np.arange(400)).tolist():
-        red, green, _ = transform(image, of).numpy().astype(float) / 4
+        red, green, _ = transform(image, of, side).numpy().astype(float) / 4
         spans = [(found.max() - found.min() + 1) / side for found in (red, green)]
         crops.append([*spans, (red.max() + red.min() + 1) / 2 / side, (green.max() + green.min() + 1) / 2 / side])
     width, height, middle_x, middle_y = np.array(crops).T

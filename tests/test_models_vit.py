@@ -175,7 +175,7 @@ def test_dropout_acts_on_positions_projection_and_mlp() -> None:
 
 @pytest.mark.parametrize("class_token", [True, False])
 def test_sincos_positions(class_token: bool) -> None:
-    positions = sincos(3, 16, class_token=class_token)
+    positions = sincos(3, 16, prefix=int(class_token))
     assert positions.shape == (1, 9 + class_token, 16)
     assert positions.dtype == torch.float32
     rows = positions[0].numpy()
@@ -195,7 +195,7 @@ def test_sincos_positions_are_no_parameters() -> None:
     assert "pos_embed" not in model.state_dict()
     assert learned.state_dict().keys() - model.state_dict().keys() == {"pos_embed"}
     assert parameter_count(learned) - parameter_count(model) == 10 * 24
-    assert torch.equal(model.pos_embed, sincos(3, 24, class_token=True).double())
+    assert torch.equal(model.pos_embed, sincos(3, 24, prefix=1).double())
 
 
 def test_mean_pool_has_no_token_and_reads_every_patch_alike() -> None:
