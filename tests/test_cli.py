@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
 from tests.conftest import REPOSITORY
 from vit_dist import __version__
 from vit_dist.cli import HABITS, flags, main, parse
-from vit_dist.config import Config
+from vit_dist.config import RECIPES, Config
+from vit_dist.optimizers import build_optimizer
 from vit_dist.values import UserError
 
 FLAGS = {name for name, _, _ in flags()}
@@ -115,6 +117,109 @@ def test_keyword_arguments_of_a_model() -> None:
     assert refusal("--model.args.a", "1") == only
 
 
+def test_arguments_of_a_schedule() -> None:
+    step = ("--schedule.name", "StepLR")
+    assert config(*step, "--schedule.args.step_size", "30 epochs").schedule.args == {"step_size": "30 epochs"}
+    assert config(*step, "--schedule.args.step_size=30epochs", "--schedule.args.gamma=0.5").schedule.args == {
+        "step_size": "30epochs",
+        "gamma": 0.5,
+    }
+    assert config("--schedule.args", "{step_size: 30 epochs}", *step).schedule.args == {"step_size": "30 epochs"}
+    many = config("--schedule.name", "MultiStepLR", "--schedule.args.milestones", "[30 epochs, 60 epochs]")
+    assert many.schedule.args == {"milestones": ["30 epochs", "60 epochs"]}
+    plateau = (
+        "--schedule.name",
+        "ReduceLROnPlateau",
+        "--schedule.args.metric",
+        "loss",
+        "--schedule.args.patience",
+        "3",
+    )
+    assert config(*plateau).schedule.args == {"metric": "loss", "patience": 3}
+    inner = "[{name: LinearLR, total_iters: 5 epochs}, {name: ExponentialLR, gamma: 0.9}]"
+    sequence = ("--schedule.name", "SequentialLR", "--schedule.args.milestones", "[50%]")
+    assert config(*sequence, "--schedule.args.schedulers", inner).schedule.args == {
+        "milestones": ["50%"],
+        "schedulers": [{"name": "LinearLR", "total_iters": "5 epochs"}, {"name": "ExponentialLR", "gamma": 0.9}],
+    }
+    assert refusal("--schedule.args.step_size", "30 epochs") == (
+        "schedule.args: only for torch's schedulers; cosine has its own fields beside it"
+    )
+    assert refusal(*step, "--schedule.args.step_size", "30") == (
+        'schedule.args.step_size: must be a length with its unit, as "30 epochs", not 30'
+    )
+    assert refusal(*step, "--schedule.args.stepsize", "30 epochs") == (
+        "schedule.args.stepsize: StepLR takes no stepsize (did you mean step_size?)\n"
+        'schedule.args.step_size: StepLR needs it: a length with its unit, as "30 epochs"'
+    )
+
+
+def test_arguments_of_an_optimizer() -> None:
+    assert config("--optimizer.args.eps", "1e-6").optimizer.args == {"eps": 1e-6}
+    assert config("--optimizer.args", "{eps: 1e-6}", "--optimizer.args.amsgrad=true").optimizer.args == {
+        "eps": 1e-6,
+        "amsgrad": True,
+    }
+
+
+class Headed(nn.Module):
+    """Two layers; the second is the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "patterns", "rates"),
+    [
+        (("--optimizer.overrides.head.lr", "1e-4"), ["head"], {0.003, 1e-4}),
+        (("--optimizer.overrides.head.lr=1e-4",), ["head"], {0.003, 1e-4}),
+        (("--optimizer.overrides.^head.lr", "1e-4"), ["^head"], {0.003, 1e-4}),
+        (("--optimizer.overrides.head", "{lr: 1e-4, weight_decay: 0}"), ["head"], {0.003, 1e-4}),
+        # A pattern with a dot in it needs this form.
+        (("--optimizer.overrides", "{head.weight: {lr: 1e-4}}"), ["head.weight"], {0.003, 1e-4}),
+        (
+            ("--optimizer.overrides.head.lr", "1e-4", "--optimizer.overrides.body.lr", "2e-4"),
+            ["head", "body"],
+            {1e-4, 2e-4},
+        ),
+    ],
+)
+def test_overrides_of_an_optimizer(arguments: tuple[str, ...], patterns: list[str], rates: set[float]) -> None:
+    optimizer = config(*arguments).optimizer
+    assert list(optimizer.overrides) == patterns
+    groups = build_optimizer(optimizer, Headed(), optimizer.lr).param_groups
+    assert sorted({group["lr"] for group in groups}) == pytest.approx(sorted(rates))
+    own = [group["weight_decay"] for group in groups if group["lr"] != 0.003 and "not decayed" not in group["name"]]
+    assert own == [0.0 if "weight_decay" in arguments[-1] else 0.5] * len(patterns)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--optimizer.overrides.head.lr", "fast"), "optimizer.overrides.head.lr: must be a number, not 'fast'"),
+        (
+            ("--optimizer.overrides.head.rate", "1"),
+            "optimizer.overrides.head.rate: no such field; known: lr, weight_decay",
+        ),
+        (
+            ("--optimizer.overrides.head", "1"),
+            "optimizer.overrides.head: must be lr or weight_decay with their numbers, as {lr: 1e-4}, not 1",
+        ),
+        (("--optimizer.overrides.head.lr", "-1"), "optimizer.overrides.head.lr: must be 0 or more, not -1"),
+        (("--optimizer.overrides.head.lr",), "--optimizer.overrides.head.lr: needs a value"),
+        (
+            ("--optimizer.override.head.lr", "1"),
+            "--optimizer.override.head.lr: no such flag; did you mean --optimizer.overrides?",
+        ),
+    ],
+)
+def test_overrides_that_are_none(arguments: tuple[str, ...], text: str) -> None:
+    assert refusal(*arguments) == text
+
+
 @pytest.mark.parametrize("flag", MEANT)
 def test_a_flag_of_habit_is_answered_with_the_flag_that_does_it_here(flag: str) -> None:
     field, given, value = MEANT[flag]
@@ -177,11 +282,15 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"vit-dist {__version__}\n"
     for asked in ([], ["--help"], ["-h"]):
         assert main(asked) == 0
-        assert capsys.readouterr().out.startswith("usage: vit-dist COMMAND [--help]\n\n  train     train a Vision")
+        assert capsys.readouterr().out.startswith(
+            "usage: vit-dist COMMAND [--help]\n\n"
+            "  train     train a Vision Transformer, or go on where its folder left off\n"
+            "  plan      show what a run would be, without training: numbers, memory, the curve of its rate\n"
+        )
     assert main(["trian"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("vit-dist: trian: no such command; known: train")
+    assert printed.err.startswith("vit-dist: trian: no such command; known: train, plan")
 
 
 def test_help_names_every_field_with_its_meaning(
@@ -196,9 +305,45 @@ def test_help_names_every_field_with_its_meaning(
     unwrapped = " ".join(printed.split())
     for flag, field, _ in flags():
         assert f"--{flag} X {field.metadata['meaning']} (default: " in unwrapped
-    assert "--optimizer.lr X peak learning rate, above 0 (default: 0.001)" in unwrapped
+    assert "--optimizer.lr X peak learning rate, above 0, before scale (default: 0.001)" in unwrapped
     assert "its first update is at lr/warmup (default: 5%)" in unwrapped
-    assert "--config takes a shipped recipe (digits, folder, mnist, mnist_reference) or a YAML file" in unwrapped
+    shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    assert f"--config takes a shipped recipe ({shipped}) or a YAML file" in unwrapped
+    assert "--processes" not in unwrapped
+
+
+def test_help_of_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    usage, _, rest = printed.partition("\n\n")
+    assert usage == (
+        "usage: vit-dist plan [--config RECIPE|FILE] [--print_config] [--processes N] [--png FILE] "
+        "[--section.field VALUE …]"
+    )
+    assert rest.startswith(
+        "Shows what `train` with the same flags would do: every number of the run, its memory, the curve of its rate; "
+        "trains nothing and leaves the run's folder alone. --config takes a shipped recipe ("
+    )
+    unwrapped = " ".join(rest.split())
+    assert "--processes N processes to plan for (default: 1)" in unwrapped
+    assert "--png FILE where the curve's picture goes (default: plan.png)" in unwrapped
+    for flag, field, _ in flags():
+        assert f"--{flag} X {field.metadata['meaning']} (default: " in unwrapped
+
+
+def test_plan_takes_the_flags_of_train_and_two_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "mnist", "--optimizer.lr", "3e-4"]
+    printed = []
+    for command in ("train", "plan"):
+        assert main([command, *arguments, "--print_config"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert parse(arguments, "plan") == parse(arguments)
+    assert refusal("--processes", "2") == "--processes: no such flag; see --help for all flags"
+    assert refusal("--png", "x.png") == "--png: no such flag; see --help for all flags"
 
 
 def test_help_waits_for_no_heavy_package() -> None:
@@ -229,3 +374,21 @@ def test_print_config_prints_what_loads_back(capsys: pytest.CaptureFixture[str],
     assert list(values) == list(Config().to_dict())
     assert (values["optimizer"]["lr"], values["data"]["mean"], values["log"]["tags"]) == (3e-4, [0.1307], ["a"])
     assert values["run"]["name"] == "007"
+
+
+def test_flags_of_one_mapping_add_up_and_their_spelling_does_not_matter() -> None:
+    both = parse(["--optimizer.overrides.head.lr", "1e-4", "--optimizer.overrides.head.weight_decay=0"])
+    whole = parse(["--optimizer.overrides", "{head: {lr: 1e-4}}", "--optimizer.overrides.head.weight_decay", "0"])
+    other = parse(["--optimizer.overrides", "{head: {lr: 0.0001, weight_decay: 0}}"])
+    assert both is not None
+    assert whole is not None
+    assert other is not None
+    assert both.optimizer.overrides == {"head": {"lr": 1e-4, "weight_decay": 0}}
+    assert both.identity() == whole.identity() == other.identity()
+    dotted = parse(["--optimizer.overrides.blocks.0.lr", "1e-4"])
+    assert dotted is not None
+    assert dotted.optimizer.overrides == {"blocks.0": {"lr": 1e-4}}
+    with pytest.raises(UserError, match=r"^--schedule.args: must be a mapping, as \{name: value\}, not '3'$"):
+        parse(["--schedule.args", "3"])
+    with pytest.raises(UserError, match=r"^--schedule.args: not YAML: "):
+        parse(["--schedule.args", "{a: ["])

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from vit_dist.config import Config, ScheduleConfig, TrainConfig
-from vit_dist.console import Console, big, duration
+from vit_dist.console import Console, big, duration, sketch
 from vit_dist.plan import Plan
 
 TRAIN: dict[str, Any] = {"update": 40, "epoch": 1.254, "loss": 0.51236, "lr": 3e-4, "samples_per_second": 12345.6,
                          "data_wait_fraction": 0.031, "update_seconds": 2.0}  # fmt: skip
-EVAL: dict[str, Any] = {"split": "val", "update": 40, "weights_update": 40,
+EVAL: dict[str, Any] = {"split": "val", "update": 40, "weights_update": 40, "weights": "raw",
                         "epoch": 1.254, "loss": 0.51236, "top1": 87.654, "top5": None,
                         "seen": 179, "seconds": 0.56}  # fmt: skip
 
@@ -26,8 +26,9 @@ def talk(console: Console) -> None:
     console.start(plan(), 0)
     console.progress(plan(), TRAIN)
     console.progress(plan(), {**TRAIN, "loss": "nan", "update": 100})
-    console.evaluation(EVAL, best=False)
-    console.evaluation({**EVAL, "split": "test", "weights_update": 30, "top5": 99.0}, best=True)
+    console.evaluation({**EVAL, "best": False})
+    console.evaluation({**EVAL, "weights": "ema", "best": True})
+    console.evaluation({**EVAL, "split": "test", "weights_update": 30, "top5": 99.0, "best": True})
     console.table({"a": "1", "longer": "2"})
     console.stop()
 
@@ -40,6 +41,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
         "update 40/100  epoch 1.25  loss 0.5124  lr 3.0e-04  12,346 images/s  data wait 3%  2 min 00 s left",
         "update 100/100  epoch 1.25  loss nan  lr 3.0e-04  12,346 images/s  data wait 3%  0 s left",
         "val, weights of update 40: loss 0.5124  top1 87.65 %  of 179 images in 0.6 s",
+        "val, averaged weights of update 40: loss 0.5124  top1 87.65 %  of 179 images in 0.6 s  best so far",
         "test, weights of update 30: loss 0.5124  top1 87.65 %  top5 99.00 %  of 179 images in 0.6 s  best so far",
         "  a       1",
         "  longer  2",
@@ -85,3 +87,29 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_big(value: float, text: str) -> None:
     assert big(value) == text
+
+
+def test_sketch_of_a_ramp() -> None:
+    assert sketch([1, 2, 3, 4, 5, 6, 7, 8], width=8, height=2) == [
+        "   8.0e+00 ┤    ▂▄▆█",
+        "         0 ┤▂▄▆█████",
+    ]
+    assert sketch([0.0, 0.5e-3, 1e-3], width=72, height=4) == [
+        "   1.0e-03 ┤  █",
+        "           ┤  █",
+        "           ┤ ██",
+        "         0 ┤ ██",
+    ]
+    assert sketch([1.0, 0.95, 0.9, 0.05], height=1) == ["   1.0e+00 ┤██▇ "]
+
+
+def test_a_column_of_a_sketch_is_the_mean_of_its_share() -> None:
+    # Shares of 1, 1 and 2 values: 0, 8 and the mean of 0 and 8.
+    assert sketch([0.0, 8.0, 0.0, 8.0], width=3, height=1) == ["   8.0e+00 ┤ █▄"]
+    assert sketch([2.0, 4.0] * 50, width=5, height=2) == ["   3.0e+00 ┤█████", "         0 ┤█████"]
+    assert [len(line) for line in sketch(range(1000))] == [12 + 72] * 8
+
+
+def test_sketch_of_nothing_and_of_one() -> None:
+    assert sketch([0.0, 0.0], height=2) == ["   1.0e+00 ┤  ", "         0 ┤  "]
+    assert sketch([3e-4], height=3) == ["   3.0e-04 ┤█", "           ┤█", "         0 ┤█"]

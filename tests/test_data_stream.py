@@ -111,9 +111,9 @@ def test_stream_is_that_of_the_keys(pictures: dict[str, Subset], reference: list
     assert set(epoch.tolist()) == {0, 1}
     source = pictures["train"].source
     assert isinstance(source, FileSource)
-    crop = TrainingTransform(SIDE, 0.35)
+    crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
     cropped = [
-        crop(source.image(i), key(SEED, Purpose.SAMPLE, e, i))
+        crop(source.image(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
         for e, i in zip(epoch.tolist(), index.tolist(), strict=True)
     ]
     offsets = torch.from_numpy(np.floor(uniform(keys(SEED, Purpose.SHIFT, epoch, index), 2) * 5).astype(np.int64) - 2)

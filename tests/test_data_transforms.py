@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vit_dist.config import AugmentConfig
-from vit_dist.data.transforms import EvaluationTransform, Transform, TrainingTransform, seeded, training_transform
+from vit_dist.data.transforms import EvaluationTransform, TrainingTransform, Transform, seeded, training_transform
 from vit_dist.plan import Purpose, keys
 
 

@@ -94,7 +94,7 @@ def test_a_convolutional_timm_model_takes_any_size() -> None:
 
 
 def test_unknown_models_are_refused_with_the_nearest() -> None:
-    known = "known: vit_tiny, vit_small, vit_base, vit_large, timm/NAME, package.module:function"
+    known = "known: vit_tiny, vit_small, vit_base, vit_large, vit_huge, timm/NAME, package.module:function"
     assert refusal(ModelConfig(name="vit_tny")) == f"model.name: no model vit_tny; did you mean vit_tiny? {known}"
     assert refusal(ModelConfig(name="zz")) == f"model.name: no model zz; {known}"
     found = refusal(ModelConfig(name="timm/vit_tny_patch16_224"))
@@ -170,8 +170,8 @@ def test_depth_of_keyed_draws() -> None:
 
 def test_preprocessing_of_timm_models() -> None:
     half = (0.5, 0.5, 0.5)
-    assert preprocessing(ModelConfig(name="timm/vit_tiny_patch16_224")) == Preprocessing(224, half, half)
-    imagenet = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert preprocessing(ModelConfig(name="timm/vit_tiny_patch16_224")) == Preprocessing(224, half, half, 0.9)
+    imagenet = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.9)
     assert preprocessing(ModelConfig(name="timm/deit_tiny_patch16_224")) == imagenet
     assert preprocessing(ModelConfig(name="vit_tiny")) is None
     assert preprocessing(ModelConfig(name="models_of_mine:build")) is None

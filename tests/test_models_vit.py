@@ -102,7 +102,7 @@ def test_initial_weights_have_the_papers_spread() -> None:
 
 
 def test_drop_path_drops_that_branch_of_that_sample_and_scales_what_it_keeps() -> None:
-    block = Block(24, 3, 48, 1e-6, 0.0, 0.0, rate=0.25).double()
+    block = Block(24, 3, 48, 1e-6, 0.0, 0.0, 0.25, 0.0, False).double()
     scatter(block, 3)
     x = torch.randn(4, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     draws = torch.tensor([[0.1, 0.9], [0.9, 0.2499], [0.25, 0.999], [0.0, 0.0]], dtype=torch.float64)

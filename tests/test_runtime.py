@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.processes import run_world
 from vit_dist.config import RunConfig
@@ -89,3 +90,59 @@ def test_ranks_agree(tmp_path: Path) -> None:
         assert result["stops"] == [False, False, True, True]
         assert result["sum"] == [4.5, 3.0]
         assert result["device"] == "cpu"
+
+
+def what_main_did() -> dict[str, Any]:
+    runtime = Runtime(RunConfig(device="cpu", threads=1))
+    ran: list[str] = []
+
+    def work() -> dict[str, Any]:
+        ran.append("work")
+        return {"by": runtime.rank, "text": "é" * 10, "none": None}
+
+    def fail() -> None:
+        ran.append("fail")
+        raise UserError(f"run.dir: rank {runtime.rank} of é cannot write:\nset another")
+
+    result: dict[str, Any] = {"value": runtime.on_main(work)}
+    try:
+        runtime.on_main(fail)
+    except UserError as error:
+        result["error"] = str(error)
+    # The ranks are together still, and nothing is a value too.
+    result["nothing"] = runtime.on_main(lambda: ran.append("last"))
+    result["ran"] = ran
+    runtime.end()
+    return result
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_main_works_and_all_hear_what_came_of_it(world: int, tmp_path: Path) -> None:
+    results = run_world(world, what_main_did, tmp_path)
+    assert len(results) == world
+    for rank, result in enumerate(results):
+        assert result["value"] == {"by": 0, "text": "é" * 10, "none": None}
+        assert result["error"] == "run.dir: rank 0 of é cannot write:\nset another"
+        assert result["nothing"] is None
+        assert result["ran"] == (["work", "fail", "last"] if rank == 0 else [])
+
+
+def test_another_error_of_main_is_not_a_persons_mistake() -> None:
+    runtime = Runtime(RunConfig(device="cpu", threads=1))
+
+    def fail() -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        runtime.on_main(fail)
+    runtime.end()
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_is_of_the_runs_precision(precision: str, kind: torch.dtype) -> None:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), precision)
+    module = nn.Linear(2, 2)
+    with runtime.autocast():
+        assert module(torch.zeros(1, 2)).dtype == kind
+    assert module(torch.zeros(1, 2)).dtype == torch.float32
+    runtime.end()

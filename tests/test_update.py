@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.processes import run_world
+from vit_dist.averaging import Average
 from vit_dist.config import (
     AugmentConfig,
     BatchConfig,
@@ -73,13 +74,17 @@ def in_float64(batch: Batch) -> Batch:
     return dataclasses.replace(batch, images=batch.images.double())
 
 
-def updater(module: nn.Module, settings: Config, plan: Plan, runtime: Runtime) -> Updater:
+def updater(
+    module: nn.Module, settings: Config, plan: Plan, runtime: Runtime, average: Average | None = None
+) -> Updater:
     prepared = runtime.prepare(module)
     lr = settings.optimizer.lr
     optimizer = build_optimizer(settings.optimizer, module, lr)
     schedule = Schedule(settings.schedule, optimizer, plan, lr)
-    loss = Loss(settings.loss)
-    return Updater(prepared, loss, optimizer, schedule, TrainState(), runtime, clip_norm=settings.optimizer.clip_norm)
+    clip_norm, state = settings.optimizer.clip_norm, TrainState()
+    return Updater(
+        prepared, Loss(settings.loss), optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average
+    )
 
 
 def gradients_of_all_splits(folder: str) -> list[int]:
@@ -170,13 +175,18 @@ def test_gradients_travel_once_per_update(tmp_path: Path) -> None:
 
 @pytest.fixture
 def runtime() -> Any:
-    runtime = Runtime(RunConfig(device="cpu"), "fp32")
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
     yield runtime
     runtime.end()
 
 
 def batches(plan: Plan, runtime: Runtime, position: int) -> list[Batch]:
     return [in_float64(batch) for batch in stream(plan, runtime).window(position)]
+
+
+def broken(plan: Plan, runtime: Runtime, position: int) -> list[Batch]:
+    window = batches(plan, runtime, position)
+    return [dataclasses.replace(window[0], images=window[0].images * torch.nan), *window[1:]]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -186,19 +196,15 @@ def test_an_update_that_is_not_finite_changes_nothing(runtime: Runtime, optimize
     module = model()
     one = updater(module, settings, plan, runtime)
 
-    def broken(position: int) -> list[Batch]:
-        window = batches(plan, runtime, position)
-        return [dataclasses.replace(window[0], images=window[0].images * torch.nan), *window[1:]]
-
     # The first update of all is the one that unmasked momentum would not survive.
     before = copy.deepcopy(module.state_dict())
-    one(broken(0), plan.window, GLOBAL)
+    one(broken(plan, runtime, 0), plan.window, GLOBAL)
     one.settle()
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert (one.state.position, one.state.applied, one.state.skipped) == (1, 0, 1)
     assert one.schedule.updates == 0
     one(batches(plan, runtime, 1), plan.window, GLOBAL)
-    one(broken(2), plan.window, GLOBAL)
+    one(broken(plan, runtime, 2), plan.window, GLOBAL)
     one(batches(plan, runtime, 3), plan.window, GLOBAL)
     one.settle()
     assert (one.state.position, one.state.applied, one.state.skipped) == (4, 2, 2)
@@ -214,6 +220,48 @@ def test_an_update_that_is_not_finite_changes_nothing(runtime: Runtime, optimize
         assert torch.equal(module.state_dict()[name], value), name
     for found, expected in zip(one.optimizer.state.values(), other.optimizer.state.values(), strict=True):
         assert all(torch.equal(found[slot], expected[slot]) for slot in expected if expected[slot] is not None)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 0.01), ("sgd", 1.0)])
+def test_average_is_of_the_updates_that_were_applied(runtime: Runtime, optimizer: str, lr: float) -> None:
+    settings, decay = config(8, name=optimizer, lr=lr), 0.24
+    plan = Plan.of(settings, SAMPLES, 1)
+    module = model()
+    average = Average(module, decay)
+    one = updater(module, settings, plan, runtime, average)
+    expected = {name: value.numpy().copy() for name, value in module.state_dict().items()}
+    applied = 0
+    for position, fine in enumerate([False, True, True, False, True, False, False, True]):
+        before = {name: value.clone() for name, value in average.tensors().items()}
+        window = batches(plan, runtime, position) if fine else broken(plan, runtime, position)
+        one(window, plan.window, GLOBAL)
+        found = average.tensors()
+        if not fine:
+            assert found.keys() == before.keys()
+            assert all(torch.equal(found[name], before[name]) for name in found), position
+            continue
+        applied += 1
+        d = min(decay, applied / (9 + applied))
+        for name, live in module.state_dict().items():
+            expected[name] = d * expected[name] + (1 - d) * live.numpy()
+            np.testing.assert_allclose(found[name].numpy(), expected[name], rtol=1e-6, atol=1e-9)
+    distance = max((found[name] - live).abs().max().item() for name, live in module.state_dict().items())
+    assert distance > 1e-3
+    one.settle()
+    assert (applied, one.state.applied, one.state.skipped) == (4, 4, 4)
+
+    # The same four without the broken ones: the same average, to the bit; and without one, the same weights.
+    weights = copy.deepcopy(module.state_dict())
+    for of in (Average, None):
+        other_module = model()
+        other_average = of(other_module, decay) if of is not None else None
+        other = updater(other_module, settings, plan, runtime, other_average)
+        for position in (1, 2, 4, 7):
+            other(batches(plan, runtime, position), plan.window, GLOBAL)
+        assert all(torch.equal(weights[name], value) for name, value in other_module.state_dict().items())
+        if other_average is not None:
+            alone = other_average.tensors()
+            assert all(torch.equal(alone[name], value) for name, value in average.tensors().items())
 
 
 def test_rate_of_each_update_is_the_schedules(runtime: Runtime) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import yaml
 from torch import nn
 
@@ -35,7 +36,7 @@ from vit_dist.runtime import Runtime
 from vit_dist.schedules import Schedule, schedule_metric
 from vit_dist.session import Session, versions
 from vit_dist.state import TrainState
-from vit_dist.teacher import build_teacher
+from vit_dist.teacher import Autocast, build_teacher
 from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_metrics
 from vit_dist.trackers import Trackers
 from vit_dist.trained import start_from
@@ -64,9 +65,7 @@ def build(
     if start is not None:
         start.load_model(model)
     refuse_metrics(config, data)
-    loss = Loss(config.loss, build_teacher(config.loss, data, form, runtime))
-    if config.augment.mixup or config.augment.cutmix:
-        loss.refuse_numbers_only(len(data.classes))
+    loss = build_loss(config, data, form, runtime.device, runtime.autocast)
     prepared = runtime.prepare(model)
     prepared.train()
     updater = _updater(config, model, prepared, loss, plan, state, start, runtime)
@@ -134,6 +133,14 @@ def own_model(
     if pretrained and config.model.pretrained:
         notes += start_from(model, config.model, list(data.classes))
     return model, notes + freeze(model, config.model)
+
+
+def build_loss(config: Config, data: Data, form: Form, device: torch.device, autocast: Autocast) -> Loss:
+    """The loss with its teacher, if it has one, on the device. Raises UserError where they do not fit the data."""
+    loss = Loss(config.loss, build_teacher(config.loss, data, form, device, autocast))
+    if config.augment.mixup or config.augment.cutmix:
+        loss.refuse_numbers_only(len(data.classes))
+    return loss
 
 
 def refuse_metrics(config: Config, data: Data) -> None:

@@ -18,24 +18,26 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        trained = set(model.parameters())
         # Tied weights once, and in place: `swapped` exchanges what both names see.
         self._live = list(dict.fromkeys([*model.parameters(), *model.buffers()]))
         self._average = [tensor.detach().clone() for tensor in self._live]
         self._names = {id(tensor): name for name, tensor in reversed(list(model.state_dict(keep_vars=True).items()))}
-        floating = [tensor.is_floating_point() for tensor in self._live]
-        self._floats = [i for i, yes in enumerate(floating) if yes]
-        self._others = [i for i, yes in enumerate(floating) if not yes]
+        self._weights = [i for i, tensor in enumerate(self._live) if tensor in trained]
+        self._buffers = [i for i, tensor in enumerate(self._live) if tensor not in trained]
 
     @torch.no_grad()
     def update(self, applied: int, keep: Tensor) -> None:
         """Takes in the weights after update number `applied` (from 1); not at all where `keep` is 0 (else 1)."""
-        part = (1 - min(self.decay, applied / (9 + applied))) * keep
-        averages = [self._average[i] for i in self._floats]
-        steps = torch._foreach_sub([self._live[i] for i in self._floats], averages)
-        torch._foreach_mul_(steps, part)
+        part = 1 - min(self.decay, applied / (9 + applied))
+        averages = [self._average[i] for i in self._weights]
+        steps = torch._foreach_sub([self._live[i] for i in self._weights], averages)
+        torch._foreach_mul_(steps, part * keep)
         torch._foreach_add_(averages, steps)
-        for i in self._others:
-            self._average[i].copy_(self._live[i])
+        for i in self._buffers:
+            live, average = self._live[i], self._average[i]
+            moved = average + part * (live - average) if live.is_floating_point() else live
+            average.copy_(torch.where(keep > 0, moved, average))
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from vit_dist.config import EvaluateConfig
@@ -24,7 +25,7 @@ def value_of(metric: str, scores: Scores) -> float:
 
 
 def better(metric: str, value: float, than: float, by: float = 0.0) -> bool:
-    """Whether a metric's value is an improvement of more than `by`; a loss improves downwards."""
+    """Whether a metric's value is an improvement of more than `by`; a loss improves downwards; NaN is none."""
     return value < than - by if metric.endswith("loss") else value > than + by
 
 
@@ -34,11 +35,12 @@ def judge(state: TrainState, config: EvaluateConfig, scores: Scores, *, warming:
     Patience counts evaluations that improve on the last improvement by no more than min_delta; none while `warming`.
     """
     metric, value = config.metric, value_of(config.metric, scores)
-    if state.bar is None or better(metric, value, state.bar, config.min_delta):
+    first = state.bar is None and not math.isnan(value)
+    if first or (state.bar is not None and better(metric, value, state.bar, config.min_delta)):
         state.bar, state.stale = value, 0
     elif not warming:
         state.stale += 1
-    if state.best is not None and not better(metric, value, state.best.value):
+    if math.isnan(value) or (state.best is not None and not better(metric, value, state.best.value)):
         return False
     state.best = Best(state.position, metric, value, weights_of(metric, scores))
     return True

@@ -23,7 +23,7 @@ from vit_dist.yaml_files import RECIPES
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 
 # Fields that hold names of others' own.
-_NESTED = ("model.args.", "optimizer.args.", "optimizer.overrides.", "schedule.args.")
+_MAPPINGS = ("model.args", "optimizer.args", "optimizer.overrides", "schedule.args")
 # What people type out of habit, and the flag that does it here.
 HABITS = {
     "--epochs": '--train.duration "{} epochs"',
@@ -106,7 +106,7 @@ def _train(arguments: list[str]) -> int:
 
 def _plan(arguments: list[str]) -> int:
     processes, picture = _take(arguments, "--processes") or "1", _take(arguments, "--png") or "plan.png"
-    if not processes.isdigit() or int(processes) < 1:
+    if not processes.isdecimal() or int(processes) < 1:
         raise UserError(f"--processes: must be a whole number above 0, not {processes}")
     config = parse(arguments, "plan")
     if config is None:
@@ -125,6 +125,7 @@ def parse(arguments: Sequence[str], command: str = "train") -> Config | None:
     """
     given = list(arguments)
     recipe = _take(given, "--config")
+    mappings = _take_mappings(given)
     parser = _parser(command)
     known = {action.dest for action in parser._actions}
     _refuse_habits(given, known)
@@ -133,7 +134,7 @@ def parse(arguments: Sequence[str], command: str = "train") -> Config | None:
     except argparse.ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from None
     flat = {key: value for key, value in vars(space.as_flat()).items() if "." in key and value not in (_UNSET, {})}
-    config = Config.load(recipe, flat)
+    config = Config.load(recipe, {**flat, **mappings})
     if space.print_config:
         values = config.to_dict()
         if config.run.name.endswith(f"-{config.identity()}"):
@@ -207,6 +208,43 @@ def _take(arguments: list[str], flag: str) -> str | None:
             )
 
 
+def _take_mappings(arguments: list[str]) -> dict[str, dict[str, Any]]:
+    """Removes the flags of fields that are mappings; each gives one name or several, and all of them count.
+
+    As `--schedule.args.gamma 0.5`, `--schedule.args "{gamma: 0.5}"`, `--optimizer.overrides.head.lr 1e-4`. Raises
+    UserError.
+    """
+    taken: dict[str, dict[str, Any]] = {}
+    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    for flag in sorted(flags, key=lambda one: [argument.split("=")[0] for argument in arguments].index(one)):
+        field = next((one for one in _MAPPINGS if flag[2:] == one or flag[2:].startswith(f"{one}.")), None)
+        if field is None:
+            continue
+        text = _take(arguments, flag)
+        try:
+            value = yaml.safe_load(text or "")
+        except yaml.YAMLError as error:
+            raise UserError(f"{flag}: not YAML: {' '.join(str(error).split())}") from None
+        path = [flag[3 + len(field) :]] if flag[2:] != field else []
+        if path and field == "optimizer.overrides" and "." in path[0] and not isinstance(value, dict):
+            path = list(path[0].rpartition("."))[::2]  # the pattern may have dots of its own
+        into = taken.setdefault(field, {})
+        for name in path[:-1]:
+            into = into.setdefault(name, {})
+        if path:
+            into[path[-1]] = {**into[path[-1]], **value} if _both_mappings(into.get(path[-1]), value) else value
+        elif isinstance(value, dict):
+            for name, one in value.items():
+                into[name] = {**into[name], **one} if _both_mappings(into.get(name), one) else one
+        else:
+            raise UserError(f"{flag}: must be a mapping, as {{name: value}}, not {text!r}")
+    return taken
+
+
+def _both_mappings(first: Any, second: Any) -> bool:
+    return isinstance(first, dict) and isinstance(second, dict)
+
+
 def _refuse_habits(arguments: Sequence[str], known: set[str]) -> None:
     """Every flag that is not one of ours, with the one that does it here. Raises UserError."""
     problems = []
@@ -215,7 +253,7 @@ def _refuse_habits(arguments: Sequence[str], known: set[str]) -> None:
             continue
         flag, _, value = argument.partition("=")
         name = flag[2:]
-        if name in known or name == "help" or name.startswith(_NESTED):
+        if name in known or name == "help":
             continue
         if flag in HABITS:
             following = arguments[i + 1] if i + 1 < len(arguments) and not arguments[i + 1].startswith("--") else ""

@@ -53,7 +53,7 @@ class Console:
         """A `train` line."""
         left = (plan.updates - line["update"]) * line["update_seconds"]
         text = (
-            f"update {line['update']}/{plan.updates}  epoch {line['epoch']:.2f}  loss {_number(line['loss'])}  "
+            f"update {line['update']}/{plan.updates}  epoch {line['epoch']:.2f}  loss {loss_text(line['loss'])}  "
             f"lr {line['lr']:.1e}  {line['samples_per_second']:,.0f} images/s  "
             f"data wait {line['data_wait_fraction']:.0%}  {duration(left)} left"
         )
@@ -64,14 +64,14 @@ class Console:
             text = text.removeprefix("update ").replace("images/s", "img/s").replace("data wait", "wait")
         self._live.update(self._task, completed=line["update"], description=text)
 
-    def evaluation(self, line: Mapping[str, Any], *, best: bool) -> None:
+    def evaluation(self, line: Mapping[str, Any]) -> None:
         """An `eval` line."""
         averaged = "averaged " if line["weights"] == "ema" else ""
         fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
         self.say(
-            f"{line['split']}, {averaged}weights of update {line['weights_update']}: loss {line['loss']:.4f}  "
+            f"{line['split']}, {averaged}weights of update {line['weights_update']}: loss {loss_text(line['loss'])}  "
             f"top1 {line['top1']:.2f} %{fifth}  of {line['seen']} images in {line['seconds']:.1f} s"
-            + ("  best so far" if best else "")
+            + ("  best so far" if line["best"] else "")
         )
 
     def stop(self) -> None:
@@ -96,7 +96,8 @@ def big(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _number(value: float | str) -> str:
+def loss_text(value: float | str) -> str:
+    """A loss for people, which may be the text that JSON has for NaN."""
     return f"{value:.4f}" if isinstance(value, float) else value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit_dist.announcement import augment_notes, plan_rows
-from vit_dist.assembly import form_of, own_model, refuse_metrics
+from vit_dist.assembly import build_loss, form_of, own_model, refuse_metrics
 from vit_dist.config import Config
 from vit_dist.console import Console, sketch
 from vit_dist.data.datasets import open_data
 from vit_dist.launch import resolve_precision
-from vit_dist.losses import Loss
 from vit_dist.models.build import drop_path_depth, forward_flops, parameter_count
 from vit_dist.optimizers import build_optimizer, peak_lr
 from vit_dist.plan import Plan
@@ -50,15 +49,20 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     plan = Plan.of(config, len(data.splits["train"]), processes)
     refuse_metrics(config, data)
     model, notes = own_model(config, data, form, pretrained=False)
-    Loss(config.loss)
+    loss = build_loss(config, data, form, torch.device("cpu"), contextlib.nullcontext)
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
     rates = rate_curve(Schedule(config.schedule, optimizer, plan, lr), plan)
-    precision = resolve_precision(config.train.precision, cpu=not torch.cuda.is_available())
+    precision = resolve_precision(
+        config.train.precision, cpu=config.run.device == "cpu" or not torch.cuda.is_available()
+    )
     flops = forward_flops(model, channels=data.channels, image_size=form.image_size)
     rows = plan_rows(config, data, form, plan, parameter_count(model), flops)
     side = (data.channels, form.image_size, form.image_size)
     memory = estimate(model, optimizer, config, side, drop_path_depth(model), precision)
+    if loss.teacher is not None:
+        teachers = _bytes([*loss.teacher.parameters(), *loss.teacher.buffers()])
+        memory = replace(memory, weights=memory.weights + teachers)
     console.say(f"plan of {config.run.name or config.folder.name}, on {processes} × {precision}")
     console.table({**rows, "memory": _memory_text(memory, plan)})
     for note in [*notes, *augment_notes(config, data)]:
@@ -79,14 +83,11 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
 
 
 def rate_curve(schedule: Schedule, plan: Plan) -> list[float]:
-    """The highest group's rate for each update, if all are applied; a plateau is fed a metric that always improves."""
+    """The highest group's rate for each update, if all are applied; a plateau's, if its metric always improves."""
     rates = []
-    for update in range(plan.updates):
+    for _ in range(plan.updates):
         rates.append(max(float(group["lr"]) for group in schedule.optimizer.param_groups))
         schedule.step()
-        if schedule.metric is not None and plan.due(update + 1, plan.evaluate_every):
-            improving = 1 / (update + 2) if schedule.metric.endswith("loss") else float(update)
-            schedule.evaluated({schedule.metric: improving})
     return rates
 
 

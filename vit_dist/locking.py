@@ -19,8 +19,10 @@ class FolderLock:
         try:
             # Not flock: worker processes would inherit it, and outlive a killed run for some seconds.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise UserError(f"run.dir: another process trains in {folder}: wait for it, or set another") from None
+        except OSError:
+            return  # storage that has no locks
 
     def release(self) -> None:
         """Frees the folder."""

@@ -149,10 +149,9 @@ def _finish(session: Session) -> dict[str, Any]:
     of = state.best.update if state.best is not None else state.position
     test = None
     if "test" in session.evaluations:
-        scores = session.evaluate("test", of)
-        test = scores[weights]
-        for line in session.history[-len(scores) :]:
-            session.console.evaluation(line, best=False)
+        results = session.evaluate("test")
+        session.report("test", results, of)
+        test = {name: getattr(results[weights], name) for name in ("loss", "top1", "top5")}
     if average is not None and weights == "ema":
         average.swap()
     summary = summarise(session, weights, test)

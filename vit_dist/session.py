@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import platform
@@ -16,18 +15,18 @@ import torch
 from torch import nn
 
 from vit_dist import __version__, checkpoint
-from vit_dist.choosing import judge, out_of_patience, value_of
+from vit_dist.choosing import judge, out_of_patience, value_of, weights_of
 from vit_dist.config import Config
 from vit_dist.console import Console
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
-from vit_dist.evaluation import evaluate
+from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.locking import FolderLock
 from vit_dist.plan import Plan
 from vit_dist.progress import write_progress
 from vit_dist.runtime import Runtime
 from vit_dist.state import TrainState
-from vit_dist.telemetry import Clock, Journal, Line, Meter, place, write_json
+from vit_dist.telemetry import Clock, Journal, Line, Meter, finite, place, write_json
 from vit_dist.trackers import Trackers
 from vit_dist.update import Updater
 from vit_dist.values import UserError
@@ -91,18 +90,18 @@ class Session:
     def choose(self) -> bool:
         """Evaluates val, and feeds what listens: the plateau, patience, the best. Whether it is the best so far."""
         self.updater.settle()
-        scores = self.evaluate("val", self.state.position)
+        results = self.evaluate("val")
+        scores = {weights: result.to_dict() for weights, result in results.items()}
         warming = self.state.position <= self.plan.warmup
         metric = self.updater.schedule.metric
         if metric is not None:
             self.updater.schedule.evaluated({metric: value_of(metric, scores)})
         best = judge(self.state, self.config.evaluate, scores, warming=warming)
-        for line in self.history[-len(scores) :]:
-            self.console.evaluation(
-                line, best=best and self.state.best is not None and line["weights"] == self.state.best.weights
-            )
+        self.report(
+            "val", results, self.state.position, best=weights_of(self.config.evaluate.metric, scores) if best else None
+        )
         if self.runtime.is_main:
-            write_progress(self.folder, self.history, self.config.evaluate.metric)
+            write_progress(self.folder, self.history)
         return best
 
     @property
@@ -110,18 +109,21 @@ class Session:
         """Whether no update is left to make: all are done, or patience is at its end."""
         return self.state.position >= self.plan.updates or out_of_patience(self.state, self.config.evaluate)
 
-    def evaluate(self, split: str, of: int) -> dict[str, dict[str, float | None]]:
-        """One exact pass over a split by the weights of update `of`, and one by their average; recorded."""
-        average = self.updater.average
-        scores: dict[str, dict[str, float | None]] = {}
-        for weights in ("raw", "ema") if average is not None else ("raw",):
-            with average.swapped() if average is not None and weights == "ema" else contextlib.nullcontext():
-                stream = self.evaluations[split]
-                result = evaluate(self.module, stream, stream.length, self.runtime)
-            values = {**place(self.plan, self.state.position), "split": split, "weights": weights, **result.to_dict()}
-            self.record("eval", {**values, "weights_update": of})
-            scores[weights] = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
-        return scores
+    def evaluate(self, split: str) -> dict[str, Evaluation]:
+        """One exact pass over a split by the model's weights (raw), and one by their average (ema), if there is one."""
+        stream, average = self.evaluations[split], self.updater.average
+        results = {"raw": evaluate(self.module, stream, stream.length, self.runtime)}
+        if average is not None:
+            with average.swapped():
+                results["ema"] = evaluate(self.module, stream, stream.length, self.runtime)
+        return results
+
+    def report(self, split: str, results: dict[str, Evaluation], of: int, *, best: str | None = None) -> None:
+        """Records and shows evaluations by the weights of update `of`; those named `best` are the best so far."""
+        for weights, result in results.items():
+            values = result.to_dict() | {"loss": finite(result.loss), "best": weights == best, "weights_update": of}
+            where = place(self.plan, self.state.position)
+            self.console.evaluation(self.record("eval", {**where, "split": split, "weights": weights, **values}))
 
     def save(self) -> None:
         """A checkpoint at this position, once; rank 0 writes, and a failure is everyone's. Raises UserError."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.console import Console, duration
+from vit_dist.console import Console, duration, loss_text
 from vit_dist.session import Session
+from vit_dist.telemetry import finite
 
 
-def summarise(session: Session, weights: str, test: dict[str, float | None] | None) -> dict[str, Any]:
+def summarise(session: Session, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:
     """The content of summary.json; `test` and `final` are of these weights (raw or ema)."""
     state, plan, runtime, history = session.state, session.plan, session.runtime, session.history
     lines = [line for line in history if line["kind"] == "eval"]
@@ -40,7 +41,7 @@ def summarise(session: Session, weights: str, test: dict[str, float | None] | No
         "weights": weights,
         "best": asdict(state.best) if state.best else None,
         "final": {name: of_val[-1][name] for name in ("loss", "top1", "top5")} if of_val else None,
-        "test": test,
+        "test": {**test, "loss": finite(test["loss"])} if test else None,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
         "goodput": seconds / total,
     }
@@ -63,7 +64,7 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any]) -> No
             ", averaged weights" if averaged else ""
         )
     if test:
-        rows["test"] = f"top1 {test['top1']:.2f} %, loss {test['loss']:.4f}, of the " + (
+        rows["test"] = f"top1 {test['top1']:.2f} %, loss {loss_text(test['loss'])}, of the " + (
             f"best {averaged}weights" if best else f"last {averaged}weights"
         )
     rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"

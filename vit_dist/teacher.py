@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +16,10 @@ from vit_dist.config import LossConfig, ModelConfig
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
 from vit_dist.models.build import build_model, preprocessing
-from vit_dist.runtime import Runtime
 from vit_dist.trained import open_trained
 from vit_dist.values import UserError
+
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class Teacher(nn.Module):
@@ -27,9 +31,9 @@ class Teacher(nn.Module):
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, model: nn.Module, own: Form, students: Form, runtime: Runtime) -> None:
+    def __init__(self, model: nn.Module, own: Form, students: Form, autocast: Autocast) -> None:
         super().__init__()
-        self.runtime = runtime
+        self.autocast = autocast
         self.model = model
         self.image_size = own.image_size
         mean, std = torch.tensor(own.mean), torch.tensor(own.std)
@@ -48,13 +52,18 @@ class Teacher(nn.Module):
         seen = images * self.scale + self.offset
         if seen.shape[-1] != self.image_size:
             seen = F.interpolate(seen, (self.image_size, self.image_size), mode="bilinear", antialias=True)
-        with self.runtime.autocast():
+        with self.autocast():
             logits: Tensor = self.model(seen)
         return logits
 
 
-def build_teacher(config: LossConfig, data: Data, students: Form, runtime: Runtime) -> Teacher | None:
-    """The teacher of a config on the device; None where it has none. Raises UserError where it does not fit."""
+def build_teacher(
+    config: LossConfig, data: Data, students: Form, device: torch.device, autocast: Autocast
+) -> Teacher | None:
+    """The teacher of a config on the device; None where it has none. autocast: the precision it runs in.
+
+    Raises UserError where it does not fit.
+    """
     if not config.teacher:
         return None
     if config.teacher.startswith("timm/"):
@@ -71,4 +80,4 @@ def build_teacher(config: LossConfig, data: Data, students: Form, runtime: Runti
                 f"the data has {len(data.classes)} in {data.channels}, or others: the two must be the same"
             )
         model, own = found.model, found.form
-    return Teacher(model, own, students, runtime).to(runtime.device)
+    return Teacher(model, own, students, autocast).to(device)

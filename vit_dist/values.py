@@ -79,7 +79,7 @@ def coerce(value: Any, kind: Any) -> Any:
         if not isinstance(value, Mapping):
             raise TypeError
         json.dumps(value)
-        return dict(value)
+        return {str(name): _numbers(one) for name, one in value.items()}
     if kind is type(None):
         if value is None or value == "":
             return None
@@ -103,6 +103,17 @@ def coerce(value: Any, kind: Any) -> Any:
     if isinstance(value, (str, int, float)):
         return str(value)
     raise TypeError
+
+
+def _numbers(value: Any) -> Any:
+    """Texts such as 1e-4, which YAML does not take for numbers, as numbers; inside lists and mappings too."""
+    if isinstance(value, Mapping):
+        return {name: _numbers(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(one) for one in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+        return float(value)
+    return value
 
 
 def _has_point(value: int | str) -> bool:

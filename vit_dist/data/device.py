@@ -37,10 +37,26 @@ def normalise(pixels: Tensor, image_size: int, mean: Tensor, std: Tensor) -> Ten
     return torch.addcmul((-mean / std)[:, None, None], images, (1 / (255 * std))[:, None, None])
 
 
-def erase(images: Tensor, rows: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
-    """Images [n, c, h, w] with `fill` ([k, c, 1, 1] or [k, c, h, w]) inside boxes int64 [k, 4] of `rows` int64 [k]."""
+def erase(images: Tensor, rows: Tensor, boxes: Tensor, colour: Tensor) -> Tensor:
+    """Images [n, c, h, w] with `colour` [k, c] inside boxes int64 [k, 4] of `rows` int64 [k]."""
     inside = _inside(boxes, images.shape[2], images.shape[3])
-    return images.index_copy(0, rows, torch.where(inside, fill, images[rows]))
+    return images.index_copy(0, rows, torch.where(inside, colour[:, :, None, None], images[rows]))
+
+
+def erase_with_noise(images: Tensor, rows: Tensor, boxes: Tensor, of: Tensor, pixels: int) -> Tensor:
+    """Images [n, c, h, w] with standard normal noise inside boxes int64 [k, 4] of `rows` int64 [k], changed in place.
+
+    of: int64 [k], the key of each one's noise. pixels: of all boxes together, which the host knows.
+    """
+    top, bottom, left, right = boxes.unbind(1)
+    wide = right - left
+    area = (bottom - top) * wide
+    which = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), area, output_size=pixels)
+    place = torch.arange(pixels, device=rows.device) - (area.cumsum(0) - area)[which]
+    y, x = top[which] + place // wide[which], left[which] + place % wide[which]
+    channel = torch.arange(images.shape[1], device=rows.device)
+    noise = normal_noise(of[which][:, None], place[:, None] * images.shape[1] + channel)
+    return images.index_put_((rows[which][:, None], channel[None], y[:, None], x[:, None]), noise)
 
 
 def mix(images: Tensor, kept: Tensor, cut: Tensor, boxes: Tensor) -> Tensor:
@@ -64,12 +80,11 @@ def mix_targets(targets: Tensor, classes: int, kept: Tensor) -> Tensor:
     return (both * part + both.flip(1) * (1 - part)).flatten(0, 1)
 
 
-def normal_noise(of: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Standard normal values float32 [k, *shape] of keys int64 [k]: a counter hashed by SplitMix64, then Φ⁻¹."""
-    count = torch.arange(shape[0] * shape[1] * shape[2], device=of.device)
-    bits = _shifted(_mixed(of[:, None] + count * -7046029254386353131), 40)
+def normal_noise(of: Tensor, count: Tensor) -> Tensor:
+    """Standard normal float32 values of keys and counters, int64, broadcast together: SplitMix64, then Φ⁻¹."""
+    bits = _shifted(_mixed(of + count * -7046029254386353131), 40)
     uniform = (bits.float() + 0.5) * 2.0**-24
-    return (1.4142135623730951 * torch.erfinv(2 * uniform - 1)).reshape(-1, *shape)
+    return 1.4142135623730951 * torch.erfinv(2 * uniform - 1)
 
 
 def _inside(boxes: Tensor, height: int, width: int) -> Tensor:

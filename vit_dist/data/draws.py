@@ -32,6 +32,12 @@ class Erasures:
     colour: Floats
     noise: Ints
 
+    @property
+    def pixels(self) -> int:
+        """In all boxes."""
+        top, bottom, left, right = self.boxes.T
+        return int(((bottom - top) * (right - left)).sum())
+
 
 @dataclass(frozen=True)
 class Mixes:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_dist.config import AugmentConfig
-from vit_dist.data.device import erase, flip, mix, mix_targets, normal_noise, normalise, shift, warp
+from vit_dist.data.device import erase, erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
 from vit_dist.data.draws import affine, erasures, flips, mixes, shifts
 from vit_dist.data.sources import FileSource, MemorySource, Subset
 from vit_dist.data.transforms import EvaluationTransform, Transform, training_transform
@@ -181,10 +181,10 @@ class Stream:
             if len(drawn.rows):
                 rows, boxes = to_device(torch.from_numpy(drawn.rows)), to_device(torch.from_numpy(drawn.boxes))
                 if augment.erasing_mode == "pixel":
-                    fill = normal_noise(to_device(torch.from_numpy(drawn.noise)), shape)
+                    noise = to_device(torch.from_numpy(drawn.noise))
+                    images = erase_with_noise(images, rows, boxes, noise, drawn.pixels)
                 else:
-                    fill = to_device(torch.from_numpy(drawn.colour))[:, :, None, None]
-                images = erase(images, rows, boxes, fill)
+                    images = erase(images, rows, boxes, to_device(torch.from_numpy(drawn.colour)))
         return images
 
 

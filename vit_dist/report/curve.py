@@ -13,6 +13,6 @@ def draw_rates(path: Path, epochs: Sequence[float], rates: Sequence[float], titl
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot(epochs, rates, linewidth=1.5)
-    axes.set(title=title, xlabel="epoch", ylabel="learning rate", xlim=(0, max(epochs)), ylim=(0, None))
+    axes.set(title=title, xlabel="epoch", ylabel="learning rate", xlim=(0, max(*epochs, 1e-9)), ylim=(0, None))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150, format="png")

@@ -1,0 +1,325 @@
+"""The plan without the run: its curve against real runs, its memory against counts, and what the command prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from vit_dist import Config, train
+from vit_dist.cli import main
+from vit_dist.config import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
+from vit_dist.dry_run import Memory, estimate, rate_curve
+from vit_dist.models.build import build_model, drop_path_depth
+from vit_dist.optimizers import build_optimizer
+from vit_dist.plan import Plan
+from vit_dist.schedules import Schedule
+
+SIDE, CLASSES = 16, 10
+VIT: dict[str, Any] = {"patch_size": 4, "width": 48, "depth": 3, "heads": 3}
+
+SHORT = {
+    "model.width": 16,
+    "model.depth": 2,
+    "batch.global_size": 16,
+    "batch.micro_size": 16,
+    "train.duration": "13 updates",
+    "evaluate.every": "4 updates",
+    "log.every": "1 updates",
+    "log.trackers": "none",
+    "run.device": "cpu",
+    "run.threads": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"schedule.name": "cosine", "schedule.warmup": "3 updates", "schedule.cooldown_end": 0.1},
+        {"schedule.name": "wsd", "schedule.warmup": "2 updates", "schedule.cooldown": "4 updates"},
+        {"schedule.name": "constant", "schedule.warmup": "0 updates", "optimizer.layer_decay": 0.5},
+        {"schedule.name": "StepLR", "schedule.args": {"step_size": "3 updates", "gamma": 0.5}},
+        {"schedule.name": "ReduceLROnPlateau", "schedule.args": {"metric": "loss"}},
+    ],
+    ids=lambda schedule: schedule["schedule.name"],
+)
+def test_rate_curve_is_the_rate_of_a_real_run(schedule: dict[str, Any], tmp_path: Path) -> None:
+    config = Config.load("digits", {**SHORT, **schedule, "run.dir": str(tmp_path)})
+    rates = [line["lr"] for line in train(config).history if line["kind"] == "train"]
+    model = build_model(config.model, classes=CLASSES, channels=1, image_size=8, seed=0)
+    optimizer = build_optimizer(config.optimizer, model, config.optimizer.lr)
+    plan = Plan.of(config, 1294, 1)
+    assert len(rates) == plan.updates == 13
+    assert rate_curve(Schedule(config.schedule, optimizer, plan, config.optimizer.lr), plan) == rates
+    assert max(rates) == config.optimizer.lr
+
+
+def vit(**model: Any) -> tuple[ModelConfig, nn.Module]:
+    config = ModelConfig(**{**VIT, **model})
+    return config, build_model(config, classes=CLASSES, channels=1, image_size=SIDE, seed=0)
+
+
+def estimated(
+    model: nn.Module, micro_size: int = 8, precision: str = "fp32", ema: float = 0.0, **optimizer: Any
+) -> Memory:
+    config = Config(
+        batch=BatchConfig(micro_size=micro_size), optimizer=OptimizerConfig(**optimizer), train=TrainConfig(ema=ema)
+    )
+    built = build_optimizer(config.optimizer, model, config.optimizer.lr)
+    return estimate(model, built, config, (1, SIDE, SIDE), drop_path_depth(model), precision)
+
+
+def values(model: nn.Module) -> int:
+    """Of the ViT above, by its sizes."""
+    width, depth, tokens = 48, 3, 17
+    block = 2 * 2 * width + (3 + 1 + 4 + 4) * width**2 + (3 + 1 + 4 + 1) * width
+    count = (16 + 1) * width + width + tokens * width + depth * block + 2 * width + (width + 1) * CLASSES
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    return count
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "moments", "counts_steps"),
+    [
+        ({"name": "adamw"}, 2, True),
+        ({"name": "sgd"}, 1, False),
+        ({"name": "sgd", "momentum": 0.0}, 0, False),
+        ({"name": "timm/lion"}, 1, False),
+    ],
+    ids=["adamw", "sgd", "sgd without momentum", "timm/lion"],
+)
+def test_weights_gradients_and_optimizer_are_exact(optimizer: dict[str, Any], moments: int, counts_steps: bool) -> None:
+    _, model = vit()
+    tensors, size = len(list(model.parameters())), 4 * values(model)
+    found = estimated(model, **optimizer)
+    assert (found.weights, found.gradients, found.average) == (size, size, 0)
+    assert found.optimizer == moments * size + (4 * tensors if counts_steps else 0)
+    assert found.total == found.weights + found.gradients + found.optimizer + found.activations
+
+
+def test_average_is_another_copy_of_the_weights() -> None:
+    _, model = vit()
+    plain, averaged = estimated(model), estimated(model, ema=0.99)
+    assert averaged.average == averaged.weights == 4 * values(model)
+    assert averaged.total == plain.total + averaged.weights
+
+
+def test_buffers_are_weights_and_what_is_frozen_has_no_gradient() -> None:
+    _, model = vit(position="sincos")
+    positions = 4 * 17 * 48
+    found = estimated(model, name="sgd")
+    assert (found.weights, found.gradients, found.optimizer) == (
+        4 * values(vit()[1]),
+        4 * values(vit()[1]) - positions,
+        4 * values(vit()[1]) - positions,
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith("head.")
+    frozen, head = estimated(model, name="sgd"), 4 * 49 * CLASSES
+    assert (frozen.weights, frozen.gradients, frozen.optimizer) == (found.weights, head, head)
+    assert frozen.activations < found.activations / 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_linear_in_the_slots(precision: str) -> None:
+    _, model = vit(drop_path=0.1)
+    by_size = {size: estimated(model, size, precision).activations for size in (2, 4, 6, 64, 512)}
+    slot = (by_size[4] - by_size[2]) // 2
+    assert slot > 0
+    assert by_size == {size: by_size[2] + (size - 2) * slot for size in by_size}
+
+
+def kept_after_forward(model: nn.Module, micro_size: int, precision: str) -> int:
+    """Bytes that torch's allocator gave for a forward pass and its loss, and has not got back at their end."""
+    depth = drop_path_depth(model)
+    inputs = [torch.zeros(micro_size, 1, SIDE, SIDE)] + ([torch.rand(micro_size, depth, 2)] if depth else [])
+    targets = torch.zeros(micro_size, dtype=torch.int64)
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        loss = F.cross_entropy(model(*inputs).float(), targets)
+    assert loss.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"drop_path": 0.2, "pool": "mean"}, {"dropout": 0.1, "mlp_ratio": 2.0, "position": "sincos"}],
+    ids=["plain", "drop_path", "dropout"],
+)
+def test_activations_are_what_the_allocator_keeps(model: dict[str, Any], precision: str) -> None:
+    _, module = vit(**model)
+    found = estimated(module, 32, precision).activations
+    assert found == pytest.approx(kept_after_forward(module.train(), 32, precision), rel=0.05)
+
+
+def test_activations_are_near_a_count_by_hand() -> None:
+    width, depth, tokens, hidden, slots = 48, 3, 17, 4 * 48, 32
+    # Of a block: two residual sums and what both norms make of them, q, k and v, what attention and its softmax
+    # give, and both sides of GELU.
+    block = tokens * (2 * width + 2 * width + 3 * width + width + 3 + 4 + 2 * hidden)
+    by_hand = 4 * slots * (depth * block + 2 * tokens * width)
+    assert estimated(vit()[1], slots).activations == pytest.approx(by_hand, rel=0.1)
+
+
+SMALL = [
+    *("--run.name", "small", "--run.device", "cpu", "--train.precision", "fp32", "--model.width", "32"),
+    *("--model.depth", "2", "--batch.global_size", "100", "--train.duration", "8 updates", "--schedule.name", "wsd"),
+    *("--schedule.warmup", "2 updates", "--schedule.cooldown", "2 updates", "--train.ema", "0.99"),
+    *("--evaluate.patience", "3", "--optimizer.overrides.head.lr", "1e-4"),
+]
+PRINTED = """\
+plan of small, on {processes} × fp32
+  model     vit_tiny, 18.2 k parameters, 140 kFLOP per image forward
+  data      train 1,294, test 359, val 144; 10 classes
+  images    1 × 8 × 8, mean 0.3053, std 0.376
+  run       8 updates of 100 samples = 0.6182 epochs
+  batch     micro-batches of 32, {window}
+  rate      wsd, peak 0.003, warmup 2 updates, cooldown 2 updates
+  average   of the weights, decay 0.99 per update
+  patience  3 evaluations of loss
+  memory    about X MiB per process, beside the device's own: weights 0.1 MiB, gradients 0.1 MiB, \
+optimizer 0.1 MiB, average 0.1 MiB, activations of 32 slots X MiB
+parameters
+  not decayed        20 tensors, 928 values, weight decay 0, peak rate 0.003
+  decayed            9 tensors, 16,896 values, weight decay 0.5, peak rate 0.003
+  decayed, head      1 tensors, 320 values, weight decay 0.5, peak rate 0.0001
+  not decayed, head  1 tensors, 10 values, weight decay 0, peak rate 0.0001
+rate over 0.6182 epochs: first 0.0015, highest 0.003, last 0.0015
+   3.0e-03 ┤ ██████ \n\
+           ┤ ██████ \n\
+           ┤ ██████ \n\
+           ┤ ██████ \n\
+           ┤████████
+           ┤████████
+           ┤████████
+         0 ┤████████
+picture: {picture}
+"""
+
+
+def picture(path: Path) -> tuple[str | None, tuple[int, int], int]:
+    """Format, size in pixels and number of colours."""
+    with Image.open(path) as image:
+        image.load()
+        colours = image.convert("RGB").getcolors(1 << 20)
+        assert colours is not None
+        return image.format, image.size, len(colours)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "processes", "window", "name"),
+    [
+        ([], 1, "4 per process and update, 28 filler slots per update", "plan.png"),
+        (["--processes", "3"], 3, "2 per process and update, 92 filler slots per update", "plan.png"),
+        (["--processes=2", "--png", "rate.jpg"], 2, "2 per process and update, 28 filler slots per update", "rate.jpg"),
+    ],
+)
+def test_plan_prints_every_number_draws_the_rate_and_makes_no_run(
+    arguments: list[str],
+    processes: int,
+    window: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *SMALL, *arguments]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found = re.sub(r"(?<=about |slots )\d+\.\d(?= MiB)", "X", printed.out)
+    assert found == PRINTED.format(processes=processes, window=window, picture=name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    kind, size, colours = picture(tmp_path / name)
+    assert (kind, size) == ("PNG", (1200, 525))
+    assert colours > 10
+
+
+def test_plan_leaves_a_runs_folder_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "small"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("optimizer:\n  lr: 1.0\n")
+    assert main(["plan", *SMALL]) == 0
+    assert capsys.readouterr().out.startswith("plan of small, on 1 × fp32\n")
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    assert (run / "config.yaml").read_text() == "optimizer:\n  lr: 1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--processes", "0"], "--processes: must be a whole number above 0, not 0"),
+        (["--processes", "-1"], "--processes: must be a whole number above 0, not -1"),
+        (["--processes", "1.5"], "--processes: must be a whole number above 0, not 1.5"),
+        (["--processes=two"], "--processes: must be a whole number above 0, not two"),
+        (["--processes"], "--processes: needs a value"),
+        (["--png"], "--png: needs a value"),
+        (
+            ["--png", "missing/rate.png"],
+            "--png missing/rate.png: cannot be written: No such file or directory: name another file",
+        ),
+        (["--png", "."], "--png .: cannot be written: Is a directory: name another file"),
+        (["--schedule.name", "cosin"], "schedule.name: no schedule cosin (did you mean cosine?)"),
+        (["--optimizer.name", "sdg"], "optimizer.name: no optimizer sdg (did you mean sgd?)"),
+        (
+            ["--model.name", "vit_tny"],
+            "model.name: no model vit_tny; did you mean vit_tiny? known: vit_tiny, vit_small, vit_base, vit_large, "
+            "timm/NAME, package.module:function",
+        ),
+        (["--data.name", "digit"], "data.name: no data set digit (did you mean digits?)"),
+        (
+            ["--schedule.warmup", "9 updates"],
+            "schedule.warmup: a warmup of 9 and cooldown of 2 updates is longer than the run of 8: shorten it",
+        ),
+        (
+            ["--optimizer.overrides.haed.lr", "1e-4"],
+            "optimizer.overrides.haed: matches no parameter; names are as in head.bias",
+        ),
+        (
+            ["--data.val_fraction", "0"],
+            "evaluate.patience: there is no val split to measure loss on: set data.val_fraction above 0",
+        ),
+        (
+            ["--loss.name", "tests.nothing:here"],
+            "loss.name: tests.nothing:here cannot be imported: No module named 'tests.nothing'; "
+            "write it as package.module:function",
+        ),
+        (["--processs", "2"], "--processs: no such flag; did you mean --processes?"),
+        (["--epochs", "7"], '--epochs: here it is --train.duration "7 epochs"'),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(
+    arguments: list[str],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *SMALL, *arguments]) == 2
+    assert capsys.readouterr().err == f"vit-dist: {text}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plateaus_rate_stays_where_its_metric_always_improves() -> None:
+    args = {"metric": "loss", "threshold": 0.2, "patience": 0}
+    config = Config.load(
+        "digits", {"schedule.name": "ReduceLROnPlateau", "schedule.args": args, "schedule.warmup": "2 updates"}
+    )
+    plan = Plan.of(config, 1294, 1)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    assert rate_curve(Schedule(config.schedule, optimizer, plan, 0.5), plan) == [0.25] + [0.5] * (plan.updates - 1)
