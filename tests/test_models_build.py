@@ -124,6 +124,55 @@ def test_sizes_that_do_not_fit_are_refused_all_at_once() -> None:
     )
 
 
+@pytest.mark.parametrize("sizes", [(), (4, 16)])
+def test_a_stride_that_does_not_divide_the_image_is_refused(sizes: tuple[int, ...]) -> None:
+    config = ModelConfig(patch_size=4, patch_stride=3, width=16, depth=1, heads=2)
+    with pytest.raises(UserError) as caught:
+        build_model(config, classes=5, channels=1, image_size=8, seed=0, sizes=sizes)
+    assert str(caught.value) == (
+        "model.patch_stride: 3 does not divide an image of 8 pixels: set model.patch_stride 2 or data.image_size 9"
+    )
+
+
+def test_other_sides_that_the_model_takes() -> None:
+    model = build_model(TINY, classes=5, channels=1, image_size=8, seed=0, sizes=[4, 16])
+    assert same(model, build(TINY))
+    assert model.training
+    assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 5)
+
+
+def test_a_side_that_the_model_does_not_take_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        build_model(TINY, classes=5, channels=1, image_size=8, seed=0, sizes=[16, 7])
+    assert str(caught.value) == (
+        "augment.sizes: vit_tiny does not take 7 pixels: shape '[1, 1, 3, 2, 3, 2]' is invalid for input of size 49"
+    )
+
+
+def test_a_timm_vit_takes_other_sides_where_they_are_asked_for() -> None:
+    config = ModelConfig(name="timm/vit_tiny_patch16_224",
+                         args={"patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 2})  # fmt: skip
+    plain: Any = build(config)
+    model: Any = build_model(config, classes=5, channels=1, image_size=8, seed=0, sizes=[12, 16])
+    assert (plain.dynamic_img_size, model.dynamic_img_size) == (False, True)
+    assert same(model, plain)
+    assert model.training
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.ones(2, 1, 8, 8)), plain(torch.ones(2, 1, 8, 8)))
+        assert model(torch.ones(2, 1, 16, 16)).shape == (2, 5)
+    with pytest.raises(UserError) as caught:
+        build_model(config, classes=5, channels=1, image_size=8, seed=0, sizes=[12, 10])
+    assert str(caught.value) == (
+        "augment.sizes: timm/vit_tiny_patch16_224 does not take 10 pixels: "
+        "Input height (10) should be divisible by patch size (4)."
+    )
+
+
+def test_a_model_of_the_users_that_takes_one_side_alone(own_module: str) -> None:
+    with pytest.raises(UserError, match=r"^augment.sizes: models_of_mine:build does not take 6 pixels: .*1x36 "):
+        build_model(ModelConfig(name=f"{own_module}:build"), classes=5, channels=1, image_size=8, seed=0, sizes=[6])
+
+
 def test_a_function_of_the_users_builds_the_model(own_module: str) -> None:
     model: Any = build(ModelConfig(name=f"{own_module}:build", args={"hidden": 7}), channels=2, image_size=4)
     assert (model[1].weight.shape, model[2].weight.shape) == ((7, 32), (5, 7))
