@@ -13,18 +13,21 @@ from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "vit_dist"
 FLOORS = {
-    0: ["config", "catalog", "validation", "values", "plan", "state", "choosing"],
+    0: ["config", "catalog", "validation", "values", "yaml_files", "plan", "state", "choosing"],
     1: ["runtime", "launch", "locking", "telemetry", "progress", "trackers", "console",
         "losses", "optimizers", "schedules", "averaging",
-        "models", "models.vit", "models.build",
-        "data", "data.datasets", "data.device", "data.sources", "data.stream", "data.transforms"],
+        "models", "models.vit", "models.build", "models.pretrained",
+        "data", "data.datasets", "data.device", "data.draws", "data.sources", "data.stream", "data.transforms"],
     2: ["update", "evaluation", "checkpoint", "resume", "trained", "teacher"],
-    3: ["session", "assembly", "summary", "loop"],
+    3: ["session", "announcement", "assembly", "summary", "loop"],
     4: ["dry_run", "report", "report.curve"],
     5: ["cli", "__main__"],
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-MODELS, DATA = ("models.vit", "models.build"), tuple(room for room in FLOOR if room.startswith("data"))
+MODELS, DATA = (
+    ("models.vit", "models.build", "models.pretrained"),
+    tuple(room for room in FLOOR if room.startswith("data")),
+)
 # A package → the only rooms that may import it.
 ROOMS_OF = {
     "jsonargparse": ("cli",),
@@ -36,7 +39,9 @@ ROOMS_OF = {
     "rich": ("console",),
     "matplotlib": ("report.curve",),
     "sklearn": ("data.datasets",),
-    "yaml": ("config", "cli", "assembly"),
+    "scipy": ("data.draws",),
+    "huggingface_hub": ("models.pretrained",),
+    "yaml": ("yaml_files", "cli", "assembly"),
     "torch": tuple(room for room in FLOOR if room not in FLOORS[0]),
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

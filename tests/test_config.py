@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from vit_dist.config import RECIPES, Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, find_recipe
-from vit_dist.values import Length, UserError, import_function
+from vit_dist.values import Length, UserError, import_function, parse_size
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",
@@ -589,3 +589,104 @@ def test_a_seed_that_no_key_holds_is_refused() -> None:
 def test_a_data_sets_name_alone_takes_its_recipe() -> None:
     assert Config.load(None, {"data.name": "mnist"}).model.patch_size == 7
     assert Config.load(None, {"data.name": "cifar10"}).run.name.startswith("folder-")
+
+
+SIZE = 'augment.sizes: must be a side for a length of the run, as "128 for 40%", not'
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"rotate": 181}, "augment.rotate: must be between 0 and 180 degrees, not 181.0"),
+        ({"rotate": -1}, "augment.rotate: must be between 0 and 180 degrees, not -1.0"),
+        ({"translate": 1.5}, f"augment.translate: {BETWEEN} 1.5"),
+        ({"translate": -0.1}, f"augment.translate: {BETWEEN} -0.1"),
+        ({"scale": 1}, "augment.scale: must be at least 0 and below 1, not 1.0"),
+        ({"scale": -0.5}, "augment.scale: must be at least 0 and below 1, not -0.5"),
+        ({"erasing": 2}, f"augment.erasing: {BETWEEN} 2.0"),
+        ({"erasing_mode": "noise"}, "augment.erasing_mode: must be const or rand or pixel, not 'noise'"),
+        ({"color_jitter": -0.4}, "augment.color_jitter: must be 0 or more, not -0.4"),
+        ({"mixup": -1}, "augment.mixup: must be 0 or more, not -1.0"),
+        ({"cutmix": "often"}, "augment.cutmix: must be a number, not 'often'"),
+        ({"cutmix": -0.2}, "augment.cutmix: must be 0 or more, not -0.2"),
+        ({"mix_prob": 1.1}, f"augment.mix_prob: {BETWEEN} 1.1"),
+        ({"mix_switch": -1}, f"augment.mix_switch: {BETWEEN} -1.0"),
+        ({"repeats": 0}, "augment.repeats: must be above 0, not 0"),
+        ({"repeats": 2.5}, "augment.repeats: must be a whole number, not 2.5"),
+        ({"repeats": 129}, "augment.repeats: 129 copies are more than batch.global_size 128"),
+        ({"transform": "flip"}, "augment.transform: must be package.module:function, not 'flip'"),
+        ({"sizes": "160 for 40%"}, "augment.sizes: must be a list of texts, not '160 for 40%'"),
+        ({"sizes": ["160"]}, f"{SIZE} '160'"),
+        ({"sizes": [160]}, f"{SIZE} '160'"),
+        ({"sizes": ["160 for 2 hours"]}, f"{SIZE} '160 for 2 hours'"),
+        ({"sizes": ["0 for 5%"]}, f"{SIZE} '0 for 5%'"),
+        ({"sizes": ["-16 for 5%"]}, f"{SIZE} '-16 for 5%'"),
+        ({"sizes": ["16.5 for 5%"]}, f"{SIZE} '16.5 for 5%'"),
+        ({"sizes": ["16 for 5%", "40% for 160"]}, f"{SIZE} '40% for 160'"),
+        ({"sizes": ["160 for 0%"]}, "augment.sizes: must be for more than nothing, not '160 for 0%'"),
+        (
+            {"sizes": ["160 for 40%", "200 for 5%"]},
+            "model.patch_size: 16 does not divide an image of 200 pixels: "
+            "set model.patch_size 20 or data.image_size 192",
+        ),
+    ],
+)
+def test_bad_augmentation_is_named_in_one_line(values: dict[str, Any], text: str) -> None:
+    assert refusal({"augment": values}) == text
+
+
+def test_augmentation_at_its_bounds_is_taken() -> None:
+    augment = {
+        "rotate": 180, "translate": 1, "scale": "0.99", "erasing": 1, "mix_prob": 0, "mix_switch": 1, "repeats": 128,
+        "sizes": ["160 for 40%", " 192 for 1e3 samples", "16 for 12.5 %"],
+    }  # fmt: skip
+    config = Config.from_dict({"augment": augment})
+    assert config.augment.scale == 0.99
+    assert config.augment.sizes == ("160 for 40%", " 192 for 1e3 samples", "16 for 12.5 %")
+    assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+    # As YAML reads it where it is written as the help has it.
+    assert Config.from_dict(yaml.safe_load("augment: {sizes: [128 for 40%, 160 for 30%]}")).augment.sizes == (
+        "128 for 40%",
+        "160 for 30%",
+    )
+    # What is not our own ViT has no patches that we know of.
+    other = {"model": {"name": "timm/resnet18"}, "augment": {"sizes": ["100 for 5%"]}}
+    assert Config.from_dict(other).augment.sizes == ("100 for 5%",)
+
+
+@pytest.mark.parametrize(
+    ("text", "side", "length"),
+    [
+        ("128 for 40%", 128, Length(Fraction(40), "%")),
+        (" 96  for 5 epochs ", 96, Length(Fraction(5), "epochs")),
+        ("1 for 1e3updates", 1, Length(Fraction(1000), "updates")),
+        ("0224 for 0.5 epochs", 224, Length(Fraction(1, 2), "epochs")),
+    ],
+)
+def test_sizes_are_read_exactly(text: str, side: int, length: Length) -> None:
+    assert parse_size(text) == (side, length)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "128", "for 40%", "128for 40%", "128 for", "0 for 5%", "128 for 128 for 5%", "1e2 for 5%", "-8 for 5%",
+     "128 FOR 5%", "128 for -5%", "² for 5%", "8 pixels for 5%"],
+)  # fmt: skip
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+AUGMENTED: dict[str, Any] = {
+    "crop_min": 0.2, "auto": "3a", "color_jitter": 0.4, "transform": "json:loads", "flip": 0.5, "shift": 1,
+    "rotate": 15, "translate": 0.1, "scale": 0.1, "erasing": 0.25, "erasing_mode": "pixel", "mixup": 0.8, "cutmix": 1,
+    "mix_prob": 0.5, "mix_switch": 0.25, "repeats": 3, "sizes": ["160 for 40%"],
+}  # fmt: skip
+
+
+def test_every_field_of_augmentation_is_part_of_the_identity() -> None:
+    assert list(AUGMENTED) == list(Config().to_dict()["augment"])
+    identities = {Config.from_dict({"augment": {name: value}}).identity() for name, value in AUGMENTED.items()}
+    assert len(identities | {Config().identity()}) == len(AUGMENTED) + 1
+    both = Config.from_dict({"augment": AUGMENTED})
+    assert Config.from_dict(json.loads(json.dumps(both.to_dict()))) == both

@@ -1,13 +1,30 @@
-"""Flip, shift and normalise against plain loops."""
+"""What happens on the device against plain loops."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import kstest
 from torch import Tensor
 
-from vit_dist.data.device import flip, normalise, shift
+from vit_dist.data.device import (
+    erase,
+    erase_with_noise,
+    flip,
+    mix,
+    mix_targets,
+    normal_noise,
+    normalise,
+    shift,
+    warp,
+)
+from vit_dist.plan import Purpose, keys
 
 
 def pixels(*shape: int) -> Tensor:
@@ -86,3 +103,207 @@ def test_halving_is_the_triangle_filter() -> None:
                 rows[i, place] = weight
     rows /= rows.sum(1, keepdims=True)
     np.testing.assert_allclose(found, rows @ images[0, 0].numpy() @ rows.T, rtol=1e-5)
+
+
+def sampled(image: NDArray[Any], y: float, x: float) -> NDArray[Any]:
+    """The colour [c] at a place in pixels of an image [c, h, w], bilinear; outside it is black."""
+    height, width = image.shape[1:]
+    top, left = math.floor(y), math.floor(x)
+    colour = np.zeros(len(image))
+    for row, of_row in ((top, top + 1 - y), (top + 1, y - top)):
+        for column, of_column in ((left, left + 1 - x), (left + 1, x - left)):
+            if 0 <= row < height and 0 <= column < width:
+                colour += of_row * of_column * image[:, row, column]
+    return colour
+
+
+def warped(image: NDArray[Any], of: NDArray[Any]) -> NDArray[Any]:
+    """Each pixel of the output, whose middle is in -1 … 1, looked up in the input."""
+    height, width = image.shape[1:]
+    found = np.zeros(image.shape)
+    for row in range(height):
+        for column in range(width):
+            x, y = of @ [(2 * column + 1) / width - 1, (2 * row + 1) / height - 1, 1]
+            found[:, row, column] = sampled(image, ((y + 1) * height - 1) / 2, ((x + 1) * width - 1) / 2)
+    return found
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 12), (12, 7), (1, 5)])
+def test_warp_by_the_identity_changes_nothing(height: int, width: int) -> None:
+    images = pixels(3, 2, height, width)
+    found = warp(images, torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).expand(3, 2, 3))
+    assert (found.dtype, found.shape) == (torch.float32, images.shape)
+    np.testing.assert_allclose(found.numpy(), images.numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_warp_turns_a_square_by_right_angles(turns: int) -> None:
+    images = pixels(2, 3, 9, 9)
+    angle = math.pi / 2 * turns
+    of = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]
+    found = warp(images, torch.tensor([of, of]))
+    np.testing.assert_allclose(found.numpy(), np.rot90(images.numpy(), turns, (2, 3)), atol=1e-3)
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (2, -3), (-1, 4), (6, 0), (0, -9), (1, 1)])
+def test_warp_moves_by_whole_pixels_as_shift_does(down: int, right: int) -> None:
+    images = pixels(1, 2, 6, 9)
+    found = warp(images, torch.tensor([[[1, 0, -2 * right / 9], [0, 1, -2 * down / 6]]]))
+    expected = shift(images, torch.tensor([[down, right]]), 9)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-3)
+
+
+def test_warp_of_half_the_map_is_twice_the_size() -> None:
+    images = pixels(1, 1, 8, 8)
+    found = warp(images, torch.tensor([[[0.5, 0, 0], [0, 0.5, 0]]]))[0, 0].numpy()
+    # Output pixels lie a quarter of a pixel beside the input's, so weights are 1/4 and 3/4 along each axis.
+    weights = np.zeros((8, 8))
+    for i in range(8):
+        near, far = (2 + i // 2, 1 + i // 2) if i % 2 == 0 else (2 + i // 2, 3 + i // 2)
+        weights[i, near], weights[i, far] = 0.75, 0.25
+    np.testing.assert_allclose(found, weights @ images[0, 0].numpy() @ weights.T, rtol=1e-5)
+
+
+def test_warp_is_the_bilinear_look_up_of_each_pixel() -> None:
+    generator = np.random.default_rng(2)
+    for height, width in ((6, 6), (5, 8)):
+        images = pixels(6, 2, height, width)
+        of = generator.uniform(-1.3, 1.3, (6, 2, 3)).astype(np.float32)
+        found = warp(images, torch.from_numpy(of))
+        for i in range(6):
+            np.testing.assert_allclose(found[i].numpy(), warped(images[i].numpy(), of[i].astype(float)), atol=2e-3)
+            assert torch.equal(warp(images[i : i + 1], torch.from_numpy(of[i : i + 1]))[0], found[i])
+
+
+BOXES = [[0, 3, 1, 6], [5, 7, 0, 8], [2, 2, 3, 5], [0, 7, 0, 8], [6, 7, 7, 8]]
+
+
+@pytest.mark.parametrize("mode", ["const", "rand"])
+def test_erase_paints_the_boxes_of_its_rows(mode: str) -> None:
+    images = torch.randn(8, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    rows, before = [1, 2, 4, 6, 7], images.clone()
+    colour = torch.zeros(5, 3) if mode == "const" else torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    expected = images.numpy().copy()
+    for row, (top, bottom, left, right), of in zip(rows, BOXES, colour.numpy(), strict=True):
+        for y in range(top, bottom):
+            for x in range(left, right):
+                expected[row, :, y, x] = of
+    found = erase(images, torch.tensor(rows), torch.tensor(BOXES), colour)
+    assert np.array_equal(found.numpy(), expected)
+    assert torch.equal(images, before)
+
+
+def split_mix(seed: int, number: int) -> int:
+    """Output `number` (from 1) of SplitMix64 (Steele, Lea and Flood, 2014), in Python's own integers."""
+    value = (seed + number * 0x9E3779B97F4A7C15) % 2**64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+    return value ^ value >> 31
+
+
+def test_noise_is_normal_quantiles_of_split_mix() -> None:
+    # The published first outputs of seed 1234567.
+    assert [split_mix(1234567, number) for number in (1, 2, 3)] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+    for seed in (1234567, 0, 2**63 - 1, 2**63 + 5, 2**64 - 1):
+        signed = seed - 2**64 if seed >= 2**63 else seed
+        found = normal_noise(torch.tensor(signed), torch.arange(500))
+        uniform = np.array([((split_mix(seed, number) >> 40) + 0.5) / 2**24 for number in range(500)])
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), ndtri(uniform), atol=2e-5, rtol=1e-5)
+
+
+def test_erased_pixels_get_noise_of_their_own_and_others_stay() -> None:
+    images = torch.randn(8, 3, 7, 8, generator=torch.Generator().manual_seed(0))
+    rows, of = [1, 2, 4, 6, 7], [5, -6, 7, -(2**63), 2**63 - 1]
+    expected = images.numpy().copy()
+    for row, (top, bottom, left, right), seed in zip(rows, BOXES, of, strict=True):
+        number = 0
+        for y in range(top, bottom):
+            for x in range(left, right):
+                for channel in range(3):
+                    uniform = ((split_mix(seed % 2**64, number) >> 40) + 0.5) / 2**24
+                    expected[row, channel, y, x] = ndtri(uniform)
+                    number += 1
+    size = 3 * 5 + 2 * 8 + 0 + 7 * 8 + 1
+    found = erase_with_noise(images.clone(), torch.tensor(rows), torch.tensor(BOXES), torch.tensor(of), size)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-5, rtol=1e-5)
+    untouched = torch.from_numpy(expected) == images
+    assert torch.equal(found[untouched], images[untouched])
+    assert int((~untouched).sum()) == 3 * size
+    # Each image alone, and the rows in another order, give the same to the bit.
+    for place in range(5):
+        top, bottom, left, right = BOXES[place]
+        one = images[rows[place]][None].clone()
+        box, seed = torch.tensor([BOXES[place]]), torch.tensor([of[place]])
+        area = (bottom - top) * (right - left)
+        assert torch.equal(erase_with_noise(one, torch.tensor([0]), box, seed, area)[0], found[rows[place]])
+    order = [3, 0, 4, 2, 1]
+    turned = erase_with_noise(
+        images.clone(), torch.tensor(rows)[order], torch.tensor(BOXES)[order], torch.tensor(of)[order], size
+    )
+    assert torch.equal(turned, found)
+
+
+def test_noise_has_the_moments_of_a_standard_normal_and_no_two_pixels_are_alike() -> None:
+    count, side = 20, 50
+    of = torch.from_numpy(keys(0, Purpose.ERASE, 0, np.arange(count)).view(np.int64))
+    boxes = torch.tensor([[0, side, 0, side]]).expand(count, 4)
+    noise = erase_with_noise(torch.zeros(count, 3, side, side), torch.arange(count), boxes, of, count * side * side)
+    flat = noise.double().flatten()
+    error = math.sqrt(1 / len(flat))
+    # Five standard errors of the moments of 150,000 values.
+    assert abs(flat.mean()) < 5 * error
+    assert abs(flat.var() - 1) < 5 * math.sqrt(2) * error
+    assert abs((flat**3).mean()) < 5 * math.sqrt(15) * error
+    assert abs((flat**4).mean() - 3) < 5 * math.sqrt(96) * error
+    assert kstest(flat.numpy(), "norm").statistic < 1.95 * error
+    # Neighbours, channels and images have nothing to do with each other.
+    for one, other in ((noise[..., 1:], noise[..., :-1]), (noise[:, 1:], noise[:, :-1]), (noise[1:], noise[:-1])):
+        assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 5 / math.sqrt(one.numel())
+    for image in noise:
+        assert len(image.unique()) > 0.999 * image.numel()
+
+
+def test_mix_is_that_of_pairs() -> None:
+    images = torch.randn(8, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    kept, cut = torch.tensor([0.75, 1.0, 0.6, 0.3]), torch.tensor([False, False, True, False])
+    boxes = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0], [1, 4, 2, 6], [0, 0, 0, 0]])
+    plain = images.numpy().astype(np.float64)
+    expected = np.zeros(plain.shape)
+    for slot in range(8):
+        pair, other = slot // 2, slot + 1 - 2 * (slot % 2)
+        for y in range(5):
+            for x in range(6):
+                part = float(kept[pair])
+                if cut[pair]:
+                    part = 0.0 if 1 <= y < 4 and 2 <= x < 6 else 1.0
+                expected[slot, :, y, x] = part * plain[slot, :, y, x] + (1 - part) * plain[other, :, y, x]
+    found = mix(images, kept, cut, boxes)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    assert torch.equal(found[2:4], images[2:4])
+    for pair in range(4):
+        one = slice(2 * pair, 2 * pair + 2)
+        alone = mix(images[one], kept[pair : pair + 1], cut[pair : pair + 1], boxes[pair : pair + 1])
+        assert torch.equal(alone, found[one])
+
+
+def test_mixed_targets_have_the_part_that_pixels_have() -> None:
+    classes, side = 5, 8
+    targets = torch.tensor([3, 0, 1, 1, 4, 2, 0, 4])
+    boxes = torch.tensor([[0, 0, 0, 0], [0, 8, 4, 8], [2, 5, 0, 3], [0, 0, 0, 0]])
+    cut = torch.tensor([False, True, True, False])
+    kept = torch.tensor([0.3, 0.5, 1 - 9 / 64, 1.0])
+    # An image of class c has ones in channel c: the mean of a channel is its part in the picture.
+    images = torch.nn.functional.one_hot(targets, classes).float()[:, :, None, None].expand(8, classes, side, side)
+    found = mix_targets(targets, classes, kept)
+    assert (found.dtype, found.shape) == (torch.float32, (8, classes))
+    torch.testing.assert_close(found, mix(images, kept, cut, boxes).mean((2, 3)))
+    torch.testing.assert_close(found.sum(1), torch.ones(8))
+    assert found[2].tolist() == [0, 1, 0, 0, 0]
+    assert found[7].tolist() == [0, 0, 0, 0, 1]
+    torch.testing.assert_close(found[0], torch.tensor([0.7, 0, 0, 0.3, 0]))
+    torch.testing.assert_close(found[1], torch.tensor([0.3, 0, 0, 0.7, 0]))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from vit_dist.config import AugmentConfig, BatchConfig, Config, RunConfig, ScheduleConfig, TrainConfig
-from vit_dist.data.device import flip, normalise, shift
+from vit_dist.data.device import erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
+from vit_dist.data.draws import affine, erasures, mixes
 from vit_dist.data.sources import FileSource, MemorySource, Subset, read_folder, whole
 from vit_dist.data.stream import EvaluationStream, Form, Stream
 from vit_dist.data.transforms import EvaluationTransform, TrainingTransform
@@ -111,9 +112,9 @@ def test_stream_is_that_of_the_keys(pictures: dict[str, Subset], reference: list
     assert set(epoch.tolist()) == {0, 1}
     source = pictures["train"].source
     assert isinstance(source, FileSource)
-    crop = TrainingTransform(SIDE, 0.35)
+    crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
     cropped = [
-        crop(source.image(i), key(SEED, Purpose.SAMPLE, e, i))
+        crop(source.image(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
         for e, i in zip(epoch.tolist(), index.tolist(), strict=True)
     ]
     offsets = torch.from_numpy(np.floor(uniform(keys(SEED, Purpose.SHIFT, epoch, index), 2) * 5).astype(np.int64) - 2)
@@ -301,8 +302,8 @@ def test_evaluation_sees_each_once_and_never_augments(
     subset = pictures["val"]
     source = subset.source
     assert isinstance(source, FileSource)
-    transform = EvaluationTransform(SIDE)
-    pixels = torch.stack([transform(source.image(i), 0) for i in range(21)])
+    transform = EvaluationTransform(0.875)
+    pixels = torch.stack([transform(source.image(i), 0, SIDE) for i in range(21)])
     expected = normalise(pixels, SIDE, torch.tensor(MEAN), torch.tensor(STD))
     streams = [
         EvaluationStream(subset, FORM, as_rank(runtime, rank, world), batch_size=batch_size, workers=0)
@@ -339,3 +340,146 @@ def test_a_bad_image_in_a_worker_is_one_line(tmp_path: Path, runtime: Runtime) -
     with pytest.raises(UserError, match=f"^{tmp_path}/dog/a.png: cannot be decoded [^\n]*: mend or remove the file$"):
         list(one)
     one.close()
+
+
+EVERYTHING = AugmentConfig(
+    crop_min=0.35, flip=0.5, shift=2, rotate=20, translate=0.1, scale=0.2, erasing=0.7, erasing_mode="pixel",
+    mixup=0.8, cutmix=1.0, mix_prob=0.8,
+)  # fmt: skip
+
+
+def augmented_plan(
+    augment: AugmentConfig, micro_size: int, world: int = 1, *, samples: int = 60, duration: str = "2 epochs"
+) -> Plan:
+    config = Config(
+        run=RunConfig(seed=SEED),
+        augment=augment,
+        batch=BatchConfig(global_size=GLOBAL, micro_size=micro_size),
+        schedule=ScheduleConfig(warmup="0%"),
+        train=TrainConfig(duration=duration),
+    )
+    return Plan.of(config, samples, world)
+
+
+def augmented_streams(
+    subset: Subset, runtime: Runtime, plan: Plan, augment: AugmentConfig, form: Form = FORM
+) -> list[Stream]:
+    world = plan.world_size
+    return [
+        Stream(subset, plan, form, augment, as_rank(runtime, rank, world), workers=0, classes=5)
+        for rank in range(world)
+    ]
+
+
+def test_the_device_makes_of_a_batch_what_its_keys_say(pictures: dict[str, Subset], runtime: Runtime) -> None:
+    plan = augmented_plan(EVERYTHING, 12)
+    (batch,) = global_batch(augmented_streams(pictures["train"], runtime, plan, EVERYTHING), BORDER)
+    slots = plan.slots(BORDER, 0)
+    source = pictures["train"].source
+    assert isinstance(source, FileSource)
+    crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
+    pixels = torch.stack(
+        [
+            crop(source.image(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
+            for e, i in zip(slots.epoch.tolist(), slots.index.tolist(), strict=True)
+        ]
+    )
+    maps = affine(EVERYTHING, SEED, slots.epoch, slots.index, (SIDE, SIDE))
+    images = normalise(warp(pixels, torch.from_numpy(maps)), SIDE, torch.tensor(MEAN), torch.tensor(STD))
+    drawn = erasures(EVERYTHING, keys(SEED, Purpose.ERASE, slots.epoch, slots.index), (3, SIDE, SIDE))
+    assert 4 < len(drawn.rows) < 12
+    boxes, noise = torch.from_numpy(drawn.boxes), torch.from_numpy(drawn.noise)
+    images = erase_with_noise(images, torch.from_numpy(drawn.rows), boxes, noise, drawn.pixels)
+    mixed = mixes(EVERYTHING, SEED, BORDER, 0, slots.weight, (SIDE, SIDE))
+    assert mixed.cut.any()
+    assert (mixed.kept[~mixed.cut] < 1).any()
+    # Slot 10 has a filler beside it.
+    assert mixed.kept[5] == 1
+    kept = torch.from_numpy(mixed.kept)
+    images = mix(images, kept, torch.from_numpy(mixed.cut), torch.from_numpy(mixed.boxes))
+    assert torch.equal(batch.images, images)
+    labels = torch.from_numpy(source.labels[slots.index])
+    assert torch.equal(batch.targets, mix_targets(labels, 5, kept))
+    assert batch.targets[10].tolist() == [float(label == labels[10]) for label in range(5)]
+
+
+@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
+def test_erasing_leaves_the_rest_of_an_image_as_it_is(runtime: Runtime, mode: str) -> None:
+    subset, form = whole(in_memory()), Form(9, (0.5,), (0.25,))
+    augment = AugmentConfig(erasing=0.6, erasing_mode=mode)  # type: ignore[arg-type]
+    found, plain = (
+        torch.cat([b.images for b in global_batch(augmented_streams(subset, runtime, plan, one, form), 0)])
+        for one in (augment, AugmentConfig())
+        for plan in [augmented_plan(one, 4, samples=30)]
+    )
+    differ = (found != plain).any(1)
+    erased = differ.flatten(1).any(1)
+    assert 3 < erased[:11].sum() < 11
+    for image, mask in zip(found, differ, strict=True):
+        y, x = mask.nonzero(as_tuple=True)
+        if len(y):
+            # Of an erased rectangle all pixels differ, but where by chance a pixel was just that.
+            box = image[0, y.min() : y.max() + 1, x.min() : x.max() + 1]
+            assert mask.sum() > 0.9 * box.numel()
+            alike = len(box.unique())
+            assert alike == box.numel() if mode == "pixel" else alike == 1
+            assert (box == 0).all() == (mode == "const")
+
+
+def test_copies_of_a_sample_are_augmented_each_on_its_own(pictures: dict[str, Subset], runtime: Runtime) -> None:
+    augment = AugmentConfig(crop_min=0.35, flip=0.5, repeats=3)
+    plan = augmented_plan(augment, 12)
+    batch = samples(global_batch(augmented_streams(pictures["train"], runtime, plan, augment), 2))
+    ids = batch["ids"].tolist()
+    assert [len(set(ids)), ids[:4], ids[8:]] == [4, ids[4:8], ids[:3]]
+    assert len({image.numpy().tobytes() for image in batch["images"]}) == 11
+    assert len({draws.numpy().tobytes() for draws in batch["drop_path"]}) == 11
+    assert batch["targets"][:4].tolist() == batch["targets"][4:8].tolist()
+    for micro_size, world in ((2, 1), (4, 3)):
+        split = augmented_plan(augment, micro_size, world)
+        streams = augmented_streams(pictures["train"], runtime, split, augment)
+        assert_same(samples(global_batch(streams, 2)), batch)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_images_have_their_sizes_in_turn(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
+    subset = whole(in_memory(60)) if memory else pictures["train"]
+    augment = AugmentConfig(
+        crop_min=0.0 if memory else 0.35, sizes=("16 for 2 updates", "32 for 1 updates"), erasing=0.5, cutmix=1.0
+    )
+    form = Form(9, (0.5,), (0.25,)) if memory else FORM
+    plan = augmented_plan(augment, 12, duration="5 updates")
+    sides = [batch.images.shape[2:] for p in range(5) for batch in global_batch(augmented_streams(
+        subset, runtime, plan, augment, form), p)]  # fmt: skip
+    assert sides == [(side, side) for side in (16, 16, 32, form.image_size, form.image_size)]
+    # Files are cropped to the size; what is in memory is resized.
+    plain = AugmentConfig(crop_min=augment.crop_min, sizes=augment.sizes)
+    (batch,) = global_batch(augmented_streams(subset, runtime, plan, plain, form), 2)
+    slots = plan.slots(2, 0)
+    if memory:
+        source = subset.source
+        assert isinstance(source, MemorySource)
+        pixels = torch.from_numpy(source.pixels[slots.index])
+    else:
+        assert isinstance(subset.source, FileSource)
+        crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
+        image = subset.source.image
+        pixels = torch.stack([crop(image(i), key(SEED, Purpose.SAMPLE, 0, i), 32) for i in slots.index.tolist()])
+        assert pixels.shape[2:] == (32, 32)
+    mean, std = torch.tensor(form.mean), torch.tensor(form.std)
+    assert torch.equal(batch.images, normalise(pixels, 32, mean, std))
+    # A jump finds the size of its place.
+    (late,) = global_batch(augmented_streams(subset, runtime, plan, plain, form), 4)
+    assert late.images.shape[2:] == (form.image_size, form.image_size)
+
+
+def test_grey_images_in_memory_take_every_automatic_augmentation(runtime: Runtime) -> None:
+    subset, form = whole(in_memory()), Form(9, (0.5,), (0.25,))
+    plain = augmented_streams(subset, runtime, augmented_plan(AugmentConfig(), 12, samples=30), AugmentConfig(), form)
+    (untouched,) = global_batch(plain, 0)
+    for augment in (AugmentConfig(auto="rand-m9-mstd0.5-inc1"), AugmentConfig(auto="trivial", color_jitter=0.3)):
+        streams = augmented_streams(subset, runtime, augmented_plan(augment, 12, samples=30), augment, form)
+        (batch,) = global_batch(streams, 0)
+        assert batch.images.shape == (12, 1, 9, 9)
+        assert torch.equal(batch.ids, untouched.ids)
+        assert (batch.images != untouched.images).flatten(1).any(1).sum() > 6

@@ -94,7 +94,7 @@ def test_a_convolutional_timm_model_takes_any_size() -> None:
 
 
 def test_unknown_models_are_refused_with_the_nearest() -> None:
-    known = "known: vit_tiny, vit_small, vit_base, vit_large, timm/NAME, package.module:function"
+    known = "known: vit_tiny, vit_small, vit_base, vit_large, vit_huge, timm/NAME, package.module:function"
     assert refusal(ModelConfig(name="vit_tny")) == f"model.name: no model vit_tny; did you mean vit_tiny? {known}"
     assert refusal(ModelConfig(name="zz")) == f"model.name: no model zz; {known}"
     found = refusal(ModelConfig(name="timm/vit_tny_patch16_224"))
@@ -122,6 +122,55 @@ def test_sizes_that_do_not_fit_are_refused_all_at_once() -> None:
     assert refusal(ModelConfig(patch_size=2, width=64)) == (
         "model.width: 64 is not divisible by 3 heads: set model.heads"
     )
+
+
+@pytest.mark.parametrize("sizes", [(), (4, 16)])
+def test_a_stride_that_does_not_divide_the_image_is_refused(sizes: tuple[int, ...]) -> None:
+    config = ModelConfig(patch_size=4, patch_stride=3, width=16, depth=1, heads=2)
+    with pytest.raises(UserError) as caught:
+        build_model(config, classes=5, channels=1, image_size=8, seed=0, sizes=sizes)
+    assert str(caught.value) == (
+        "model.patch_stride: 3 does not divide an image of 8 pixels: set model.patch_stride 2 or data.image_size 9"
+    )
+
+
+def test_other_sides_that_the_model_takes() -> None:
+    model = build_model(TINY, classes=5, channels=1, image_size=8, seed=0, sizes=[4, 16])
+    assert same(model, build(TINY))
+    assert model.training
+    assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 5)
+
+
+def test_a_side_that_the_model_does_not_take_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        build_model(TINY, classes=5, channels=1, image_size=8, seed=0, sizes=[16, 7])
+    assert str(caught.value) == (
+        "augment.sizes: vit_tiny does not take 7 pixels: shape '[1, 1, 3, 2, 3, 2]' is invalid for input of size 49"
+    )
+
+
+def test_a_timm_vit_takes_other_sides_where_they_are_asked_for() -> None:
+    config = ModelConfig(name="timm/vit_tiny_patch16_224",
+                         args={"patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 2})  # fmt: skip
+    plain: Any = build(config)
+    model: Any = build_model(config, classes=5, channels=1, image_size=8, seed=0, sizes=[12, 16])
+    assert (plain.dynamic_img_size, model.dynamic_img_size) == (False, True)
+    assert same(model, plain)
+    assert model.training
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.ones(2, 1, 8, 8)), plain(torch.ones(2, 1, 8, 8)))
+        assert model(torch.ones(2, 1, 16, 16)).shape == (2, 5)
+    with pytest.raises(UserError) as caught:
+        build_model(config, classes=5, channels=1, image_size=8, seed=0, sizes=[12, 10])
+    assert str(caught.value) == (
+        "augment.sizes: timm/vit_tiny_patch16_224 does not take 10 pixels: "
+        "Input height (10) should be divisible by patch size (4)."
+    )
+
+
+def test_a_model_of_the_users_that_takes_one_side_alone(own_module: str) -> None:
+    with pytest.raises(UserError, match=r"^augment.sizes: models_of_mine:build does not take 6 pixels: .*1x36 "):
+        build_model(ModelConfig(name=f"{own_module}:build"), classes=5, channels=1, image_size=8, seed=0, sizes=[6])
 
 
 def test_a_function_of_the_users_builds_the_model(own_module: str) -> None:
@@ -170,8 +219,8 @@ def test_depth_of_keyed_draws() -> None:
 
 def test_preprocessing_of_timm_models() -> None:
     half = (0.5, 0.5, 0.5)
-    assert preprocessing(ModelConfig(name="timm/vit_tiny_patch16_224")) == Preprocessing(224, half, half)
-    imagenet = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert preprocessing(ModelConfig(name="timm/vit_tiny_patch16_224")) == Preprocessing(224, half, half, 0.9)
+    imagenet = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.9)
     assert preprocessing(ModelConfig(name="timm/deit_tiny_patch16_224")) == imagenet
     assert preprocessing(ModelConfig(name="vit_tiny")) is None
     assert preprocessing(ModelConfig(name="models_of_mine:build")) is None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vit_dist.config import (
+    AugmentConfig,
     BatchConfig,
     CheckpointConfig,
     Config,
@@ -337,7 +338,7 @@ def test_keys_are_pinned() -> None:
     draws = uniform(keys(3, Purpose.DROP_PATH, 1, np.array([5])), 2, 2)
     assert (draws * 2**24).astype(int).tolist() == [[[13654863, 4933915], [8063229, 4274138]]]
     # What a purpose is called in a key is part of the stream.
-    assert [purpose.value for purpose in Purpose] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [purpose.value for purpose in Purpose] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
 
 
 def test_keys_of_arrays_are_those_of_their_items() -> None:
@@ -398,3 +399,147 @@ def test_evaluation_covers_each_sample_once(batch_size: int, world: int) -> None
             seen += slots.index[slots.weight == 1].tolist()
             assert set(slots.weight.tolist()) <= {0.0, 1.0}
         assert sorted(seen) == list(range(length))
+
+
+def augmented(
+    samples: int,
+    augment: AugmentConfig,
+    *,
+    global_size: int = 8,
+    micro_size: int = 4,
+    world: int = 1,
+    duration: str = "3 epochs",
+) -> Plan:
+    config = Config(
+        augment=augment,
+        batch=BatchConfig(global_size=global_size, micro_size=micro_size),
+        schedule=ScheduleConfig(warmup="0%"),
+        train=TrainConfig(duration=duration),
+    )
+    return Plan.of(config, samples, world)
+
+
+REPEATED = [
+    # samples, repeats, global_size, micro_size, world size
+    (30, 2, 12, 4, 1),
+    (30, 2, 12, 4, 3),
+    (50, 3, 48, 16, 2),
+    (31, 3, 20, 8, 1),
+    (31, 4, 10, 2, 2),
+    (7, 2, 10, 4, 1),
+    (100, 3, 17, 32, 2),
+]
+
+
+@pytest.mark.parametrize(("samples", "repeats", "global_size", "micro_size", "world"), REPEATED)
+def test_repeats_put_copies_of_a_sample_into_one_global_batch(
+    samples: int, repeats: int, global_size: int, micro_size: int, world: int
+) -> None:
+    shape = {"global_size": global_size, "micro_size": micro_size, "world": world}
+    plan = augmented(samples, AugmentConfig(repeats=repeats), **shape, duration="40 updates")
+    assert (plan.repeats, plan.updates, plan.total_samples) == (repeats, 40, 40 * global_size)
+    distinct = math.ceil(global_size / repeats)
+    walked: list[tuple[int, int]] = []
+    for position in range(40):
+        batch = real(global_batch(plan, position))
+        assert len(batch) == len(set(batch)) == global_size == plan.weight(position)
+        copies: dict[tuple[int, int], list[int]] = {}
+        for epoch, index in batch:
+            copies.setdefault((epoch // repeats, index), []).append(epoch % repeats)
+        assert len(copies) == distinct
+        walked += copies
+        # The slots are dealt out to the samples in turn: the last copies are the ones that are missing.
+        counts = [len(range(place, global_size, distinct)) for place in range(distinct)]
+        assert max(counts) == repeats
+        assert list(copies.values()) == [list(range(count)) for count in counts]
+        for first, second in zip(batch[::2], batch[1::2], strict=False):
+            assert (first[0] // repeats, first[1]) != (second[0] // repeats, second[1])
+    # Over all copies, the samples come in the order of the epochs, as without copies.
+    epochs = len(walked) // samples + 1
+    assert walked == [(e, i) for e in range(epochs) for i in order_of_epoch(plan, e)][: len(walked)]
+    for epoch in range(epochs - 1):
+        assert sorted(index for of, index in walked if of == epoch) == list(range(samples))
+
+
+def test_copies_are_as_many_for_each_sample_where_repeats_divide_the_batch() -> None:
+    plan = augmented(20, AugmentConfig(repeats=3), global_size=12, duration="20 updates")
+    seen = Counter(pair for position in range(20) for pair in real(global_batch(plan, position)))
+    assert set(seen.values()) == {1}
+    # 240 slots are 80 samples, thrice each: 4 passes.
+    assert sorted(seen) == [(epoch, index) for epoch in range(12) for index in range(20)]
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 5])
+def test_repeats_are_the_same_however_they_are_split_and_at_a_jump(repeats: int) -> None:
+    alone = augmented(30, AugmentConfig(repeats=repeats), global_size=21, micro_size=22, duration="200 samples")
+    walked = [real(global_batch(alone, position)) for position in range(10)]
+    assert [len(batch) for batch in walked] == [21] * 9 + [11]
+    for micro_size, world in ((2, 1), (4, 3), (8, 2), (32, 2)):
+        shape = {"global_size": 21, "micro_size": micro_size, "world": world}
+        plan = augmented(30, AugmentConfig(repeats=repeats), **shape, duration="200 samples")
+        for position in (9, 3, 0, 6):
+            assert real(global_batch(plan, position)) == walked[position]
+            for one in global_batch(plan, position):
+                fillers = zip(one.epoch.tolist(), one.index.tolist(), strict=True)
+                assert set(fillers) <= set(walked[position])
+
+
+def test_one_copy_is_the_stream_as_it_was() -> None:
+    # Literal values, from before there were copies.
+    assert order_walked(10, 0, 0) == [5, 4, 2, 0, 3, 1, 6, 7, 9, 8]
+    plan = augmented(10, AugmentConfig(repeats=1), global_size=4, micro_size=6)
+    batches = [real(global_batch(plan, position)) for position in range(4)]
+    assert batches[0] == [(0, 5), (0, 4), (0, 2), (0, 0)]
+    assert batches[1] == [(0, 3), (0, 1), (0, 6), (0, 7)]
+    assert batches[2][:2] == [(0, 9), (0, 8)]
+    assert [epoch for epoch, _ in batches[2]] == [0, 0, 1, 1]
+    plain = plan_of(10, global_size=4, micro_size=6)
+    assert batches == [real(global_batch(plain, position)) for position in range(4)]
+    assert plan.slots(3, 0).image_size == 0
+    twice = augmented(10, AugmentConfig(repeats=2), global_size=4, micro_size=4)
+    assert real([twice.slots(0, 0), twice.slots(1, 0)]) == [
+        (0, 5), (0, 4), (1, 5), (1, 4), (0, 2), (0, 0), (1, 2), (1, 0),
+    ]  # fmt: skip
+
+
+def test_more_copies_than_slots_are_refused() -> None:
+    with pytest.raises(UserError) as error:
+        augmented(50, AugmentConfig(repeats=9))
+    assert str(error.value) == "augment.repeats: 9 copies are more than batch.global_size 8"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ends"),
+    [
+        ((), ()),
+        # 150 samples in 19 updates of 8: 40 % is 60 samples, 7.5 updates.
+        (("16 for 40%",), ((8, 16),)),
+        (("16 for 40%", "32 for 5 updates"), ((8, 16), (13, 32))),
+        (("16 for 1 epochs", "48 for 10 samples", "32 for 0.5 epochs"), ((7, 16), (8, 48), (11, 32))),
+        (("32 for 100%",), ((19, 32),)),
+        (("16 for 1 samples", "32 for 1 samples", "48 for 8 samples"), ((1, 16), (1, 32), (2, 48))),
+    ],
+)
+def test_sizes_follow_each_other(sizes: tuple[str, ...], ends: tuple[tuple[int, int], ...]) -> None:
+    plan = augmented(50, AugmentConfig(sizes=sizes))
+    assert plan.updates == 19
+    assert plan.sizes == ends
+    assert json.loads(json.dumps(plan.to_dict()))["sizes"] == [list(one) for one in ends]
+    start = 0
+    for end, side in (*ends, (19, 0)):
+        for position in range(start, end):
+            assert plan.size_at(position) == side
+            assert {one.image_size for one in global_batch(plan, position)} == {side}
+        start = max(start, end)
+    # Which samples a batch holds has nothing to do with it.
+    plain = augmented(50, AugmentConfig())
+    for position in (0, 7, 18):
+        assert real(global_batch(plan, position)) == real(global_batch(plain, position))
+
+
+def test_sizes_longer_than_the_run_are_refused() -> None:
+    for sizes in (("16 for 60%", "32 for 50%"), ("16 for 21 updates",), ("16 for 4 epochs",)):
+        with pytest.raises(UserError) as error:
+            augmented(50, AugmentConfig(sizes=sizes))
+        updates = {2: 21, 1: 25 if "epochs" in sizes[0] else 21}[len(sizes)]
+        assert str(error.value) == (f"augment.sizes: {updates} updates are longer than the run of 19: shorten them")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
 
-from vit_dist import __version__
+from vit_dist.announcement import announce
 from vit_dist.averaging import Average
 from vit_dist.checkpoint import Checkpoint
 from vit_dist.config import Config
-from vit_dist.console import Console, big
+from vit_dist.console import Console
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
@@ -29,6 +28,7 @@ from vit_dist.models.build import (
     preprocessing,
     refuse_batch_norm,
 )
+from vit_dist.models.pretrained import freeze
 from vit_dist.optimizers import build_optimizer, peak_lr
 from vit_dist.plan import Plan
 from vit_dist.resume import Resumption
@@ -36,11 +36,12 @@ from vit_dist.runtime import Runtime
 from vit_dist.schedules import Schedule, schedule_metric
 from vit_dist.session import Session, versions
 from vit_dist.state import TrainState
-from vit_dist.teacher import build_teacher
+from vit_dist.teacher import Autocast, build_teacher
 from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_metrics
 from vit_dist.trackers import Trackers
+from vit_dist.trained import start_from
 from vit_dist.update import Updater
-from vit_dist.values import UserError
+from vit_dist.values import UserError, parse_size
 
 
 def build(
@@ -57,17 +58,17 @@ def build(
     form = form_of(config, data)
     plan = Plan.of(config, len(data.splits["train"]), runtime.world_size)
     start = resumption.checkpoint
-    state = _state(start, plan)
-    model = own_model(config, data, form, model)
+    state = _state(start, plan, data.classes)
+    model, notes = own_model(config, data, form, model, pretrained=start is None)
     form = dataclasses.replace(form, drop_path_depth=drop_path_depth(model))
     flops = forward_flops(model, channels=data.channels, image_size=form.image_size)
     if start is not None:
         start.load_model(model)
     refuse_metrics(config, data)
-    teacher = build_teacher(config.loss, data, form, runtime.device, runtime.autocast)
+    loss = build_loss(config, data, form, runtime.device, runtime.autocast)
     prepared = runtime.prepare(model)
     prepared.train()
-    updater = _updater(config, model, prepared, Loss(config.loss, teacher), plan, state, start, runtime)
+    updater = _updater(config, model, prepared, loss, plan, state, start, runtime)
     workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
     evaluations = {
         name: EvaluationStream(split, form, runtime, batch_size=config.evaluate.batch_size, workers=workers)
@@ -91,7 +92,9 @@ def build(
         form=form,
         updater=updater,
         state=state,
-        stream=Stream(data.splits["train"], plan, form, config.augment, runtime, workers=workers),
+        stream=Stream(
+            data.splits["train"], plan, form, config.augment, runtime, workers=workers, classes=len(data.classes)
+        ),
         evaluations=evaluations,
         journal=Journal(metrics, writes=runtime.is_main),
         clock=clock,
@@ -101,25 +104,43 @@ def build(
         saved=state.position if start is not None and folder in start.path.parents else None,
         history=[line for line in history if line["update"] <= state.position],
     )
-    _print_plan(session, resumption)
+    announce(session, [*resumption.notes, *notes], start)
     session.trackers.start(state.tracker_id)
     state.tracker_id = session.trackers.run_id
     _record_start(session, prepared, resumption)
     return session
 
 
-def own_model(config: Config, data: Data, form: Form, model: nn.Module | None = None) -> nn.Module:
-    """The config's model for the data, or the one given. Raises UserError."""
+def own_model(
+    config: Config, data: Data, form: Form, model: nn.Module | None = None, *, pretrained: bool
+) -> tuple[nn.Module, list[str]]:
+    """The config's model for the data, or the one given, with what is to be said of its weights. Raises UserError.
+
+    pretrained: whether model.pretrained is loaded, which a resumed run does not need.
+    """
+    notes: list[str] = []
     if model is not None:
         refuse_batch_norm(model)
-        return model
-    return build_model(
-        config.model,
-        classes=len(data.classes),
-        channels=data.channels,
-        image_size=form.image_size,
-        seed=config.run.seed,
-    )
+    else:
+        model = build_model(
+            config.model,
+            classes=len(data.classes),
+            channels=data.channels,
+            image_size=form.image_size,
+            seed=config.run.seed,
+            sizes=[parse_size(text)[0] for text in config.augment.sizes],
+        )
+    if pretrained and config.model.pretrained:
+        notes += start_from(model, config.model, list(data.classes))
+    return model, notes + freeze(model, config.model)
+
+
+def build_loss(config: Config, data: Data, form: Form, device: torch.device, autocast: Autocast) -> Loss:
+    """The loss with its teacher, if it has one, on the device. Raises UserError where they do not fit the data."""
+    loss = Loss(config.loss, build_teacher(config.loss, data, form, device, autocast))
+    if config.augment.mixup or config.augment.cutmix:
+        loss.refuse_numbers_only(len(data.classes), "augment.mixup" if config.augment.mixup else "augment.cutmix")
+    return loss
 
 
 def refuse_metrics(config: Config, data: Data) -> None:
@@ -138,11 +159,17 @@ def refuse_metrics(config: Config, data: Data) -> None:
         raise UserError("\n".join(problems))
 
 
-def _state(start: Checkpoint | None, plan: Plan) -> TrainState:
+def _state(start: Checkpoint | None, plan: Plan, classes: Sequence[str]) -> TrainState:
     """Where the run stands. Raises UserError where the plan is not one that goes on from there."""
     if start is None:
         return TrainState()
     state = TrainState.from_dict(start.state["train"])
+    if start.state["classes"] != list(classes):
+        was = start.state["classes"]
+        odd = sorted(set(was) ^ set(classes)) or ["their order"]
+        raise UserError(
+            f"data: other classes than before ({len(was)} there, {len(classes)} here): {', '.join(odd[:5])}"
+        )
     if start.state["plan"]["samples"] != plan.samples:
         raise UserError(f"data: {start.state['plan']['samples']} training images before, {plan.samples} now")
     before = start.state["plan"]["updates"]
@@ -203,7 +230,7 @@ def form_of(config: Config, data: Data) -> Form:
     mean, std = mean or data.mean, std or data.std
     if len(mean) != data.channels:
         raise UserError(f"data.mean: has {len(mean)} values and the images {data.channels} channels: give one each")
-    return Form(side, tuple(mean), tuple(std))
+    return Form(side, tuple(mean), tuple(std), crop=model.crop if model else 0.875)
 
 
 def _record_start(session: Session, prepared: nn.Module, resumption: Resumption) -> None:
@@ -229,78 +256,3 @@ def _record_start(session: Session, prepared: nn.Module, resumption: Resumption)
             "changed": resumption.changed,
         },
     )
-
-
-def _print_plan(session: Session, resumption: Resumption) -> None:
-    """Every number of the run, for people."""
-    plan, runtime, config, console = session.plan, session.runtime, session.config, session.console
-    start = resumption.checkpoint
-    console.say(f"vit_dist {__version__}: {config.run.name or session.folder.name}")
-    flops = session.meter.flops
-    console.table(
-        {
-            **plan_rows(config, session.data, session.form, plan, session.parameters, flops),
-            "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
-            f"{runtime.threads} threads per process",
-            "starts": f"at update {session.state.position}, from {start.path}" if start else "anew",
-            "folder": str(session.folder),
-        }
-    )
-    for note in [*resumption.notes, *runtime.notes, *_idle_notes(plan, runtime)]:
-        console.say(f"  note: {note}")
-
-
-def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: int, flops: int) -> dict[str, str]:
-    """The numbers of a run that the machines do not change."""
-    splits = ", ".join(
-        f"{name} {len(split):,}" for name, split in sorted(data.splits.items(), key=lambda one: one[0] != "train")
-    )
-    fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
-    last = plan.weight(plan.updates - 1)
-    short = f" (the last update has {last} samples)" if last != plan.global_size else ""
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
-    cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""
-    loss = config.loss
-    given = "".join(f", {name} {value}" for name, value in config.schedule.args.items())
-    smoothing = f", smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
-    taught = ""
-    if loss.teacher:
-        soft = f" at temperature {loss.temperature:g}" if loss.distillation == "soft" else ""
-        taught = f"; {loss.distillation_weight:.0%} {loss.distillation} distillation{soft} from {loss.teacher}"
-    rows = {
-        "model": f"{config.model.name}, {big(parameters)} parameters, {big(flops)}FLOP per image forward",
-        "data": f"{splits}; {len(data.classes)} classes",
-        "images": f"{data.channels} × {form.image_size} × {form.image_size}, mean {mean}, std {std}",
-        "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
-        "batch": f"micro-batches of {plan.micro_size}, {plan.window} per process and update{fillers}",
-        "loss": f"{loss.name}{smoothing}{taught}",
-        "optimizer": f"{config.optimizer.name}, weight decay {config.optimizer.weight_decay:g}, "
-        f"clip {config.optimizer.clip_norm:g}",
-        "rate": f"{config.schedule.name}{given}, lr {peak_text(config)}, warmup {plan.warmup} updates{cooldown}",
-    }
-    if config.train.ema:
-        rows["average"] = f"of the weights, decay {config.train.ema:g} per update"
-    if config.evaluate.patience:
-        rows["patience"] = f"{config.evaluate.patience} evaluations of {config.evaluate.metric}"
-    return rows
-
-
-def _idle_notes(plan: Plan, runtime: Runtime) -> Iterator[str]:
-    """Machines that the run leaves unused, and how to use them."""
-    idle = plan.world_size - plan.micro_batches
-    if idle > 0:
-        fitting = max(2, math.ceil(plan.global_size / plan.world_size / 2) * 2)
-        yield f"{idle} of {plan.world_size} processes compute only fillers: set batch.micro_size {fitting} to use them"
-    gpus = torch.cuda.device_count() if runtime.device.type == "cuda" and runtime.world_size == 1 else 0
-    if gpus > 1:
-        launch = f"accelerate launch --multi_gpu --num_processes {gpus} scripts/train.py …"
-        yield f"one of {gpus} GPUs is used; all of them: {launch}"
-
-
-def peak_text(config: Config) -> str:
-    """The peak rate, and how it came from lr where it was scaled."""
-    optimizer, size = config.optimizer, config.batch.global_size
-    peak = f"{peak_lr(optimizer, size):.4g}"
-    if optimizer.scale == "none":
-        return peak
-    return f"{peak} (lr {optimizer.lr:g}, {optimizer.scale} in the global batch: {size} over {optimizer.scale_base})"

@@ -16,8 +16,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from vit_dist import __version__
-from vit_dist.config import RECIPES, Config
+from vit_dist.config import Config
 from vit_dist.values import UserError
+from vit_dist.yaml_files import RECIPES
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 

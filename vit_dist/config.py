@@ -1,7 +1,4 @@
-"""The whole run on one page: every field with its meaning, unit and default.
-
-Standard library only, but for PyYAML inside `Config.load`.
-"""
+"""The whole run on one page: every field with its meaning, unit and default. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from typing import Any, Literal, Union, get_type_hints
 
 from vit_dist import validation
 from vit_dist.values import UserError, coerce, describe, nearest
-
-RECIPES = Path(__file__).parent / "recipes"
+from vit_dist.yaml_files import RECIPES, find_recipe, read_yaml
 
 
 def option(default: Any, meaning: str, *, free: bool = False) -> Any:
@@ -44,18 +40,30 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = option("vit_tiny", "vit_tiny, vit_small, vit_base, vit_large, timm/NAME or package.module:function")
+    name: str = option(
+        "vit_tiny", "vit_tiny, vit_small, vit_base, vit_large, vit_huge, timm/NAME or package.module:function"
+    )
     patch_size: int = option(16, "side of a patch in pixels; divides the image")
+    patch_stride: Union[int, None] = option(None, "step from patch to patch; empty: patch_size; less: they overlap")
     width: Union[int, None] = option(None, "width of a token; empty: the preset's")
     depth: Union[int, None] = option(None, "number of blocks; empty: the preset's")
     heads: Union[int, None] = option(None, "number of attention heads, a divisor of the width; empty: the preset's")
     mlp_ratio: float = option(4.0, "width of the MLP's hidden layer, in widths")
     pool: Literal["token", "mean"] = option("token", "what the head reads: the class token or the mean of the patches")
     position: Literal["learned", "sincos"] = option("learned", "position embedding: learned or fixed sines and cosines")
+    fc_norm: bool = option(True, "with pool mean: the last norm behind the mean (timm); false: before it (big_vision)")
+    pre_logits: bool = option(False, "a linear layer and tanh before the head, as big_vision's plain ViT")
+    registers: int = option(0, "register tokens beside the class token, 0 or more")
+    layer_scale: float = option(0.0, "first value of each branch's learned scale, as 1e-4; 0: none")
+    qk_norm: bool = option(False, "LayerNorm of queries and keys in each head")
+    init: Literal["timm", "jax"] = option("timm", "first weights: as timm's ViT, or as big_vision's (zero head)")
     norm_eps: float = option(1e-6, "epsilon of LayerNorm")
     dropout: float = option(0.0, "dropout on positions, attention's projection and MLP, 0 to 1")
     attention_dropout: float = option(0.0, "dropout on attention's weights, 0 to 1")
     drop_path: float = option(0.0, "drop-path of the last block, from 0 at the first, below 1 (keyed)")
+    pretrained: str = option("", "weights to start from: a safetensors file, a run's folder, or timm")
+    freeze: tuple[str, ...] = option((), "patterns of parameters' names that are not trained")
+    linear_probe: bool = option(False, "train the head alone")
     args: dict[str, Any] = option({}, "keyword arguments handed to timm/NAME or package.module:function")
 
 
@@ -72,9 +80,23 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    crop_min: float = option(0.0, "smallest part of the area a random resized crop keeps, 0 to 1; 0: none (folder)")
+    crop_min: float = option(0.0, "smallest part of the area a random resized crop keeps, 0 to 1; 0: none")
+    auto: str = option("", "timm's rand-m9-mstd0.5-inc1, 3a, augmix-…, original …, or trivial, or autoaugment-cifar10")
+    color_jitter: float = option(0.0, "strength for brightness, contrast and saturation, as in timm; 0: none")
+    transform: str = option("", "package.module:function on each decoded PIL image, under its key; empty: none")
     flip: float = option(0.0, "probability of mirroring left and right, 0 to 1")
-    shift: int = option(0, "largest random shift in pixels, each direction; the border is filled with black")
+    shift: int = option(0, "largest random shift in pixels, each direction: pad with black and crop")
+    rotate: float = option(0.0, "largest rotation in degrees, each direction, 0 to 180")
+    translate: float = option(0.0, "largest translation, a part of the side, each direction, 0 to 1")
+    scale: float = option(0.0, "largest relative change of size: 0.1 is 0.9 to 1.1; below 1")
+    erasing: float = option(0.0, "probability of erasing a rectangle, 0 to 1 (timm's reprob)")
+    erasing_mode: Literal["const", "rand", "pixel"] = option("const", "with the mean, one random colour, or noise")
+    mixup: float = option(0.0, "alpha of mixup, by pairs of slots, as in timm; 0: none")
+    cutmix: float = option(0.0, "alpha of CutMix, by pairs of slots, as in timm; 0: none")
+    mix_prob: float = option(1.0, "probability that a pair is mixed at all, 0 to 1")
+    mix_switch: float = option(0.5, "probability of CutMix where mixup is set too, 0 to 1")
+    repeats: int = option(1, "copies of a sample in a global batch, each augmented on its own (DeiT has 3)")
+    sizes: tuple[str, ...] = option((), "image sides in turn before data.image_size, as [128 for 40%, 160 for 30%]")
 
 
 @dataclass(frozen=True)
@@ -185,14 +207,15 @@ class Config:
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
         """The config of a recipe's name or a YAML file, with dotted overrides on top.
 
-        Without a recipe: the one named like the overrides' `data.name`, `folder` where they set `data.root` or
-        another `data.name`, else `digits`.
+        Without a recipe: the one named like the overrides' `data.name`; `finetune` where they set
+        `model.pretrained`, `folder` where they set `data.root` or another `data.name`, else `digits`.
         Raises `UserError` with all that is wrong, a line each.
         """
         overrides = dict(overrides or {})
         if recipe is None:
             named = str(overrides.get("data.name", ""))
             others = "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
+            others = "finetune" if overrides.get("model.pretrained") else others
             recipe = named if (RECIPES / f"{named}.yaml").is_file() else others
         path = find_recipe(recipe)
         values = read_yaml(path)
@@ -271,29 +294,3 @@ class Config:
     def folder(self) -> Path:
         """Where the run lives."""
         return Path(self.run.dir or f"runs/{self.run.name or f'{self.data.name}-{self.identity()}'}")
-
-
-def find_recipe(recipe: str | Path) -> Path:
-    """The YAML file of a shipped recipe's name or of a path. Raises UserError."""
-    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
-    if str(recipe) in shipped:
-        return shipped[str(recipe)]
-    path = Path(recipe).expanduser()
-    if not path.is_file():
-        raise UserError(f"--config {recipe}: neither a file nor a shipped recipe ({', '.join(shipped)})")
-    return path
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file. Raises UserError, with the line where it breaks."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold sections such as `optimizer:` with fields below them")
-    return values

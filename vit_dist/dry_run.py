@@ -10,18 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vit_dist.assembly import form_of, own_model, plan_rows, refuse_metrics
+from vit_dist.announcement import augment_notes, plan_rows
+from vit_dist.assembly import build_loss, form_of, own_model, refuse_metrics
 from vit_dist.config import Config
 from vit_dist.console import Console, sketch
 from vit_dist.data.datasets import open_data
 from vit_dist.launch import resolve_precision
-from vit_dist.losses import Loss
 from vit_dist.models.build import drop_path_depth, forward_flops, parameter_count
 from vit_dist.optimizers import build_optimizer, peak_lr
 from vit_dist.plan import Plan
 from vit_dist.report.curve import draw_rates
 from vit_dist.schedules import Schedule
-from vit_dist.teacher import build_teacher
 from vit_dist.values import UserError
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,9 +48,8 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     form = form_of(config, data)
     plan = Plan.of(config, len(data.splits["train"]), processes)
     refuse_metrics(config, data)
-    model = own_model(config, data, form)
-    teacher = build_teacher(config.loss, data, form, torch.device("cpu"), contextlib.nullcontext)
-    Loss(config.loss, teacher)
+    model, notes = own_model(config, data, form, pretrained=False)
+    loss = build_loss(config, data, form, torch.device("cpu"), contextlib.nullcontext)
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
     rates = rate_curve(Schedule(config.schedule, optimizer, plan, lr), plan)
@@ -62,10 +60,13 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     rows = plan_rows(config, data, form, plan, parameter_count(model), flops)
     side = (data.channels, form.image_size, form.image_size)
     memory = estimate(model, optimizer, config, side, drop_path_depth(model), precision)
-    if teacher is not None:
-        memory = replace(memory, weights=memory.weights + _bytes([*teacher.parameters(), *teacher.buffers()]))
+    if loss.teacher is not None:
+        teachers = _bytes([*loss.teacher.parameters(), *loss.teacher.buffers()])
+        memory = replace(memory, weights=memory.weights + teachers)
     console.say(f"plan of {config.run.name or config.folder.name}, on {processes} × {precision}")
     console.table({**rows, "memory": _memory_text(memory, plan)})
+    for note in [*notes, *augment_notes(config, data)]:
+        console.say(f"  note: {note}")
     console.say("parameters")
     console.table({group["name"]: _group_text(group, lr) for group in optimizer.param_groups})
     console.say(

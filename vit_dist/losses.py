@@ -84,3 +84,16 @@ class Loss:
                 said = self.teacher(batch.images).to(outputs.dtype)
             values = (1 - self.weight) * values + self.weight * self.of_teacher(outputs, said)
         return values
+
+    def refuse_numbers_only(self, classes: int, field: str) -> None:
+        """Raises UserError where the loss takes no mixed targets, as mixup and CutMix make them."""
+        logits = torch.zeros(2, classes)
+        try:
+            fits = self.of_targets(logits, torch.full((2, classes), 1 / classes)).shape == (2,)
+        except Exception:  # whatever a function of the user's does with targets that it does not expect
+            fits = False
+        if not fits:
+            raise UserError(
+                f"{field}: loss.name {self.name} takes class numbers alone, not mixed probabilities: use "
+                "cross_entropy or bce, or set augment.mixup and augment.cutmix to 0"
+            )

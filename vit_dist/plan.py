@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.config import Config
-from vit_dist.values import Length, UserError
+from vit_dist.values import Length, UserError, parse_size
 
 Ints = NDArray[np.int64]
 Keys = NDArray[np.uint64]
@@ -38,15 +38,23 @@ class Purpose(IntEnum):
     SHIFT = 6
     DROP_PATH = 7
     FORWARD = 8
+    AFFINE = 9
+    ERASE = 10
+    MIX = 11
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of one micro-batch: [slots] each. `index` counts within the split."""
+    """The slots of one micro-batch: [slots] each. `index` counts within the split.
+
+    epoch: tells a sample's appearances apart: pass over the split × copies of it in a batch + copy.
+    image_size: side in pixels; 0: the run's own.
+    """
 
     index: Ints
     epoch: Ints
     weight: NDArray[np.float32]
+    image_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Plan:
     checkpoint_every: Fraction
     log_every: Fraction
     seed: int
+    repeats: int = 1
+    sizes: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, config: Config, samples: int, world_size: int) -> Plan:
@@ -87,6 +97,13 @@ class Plan:
             parts = f"warmup of {warmup}" + (f" and cooldown of {cooldown}" if cooldown else "")
             field = "cooldown" if cooldown > warmup else "warmup"
             raise UserError(f"schedule.{field}: a {parts} updates is longer than the run of {updates}: shorten it")
+        sizes, until = [], Fraction(0)
+        for text in config.augment.sizes:
+            side, length = parse_size(text)
+            until += _samples(length, samples, size, total)
+            sizes.append((math.ceil(until / size), side))
+        if sizes and sizes[-1][0] > updates:
+            raise UserError(f"augment.sizes: {sizes[-1][0]} updates are longer than the run of {updates}: shorten them")
         micro_batches = math.ceil(size / config.batch.micro_size)
         return cls(
             samples=samples,
@@ -103,6 +120,8 @@ class Plan:
             checkpoint_every=in_samples(config.checkpoint.every),
             log_every=in_samples(config.log.every),
             seed=config.run.seed,
+            repeats=config.augment.repeats,
+            sizes=tuple(sizes),
         )
 
     def in_updates(self, length: Length) -> Fraction:
@@ -145,13 +164,25 @@ class Plan:
         place = np.arange(start, start + self.micro_size, dtype=np.int64)
         real = place < end
         place = np.where(real, place, start if start < end else first)
+        copy = np.zeros_like(place)
+        if self.repeats > 1:
+            # Copies of a sample are far apart in a batch, so that slots 2k and 2k+1, which mix, are not of one.
+            batch, within = np.divmod(place, self.global_size)
+            distinct = math.ceil(self.global_size / self.repeats)
+            copy, within = np.divmod(within, distinct)
+            place = batch * distinct + within
         epoch, in_epoch = np.divmod(place, self.samples)
         index = np.empty_like(place)
         chunk = in_epoch // _CHUNK
         for e, c in sorted(set(zip(epoch.tolist(), chunk.tolist(), strict=True))):
             here = (epoch == e) & (chunk == c)
             index[here] = _order(self.seed, e, self.samples, c)[in_epoch[here] % _CHUNK]
-        return Slots(index, epoch, real.astype(np.float32))
+        epoch = epoch * self.repeats + copy
+        return Slots(index, epoch, real.astype(np.float32), self.size_at(position))
+
+    def size_at(self, position: int) -> int:
+        """Side of the images of the global batch at `position`; 0: the run's own."""
+        return next((side for end, side in self.sizes if position < end), 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; exact lengths as text."""

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Batch:
     """One micro-batch on the device.
 
-    images: float, [slots, channels, height, width], normalised. targets: int64, [slots].
+    images: float, [slots, channels, height, width], normalised. targets: class numbers int64 [slots], or,
+    where slots are mixed, probabilities float32 [slots, classes].
     weights: float32, [slots]; 0 where a slot only fills the shape. ids: the samples' indices in their
     source, int64, [slots], on the host. drop_path: float32 in 0..1, [slots, depth, 2], or None.
     seed: what the default generators are set to before the forward pass.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -147,7 +148,7 @@ class Meter:
         return {
             **place(self.plan, position),
             "loss": finite(loss / weight),
-            "top1": finite(100 * correct / weight),
+            "top1": None if math.isnan(correct) else 100 * correct / weight,
             "lr": lr,
             "grad_norm": finite(grad_norm),
             "samples_per_second": rate,

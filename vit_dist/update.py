@@ -21,7 +21,7 @@ class Updater:
 
     One pass of gradient all-reduce, one clip, one optimizer step and one schedule step for each update; an
     update whose gradient is not finite makes neither step, on all ranks alike. `sums` gathers, on the device
-    and since the last `take_sums`, this rank's Σ wℓ, Σ w·correct and Σ w.
+    and since the last `take_sums`, this rank's Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class Updater:
                 # The wrapper takes the mean over ranks; times world_size, it is the sum.
                 self.runtime.backward(losses.sum() * (self.runtime.world_size / weight))
             with torch.no_grad():
-                correct = (outputs.argmax(1) == batch.targets) * batch.weights
+                hits = outputs.argmax(1) == batch.targets if batch.targets.ndim == 1 else batch.weights * torch.nan
+                correct = hits * batch.weights
                 self.sums += torch.stack([losses.sum(), correct.sum(), batch.weights.sum()])
 
     def apply(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vit_dist.catalog import METRICS, loss_problems, optimizer_problems, schedule_problems
-from vit_dist.values import Length, coerce, nearest
+from vit_dist.values import Length, coerce, nearest, parse_size
 
 if TYPE_CHECKING:
     from vit_dist.config import Config
@@ -18,6 +19,7 @@ def problems(config: Config) -> Iterator[str]:
     yield from _range_problems(config)
     yield from _model_problems(config)
     yield from _data_problems(config)
+    yield from _augment_problems(config)
     yield from loss_problems(config.loss.name)
     yield from optimizer_problems(config.optimizer.name)
     yield from schedule_problems(config.schedule.name, config.schedule.args)
@@ -36,6 +38,10 @@ def _range_problems(config: Config) -> Iterator[str]:
         "model.attention_dropout": model.attention_dropout,
         "augment.crop_min": config.augment.crop_min,
         "augment.flip": config.augment.flip,
+        "augment.translate": config.augment.translate,
+        "augment.erasing": config.augment.erasing,
+        "augment.mix_prob": config.augment.mix_prob,
+        "augment.mix_switch": config.augment.mix_switch,
         "loss.label_smoothing": config.loss.label_smoothing,
         "loss.distillation_weight": config.loss.distillation_weight,
         "optimizer.momentum": optimizer.momentum or 0.0,
@@ -44,7 +50,11 @@ def _range_problems(config: Config) -> Iterator[str]:
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             yield f"{name}: must be between 0 and 1, not {value}"
-    for name, value in {"model.drop_path": model.drop_path, "train.ema": config.train.ema}.items():
+    for name, value in {
+        "model.drop_path": model.drop_path,
+        "train.ema": config.train.ema,
+        "augment.scale": config.augment.scale,
+    }.items():
         if not 0 <= value < 1:
             yield f"{name}: must be at least 0 and below 1, not {value}"
     if not 0 < optimizer.layer_decay <= 1:
@@ -57,6 +67,7 @@ def _range_problems(config: Config) -> Iterator[str]:
         "model.norm_eps": model.norm_eps,
         "batch.global_size": batch.global_size,
         "batch.micro_size": batch.micro_size,
+        "augment.repeats": config.augment.repeats,
         "loss.temperature": config.loss.temperature,
         "optimizer.lr": optimizer.lr,
         "optimizer.scale_base": optimizer.scale_base,
@@ -64,7 +75,7 @@ def _range_problems(config: Config) -> Iterator[str]:
         "evaluate.batch_size": config.evaluate.batch_size,
         "checkpoint.keep": config.checkpoint.keep,
     }
-    for name in ("width", "depth", "heads"):
+    for name in ("patch_stride", "width", "depth", "heads"):
         if getattr(model, name) is not None:
             positive[f"model.{name}"] = getattr(model, name)
     if config.run.threads != "auto":
@@ -77,7 +88,12 @@ def _range_problems(config: Config) -> Iterator[str]:
         "data.image_size": data.image_size,
         "data.workers": 0 if data.workers == "auto" else data.workers,
         "augment.shift": config.augment.shift,
+        "augment.color_jitter": config.augment.color_jitter,
+        "augment.mixup": config.augment.mixup,
+        "augment.cutmix": config.augment.cutmix,
         "optimizer.weight_decay": optimizer.weight_decay,
+        "model.registers": model.registers,
+        "model.layer_scale": model.layer_scale,
         "optimizer.clip_norm": optimizer.clip_norm,
         "evaluate.patience": config.evaluate.patience,
         "evaluate.min_delta": config.evaluate.min_delta,
@@ -103,8 +119,20 @@ def _model_problems(config: Config) -> Iterator[str]:
     """Sizes that do not fit each other."""
     model, data = config.model, config.data
     ours = not model.name.startswith("timm/") and ":" not in model.name
-    if data.image_size > 0 and model.patch_size > 0 and ours:
-        yield from image_problems(model.patch_size, data.image_size)
+    stride = model.patch_stride or model.patch_size
+    field = "model.patch_stride" if model.patch_stride else "model.patch_size"
+    if ours and stride > 0 and data.image_size > 0:
+        yield from (one.replace("model.patch_size", field) for one in image_problems(stride, data.image_size))
+    for side in dict.fromkeys(_sides(config)) if ours and stride > 0 else []:
+        for one in image_problems(stride, side):
+            yield f"augment.sizes: {one.partition(': ')[2].partition(': set')[0]}: set {_multiple(side, stride)}"
+    if ours and stride > model.patch_size:
+        yield f"model.patch_stride: {stride} is more than model.patch_size {model.patch_size}: pixels would be left out"
+    for pattern in model.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"model.freeze: {pattern} is not a regular expression: {error}"
     if model.width and model.heads and model.heads > 0 and model.width % model.heads:
         yield f"model.width: {model.width} is not divisible by model.heads {model.heads}"
     if model.position == "sincos" and model.width and model.width % 4:
@@ -120,6 +148,34 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield f"data.std: has {len(data.std)} values where data.mean has {len(data.mean)}: give both per channel"
     if any(value <= 0 for value in data.std):
         yield f"data.std: must be above 0, not {list(data.std)}"
+
+
+def _augment_problems(config: Config) -> Iterator[str]:
+    """Of augmentation that cannot be."""
+    augment = config.augment
+    if not 0 <= augment.rotate <= 180:
+        yield f"augment.rotate: must be between 0 and 180 degrees, not {augment.rotate}"
+    if augment.transform and ":" not in augment.transform:
+        yield f"augment.transform: must be package.module:function, not {augment.transform!r}"
+    if augment.repeats > max(1, config.batch.global_size // 2):
+        yield f"augment.repeats: {augment.repeats} copies leave no two samples in a batch of {config.batch.global_size}"
+    for text in augment.sizes:
+        try:
+            length = parse_size(text)[1]
+        except ValueError:
+            yield f'augment.sizes: must be a side for a length of the run, as "128 for 40%", not {text!r}'
+            continue
+        if length.amount == 0:
+            yield f"augment.sizes: must be for more than nothing, not {text!r}"
+
+
+def _sides(config: Config) -> list[int]:
+    """Of augment.sizes; those that cannot be read are told elsewhere."""
+    sides = []
+    for text in config.augment.sizes:
+        with contextlib.suppress(ValueError):
+            sides.append(parse_size(text)[0])
+    return sides
 
 
 def _idle_problems(config: Config) -> Iterator[str]:
@@ -195,5 +251,10 @@ def image_problems(patch_size: int, image_size: int) -> Iterator[str]:
         best = min(near, key=lambda size: abs(size - patch_size))
         yield (
             f"model.patch_size: {patch_size} does not divide an image of {image_size} pixels: "
-            f"set model.patch_size {best} or data.image_size {max(1, round(image_size / patch_size)) * patch_size}"
+            f"set model.patch_size {best} or data.image_size {_multiple(image_size, patch_size)}"
         )
+
+
+def _multiple(size: int, of: int) -> int:
+    """The nearest multiple, at least one."""
+    return max(1, round(size / of)) * of

@@ -37,6 +37,14 @@ class Length:
         return cls(Fraction(match[1]), unit if unit == "%" or unit.endswith("s") else unit + "s")
 
 
+def parse_size(text: str) -> tuple[int, Length]:
+    """Of "128 for 40%": a side in pixels and the length for which images have it. Raises ValueError."""
+    side, word, length = text.partition(" for ")
+    if not word or not side.strip().isdigit() or int(side) == 0:
+        raise ValueError(f"not a size for a length of time: {text!r}")
+    return int(side), Length.parse(length)
+
+
 def nearest(name: str, known: Any) -> str:
     """` (did you mean X?)` where something known is near, else the known names."""
     spelled = {str(one).lower(): one for one in known}

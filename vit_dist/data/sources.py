@@ -28,6 +28,11 @@ class MemorySource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def image(self, index: int) -> Image.Image:
+        """An image, grey or RGB by its channels."""
+        pixels = self.pixels[index]
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
 
 @dataclass(frozen=True)
 class FileSource:

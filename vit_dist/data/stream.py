@@ -8,17 +8,16 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_dist.config import AugmentConfig
-from vit_dist.data.device import flip, normalise, shift
+from vit_dist.data.device import erase, erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
+from vit_dist.data.draws import affine, erasures, flips, mixes, shifts
 from vit_dist.data.sources import FileSource, MemorySource, Subset
 from vit_dist.data.transforms import EvaluationTransform, Transform, training_transform
 from vit_dist.plan import Ints, Keys, Plan, Purpose, Slots, evaluation_slots, key, keys, uniform
@@ -33,12 +32,16 @@ _GRACE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Form:
-    """What images become: their side in pixels, mean and std per channel, and the model's keyed drop-path depth."""
+    """What images become: their side in pixels, mean and std per channel, and the model's keyed drop-path depth.
+
+    crop: the part of the side that evaluation keeps of files.
+    """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     drop_path_depth: int = 0
+    crop: float = 0.875
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Form:
@@ -52,34 +55,38 @@ class Reader(Dataset[Read | str]):
     A person's mistake comes back as its text: raised in a worker, it would arrive inside torch's traceback.
     """
 
-    def __init__(self, subset: Subset, transform: Transform | None, seed: int) -> None:
-        """transform: of decoded images; None for images in memory."""
+    def __init__(self, subset: Subset, transform: Transform | None, seed: int, image_size: int) -> None:
+        """transform: of decoded images; None for images in memory as they are."""
         self.subset = subset
         self.transform = transform
         self.seed = seed
+        self.image_size = image_size
 
     def __getitem__(self, slots: Slots) -> Read | str:
         ids = self.subset.indices[slots.index]
         source = self.subset.source
-        if isinstance(source, MemorySource):
+        if self.transform is None:
+            assert isinstance(source, MemorySource)
             pixels = torch.from_numpy(source.pixels[ids])
         else:
+            of = keys(self.seed, Purpose.SAMPLE, slots.epoch, ids)
             try:
-                pixels = self._decoded(source, ids, keys(self.seed, Purpose.SAMPLE, slots.epoch, ids))
+                pixels = self._transformed(source, self.transform, ids, of, slots.image_size or self.image_size)
             except UserError as error:
                 return str(error)
         labels = torch.from_numpy(source.labels[ids])
         return pixels, labels, torch.from_numpy(ids), torch.from_numpy(slots.epoch), torch.from_numpy(slots.weight)
 
-    def _decoded(self, source: FileSource, ids: Ints, of: Keys) -> Tensor:
-        """Slots that repeat a sample of the same key are decoded once."""
-        assert self.transform is not None
-        seen: dict[int, Tensor] = {}
+    def _transformed(
+        self, source: MemorySource | FileSource, transform: Transform, ids: Ints, of: Keys, side: int
+    ) -> Tensor:
+        """Slots that repeat a sample of the same key are made once. Raises UserError."""
+        made: dict[int, Tensor] = {}
         rows = []
         for index, sample_key in zip(ids.tolist(), of.tolist(), strict=True):
-            if sample_key not in seen:
-                seen[sample_key] = self.transform(source.image(index), sample_key)
-            rows.append(seen[sample_key])
+            if sample_key not in made:
+                made[sample_key] = transform(source.image(index), sample_key, side)
+            rows.append(made[sample_key])
         return torch.stack(rows)
 
 
@@ -90,17 +97,28 @@ class Stream:
     """
 
     def __init__(
-        self, subset: Subset, plan: Plan, form: Form, augment: AugmentConfig, runtime: Runtime, *, workers: int
+        self,
+        subset: Subset,
+        plan: Plan,
+        form: Form,
+        augment: AugmentConfig,
+        runtime: Runtime,
+        *,
+        workers: int,
+        classes: int = 0,
     ) -> None:
+        """classes: of the data; needed for mixup and CutMix. Raises UserError where a transform cannot be made."""
         self.plan = plan
         self.form = form
         self.augment = augment
         self.runtime = runtime
+        self.classes = classes
         self.wait_seconds = 0.0
         in_memory = isinstance(subset.source, MemorySource)
-        self.workers = 0 if in_memory else workers
-        transform = None if in_memory else training_transform(augment, form.image_size)
-        self._reader = Reader(subset, transform, plan.seed)
+        cut = None if in_memory else EvaluationTransform(form.crop)
+        transform = training_transform(augment, form.mean, form.image_size, cut)
+        self.workers = workers if transform is not None else 0
+        self._reader = Reader(subset, transform, plan.seed, form.image_size)
         self._reads: Iterator[Read | str] | None = None
         self._mean = torch.tensor(form.mean, device=runtime.device)
         self._std = torch.tensor(form.std, device=runtime.device)
@@ -125,30 +143,55 @@ class Stream:
                 yield self.plan.slots(position, micro_batch)
 
     def _batch(self, read: Read, position: int, micro_batch: int) -> Batch:
-        host_pixels, labels, ids, epoch, weights = read
-        to_device = self.runtime.to_device
-        pixels = to_device(host_pixels)
-        of = partial(keys, self.plan.seed)
+        pixels, labels, ids, epoch, weights = read
         index, epochs = ids.numpy(), epoch.numpy()
-        if self.augment.shift:
-            span = 2 * self.augment.shift + 1
-            draws = np.floor(uniform(of(Purpose.SHIFT, epochs, index), 2) * span).astype(np.int64)
-            pixels = shift(pixels, to_device(torch.from_numpy(draws - self.augment.shift)), self.augment.shift)
-        if self.augment.flip:
-            chosen = uniform(of(Purpose.FLIP, epochs, index)) < self.augment.flip
-            pixels = flip(pixels, to_device(torch.from_numpy(chosen)))
+        to_device = self.runtime.to_device
+        images = self._images(to_device(pixels), epochs, index, self.plan.size_at(position) or self.form.image_size)
+        targets = to_device(labels)
+        if self.augment.mixup or self.augment.cutmix:
+            first_pair = micro_batch * self.plan.micro_size // 2
+            seed, side = self.plan.seed, (images.shape[2], images.shape[3])
+            drawn = mixes(self.augment, seed, position, first_pair, weights.numpy(), side)
+            kept, cut, boxes = (to_device(torch.from_numpy(one)) for one in (drawn.kept, drawn.cut, drawn.boxes))
+            images = mix(images, kept, cut, boxes)
+            targets = mix_targets(targets, self.classes, kept)
         drop_path = None
         if self.form.drop_path_depth:
-            draws32 = uniform(of(Purpose.DROP_PATH, epochs, index), self.form.drop_path_depth, 2)
-            drop_path = to_device(torch.from_numpy(draws32))
+            of = keys(self.plan.seed, Purpose.DROP_PATH, epochs, index)
+            drop_path = to_device(torch.from_numpy(uniform(of, self.form.drop_path_depth, 2)))
         return Batch(
-            images=normalise(pixels, self.form.image_size, self._mean, self._std),
-            targets=to_device(labels),
+            images=images,
+            targets=targets,
             weights=to_device(weights),
             ids=ids,
             drop_path=drop_path,
             seed=key(self.plan.seed, Purpose.FORWARD, position, micro_batch) >> 1,
         )
+
+    def _images(self, pixels: Tensor, epoch: Ints, index: Ints, side: int) -> Tensor:
+        """Moved, normalised, erased: each by its sample's key."""
+        augment, seed, to_device = self.augment, self.plan.seed, self.runtime.to_device
+        if augment.rotate or augment.translate or augment.scale:
+            maps = affine(augment, seed, epoch, index, (pixels.shape[2], pixels.shape[3]))
+            pixels = warp(pixels, to_device(torch.from_numpy(maps)))
+        else:
+            if augment.shift:
+                moved = to_device(torch.from_numpy(shifts(augment, seed, epoch, index)))
+                pixels = shift(pixels, moved, augment.shift)
+            if augment.flip:
+                pixels = flip(pixels, to_device(torch.from_numpy(flips(augment, seed, epoch, index))))
+        images = normalise(pixels, side, self._mean, self._std)
+        if augment.erasing:
+            shape = (images.shape[1], side, side)
+            drawn = erasures(augment, keys(seed, Purpose.ERASE, epoch, index), shape)
+            if len(drawn.rows):
+                rows, boxes = to_device(torch.from_numpy(drawn.rows)), to_device(torch.from_numpy(drawn.boxes))
+                if augment.erasing_mode == "pixel":
+                    noise = to_device(torch.from_numpy(drawn.noise))
+                    images = erase_with_noise(images, rows, boxes, noise, drawn.pixels)
+                else:
+                    images = erase(images, rows, boxes, to_device(torch.from_numpy(drawn.colour)))
+        return images
 
 
 class EvaluationStream:
@@ -160,7 +203,7 @@ class EvaluationStream:
         self.runtime = runtime
         slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
         in_memory = isinstance(subset.source, MemorySource)
-        reader = Reader(subset, None if in_memory else EvaluationTransform(form.image_size), 0)
+        reader = Reader(subset, None if in_memory else EvaluationTransform(form.crop), 0, form.image_size)
         self._reads: DataLoader[Read | str] | None = loader(reader, slots, 0 if in_memory else workers, runtime)
         self._mean = torch.tensor(form.mean, device=runtime.device)
         self._std = torch.tensor(form.std, device=runtime.device)

@@ -1,67 +1,141 @@
-"""Per sample, in workers: a decoded image → uint8 pixels of the model's size."""
+"""Per sample, in workers: a decoded image → uint8 pixels; any library's transform, under the sample's key."""
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from vit_dist.config import AugmentConfig
+from vit_dist.values import UserError, import_function
 
-Transform = Callable[[Image.Image, int], Tensor]
+# (image, key, side in pixels) → uint8 [channels, height, width].
+Transform = Callable[[Image.Image, int, int], Tensor]
 
-_EVALUATED_PART = 0.875
+_TIMM = ("rand", "augmix", "original", "v0", "3a")
 
 
 class EvaluationTransform:
-    """The short side to image_size / 0.875, then the centre: [3, image_size, image_size], the same for every key."""
+    """The short side to side / crop, then the centre: [channels, side, side], the same for every key."""
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, crop: float) -> None:
         from torchvision.transforms import v2  # takes a second to import, and images in memory do without
 
-        self.transform = v2.Compose(
-            [
-                v2.Resize(round(image_size / _EVALUATED_PART), v2.InterpolationMode.BICUBIC),
-                v2.CenterCrop(image_size),
-                v2.PILToTensor(),
-            ]
-        )
+        self.v2 = v2
+        self.crop = crop
 
-    def __call__(self, image: Image.Image, of: int) -> Tensor:
-        pixels: Tensor = self.transform(image)
+    def __call__(self, image: Image.Image, of: int, side: int) -> Tensor:
+        v2 = self.v2
+        resized = v2.functional.resize(image, [round(side / self.crop)], v2.InterpolationMode.BICUBIC)
+        pixels: Tensor = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [side, side]))
         return pixels
 
 
 class TrainingTransform:
-    """A random resized crop (Szegedy et al., 2015) under the sample's key: [3, image_size, image_size]."""
+    """Random resized crop (Szegedy et al., 2015), auto-augmentation, colour jitter, the user's own; under a key.
 
-    def __init__(self, image_size: int, crop_min: float) -> None:
+    plain: what cuts files where there is no random crop; None for images in memory, which then keep their size.
+    Raises UserError.
+    """
+
+    def __init__(self, config: AugmentConfig, mean: Sequence[float], side: int, plain: Transform | None) -> None:
         from torchvision.transforms import v2
 
-        self.transform = v2.Compose(
-            [
-                v2.RandomResizedCrop(image_size, (crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-                v2.PILToTensor(),
-            ]
-        )
+        self.v2 = v2
+        self.crop_min = config.crop_min
+        self.plain = plain
+        self.sized = bool(config.crop_min) or plain is not None
+        self.steps: list[Callable[[Any], Any]] = []
+        if config.auto:
+            self.steps.append(_auto(config.auto, mean, side))
+        if config.color_jitter:
+            self.steps.append(v2.ColorJitter(*[config.color_jitter] * 3))
+        if config.transform:
+            made = import_function(config.transform, "augment.transform")
+            self.steps.append(made)
 
-    def __call__(self, image: Image.Image, of: int) -> Tensor:
-        seed_generators(of)
-        pixels: Tensor = self.transform(image)
+    def __call__(self, image: Image.Image, of: int, side: int) -> Tensor:
+        v2 = self.v2
+        with seeded(of):
+            if self.crop_min:
+                image = v2.RandomResizedCrop(side, (self.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC)(
+                    image
+                )
+            elif self.plain is not None:
+                image = v2.functional.to_pil_image(self.plain(image, of, side))
+            for step in self.steps:
+                image = step(image)
+        if not isinstance(image, Image.Image) or (self.sized and image.size != (side, side)):
+            found = f"{image.size[0]} × {image.size[1]}" if isinstance(image, Image.Image) else type(image).__name__
+            raise UserError(f"augment.transform: must return a PIL image of the size that it was given, not {found}")
+        pixels: Tensor = v2.functional.pil_to_tensor(image)
         return pixels
 
 
-def training_transform(config: AugmentConfig, image_size: int) -> Transform:
-    """What training does to one decoded image; without augmentation, what evaluation does."""
-    return TrainingTransform(image_size, config.crop_min) if config.crop_min else EvaluationTransform(image_size)
+def training_transform(
+    config: AugmentConfig, mean: Sequence[float], side: int, plain: Transform | None
+) -> Transform | None:
+    """What workers do to one decoded image; None where images in memory need nothing. Raises UserError."""
+    if config.crop_min or config.auto or config.color_jitter or config.transform:
+        return TrainingTransform(config, mean, side, plain)
+    return plain
 
 
-def seed_generators(of: int) -> None:
-    """Python's, NumPy's and torch's default generators from a key, so that any library's transform is reproducible."""
+@contextlib.contextmanager
+def seeded(of: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's default generators from a key inside, so that any transform is reproducible.
+
+    In the main process they go on afterwards as if nothing had been drawn.
+    """
+    states: Any = None
+    if get_worker_info() is None:
+        states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(of)
     np.random.seed(of & 0xFFFFFFFF)
     torch.default_generator.manual_seed(of >> 1)
+    try:
+        yield
+    finally:
+        if states is not None:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.default_generator.set_state(states[2])
+
+
+def _auto(name: str, mean: Sequence[float], side: int) -> Callable[[Any], Any]:
+    """An automatic augmentation by timm's string, or torchvision's by name. Raises UserError."""
+    from torchvision.transforms import v2
+
+    if name == "trivial":
+        return v2.TrivialAugmentWide()  # type: ignore[no-any-return]
+    policies = {f"autoaugment-{policy.value}": policy for policy in v2.AutoAugmentPolicy}
+    if name in policies:
+        return v2.AutoAugment(policies[name])  # type: ignore[no-any-return]
+    known = ", ".join(["rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "v0", "3a", "trivial", *policies])
+    if not name.startswith(_TIMM):
+        raise UserError(f"augment.auto: no augmentation {name}; known: {known} (the first five as timm writes them)")
+    from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+
+    # As timm's own transforms_imagenet_train sets them up.
+    colour = tuple(min(255, round(255 * value)) for value in mean)
+    settings: dict[str, Any] = {
+        "translate_const": int(side * 0.45),
+        "img_mean": colour if len(colour) > 1 else colour[0],
+        "interpolation": Image.Resampling.BICUBIC,
+    }
+    make = auto_augment_transform
+    if name.startswith("rand"):
+        make = rand_augment_transform
+    elif name.startswith("augmix"):
+        make, settings["translate_pct"] = augment_and_mix_transform, 0.3
+    try:
+        return make(name, settings)  # type: ignore[no-any-return]
+    except (AssertionError, ValueError, KeyError, IndexError):
+        raise UserError(f"augment.auto: timm does not understand {name}: write it as {known}") from None

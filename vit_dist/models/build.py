@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,24 +21,33 @@ from vit_dist.values import UserError, import_function
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a timm model was made for: side in pixels, mean and std per channel."""
+    """What a timm model was made for: side in pixels, mean and std per channel, the part of the side it evaluates."""
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float
 
 
 def build_model(
-    config: ModelConfig, *, classes: int, channels: int, image_size: int, seed: int, trained: bool = True
+    config: ModelConfig,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    seed: int,
+    sizes: Sequence[int] = (),
+    trained: bool = True,
 ) -> nn.Module:
     """The model on the CPU in float32, its initial weights a function of `seed` alone.
 
-    trained: whether it will be, which BatchNorm must not. Raises UserError.
+    sizes: other sides than image_size that it must take. trained: whether it will be, which BatchNorm must not.
+    Raises UserError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(seed, Purpose.INIT) >> 1)
         if config.name.startswith("timm/"):
-            model = _timm(config, classes, channels, image_size)
+            model = _timm(config, classes, channels, image_size, dynamic=bool(sizes))
         elif ":" in config.name:
             build = import_function(config.name, "model.name")
             try:
@@ -53,19 +62,29 @@ def build_model(
             model = _vit(config, classes, channels, image_size)
     if trained:
         refuse_batch_norm(model)
+    for side in sizes:
+        try:
+            with evaluating(model):
+                model(torch.zeros(1, channels, side, side))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"augment.sizes: {config.name} does not take {side} pixels: {reason}") from None
     return model
 
 
 def preprocessing(config: ModelConfig) -> Preprocessing | None:
-    """What the named timm model was made for; None for any other."""
+    """What the named timm model was made for; None for any other. Raises UserError for a tag that it does not have."""
     if not config.name.startswith("timm/"):
         return None
     import timm
 
-    cfg = timm.get_pretrained_cfg(config.name.removeprefix("timm/"))
+    try:
+        cfg = timm.get_pretrained_cfg(config.name.removeprefix("timm/"))
+    except RuntimeError as error:
+        raise UserError(f"model.name: {config.name}: {error}") from None
     if cfg is None:
         return None
-    return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std))
+    return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), cfg.crop_pct)
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
@@ -120,7 +139,10 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
     preset = PRESETS[config.name]
     width = config.width or preset["width"]
     heads = config.heads or preset["heads"]
-    problems = list(image_problems(config.patch_size, image_size))
+    stride = config.patch_stride or config.patch_size
+    problems = list(image_problems(stride, image_size))
+    if stride != config.patch_size:
+        problems = [problem.replace("model.patch_size", "model.patch_stride") for problem in problems]
     if width % heads:
         problems.append(f"model.width: {width} is not divisible by {heads} heads: set model.heads")
     if config.position == "sincos" and width % 4:
@@ -137,7 +159,14 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
         heads=heads,
         mlp_ratio=config.mlp_ratio,
         pool=config.pool,
+        fc_norm=config.fc_norm,
+        pre_logits=config.pre_logits,
         position=config.position,
+        patch_stride=config.patch_stride,
+        registers=config.registers,
+        layer_scale=config.layer_scale,
+        qk_norm=config.qk_norm,
+        init=config.init,
         norm_eps=config.norm_eps,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
@@ -145,7 +174,7 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
     )
 
 
-def _timm(config: ModelConfig, classes: int, channels: int, image_size: int) -> nn.Module:
+def _timm(config: ModelConfig, classes: int, channels: int, image_size: int, *, dynamic: bool) -> nn.Module:
     import timm
 
     name = config.name.removeprefix("timm/")
@@ -154,6 +183,8 @@ def _timm(config: ModelConfig, classes: int, channels: int, image_size: int) -> 
         hint = f"did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else "see timm.list_models()"
         raise UserError(f"model.name: timm has no model {name}: {hint}")
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels, **config.args}
+    if dynamic:
+        arguments.setdefault("dynamic_img_size", True)
     for argument, value in (("drop_path_rate", config.drop_path), ("drop_rate", config.dropout)):
         if value:
             arguments[argument] = value
@@ -163,6 +194,7 @@ def _timm(config: ModelConfig, classes: int, channels: int, image_size: int) -> 
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
+            arguments.pop("dynamic_img_size", None)
             model = timm.create_model(name, **arguments)  # convolutional models take any size
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise UserError(f"model.name: timm/{name} cannot be built for {image_size} pixels: {error}") from None

@@ -17,16 +17,21 @@ PRESETS = {
     "vit_small": {"width": 384, "depth": 12, "heads": 6},
     "vit_base": {"width": 768, "depth": 12, "heads": 12},
     "vit_large": {"width": 1024, "depth": 24, "heads": 16},
+    "vit_huge": {"width": 1280, "depth": 32, "heads": 16},
 }
 
 
 class ViT(nn.Module):
     """Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021), pre-norm.
 
-    image_size, patch_size: sides in pixels, the second divides the first. width is divisible by heads,
-    and by 4 with position="sincos". pool: "token" (class token) or "mean" (of the patches, no token).
-    dropout acts on positions, attention's projection and MLP; attention_dropout on attention's weights;
-    drop_path is the rate of the last block, rising linearly from 0 at the first.
+    image_size, patch_size: sides in pixels; patch_stride (default: patch_size) divides the first, and where it is
+    less than patch_size, patches overlap and the border is padded. width is divisible by heads, and by 4 with
+    position="sincos". pool: "token" (class token) or "mean" (of the patches, no token), with the last norm behind
+    it, or before it without fc_norm. pre_logits: a linear layer and tanh before the head. registers: tokens beside
+    the class token that nothing reads (Darcet et al., 2024). layer_scale: first value of each branch's learned
+    scale (Touvron et al., "CaiT", 2021), 0 for none. qk_norm: LayerNorm of queries and keys (Dehghani et al.,
+    2023). dropout acts on positions, attention's projection and MLP; attention_dropout on attention's weights;
+    drop_path is the rate of the last block, rising linearly from 0 at the first. init: see `reset_parameters`.
     """
 
     def __init__(
@@ -42,102 +47,168 @@ class ViT(nn.Module):
         mlp_ratio: float = 4.0,
         pool: str = "token",
         position: str = "learned",
+        fc_norm: bool = True,
+        pre_logits: bool = False,
+        patch_stride: int | None = None,
+        registers: int = 0,
+        layer_scale: float = 0.0,
+        qk_norm: bool = False,
+        init: str = "timm",
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.grid = image_size // patch_size
+        stride = patch_stride or patch_size
+        self.grid = image_size // stride
+        self.prefix = (pool == "token") + registers
         self.drop_path_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.patch_embed = PatchEmbed(patch_size, channels, width)
+        self.patch_embed = PatchEmbed(patch_size, stride, channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if pool == "token" else None
-        tokens = self.grid**2 + (pool == "token")
+        self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
         if position == "learned":
-            self.pos_embed = nn.Parameter(torch.empty(1, tokens, width))
+            self.pos_embed = nn.Parameter(torch.empty(1, self.grid**2 + self.prefix, width))
         else:
-            self.register_buffer("pos_embed", sincos(self.grid, width, class_token=pool == "token"), persistent=False)
+            self.register_buffer("pos_embed", sincos(self.grid, width, prefix=self.prefix), persistent=False)
         self.pos_drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(width, heads, int(width * mlp_ratio), norm_eps, dropout, attention_dropout, rate)
+            Block(
+                width, heads, int(width * mlp_ratio), norm_eps, dropout, attention_dropout, rate, layer_scale, qk_norm
+            )
             for rate in self.drop_path_rates
         )
         # timm puts the last norm before the class token is read, but behind the mean of the patches.
-        self.norm = nn.LayerNorm(width, eps=norm_eps) if pool == "token" else nn.Identity()
-        self.fc_norm = nn.LayerNorm(width, eps=norm_eps) if pool == "mean" else nn.Identity()
+        behind = pool == "mean" and fc_norm
+        self.norm = nn.Identity() if behind else nn.LayerNorm(width, eps=norm_eps)
+        self.fc_norm = nn.LayerNorm(width, eps=norm_eps) if behind else nn.Identity()
+        self.pre_logits = nn.Sequential(nn.Linear(width, width), nn.Tanh()) if pre_logits else nn.Identity()
         self.head = nn.Linear(width, classes)
+        self.init = init
         self.reset_parameters()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The layers, from the input on, by timm's convention: what layer-wise rates go by."""
         return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
     def reset_parameters(self) -> None:
-        """Truncated normal 0.02 linears, zero biases, Kaiming patch projection, normal 0.02 positions and token."""
-        for module in self.modules():
+        """First weights; all biases 0 but where said.
+
+        timm: linears truncated normal 0.02, patch projection Kaiming, tokens and positions normal 0.02.
+        jax (big_vision): linears Xavier uniform, MLP biases normal 1e-6, patch projection LeCun normal, tokens 0,
+        positions normal 1/√width, head 0.
+        """
+        jax = self.init == "jax"
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        nn.init.kaiming_normal_(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
-        for parameter in (self.cls_token, self.pos_embed):
-            if isinstance(parameter, nn.Parameter):
-                nn.init.normal_(parameter, std=0.02)
+                if jax:
+                    # Queries, keys and values are matrices of their own there.
+                    for part in module.weight.data.chunk(3 if name.endswith("qkv") else 1):
+                        nn.init.xavier_uniform_(part)
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                if jax and ".mlp." in name:
+                    nn.init.normal_(module.bias, std=1e-6)
+                else:
+                    nn.init.zeros_(module.bias)
+        projection = self.patch_embed.proj
+        if jax:
+            # jax's truncated normals are scaled to keep their variance: 0.8796 is that of one cut at two sigma.
+            spread = projection.weight[0].numel() ** -0.5 / 0.87962566103423978
+            nn.init.trunc_normal_(projection.weight, std=spread, a=-2 * spread, b=2 * spread)
+            nn.init.zeros_(self.head.weight)
+        else:
+            nn.init.kaiming_normal_(projection.weight)
+        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+        for parameter in (self.cls_token, self.reg_token):
+            if parameter is not None:
+                nn.init.normal_(parameter, std=0.0 if jax else 0.02)
+        if isinstance(self.pos_embed, nn.Parameter):
+            nn.init.normal_(self.pos_embed, std=self.pos_embed.shape[2] ** -0.5 if jax else 0.02)
 
     def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
-        """Logits [batch, classes] of images [batch, channels, image_size, image_size].
+        """Logits [batch, classes] of images [batch, channels, side, side].
 
-        drop_path: draws in 0..1, [batch, depth, 2], one for each sample and residual branch; without it
-        nothing is dropped.
+        Another side than image_size has its positions resampled. drop_path: draws in 0..1, [batch, depth, 2], one
+        for each sample and residual branch; without it nothing is dropped.
         """
         x = self.patch_embed(images)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        x = self.pos_drop(x + self.pos_embed)
+        for token in (self.reg_token, self.cls_token):
+            if token is not None:
+                x = torch.cat([token.expand(len(x), -1, -1), x], dim=1)
+        x = self.pos_drop(x + resampled(self.pos_embed, self.prefix, self.grid, x.shape[1]))
         for i, block in enumerate(self.blocks):
             x = block(x, None if drop_path is None else drop_path[:, i])
         x = self.norm(x)
-        x = x[:, 0] if self.cls_token is not None else x.mean(dim=1)
-        logits: Tensor = self.head(self.fc_norm(x))
+        x = x[:, 0] if self.cls_token is not None else x[:, self.prefix :].mean(dim=1)
+        logits: Tensor = self.head(self.pre_logits(self.fc_norm(x)))
         return logits
 
 
 class PatchEmbed(nn.Module):
-    """Images [batch, channels, side, side] → tokens [batch, patches, width], row by row."""
+    """Images [batch, channels, side, side] → tokens [batch, (side / stride)², width], row by row."""
 
-    def __init__(self, patch_size: int, channels: int, width: int) -> None:
+    def __init__(self, patch_size: int, stride: int, channels: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.stride = stride
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
+        # The convolution as a product of matrices.
         batch, channels, height, width = images.shape
-        p = self.proj.kernel_size[0]
-        # The convolution as a product of matrices: patches do not overlap.
-        patches = images.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(batch, (height // p) * (width // p), channels * p * p)
+        p, stride = self.proj.kernel_size[0], self.stride
+        if p == stride:
+            patches = images.reshape(batch, channels, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+            patches = patches.reshape(batch, (height // p) * (width // p), channels * p * p)
+        else:
+            before = (p - stride) // 2
+            padded = F.pad(images, [before, p - stride - before] * 2)
+            patches = F.unfold(padded, p, stride=stride).transpose(1, 2)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class LayerScale(nn.Module):
+    """Times a learned value per channel."""
+
+    def __init__(self, width: int, first: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), first))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); a sample's branch is dropped where its draw is below `rate`."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, eps: float, dropout: float, attention_dropout: float, rate: float
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        eps: float,
+        dropout: float,
+        attention_dropout: float,
+        rate: float,
+        layer_scale: float,
+        qk_norm: bool,
     ) -> None:
         super().__init__()
         self.rate = rate
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads, dropout, attention_dropout)
+        self.attn = Attention(width, heads, dropout, attention_dropout, eps if qk_norm else None)
+        self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, dropout)
+        self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, draws: Tensor | None) -> Tensor:
         """x: [batch, tokens, width]; draws: [batch, 2] in 0..1, or None."""
-        x = x + self._kept(self.attn(self.norm1(x)), draws, 0)
-        return x + self._kept(self.mlp(self.norm2(x)), draws, 1)
+        x = x + self._kept(self.ls1(self.attn(self.norm1(x))), draws, 0)
+        return x + self._kept(self.ls2(self.mlp(self.norm2(x))), draws, 1)
 
     def _kept(self, x: Tensor, draws: Tensor | None, branch: int) -> Tensor:
         if draws is None or self.rate == 0:
@@ -149,17 +220,24 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over [batch, tokens, width]."""
 
-    def __init__(self, width: int, heads: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float, attention_dropout: float, norm_eps: float | None
+    ) -> None:
+        """norm_eps: of the norms of queries and keys; None for none."""
         super().__init__()
         self.heads = heads
         self.attention_dropout = attention_dropout
         self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm, self.k_norm = (
+            nn.Identity() if norm_eps is None else nn.LayerNorm(width // heads, eps=norm_eps) for _ in range(2)
+        )
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
         rate = self.attention_dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2).reshape(batch, tokens, width)
         projected: Tensor = self.proj_drop(self.proj(x))
@@ -180,14 +258,23 @@ class MLP(nn.Module):
         return out
 
 
-def sincos(grid: int, width: int, *, class_token: bool) -> Tensor:
-    """Fixed two-dimensional positions [1, tokens, width] (Chen et al., "MoCo v3", 2021); the class token's is 0."""
+def resampled(positions: Tensor, prefix: int, grid: int, tokens: int) -> Tensor:
+    """Positions [1, prefix + grid², width] for `tokens` tokens in all: the square's, bicubic, as timm resamples."""
+    side = math.isqrt(tokens - prefix)
+    if side == grid:
+        return positions
+    square = positions[:, prefix:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(square, (side, side), mode="bicubic", antialias=True)
+    square = square.flatten(2).transpose(1, 2).to(positions.dtype)
+    return torch.cat([positions[:, :prefix], square], dim=1)
+
+
+def sincos(grid: int, width: int, *, prefix: int) -> Tensor:
+    """Fixed two-dimensional positions [1, tokens, width] (Chen et al., "MoCo v3", 2021); 0 for the prefix's tokens."""
     frequency = torch.exp(-math.log(10_000.0) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)
     rows = wave[:, None].expand(grid, grid, -1)
     columns = wave[None].expand(grid, grid, -1)
     positions = torch.cat([columns, rows], dim=2).reshape(1, grid * grid, width)
-    if class_token:
-        positions = torch.cat([torch.zeros(1, 1, width, dtype=positions.dtype), positions], dim=1)
-    return positions.float()
+    return torch.cat([torch.zeros(1, prefix, width, dtype=positions.dtype), positions], dim=1).float()

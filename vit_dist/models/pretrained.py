@@ -1,0 +1,141 @@
+"""Weights to start from: loaded by name, resampled to the model's sizes, and what does not fit is said."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vit_dist.config import ModelConfig
+from vit_dist.values import UserError
+
+_PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"
+_LISTED = 5
+
+
+def timm_weights(name: str) -> Path:
+    """The safetensors file of a timm model's pretrained weights, downloaded once. Raises UserError."""
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    try:
+        cfg = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    except RuntimeError as error:
+        raise UserError(f"model.name: {name}: {error}") from None
+    if not name.startswith("timm/") or cfg is None or not cfg.hf_hub_id:
+        raise UserError(f"model.pretrained: timm has no safetensors weights for {name}: give a file")
+    try:
+        return Path(hf_hub_download(cfg.hf_hub_id, "model.safetensors"))
+    except Exception as error:  # many kinds: no network, no such file, no right to it
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model.pretrained: {cfg.hf_hub_id} cannot be had ({reason}): give a file") from None
+
+
+def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str]:
+    """Loads a safetensors file into a model, and tells what was not taken as it stands, a line each.
+
+    Patch and position embeddings of other sizes, and patches of another number of channels, are resampled as timm
+    does. The head starts anew where `new_head`, or where its number of classes differs. Raises UserError where the
+    file's weights are of another model.
+    """
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.pretrained: {path} is not a safetensors file: {error}") from None
+    wanted = model.state_dict()
+    heads = tuple(f"{name}." for name in classifier(model))
+    notes: list[str] = []
+    of_head = [name for name in wanted if name.startswith(heads)]
+    if new_head or any(name not in found or found[name].shape != wanted[name].shape for name in of_head):
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(heads)}
+        notes.append(f"{', '.join(classifier(model))}: starts anew")
+    notes += _resample(found, wanted)
+    odd = [name for name in found if name in wanted and found[name].shape != wanted[name].shape]
+    taken = {name: tensor for name, tensor in found.items() if name in wanted and name not in odd}
+    if odd or not taken:
+        told = "; ".join(f"{n} is {list(found[n].shape)}, the model's {list(wanted[n].shape)}" for n in odd[:2])
+        more = f"; and {len(odd) - 2} more" if len(odd) > 2 else ""
+        raise UserError(f"model.pretrained: {path} is of another model: {told or 'no name is the same'}{more}")
+    missing = [name for name in wanted if name not in taken and name not in of_head]
+    unused = [name for name in found if name not in wanted]
+    if missing:
+        notes.append(f"not in the file, so they start anew: {_listed(missing)}")
+    if unused:
+        notes.append(f"in the file, not in the model: {_listed(unused)}")
+    model.load_state_dict(taken, strict=False)
+    return notes
+
+
+def freeze(model: nn.Module, config: ModelConfig) -> list[str]:
+    """Stops training what matches `model.freeze`, or all but the head for `model.linear_probe`; tells how much.
+
+    Raises UserError where a pattern matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in config.freeze:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(f"model.freeze: {pattern} matches no parameter; names are as in {names[-1]}")
+    heads = tuple(f"{name}." for name in classifier(model))
+    frozen = 0
+    for name, parameter in model.named_parameters():
+        probed = config.linear_probe and not name.startswith(heads)
+        if probed or any(re.search(pattern, name) for pattern in config.freeze):
+            parameter.requires_grad_(False)
+            frozen += 1
+    if frozen == len(names):
+        raise UserError("model.freeze: leaves nothing to train")
+    return [f"{frozen} of {len(names)} parameters are frozen"] if frozen else []
+
+
+def classifier(model: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that make logits: timm's, ours, or the last linear one."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    named = cfg.get("classifier") if isinstance(cfg, Mapping) else getattr(cfg, "classifier", None)
+    if named:
+        return (named,) if isinstance(named, str) else tuple(named)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return ("head",) if "head" in linears or not linears else (linears[-1],)
+
+
+def _resample(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
+    """Brings patch and position embeddings to the model's sizes, in place, and tells of it."""
+    from timm.layers import resample_abs_pos_embed, resample_patch_embed
+    from timm.models import adapt_input_conv
+
+    old, new = found.get(_PATCHES), wanted.get(_PATCHES)
+    if old is not None and new is not None and old.ndim == new.ndim == 4 and old.shape[0] == new.shape[0]:
+        if old.shape[1] != new.shape[1] and old.shape[1] == 3:
+            old = adapt_input_conv(new.shape[1], old)
+            yield f"{_PATCHES}: 3 channels brought to {new.shape[1]}"
+        if old.shape[2:] != new.shape[2:]:
+            yield f"{_PATCHES}: resampled from {list(old.shape[2:])} to {list(new.shape[2:])}"
+            old = resample_patch_embed(old, list(new.shape[2:]))
+        found[_PATCHES] = old
+    old, new = found.get(_POSITIONS), wanted.get(_POSITIONS)
+    if old is None or new is None or old.shape == new.shape or old.shape[2:] != new.shape[2:] or old.ndim != 3:
+        return
+    theirs, ours = _prefix(found, old.shape[1]), _prefix(wanted, new.shape[1])
+    if theirs is None or ours is None or theirs != ours:
+        return  # told as of another model
+    side = math.isqrt(new.shape[1] - ours)
+    yield f"{_POSITIONS}: resampled from {old.shape[1]} to {new.shape[1]} tokens"
+    found[_POSITIONS] = resample_abs_pos_embed(old, [side, side], num_prefix_tokens=ours)
+
+
+def _prefix(tensors: Mapping[str, Tensor], tokens: int) -> int | None:
+    """How many of the positions are of class and register tokens, the rest a square; None where it is none."""
+    extra = sum(tensors[name].shape[1] for name in ("cls_token", "reg_token", "dist_token") if name in tensors)
+    for prefix in (extra, 0):
+        if tokens > prefix and math.isqrt(tokens - prefix) ** 2 == tokens - prefix:
+            return prefix
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
