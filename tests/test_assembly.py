@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_dist.assembly import form_of, peak_text, plan_rows, refuse_metrics
+from vit_dist.announcement import peak_text, plan_rows
+from vit_dist.assembly import form_of, refuse_metrics
 from vit_dist.config import BatchConfig, Config, OptimizerConfig
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data, MemorySource, whole

@@ -345,8 +345,8 @@ def test_a_loss_that_takes_class_numbers_alone_is_refused_where_they_are_mixed(
     with pytest.raises(UserError) as caught:
         train(digits(tmp_path / "run", **mixing, loss__name=name))
     assert str(caught.value) == (
-        f"augment.mixup: loss.name {name} takes class numbers alone, not mixed probabilities: use cross_entropy or "
-        "bce, or set augment.mixup and augment.cutmix to 0"
+        f"{next(iter(mixing)).replace('__', '.')}: loss.name {name} takes class numbers alone, not mixed "
+        "probabilities: use cross_entropy or bce, or set augment.mixup and augment.cutmix to 0"
     )
     assert not (tmp_path / "run").exists()
     assert not train(digits(tmp_path / "run", loss__name=name, train__duration="5 updates")).stopped

@@ -211,9 +211,9 @@ def test_noise_is_normal_quantiles_of_split_mix() -> None:
     for seed in (1234567, 0, 2**63 - 1, 2**63 + 5, 2**64 - 1):
         signed = seed - 2**64 if seed >= 2**63 else seed
         found = normal_noise(torch.tensor(signed), torch.arange(500))
-        uniform = np.array([((split_mix(seed, number) >> 40) + 0.5) / 2**24 for number in range(500)])
+        uniform = np.array([((split_mix(seed, number) >> 41) + 0.5) / 2**23 for number in range(500)])
         assert found.dtype == torch.float32
-        np.testing.assert_allclose(found.numpy(), ndtri(uniform), atol=2e-5, rtol=1e-5)
+        np.testing.assert_allclose(found.numpy(), ndtri(uniform), atol=1e-4, rtol=1e-4)
 
 
 def test_erased_pixels_get_noise_of_their_own_and_others_stay() -> None:
@@ -265,7 +265,7 @@ def test_noise_has_the_moments_of_a_standard_normal_and_no_two_pixels_are_alike(
     for one, other in ((noise[..., 1:], noise[..., :-1]), (noise[:, 1:], noise[:, :-1]), (noise[1:], noise[:-1])):
         assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 5 / math.sqrt(one.numel())
     for image in noise:
-        assert len(image.unique()) > 0.999 * image.numel()
+        assert len(image.unique()) > 0.998 * image.numel()
 
 
 def test_mix_is_that_of_pairs() -> None:
@@ -307,3 +307,11 @@ def test_mixed_targets_have_the_part_that_pixels_have() -> None:
     assert found[7].tolist() == [0, 0, 0, 0, 1]
     torch.testing.assert_close(found[0], torch.tensor([0.7, 0, 0, 0.3, 0]))
     torch.testing.assert_close(found[1], torch.tensor([0.3, 0, 0, 0.7, 0]))
+
+
+def test_noise_is_never_infinite() -> None:
+    # The key whose first draw has all its bits set.
+    assert normal_noise(torch.tensor(-5793709449841631159), torch.tensor(0)).isfinite()
+    top = torch.tensor([0, 1, 2**23 - 1])
+    values = 1.4142135623730951 * torch.erfinv((2 * top + 1 - 2**23).float() * 2.0**-23)
+    assert values.isfinite().all()

@@ -29,6 +29,10 @@ def noise(width: int = 40, height: int = 30) -> Image.Image:
 
 
 MEAN = (0.485, 0.456, 0.406)
+KNOWN = (
+    "rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a, trivial, autoaugment-imagenet, autoaugment-cifar10, "
+    "autoaugment-svhn"
+)
 
 
 def cropping(crop_min: float, side: int) -> TrainingTransform:
@@ -316,9 +320,9 @@ def test_steps_are_crop_augmentation_jitter_and_the_users_own_in_turn() -> None:
         ),
         (
             {"auto": "rand-m9-q3"},
-            "augment.auto: timm does not understand rand-m9-q3: Unknown RandAugment config section",
+            f"augment.auto: timm does not understand rand-m9-q3: write it as {KNOWN}",
         ),
-        ({"auto": "v0x"}, "augment.auto: timm does not understand v0x: Unknown AA policy v0x"),
+        ({"auto": "v0x"}, f"augment.auto: timm does not understand v0x: write it as {KNOWN}"),
         (
             {"transform": "tests.test_data_transforms:nosuch"},
             "augment.transform: tests.test_data_transforms:nosuch cannot be imported: module "
@@ -337,3 +341,21 @@ def test_images_in_memory_need_no_transform_where_nothing_is_asked_of_workers() 
     assert training_transform(device_only, MEAN, 16, None) is None
     plain = EvaluationTransform(0.875)
     assert training_transform(device_only, MEAN, 16, plain) is plain
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.zeros(3, 4, 4)
+
+
+def halved(image: Image.Image) -> Image.Image:
+    return image.resize((image.width // 2, image.height // 2))
+
+
+@pytest.mark.parametrize(("name", "found"), [("as_tensor", "Tensor"), ("halved", "10 × 10")])
+def test_a_transform_that_returns_something_else_is_refused(name: str, found: str) -> None:
+    transform = training(AugmentConfig(transform=f"tests.test_data_transforms:{name}"), 20)
+    with pytest.raises(UserError) as caught:
+        transform(noise(), 1, 20)
+    assert str(caught.value) == (
+        f"augment.transform: must return a PIL image of the size that it was given, not {found}"
+    )

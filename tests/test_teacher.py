@@ -212,8 +212,8 @@ def test_a_run_of_other_classes_or_channels_is_refused(
             LossConfig(teacher=str(run)), pictures(channels, classes), STUDENTS, runtime.device, runtime.autocast
         )
     assert str(caught.value) == (
-        f"loss.teacher: {run} knows 10 classes in 1 channels, the data has {classes} in {channels}, or others: "
-        "the two must be the same"
+        f"loss.teacher: {run} knows 10 classes (0, 1, 2 …) in 1 channels, the data is {classes} classes "
+        f"(class 0, class 1, class 2 …) in {channels} channels: take a teacher of the same data"
     )
 
 
@@ -233,7 +233,7 @@ def test_weights_of_another_teacher_are_refused(weights: Path, tmp_path: Path, r
             runtime.device,
             runtime.autocast,
         )
-    assert str(caught.value) == f"{nowhere}: not a safetensors file: No such file or directory: {nowhere}"
+    assert str(caught.value) == f"loss.teacher_weights: {nowhere} does not exist"
 
 
 def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path, runtime: Runtime) -> None:

@@ -34,7 +34,7 @@ from vit_dist.plan import Plan
 from vit_dist.resume import Resumption
 from vit_dist.runtime import Runtime
 from vit_dist.schedules import Schedule, schedule_metric
-from vit_dist.session import Session, versions
+from vit_dist.session import Session, versions, write_status
 from vit_dist.state import TrainState
 from vit_dist.teacher import Autocast, build_teacher
 from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_metrics
@@ -58,7 +58,8 @@ def build(
     form = form_of(config, data)
     plan = Plan.of(config, len(data.splits["train"]), runtime.world_size)
     start = resumption.checkpoint
-    state = _state(start, plan, data.classes)
+    elsewhere = start is not None and config.folder not in start.path.parents
+    state = _state(start, plan, data.classes, elsewhere=elsewhere)
     model, notes = own_model(config, data, form, model, pretrained=start is None)
     form = dataclasses.replace(form, drop_path_depth=drop_path_depth(model))
     flops = forward_flops(model, channels=data.channels, image_size=form.image_size)
@@ -77,7 +78,7 @@ def build(
     }
     clock = Clock(state.train_seconds)
     folder = config.folder
-    lock = claim(folder, config, runtime)
+    lock = claim(folder, config, runtime, state.position)
     metrics = folder / "metrics.jsonl"
     history = read_metrics(metrics) if start is not None and metrics.is_file() else []
     session = Session(
@@ -101,8 +102,8 @@ def build(
         meter=Meter(plan, runtime, clock, flops=flops, matmul=matmul_flops(runtime)),
         trackers=Trackers(config, runtime, console.say),
         parameters=parameter_count(model),
-        saved=state.position if start is not None and folder in start.path.parents else None,
-        history=[line for line in history if line["update"] <= state.position],
+        saved=None if start is None or elsewhere else state.position,
+        history=[line for line in history if line["update"] <= state.position and line.get("split") != "test"],
     )
     announce(session, [*resumption.notes, *notes], start)
     session.trackers.start(state.tracker_id)
@@ -159,7 +160,7 @@ def refuse_metrics(config: Config, data: Data) -> None:
         raise UserError("\n".join(problems))
 
 
-def _state(start: Checkpoint | None, plan: Plan, classes: Sequence[str]) -> TrainState:
+def _state(start: Checkpoint | None, plan: Plan, classes: Sequence[str], *, elsewhere: bool) -> TrainState:
     """Where the run stands. Raises UserError where the plan is not one that goes on from there."""
     if start is None:
         return TrainState()
@@ -175,6 +176,10 @@ def _state(start: Checkpoint | None, plan: Plan, classes: Sequence[str]) -> Trai
     before = start.state["plan"]["updates"]
     if plan.updates < before:
         raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now")
+    if elsewhere:
+        state.best = state.bar = None  # those weights are not in this folder
+    if elsewhere or plan.updates > before:
+        state.stale = 0
     return state
 
 
@@ -204,7 +209,7 @@ def _updater(
     return Updater(prepared, loss, optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average)
 
 
-def claim(folder: Path, config: Config, runtime: Runtime) -> FolderLock | None:
+def claim(folder: Path, config: Config, runtime: Runtime, position: int) -> FolderLock | None:
     """Makes the run's folder and holds it, on rank 0. Raises UserError on all ranks."""
     locks = []
 
@@ -212,6 +217,8 @@ def claim(folder: Path, config: Config, runtime: Runtime) -> FolderLock | None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             locks.append(FolderLock(folder))
+            # Before the config: a finished run that is made longer must not look finished by its new one.
+            write_status(folder, "running", position)
             (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
         except OSError as error:
             raise UserError(f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir") from None

@@ -186,7 +186,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; exact lengths as text."""
-        return {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(self).items()}
+        plain = {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(self).items()}
+        return {**plain, "sizes": [list(one) for one in self.sizes]}
 
 
 def evaluation_slots(length: int, batch_size: int, rank: int, world_size: int) -> Iterator[Slots]:

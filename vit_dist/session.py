@@ -176,11 +176,8 @@ class Session:
 
     def write_status(self, state: str, reason: str | None = None) -> None:
         """status.json: running, finished, stopped or failed."""
-        if not self.runtime.is_main:
-            return
-        values: dict[str, Any] = {"state": state, "update": self.state.position, "pid": os.getpid()}
-        values |= {"host": platform.node(), "time": time.time()}
-        write_json(self.folder / "status.json", {**values, **({"reason": reason} if reason else {})})
+        if self.runtime.is_main:
+            write_status(self.folder, state, self.state.position, reason)
 
     def close(self) -> None:
         """Lets go of workers, trackers, files and the folder."""
@@ -192,6 +189,13 @@ class Session:
         self.journal.close()
         if self.lock is not None:
             self.lock.release()
+
+
+def write_status(folder: Path, state: str, position: int, reason: str | None = None) -> None:
+    """Replaces status.json."""
+    values: dict[str, Any] = {"state": state, "update": position, "pid": os.getpid()}
+    values |= {"host": platform.node(), "time": time.time()}
+    write_json(folder / "status.json", {**values, **({"reason": reason} if reason else {})})
 
 
 def versions() -> dict[str, str]:

@@ -69,17 +69,12 @@ def build_teacher(
     if config.teacher.startswith("timm/"):
         named = ModelConfig(name=config.teacher)
         made = preprocessing(named)
-        own = students
+        forms = [students]
         if made is not None:
             fits = len(made.mean) == data.channels
-            own = Form(made.image_size, *((made.mean, made.std) if fits else (students.mean, students.std)))
-        classes = len(data.classes)
-        try:
-            model = build_model(
-                named, classes=classes, channels=data.channels, image_size=own.image_size, seed=0, trained=False
-            )
-        except UserError as error:
-            raise UserError(f"loss.teacher: {str(error).partition(': ')[2]}") from None
+            theirs = Form(made.image_size, *((made.mean, made.std) if fits else (students.mean, students.std)))
+            forms = [theirs] if fits else [students, theirs]
+        model, own = _built(named, data, forms)
         weights = Path(config.teacher_weights).expanduser()
         if not weights.is_file():
             raise UserError(f"loss.teacher_weights: {weights} does not exist")
@@ -92,6 +87,26 @@ def build_teacher(
             raise UserError(f"loss.teacher: {told}, {differ}: take a teacher of the same data")
         model, own = found.model, found.form
     return Teacher(model, own, students, autocast).to(device)
+
+
+def _built(named: ModelConfig, data: Data, forms: Sequence[Form]) -> tuple[nn.Module, Form]:
+    """A timm teacher for the first of the forms whose size it takes. Raises UserError."""
+    failure = UserError()
+    for form in forms:
+        try:
+            model = build_model(
+                named,
+                classes=len(data.classes),
+                channels=data.channels,
+                image_size=form.image_size,
+                seed=0,
+                trained=False,
+            )
+        except UserError as error:
+            failure = UserError(f"loss.teacher: {str(error).partition(': ')[2]}")
+            continue
+        return model, form
+    raise failure
 
 
 def _kind(classes: Sequence[str], channels: int) -> str:

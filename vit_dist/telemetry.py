@@ -56,7 +56,10 @@ class Journal:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """The lines that count: a `start` line at update u supersedes earlier lines beyond u; a torn line is left out."""
+    """The lines that count: a `start` line at update u supersedes earlier lines beyond u; a torn line is left out.
+
+    It also supersedes evaluations of test, which are of an end that was none.
+    """
     lines: list[Line] = []
     with path.open(encoding="utf-8") as file:
         for text in file:
@@ -65,7 +68,8 @@ def read_metrics(path: Path) -> list[Line]:
             except ValueError:
                 continue
             if line["kind"] == "start":
-                lines = [old for old in lines if old["update"] <= line["update"]]
+                kept = (old for old in lines if old["update"] <= line["update"])
+                lines = [old for old in kept if old.get("split") != "test"]
             lines.append(line)
     return lines
 

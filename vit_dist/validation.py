@@ -189,8 +189,6 @@ def _idle_problems(config: Config) -> Iterator[str]:
     for name in ("distillation", "distillation_weight", "temperature"):
         if not loss.teacher and getattr(loss, name) != getattr(plain, name):
             yield f"loss.{name}: does nothing without loss.teacher: set that too, or leave it out"
-    if loss.label_smoothing and ":" in loss.name:
-        yield f"loss.label_smoothing: {loss.name} does not get it: leave it out"
     schedule = config.schedule
     if schedule.cooldown_end and not schedule.cooldown and schedule.name not in ("cosine", "wsd"):
         yield f"schedule.cooldown_end: {schedule.name} has no cooldown: set schedule.cooldown, or leave it out"
