@@ -119,7 +119,9 @@ def test_rows_of_a_plan() -> None:
         "images": "1 × 8 × 8, mean 0.3053, std 0.376",
         "run": "4853 updates of 32 samples = 120 epochs (the last update has 16 samples)",
         "batch": "micro-batches of 32, 1 per process and update",
-        "rate": "cosine, peak 0.003, warmup 98 updates",
+        "loss": "cross_entropy, smoothing 0.1",
+        "optimizer": "adamw, weight decay 0.5, clip 1",
+        "rate": "cosine, lr 0.003, warmup 98 updates",
     }
 
 
@@ -135,14 +137,60 @@ def test_rows_that_only_some_plans_have() -> None:
         "evaluate__metric": "raw_top1",
     }
     found = rows(3, **changes)
-    assert list(found) == ["model", "data", "images", "run", "batch", "rate", "average", "patience"]
+    assert list(found) == [
+        "model",
+        "data",
+        "images",
+        "run",
+        "batch",
+        "loss",
+        "optimizer",
+        "rate",
+        "average",
+        "patience",
+    ]
     assert list(found.values())[3:] == [
         "10 updates of 100 samples = 0.7728 epochs",
         "micro-batches of 32, 2 per process and update, 92 filler slots per update",
-        "wsd, peak 0.006 (lr 0.003, sqrt in the global batch: 100 over 25), warmup 1 updates, cooldown 2 updates",
+        "cross_entropy, smoothing 0.1",
+        "adamw, weight decay 0.5, clip 1",
+        "wsd, lr 0.006 (lr 0.003, sqrt in the global batch: 100 over 25), warmup 1 updates, cooldown 2 updates",
         "of the weights, decay 0.999 per update",
         "3 evaluations of raw_top1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "text"),
+    [
+        ("loss", {"label_smoothing": 0}, "cross_entropy"),
+        ("loss", {"name": "a.b:c", "label_smoothing": 0}, "a.b:c"),
+        ("loss", {"name": "bce", "label_smoothing": 0.25}, "bce, smoothing 0.25"),
+        ("loss", {"teacher": "runs/a"}, "cross_entropy, smoothing 0.1; 50% hard distillation from runs/a"),
+        (
+            "loss",
+            {"label_smoothing": 0, "teacher": "timm/x", "teacher_weights": "x.safetensors", "distillation": "soft",
+             "distillation_weight": 0.25, "temperature": 3},
+            "cross_entropy; 25% soft distillation at temperature 3 from timm/x",
+        ),
+        ("optimizer", {"name": "timm/lamb", "weight_decay": 0}, "timm/lamb, weight decay 0, clip 1"),
+        ("optimizer", {"name": "sgd", "momentum": 0.5, "clip_norm": 0}, "sgd, weight decay 0.5, clip 0"),
+        (
+            "schedule",
+            {"name": "StepLR", "args": {"step_size": "3 epochs", "gamma": 0.5}, "cooldown": "5 updates"},
+            "StepLR, step_size 3 epochs, gamma 0.5, lr 0.003, warmup 98 updates, cooldown 5 updates",
+        ),
+        (
+            "schedule",
+            {"name": "MultiStepLR", "args": {"milestones": ["30%", "60%"]}, "warmup": "0%"},
+            "MultiStepLR, milestones ['30%', '60%'], lr 0.003, warmup 0 updates",
+        ),
+        ("schedule", {"name": "constant"}, "constant, lr 0.003, warmup 98 updates"),
+    ],
+)  # fmt: skip
+def test_rows_of_what_shapes_learning(row: str, changes: dict[str, Any], text: str) -> None:
+    found = rows(1, **{f"{row}__{name}": value for name, value in changes.items()})
+    assert found["rate" if row == "schedule" else row] == text
 
 
 def test_form_is_the_configs_and_else_the_datas() -> None:

@@ -49,6 +49,7 @@ REQUIRED = {
     "SequentialLR": {"schedulers": "a list", "milestones": LENGTHS},
 }
 FROM_THE_RUN = {"CosineAnnealingLR": {"T_max"}, "CyclicLR": {"max_lr"}, "OneCycleLR": {"max_lr"}}
+OWN = "adamw, adam, sgd, muon"
 INSIDE = "as {name: StepLR, step_size: 30 epochs}"
 everyone = pytest.mark.parametrize("name", SCHEDULERS)
 
@@ -135,6 +136,8 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("OneCycleLR", {"three_phase": True, "pct_start": 1}, {"three_phase": True, "pct_start": 1.0}),
     ("ReduceLROnPlateau", {"metric": "raw_loss", "min_lr": 0}, {"metric": "raw_loss", "min_lr": 0.0}),
     ("LinearLR", {}, {}),
+    ("LinearLR", {"start_factor": 0, "end_factor": "0"}, {"start_factor": 0.0, "end_factor": 0.0}),
+    ("ReduceLROnPlateau", {"metric": "loss", "patience": 0}, {"metric": "loss", "patience": 0}),
 ]
 
 
@@ -214,6 +217,33 @@ def test_presets_take_no_arguments(name: str) -> None:
             "StepLR",
             {"step_size": "1 epochs", "gamma": float("inf")},
             ["schedule.args.gamma: must be a number, not inf"],
+        ),
+        ("ExponentialLR", {"gamma": -0.9}, ["schedule.args.gamma: must be 0 or more, not -0.9"]),
+        (
+            "ReduceLROnPlateau",
+            {"metric": "loss", "patience": -1, "min_lr": "-1e-5", "cooldown": 0},
+            [
+                "schedule.args.patience: must be 0 or more, not -1",
+                "schedule.args.min_lr: must be 0 or more, not '-1e-5'",
+            ],
+        ),
+        (
+            "OneCycleLR",
+            {"max_lr": -1, "three_phase": False},
+            ["schedule.args.max_lr: must be 0 or more, not -1"],
+        ),
+        (
+            "CosineAnnealingWarmRestarts",
+            {"T_0": "-1 epochs"},
+            [f"schedule.args.T_0: must be {LENGTH}, not '-1 epochs'"],
+        ),
+        (
+            "ChainedScheduler",
+            {"schedulers": [{"name": "LinearLR", "start_factor": -0.5}, {"name": "ExponentialLR", "gamma": -1}]},
+            [
+                "schedule.args.schedulers[0].start_factor: must be 0 or more, not -0.5",
+                "schedule.args.schedulers[1].gamma: must be 0 or more, not -1",
+            ],
         ),
         (
             "MultiStepLR",
@@ -323,10 +353,18 @@ def test_problems_name_the_place_that_they_are_told() -> None:
     [
         *[(name, []) for name in OPTIMIZERS],
         ("timm/lamb", []),
-        ("adamw_", ["optimizer.name: no optimizer adamw_ (did you mean adamw?)"]),
+        (
+            "adamw_",
+            ["optimizer.name: no optimizer adamw_ (did you mean adamw?)"],
+        ),
+        (
+            "AdamW",
+            ["optimizer.name: no optimizer AdamW (did you mean adamw?)"],
+        ),
         ("timm", ["optimizer.name: no optimizer timm (did you mean timm/NAME?)"]),
-        ("lion", ["optimizer.name: no optimizer lion; known: adamw, adam, sgd, muon, timm/NAME"]),
-        ("", ["optimizer.name: no optimizer ; known: adamw, adam, sgd, muon, timm/NAME"]),
+        ("lion", [f"optimizer.name: no optimizer lion; known: {OWN}, timm/NAME; if timm has it: timm/lion"]),
+        ("LAMB", [f"optimizer.name: no optimizer LAMB; known: {OWN}, timm/NAME; if timm has it: timm/lamb"]),
+        ("", [f"optimizer.name: no optimizer ; known: {OWN}, timm/NAME"]),
     ],
 )
 def test_problems_of_an_optimizers_name(name: str, problems: list[str]) -> None:

@@ -45,8 +45,25 @@ MEANT = {
     "--workers": ("data.workers", "7", 7),
     "--warmup_steps": ("schedule.warmup", "7", "7 updates"),
     "--mixed_precision": ("train.precision", "fp32", "fp32"),
+    "--scheduler": ("schedule.name", "wsd", "wsd"),
+    "--sched": ("schedule.name", "constant", "constant"),
+    "--opt": ("optimizer.name", "sgd", "sgd"),
+    "--optimizer": ("optimizer.name", "muon", "muon"),
+    "--momentum": ("optimizer.momentum", "0.7", 0.7),
+    "--layer-decay": ("optimizer.layer_decay", "0.7", 0.7),
+    "--warmup-epochs": ("schedule.warmup", "7", "7 epochs"),
+    "--warmup_epochs": ("schedule.warmup", "7", "7 epochs"),
+    "--ema": ("train.ema", "0.7", 0.7),
+    "--model-ema-decay": ("train.ema", "0.7", 0.7),
+    "--smoothing": ("loss.label_smoothing", "0.7", 0.7),
+    "--label-smoothing": ("loss.label_smoothing", "0.7", 0.7),
+    "--label_smoothing": ("loss.label_smoothing", "0.7", 0.7),
+    "--drop-path": ("model.drop_path", "0.7", 0.7),
+    "--patience": ("evaluate.patience", "7", 7),
     "--amp": ("train.precision", "", "bf16"),
 }
+# What a flag needs beside it.
+BESIDE = {"--momentum": ("--optimizer.name", "sgd")}
 
 
 def config(*arguments: str) -> Config:
@@ -101,11 +118,11 @@ def test_config_works_wherever_it_stands_and_flags_win(arguments: tuple[str, ...
 
 def test_config_takes_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("optimizer:\n  lr: 1e-2\n  momentum: 0.5\n")
+    path.write_text("optimizer:\n  name: sgd\n  lr: 1e-2\n  momentum: 0.5\n")
     found = config("--optimizer.momentum", "0.25", "--config", str(path))
     assert (found.optimizer.lr, found.optimizer.momentum, found.run.name) == (0.01, 0.25, f"mine-{found.identity()}")
     assert refusal("--config") == "--config: needs a recipe's name or a file"
-    assert refusal("--config", "nosuch").startswith("--config nosuch: neither a file nor a shipped recipe (digits, ")
+    assert refusal("--config", "nosuch").startswith("--config nosuch: neither a file nor a shipped recipe (cifar10, ")
 
 
 def test_keyword_arguments_of_a_model() -> None:
@@ -172,28 +189,66 @@ class Headed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "patterns", "rates"),
+    ("arguments", "patterns", "rates", "decays"),
     [
-        (("--optimizer.overrides.head.lr", "1e-4"), ["head"], {0.003, 1e-4}),
-        (("--optimizer.overrides.head.lr=1e-4",), ["head"], {0.003, 1e-4}),
-        (("--optimizer.overrides.^head.lr", "1e-4"), ["^head"], {0.003, 1e-4}),
-        (("--optimizer.overrides.head", "{lr: 1e-4, weight_decay: 0}"), ["head"], {0.003, 1e-4}),
-        # A pattern with a dot in it needs this form.
-        (("--optimizer.overrides", "{head.weight: {lr: 1e-4}}"), ["head.weight"], {0.003, 1e-4}),
+        (
+            ("--optimizer.overrides.head.lr", "1e-4"),
+            ["head"],
+            {0.003, 1e-4},
+            {"decayed, head": 0.5, "not decayed, head": 0.0},
+        ),
+        (
+            ("--optimizer.overrides.head.lr=1e-4",),
+            ["head"],
+            {0.003, 1e-4},
+            {"decayed, head": 0.5, "not decayed, head": 0.0},
+        ),
+        (
+            ("--optimizer.overrides.^head.lr", "1e-4"),
+            ["^head"],
+            {0.003, 1e-4},
+            {"decayed, ^head": 0.5, "not decayed, ^head": 0.0},
+        ),
+        (
+            ("--optimizer.overrides.head", "{lr: 1e-4, weight_decay: 0}"),
+            ["head"],
+            {0.003, 1e-4},
+            {"not decayed, head": 0.0},
+        ),
+        (
+            ("--optimizer.overrides.head", "{lr: 1e-4, weight_decay: 0.25}"),
+            ["head"],
+            {0.003, 1e-4},
+            {"decayed, head": 0.25},
+        ),
+        (
+            ("--optimizer.overrides", "{head.weight: {lr: 1e-4}}"),
+            ["head.weight"],
+            {0.003, 1e-4},
+            {"decayed, head.weight": 0.5},
+        ),
+        (
+            ("--optimizer.overrides.head.weight.lr", "1e-4"),
+            ["head.weight"],
+            {0.003, 1e-4},
+            {"decayed, head.weight": 0.5},
+        ),
         (
             ("--optimizer.overrides.head.lr", "1e-4", "--optimizer.overrides.body.lr", "2e-4"),
             ["head", "body"],
             {1e-4, 2e-4},
+            {"decayed, head": 0.5, "not decayed, head": 0.0, "decayed, body": 0.5, "not decayed, body": 0.0},
         ),
     ],
 )
-def test_overrides_of_an_optimizer(arguments: tuple[str, ...], patterns: list[str], rates: set[float]) -> None:
+def test_overrides_of_an_optimizer(
+    arguments: tuple[str, ...], patterns: list[str], rates: set[float], decays: dict[str, float]
+) -> None:
     optimizer = config(*arguments).optimizer
     assert list(optimizer.overrides) == patterns
     groups = build_optimizer(optimizer, Headed(), optimizer.lr).param_groups
     assert sorted({group["lr"] for group in groups}) == pytest.approx(sorted(rates))
-    own = [group["weight_decay"] for group in groups if group["lr"] != 0.003 and "not decayed" not in group["name"]]
-    assert own == [0.0 if "weight_decay" in arguments[-1] else 0.5] * len(patterns)
+    assert {group["name"]: group["weight_decay"] for group in groups if group["lr"] != 0.003} == decays
 
 
 @pytest.mark.parametrize(
@@ -224,12 +279,20 @@ def test_overrides_that_are_none(arguments: tuple[str, ...], text: str) -> None:
 def test_a_flag_of_habit_is_answered_with_the_flag_that_does_it_here(flag: str) -> None:
     field, given, value = MEANT[flag]
     answer = refusal(flag, given)
-    assert answer == f"{flag}: here it is {HABITS[flag].format(given)}"
+    assert answer == f"{flag}: here it is {HABITS[flag].replace('{}', given)}"
     assert refusal(f"{flag}={given}") == answer
     assert config().fields()[field] != value
-    advice = shlex.split(answer.partition("here it is ")[2])
+    advice = shlex.split(answer.partition("here it is ")[2].partition(", or ")[0])
     assert advice[0] == f"--{field}"
-    assert config(*advice).fields()[field] == value
+    assert config(*advice, *BESIDE.get(flag, ())).fields()[field] == value
+
+
+@pytest.mark.parametrize("flag", ["--opt", "--optimizer"])
+def test_an_optimizer_of_habit_may_be_one_of_timms(flag: str) -> None:
+    assert refusal(flag, "lamb") == f"{flag}: here it is --optimizer.name lamb, or timm/lamb for one of timm's"
+    assert refusal(f"{flag}=lamb") == refusal(flag, "lamb")
+    assert refusal(flag) == f"{flag}: here it is --optimizer.name X, or timm/X for one of timm's"
+    assert config("--optimizer.name", "timm/lamb").optimizer.name == "timm/lamb"
 
 
 def test_every_habit_is_answered_with_flags_that_exist() -> None:
@@ -252,7 +315,8 @@ def test_names_in_habits_are_never_flags_of_ours(flag: str) -> None:
     [
         (["--optimzer.lr", "1"], "--optimzer.lr: no such flag; did you mean --optimizer.lr?"),
         (["--dropout", "0.1"], "--dropout: no such flag; did you mean --model.dropout?"),
-        (["--label_smoothing=0.1"], "--label_smoothing: no such flag; did you mean --loss.label_smoothing?"),
+        (["--label_smoothing=0.1"], "--label_smoothing: here it is --loss.label_smoothing 0.1"),
+        (["--cooldown_power=2"], "--cooldown_power: no such flag; did you mean --schedule.cooldown_power?"),
         (["--foo"], "--foo: no such flag; see --help for all flags"),
         (["--resume", "--foo"], "--resume: here it is --run.resume X\n--foo: no such flag; see --help for all flags"),
         (["--optimizer.lr"], "argument --optimizer.lr: expected one argument"),
@@ -392,3 +456,42 @@ def test_flags_of_one_mapping_add_up_and_their_spelling_does_not_matter() -> Non
         parse(["--schedule.args", "3"])
     with pytest.raises(UserError, match=r"^--schedule.args: not YAML: "):
         parse(["--schedule.args", "{a: ["])
+
+
+def test_flags_of_mappings_add_up_with_the_recipes_and_the_last_of_a_name_counts(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("schedule: {name: StepLR, args: {step_size: 1 epochs, gamma: 0.25}}\n")
+    found = config("--schedule.args.gamma=0.75", "--config", str(path), "--schedule.args.gamma", "0.5")
+    assert found.schedule.args == {"step_size": "1 epochs", "gamma": 0.5}
+    named = ("--model.name", "timm/x")
+    whole = config("--model.args", "{a: 1, b: {c: 2}}", *named, "--model.args.a=3", "--model.args.b", "{d: 4}")
+    assert whole.model.args == {"a": 3, "b": {"c": 2, "d": 4}}
+    later = config("--optimizer.overrides.head.lr", "1", "--optimizer.overrides", "{head: {lr: 2}, body: {lr: 3}}")
+    assert later.optimizer.overrides == {"head": {"lr": 2}, "body": {"lr": 3}}
+    pattern = config("--optimizer.overrides.blocks.0", "{lr: 1}", "--optimizer.overrides.blocks.0.weight_decay=0")
+    assert pattern.optimizer.overrides == {"blocks.0": {"lr": 1, "weight_decay": 0}}
+
+
+def test_what_is_wrong_with_a_flag_of_a_mapping_is_one_line() -> None:
+    assert refusal("--model.args=") == "--model.args: must be a mapping, as {name: value}, not ''"
+    assert refusal("--optimizer.args", "[1]") == "--optimizer.args: must be a mapping, as {name: value}, not '[1]'"
+    assert refusal("--schedule.args.gamma") == "--schedule.args.gamma: needs a value"
+    problem = refusal("--optimizer.overrides.head.lr", "[1")
+    assert problem.startswith("--optimizer.overrides.head.lr: not YAML: while parsing a flow sequence")
+    assert "\n" not in problem
+
+
+def test_later_flags_of_a_mapping_count_and_none_swallows_another() -> None:
+    three = config(
+        "--optimizer.overrides.head.lr",
+        "1",
+        "--optimizer.overrides",
+        "{head: {lr: 2}}",
+        "--optimizer.overrides.head.lr=3",
+    )
+    assert three.optimizer.overrides == {"head": {"lr": 3}}
+    two = config("--optimizer.overrides", "{head: {lr: 2}}", "--optimizer.overrides", "{body: {lr: 1}}")
+    assert two.optimizer.overrides == {"head": {"lr": 2}, "body": {"lr": 1}}
+    assert refusal("--optimizer.overrides.head.lr", "--run.seed", "5") == "--optimizer.overrides.head.lr: needs a value"
+    mended = config("--optimizer.overrides.head", "1", "--optimizer.overrides.head.lr", "1")
+    assert mended.optimizer.overrides == {"head": {"lr": 1}}

@@ -22,9 +22,11 @@ FREE = {
     "data.workers", "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers",
     "log.project", "log.entity", "log.group", "log.tags",
 }  # fmt: skip
-UNIT = 'a length with its unit, as "20 epochs", "5000 updates", "1e6 samples" or "5%"'
+WHOLE = 'a length with its unit, as "20 epochs", "5000 updates", "1e6 samples"'
+UNIT = f'{WHOLE} or "5%"'
 BETWEEN = "must be between 0 and 1, not"
 OVERRIDE = "optimizer.overrides.head: must be lr or weight_decay with their numbers, as {lr: 1e-4}"
+IDLE = "does nothing without loss.teacher: set that too, or leave it out"
 TEACHER_WEIGHTS = "loss.teacher_weights: only for loss.teacher timm/NAME; a run or checkpoint has its own"
 
 
@@ -50,10 +52,13 @@ def refusal(values: Any) -> str:
         ({"optimizer": {"lr": None}}, "optimizer.lr: must be a number, not None"),
         ({"optimizer": {"lr": 0}}, "optimizer.lr: must be above 0, not 0.0"),
         ({"optimizer": {"decay_all": 1}}, "optimizer.decay_all: must be true or false, not 1"),
-        ({"optimizer": {"name": "adamx"}}, "optimizer.name: no optimizer adamx (did you mean adam?)"),
         (
-            {"optimizer": {"name": "lion"}},
-            "optimizer.name: no optimizer lion; known: adamw, adam, sgd, muon, timm/NAME",
+            {"optimizer": {"name": "adamx"}},
+            "optimizer.name: no optimizer adamx (did you mean adam?)",
+        ),
+        (
+            {"optimizer": {"name": "Lion"}},
+            "optimizer.name: no optimizer Lion; known: adamw, adam, sgd, muon, timm/NAME; if timm has it: timm/lion",
         ),
         ({"optimizer": {"betas": 0.9}}, "optimizer.betas: must be a list of numbers, not 0.9"),
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: adamw has two, not [0.9]"),
@@ -65,6 +70,10 @@ def refusal(values: Any) -> str:
         (
             {"optimizer": {"momentum": 0.9}},
             "optimizer.momentum: adamw has optimizer.betas in its place: leave it empty",
+        ),
+        (
+            {"optimizer": {"name": "adam", "momentum": 0}},
+            "optimizer.momentum: adam has optimizer.betas in its place: leave it empty",
         ),
         ({"optimizer": {"momentum": "much"}}, "optimizer.momentum: must be a number or empty, not 'much'"),
         ({"optimizer": {"name": "sgd", "momentum": -0.1}}, f"optimizer.momentum: {BETWEEN} -0.1"),
@@ -128,6 +137,15 @@ def refusal(values: Any) -> str:
             {"model": {"patch_size": 16}, "data": {"image_size": 28}},
             "model.patch_size: 16 does not divide an image of 28 pixels: set model.patch_size 14 or data.image_size 32",
         ),
+        (
+            {"model": {"patch_size": 16, "patch_stride": 12}, "data": {"image_size": 32}},
+            "model.patch_stride: 12 does not divide an image of 32 pixels: "
+            "set model.patch_stride 8 or data.image_size 36",
+        ),
+        (
+            {"model": {"patch_size": 8, "patch_stride": 16}, "data": {"image_size": 32}},
+            "model.patch_stride: 16 is more than model.patch_size 8: pixels would be left out",
+        ),
         ({"model": {"dropout": 1.5}}, f"model.dropout: {BETWEEN} 1.5"),
         ({"model": {"attention_dropout": -0.1}}, f"model.attention_dropout: {BETWEEN} -0.1"),
         ({"model": {"drop_path": 2}}, "model.drop_path: must be at least 0 and below 1, not 2.0"),
@@ -152,9 +170,20 @@ def refusal(values: Any) -> str:
         ({"loss": {"teacher_weights": "a.safetensors"}}, TEACHER_WEIGHTS),
         ({"loss": {"teacher": "runs/a", "teacher_weights": "a.safetensors"}}, TEACHER_WEIGHTS),
         ({"loss": {"distillation": "warm"}}, "loss.distillation: must be hard or soft, not 'warm'"),
-        ({"loss": {"distillation_weight": 1.5}}, f"loss.distillation_weight: {BETWEEN} 1.5"),
-        ({"loss": {"temperature": 0}}, "loss.temperature: must be above 0, not 0.0"),
+        ({"loss": {"teacher": "runs/a", "distillation_weight": 1.5}}, f"loss.distillation_weight: {BETWEEN} 1.5"),
+        ({"loss": {"teacher": "runs/a", "temperature": 0}}, "loss.temperature: must be above 0, not 0.0"),
+        ({"loss": {"distillation": "soft"}}, f"loss.distillation: {IDLE}"),
+        ({"loss": {"distillation_weight": 0}}, f"loss.distillation_weight: {IDLE}"),
+        ({"loss": {"temperature": 2}}, f"loss.temperature: {IDLE}"),
         ({"schedule": {"cooldown_end": 7}}, f"schedule.cooldown_end: {BETWEEN} 7.0"),
+        (
+            {"schedule": {"name": "constant", "cooldown_end": 0.1}},
+            "schedule.cooldown_end: constant has no cooldown: set schedule.cooldown, or leave it out",
+        ),
+        (
+            {"schedule": {"name": "LinearLR", "cooldown": "", "cooldown_end": 1}},
+            "schedule.cooldown_end: LinearLR has no cooldown: set schedule.cooldown, or leave it out",
+        ),
         ({"schedule": {"cooldown_power": 0}}, "schedule.cooldown_power: must be above 0, not 0.0"),
         ({"schedule": {"name": "cosin"}}, "schedule.name: no schedule cosin (did you mean cosine?)"),
         ({"schedule": {"name": "OneCycle"}}, "schedule.name: no schedule OneCycle (did you mean OneCycleLR?)"),
@@ -166,6 +195,10 @@ def refusal(values: Any) -> str:
         (
             {"schedule": {"name": "StepLR", "args": {"step_size": 30}}},
             'schedule.args.step_size: must be a length with its unit, as "30 epochs", not 30',
+        ),
+        (
+            {"schedule": {"name": "ExponentialLR", "args": {"gamma": "-1e-1"}}},
+            "schedule.args.gamma: must be 0 or more, not -0.1",
         ),
         ({"train": {"ema": 1}}, "train.ema: must be at least 0 and below 1, not 1.0"),
         ({"train": {"ema": -0.1}}, "train.ema: must be at least 0 and below 1, not -0.1"),
@@ -185,7 +218,7 @@ def refusal(values: Any) -> str:
         ({"data": {"mean": [0.5]}}, "data.std: has 0 values where data.mean has 1: give both per channel"),
         ({"data": {"mean": [0.5], "std": [0]}}, "data.std: must be above 0, not [0.0]"),
         ({"log": {"tags": "a"}}, "log.tags: must be a list of texts, not 'a'"),
-        ({"train": {"duration": 20}}, f"train.duration: {UNIT}, not '20'"),
+        ({"train": {"duration": 20}}, f"train.duration: {WHOLE}, not '20'"),
         (
             {"train": {"duration": "5%"}},
             "train.duration: needs epochs, updates or samples, not a part of itself ('5%')",
@@ -219,7 +252,7 @@ def test_all_that_is_wrong_is_said_at_once_a_line_each() -> None:
         "model.patch_size: 5 does not divide an image of 12 pixels: set model.patch_size 4 or data.image_size 10",
         "model.width: 10 is not divisible by model.heads 4",
         "data.std: has 1 values where data.mean has 2: give both per channel",
-        f"train.duration: {UNIT}, not '20'",
+        f"train.duration: {WHOLE}, not '20'",
     ]
 
 
@@ -269,6 +302,27 @@ def test_all_that_is_wrong_with_what_shapes_learning_is_said_at_once() -> None:
     ]
 
 
+def test_all_that_would_do_nothing_is_said_at_once() -> None:
+    values = {
+        "loss": {
+            "teacher_weights": "a.safetensors",
+            "distillation": "soft",
+            "distillation_weight": 0.25,
+            "temperature": 3,
+        },
+        "optimizer": {"name": "sgd", "betas": [0.9, 0.95]},
+        "schedule": {"name": "StepLR", "cooldown_end": 0.1, "args": {"step_size": "5%"}},
+    }
+    assert refusal(values).splitlines() == [
+        "optimizer.betas: sgd has none: leave it empty",
+        TEACHER_WEIGHTS,
+        f"loss.distillation: {IDLE}",
+        f"loss.distillation_weight: {IDLE}",
+        f"loss.temperature: {IDLE}",
+        "schedule.cooldown_end: StepLR has no cooldown: set schedule.cooldown, or leave it out",
+    ]
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -279,11 +333,18 @@ def test_all_that_is_wrong_with_what_shapes_learning_is_said_at_once() -> None:
         {"optimizer": {"betas": [0, 0.999]}},
         {"optimizer": {"layer_decay": 1e-3}},
         {"optimizer": {"overrides": {"^head|norm$": {"lr": 1e-4}, "x": {"weight_decay": 0, "lr": 0}}}},
-        {"loss": {"name": "my.module:function"}},
+        {"loss": {"name": "my.module:function", "label_smoothing": 0.1}},
         {"loss": {"teacher": "timm/x", "teacher_weights": "x.safetensors"}},
         {"loss": {"teacher": "runs/a", "distillation_weight": 0}},
-        {"loss": {"distillation_weight": 1, "temperature": 1e-3}},
+        {"loss": {"teacher": "runs/a", "distillation": "soft", "distillation_weight": 1, "temperature": 1e-3}},
+        {"loss": {"distillation": "hard", "distillation_weight": 0.5, "temperature": 1}},
+        {"loss": {"name": "bce", "label_smoothing": 0.1}},
+        {"model": {"patch_size": 16, "patch_stride": 8}, "data": {"image_size": 40}},
         {"schedule": {"cooldown": ""}},
+        {"schedule": {"name": "cosine", "cooldown_end": 0.1}},
+        {"schedule": {"name": "wsd", "cooldown_end": 0.1}},
+        {"schedule": {"name": "constant", "cooldown": "5%", "cooldown_end": 0.1}},
+        {"schedule": {"name": "ExponentialLR", "args": {"gamma": 0}}},
         {"schedule": {"cooldown": "0%", "cooldown_end": 1, "cooldown_power": 0.1, "warmup": "0 updates"}},
         {"schedule": {"name": "StepLR", "args": {"step_size": "30 epochs"}}},
         {"train": {"ema": 0.999999}},
@@ -367,6 +428,19 @@ def test_without_a_recipe_it_is_digits_and_folder_where_a_root_is_set() -> None:
     folder = Config.load(None, {"data.root": "/pictures"})
     assert folder == Config.load("folder", {"data.root": "/pictures"})
     assert (folder.data.name, folder.data.root, folder.augment.crop_min) == ("folder", "/pictures", 0.35)
+    assert Config.load(None, {"data.name": "nosuch"}).run.name.startswith("folder-")
+
+
+def test_without_a_recipe_weights_to_start_from_take_finetune() -> None:
+    weights = {"model.pretrained": "timm"}
+    tuned = Config.load(None, weights)
+    assert tuned == Config.load("finetune", weights)
+    assert (tuned.data.name, tuned.optimizer.layer_decay, tuned.model.pretrained) == ("folder", 0.75, "timm")
+    rooted = {**weights, "data.root": "/pictures"}
+    assert Config.load(None, rooted) == Config.load("finetune", rooted)
+    named = {**weights, "data.name": "cifar10"}
+    assert Config.load(None, named) == Config.load("finetune", named)
+    assert Config.load(None, {"model.pretrained": ""}) == Config.load("digits")
 
 
 @pytest.mark.parametrize(
@@ -398,22 +472,49 @@ def test_a_file_that_is_no_config_is_refused_with_its_path(tmp_path: Path) -> No
     assert "line 1, column 19" in str(error.value)
 
 
+# The data set of each recipe.
+DATA = {
+    "cifar10": "cifar10",
+    "cifar100": "cifar100",
+    "cifar10_fast": "cifar10",
+    "digits": "digits",
+    "fashion_mnist": "fashion_mnist",
+    "finetune": "folder",
+    "folder": "folder",
+    "imagenet_deit3_b16": "folder",
+    "imagenet_deit3_s16": "folder",
+    "imagenet_vit_s16_300ep": "folder",
+    "imagenet_vit_s16_90ep": "folder",
+    "mnist": "mnist",
+    "mnist_reference": "mnist",
+}
+
+
 @pytest.mark.parametrize("recipe", SHIPPED)
 def test_shipped_recipes_load(recipe: str) -> None:
     config = Config.load(recipe)
     assert find_recipe(recipe) == RECIPES / f"{recipe}.yaml"
-    assert config.data.name in ("digits", "mnist", "fashion_mnist", "folder")
-    assert {"digits", "folder", "mnist", "mnist_reference"} <= set(SHIPPED)
+    assert config.data.name == DATA[recipe]
+    assert set(SHIPPED) == set(DATA)
     assert config.run.name == f"{recipe}-{config.identity()}"
     given = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
     fields = config.fields()
     for section, values in given.items():
         for name, value in values.items():
-            assert str(fields[f"{section}.{name}"]) == str(value) or fields[f"{section}.{name}"] == float(value)
+            assert is_read(fields[f"{section}.{name}"], value)
+
+
+def is_read(found: Any, given: Any) -> bool:
+    """Whether a value is the one that YAML has, which leaves 1e-4 as a text."""
+    if isinstance(given, dict):
+        return found.keys() == given.keys() and all(is_read(found[name], one) for name, one in given.items())
+    return str(found) == str(given) or found == float(given)
 
 
 # Other values of fields that do not take just any.
 OTHERS: dict[str, Any] = {
+    "augment.transform": "x:y",
+    "augment.sizes": ["16 for 5%"],
     "loss.name": "bce",
     "loss.teacher": "timm/y",
     "optimizer.name": "timm/x",
@@ -459,7 +560,7 @@ def everything() -> dict[str, Any]:
     values["data"] |= {"mean": [0.5], "std": [0.25]}
     values["loss"] |= {"teacher": "timm/x", "teacher_weights": "x.safetensors"}
     values["optimizer"] |= {"name": "muon"}
-    values["schedule"] |= {"name": "LinearLR", "args": {"total_iters": "5 updates"}}
+    values["schedule"] |= {"name": "LinearLR", "cooldown": "5 updates", "args": {"total_iters": "5 updates"}}
     return values
 
 
@@ -586,9 +687,15 @@ def test_a_seed_that_no_key_holds_is_refused() -> None:
         Config.from_dict({"run": {"seed": 2**63}})
 
 
-def test_a_data_sets_name_alone_takes_its_recipe() -> None:
-    assert Config.load(None, {"data.name": "mnist"}).model.patch_size == 7
-    assert Config.load(None, {"data.name": "cifar10"}).run.name.startswith("folder-")
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "folder"])
+def test_a_data_sets_name_alone_takes_its_recipe(name: str) -> None:
+    alone = Config.load(None, {"data.name": name})
+    assert alone == Config.load(name)
+    assert alone.run.name.startswith(f"{name}-")
+    rooted = Config.load(None, {"data.name": name, "data.root": "/pictures"})
+    assert rooted == Config.load(name, {"data.root": "/pictures"})
+    patches = {"digits": 4, "mnist": 7, "fashion_mnist": 7, "cifar10": 4, "cifar100": 4, "folder": 16}
+    assert alone.model.patch_size == patches[name]
 
 
 SIZE = 'augment.sizes: must be a side for a length of the run, as "128 for 40%", not'
@@ -613,7 +720,7 @@ SIZE = 'augment.sizes: must be a side for a length of the run, as "128 for 40%",
         ({"mix_switch": -1}, f"augment.mix_switch: {BETWEEN} -1.0"),
         ({"repeats": 0}, "augment.repeats: must be above 0, not 0"),
         ({"repeats": 2.5}, "augment.repeats: must be a whole number, not 2.5"),
-        ({"repeats": 129}, "augment.repeats: 129 copies are more than batch.global_size 128"),
+        ({"repeats": 65}, "augment.repeats: 65 copies are more than half of batch.global_size 128"),
         ({"transform": "flip"}, "augment.transform: must be package.module:function, not 'flip'"),
         ({"sizes": "160 for 40%"}, "augment.sizes: must be a list of texts, not '160 for 40%'"),
         ({"sizes": ["160"]}, f"{SIZE} '160'"),
@@ -626,18 +733,45 @@ SIZE = 'augment.sizes: must be a side for a length of the run, as "128 for 40%",
         ({"sizes": ["160 for 0%"]}, "augment.sizes: must be for more than nothing, not '160 for 0%'"),
         (
             {"sizes": ["160 for 40%", "200 for 5%"]},
-            "model.patch_size: 16 does not divide an image of 200 pixels: "
-            "set model.patch_size 20 or data.image_size 192",
+            "augment.sizes: 16 does not divide an image of 200 pixels: set 192",
         ),
+        (
+            {"sizes": ["200 for 5%", "160 for 4%", " 200 for 3%"]},
+            "augment.sizes: 16 does not divide an image of 200 pixels: set 192",
+        ),
+        ({"sizes": ["5 for 5%"]}, "augment.sizes: 16 does not divide an image of 5 pixels: set 16"),
     ],
 )
 def test_bad_augmentation_is_named_in_one_line(values: dict[str, Any], text: str) -> None:
     assert refusal({"augment": values}) == text
 
 
+def test_sizes_that_patches_do_not_fit_are_said_once_each() -> None:
+    values: dict[str, Any] = {
+        "model": {"patch_size": 16, "patch_stride": 12},
+        "data": {"image_size": 50},
+        "augment": {"sizes": ["40 for 5%", "24 for 5%", "x", "50 for 5%", "40 for 0%"]},
+    }
+    assert refusal(values).splitlines() == [
+        "model.patch_stride: 12 does not divide an image of 50 pixels: set model.patch_stride 10 or data.image_size 48",
+        "augment.sizes: 12 does not divide an image of 40 pixels: set 36",
+        "augment.sizes: 12 does not divide an image of 50 pixels: set 48",
+        f"{SIZE} 'x'",
+        "augment.sizes: must be for more than nothing, not '40 for 0%'",
+    ]
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 1), (2, 1), (3, 1), (4, 2), (9, 4), (128, 64)])
+def test_copies_leave_two_samples_in_a_batch(size: int, most: int) -> None:
+    values = {"batch": {"global_size": size}, "augment": {"repeats": most}}
+    assert Config.from_dict(values).augment.repeats == most
+    values["augment"]["repeats"] += 1
+    assert refusal(values) == f"augment.repeats: {most + 1} copies are more than half of batch.global_size {size}"
+
+
 def test_augmentation_at_its_bounds_is_taken() -> None:
     augment = {
-        "rotate": 180, "translate": 1, "scale": "0.99", "erasing": 1, "mix_prob": 0, "mix_switch": 1, "repeats": 128,
+        "rotate": 180, "translate": 1, "scale": "0.99", "erasing": 1, "mix_prob": 0, "mix_switch": 1, "repeats": 64,
         "sizes": ["160 for 40%", " 192 for 1e3 samples", "16 for 12.5 %"],
     }  # fmt: skip
     config = Config.from_dict({"augment": augment})

@@ -179,16 +179,18 @@ SMALL = [
 ]
 PRINTED = """\
 plan of small, on {processes} × fp32
-  model     vit_tiny, 18.2 k parameters, 140 kFLOP per image forward
-  data      train 1,294, test 359, val 144; 10 classes
-  images    1 × 8 × 8, mean 0.3053, std 0.376
-  run       8 updates of 100 samples = 0.6182 epochs
-  batch     micro-batches of 32, {window}
-  rate      wsd, peak 0.003, warmup 2 updates, cooldown 2 updates
-  average   of the weights, decay 0.99 per update
-  patience  3 evaluations of loss
-  memory    about X MiB per process, beside the device's own: weights 0.1 MiB, gradients 0.1 MiB, \
-optimizer 0.1 MiB, average 0.1 MiB, activations of 32 slots X MiB
+  model      vit_tiny, 18.2 k parameters, 140 kFLOP per image forward
+  data       train 1,294, test 359, val 144; 10 classes
+  images     1 × 8 × 8, mean 0.3053, std 0.376
+  run        8 updates of 100 samples = 0.6182 epochs
+  batch      micro-batches of 32, {window}
+  loss       cross_entropy, smoothing 0.1
+  optimizer  adamw, weight decay 0.5, clip 1
+  rate       wsd, lr 0.003, warmup 2 updates, cooldown 2 updates
+  average    of the weights, decay 0.99 per update
+  patience   3 evaluations of loss
+  memory     about X MiB per process, beside what Python, torch and the device need: weights 0.1 MiB, \
+gradients 0.1 MiB, optimizer 0.1 MiB, average 0.1 MiB, activations of 32 slots X MiB
 parameters
   not decayed        20 tensors, 928 values, weight decay 0, peak rate 0.003
   decayed            9 tensors, 16,896 values, weight decay 0.5, peak rate 0.003
@@ -221,7 +223,7 @@ def picture(path: Path) -> tuple[str | None, tuple[int, int], int]:
     [
         ([], 1, "4 per process and update, 28 filler slots per update", "plan.png"),
         (["--processes", "3"], 3, "2 per process and update, 92 filler slots per update", "plan.png"),
-        (["--processes=2", "--png", "rate.jpg"], 2, "2 per process and update, 28 filler slots per update", "rate.jpg"),
+        (["--processes=2", "--png", "rate.PNG"], 2, "2 per process and update, 28 filler slots per update", "rate.PNG"),
     ],
 )
 def test_plan_prints_every_number_draws_the_rate_and_makes_no_run(
@@ -271,13 +273,18 @@ def test_plan_leaves_a_runs_folder_alone(
             ["--png", "missing/rate.png"],
             "--png missing/rate.png: cannot be written: No such file or directory: name another file",
         ),
-        (["--png", "."], "--png .: cannot be written: Is a directory: name another file"),
+        (["--png", "rate.jpg"], "--png: the picture is a PNG: name it so, not rate.jpg"),
+        (["--png=ratepng"], "--png: the picture is a PNG: name it so, not ratepng"),
+        (["--png", "."], "--png: the picture is a PNG: name it so, not ."),
         (["--schedule.name", "cosin"], "schedule.name: no schedule cosin (did you mean cosine?)"),
-        (["--optimizer.name", "sdg"], "optimizer.name: no optimizer sdg (did you mean sgd?)"),
+        (
+            ["--optimizer.name", "sdg"],
+            "optimizer.name: no optimizer sdg (did you mean sgd?)",
+        ),
         (
             ["--model.name", "vit_tny"],
             "model.name: no model vit_tny; did you mean vit_tiny? known: vit_tiny, vit_small, vit_base, vit_large, "
-            "timm/NAME, package.module:function",
+            "vit_huge, timm/NAME, package.module:function",
         ),
         (["--data.name", "digit"], "data.name: no data set digit (did you mean digits?)"),
         (
@@ -313,6 +320,33 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert main(["plan", *SMALL, *arguments]) == 2
     assert capsys.readouterr().err == f"vit-dist: {text}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rate.png").mkdir()
+    assert main(["plan", *SMALL, "--png", "rate.png"]) == 2
+    assert capsys.readouterr().err == (
+        "vit-dist: --png rate.png: cannot be written: Is a directory: name another file\n"
+    )
+    assert list((tmp_path / "rate.png").iterdir()) == []
+
+
+def test_a_plateaus_plan_says_that_nobody_knows_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plateau = ("--schedule.name", "ReduceLROnPlateau", "--schedule.args", "{metric: raw_top1, patience: 2}")
+    assert main(["plan", *SMALL, *plateau]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rate = "ReduceLROnPlateau, metric raw_top1, patience 2, lr 0.003, warmup 2 updates, cooldown 2 updates"
+    assert f"  rate       {rate}" in lines
+    after = lines.index("rate over 0.6182 epochs: first 0.0015, highest 0.003, last 0.0015") + 1
+    assert lines[after] == "  note: it falls where raw_top1 does not improve, which nobody knows yet"
+    assert lines[after + 1].startswith("   3.0e-03 ┤")
 
 
 def test_a_plateaus_rate_stays_where_its_metric_always_improves() -> None:

@@ -502,10 +502,15 @@ def test_one_copy_is_the_stream_as_it_was() -> None:
     ]  # fmt: skip
 
 
-def test_more_copies_than_slots_are_refused() -> None:
-    with pytest.raises(UserError) as error:
-        augmented(50, AugmentConfig(repeats=9))
-    assert str(error.value) == "augment.repeats: 9 copies are more than batch.global_size 8"
+@pytest.mark.parametrize(("size", "most"), [(1, 1), (2, 1), (3, 1), (8, 4), (9, 4)])
+def test_copies_that_leave_no_two_samples_are_refused(size: int, most: int) -> None:
+    plan = augmented(50, AugmentConfig(repeats=most), global_size=size)
+    distinct = {(epoch // most, index) for epoch, index in real(global_batch(plan, 0))}
+    assert len(distinct) >= min(size, 2)
+    for repeats in (most + 1, size + 1):
+        with pytest.raises(UserError) as error:
+            augmented(50, AugmentConfig(repeats=repeats), global_size=size)
+        assert str(error.value) == f"augment.repeats: {repeats} copies are more than half of batch.global_size {size}"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: in
     cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""
     loss = config.loss
     given = "".join(f", {name} {value}" for name, value in config.schedule.args.items())
-    smoothing = f", smoothing {loss.label_smoothing:g}" if loss.label_smoothing else ""
+    smoothing = f", smoothing {loss.label_smoothing:g}" if loss.label_smoothing and ":" not in loss.name else ""
     taught = ""
     if loss.teacher:
         soft = f" at temperature {loss.temperature:g}" if loss.distillation == "soft" else ""

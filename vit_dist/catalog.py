@@ -132,8 +132,9 @@ def schedule_problems(
 def optimizer_problems(name: str) -> Iterator[str]:
     """What is wrong with an optimizer's name."""
     if name not in OPTIMIZERS and not name.startswith("timm/"):
-        hint = nearest(name, OPTIMIZERS)
-        yield f"optimizer.name: no optimizer {name}{hint}; one of timm's is timm/{name.lower()} or the like"
+        hint = nearest(name, [*OPTIMIZERS, "timm/NAME"])
+        timms = "" if "did you mean" in hint or not name else f"; if timm has it: timm/{name.lower()}"
+        yield f"optimizer.name: no optimizer {name}{hint}{timms}"
 
 
 def loss_problems(name: str) -> Iterator[str]:

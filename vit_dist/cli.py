@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 
 from vit_dist import __version__
 from vit_dist.config import Config
-from vit_dist.values import UserError
+from vit_dist.values import UserError, merged
 from vit_dist.yaml_files import RECIPES
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
@@ -172,7 +172,8 @@ def _parser(command: str) -> ArgumentParser:
         prog=f"vit-dist {command}",
         usage=f"vit-dist {command} [--config RECIPE|FILE] [--print_config]{own} [--section.field VALUE …]",
         description=f"{_DESCRIPTIONS[command]} --config takes a shipped recipe ({recipes}) or a YAML file; "
-        "without one, digits, or folder where data.root is set. Recipes set other values than the defaults below; "
+        "without one, that of data.name, finetune where model.pretrained is set, folder where data.root is, "
+        "else digits. Recipes set other values than the defaults below; "
         "--print_config shows what a command means.",
         exit_on_error=False,
         print_config=None,
@@ -227,40 +228,38 @@ def _take(arguments: list[str], flag: str) -> str | None:
 
 
 def _take_mappings(arguments: list[str]) -> dict[str, dict[str, Any]]:
-    """Removes the flags of fields that are mappings; each gives one name or several, and all of them count.
+    """Removes the flags of fields that are mappings; each gives one name or several, and later ones add to earlier.
 
     As `--schedule.args.gamma 0.5`, `--schedule.args "{gamma: 0.5}"`, `--optimizer.overrides.head.lr 1e-4`. Raises
     UserError.
     """
     taken: dict[str, dict[str, Any]] = {}
-    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
-    for flag in sorted(flags, key=lambda one: [argument.split("=")[0] for argument in arguments].index(one)):
-        field = next((one for one in _MAPPINGS if flag[2:] == one or flag[2:].startswith(f"{one}.")), None)
+    at = 0
+    while at < len(arguments):
+        flag, equals, text = arguments[at].partition("=")
+        field = next((one for one in _MAPPINGS if flag == f"--{one}" or flag.startswith(f"--{one}.")), None)
         if field is None:
+            at += 1
             continue
-        text = _take(arguments, flag)
+        del arguments[at]
+        if not equals:
+            if at == len(arguments) or arguments[at].startswith("--"):
+                raise UserError(f"{flag}: needs a value")
+            text = arguments.pop(at)
         try:
-            value = yaml.safe_load(text or "")
+            value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"{flag}: not YAML: {' '.join(str(error).split())}") from None
-        path = [flag[3 + len(field) :]] if flag[2:] != field else []
-        if path and field == "optimizer.overrides" and "." in path[0] and not isinstance(value, dict):
-            path = list(path[0].rpartition("."))[::2]  # the pattern may have dots of its own
-        into = taken.setdefault(field, {})
-        for name in path[:-1]:
-            into = into.setdefault(name, {})
-        if path:
-            into[path[-1]] = {**into[path[-1]], **value} if _both_mappings(into.get(path[-1]), value) else value
-        elif isinstance(value, dict):
-            for name, one in value.items():
-                into[name] = {**into[name], **one} if _both_mappings(into.get(name), one) else one
-        else:
+        path = flag.removeprefix(f"--{field}").removeprefix(".")
+        if path and field == "optimizer.overrides" and "." in path and not isinstance(value, dict):
+            pattern, _, name = path.rpartition(".")  # the pattern may have dots of its own
+            value = {pattern: {name: value}}
+        elif path:
+            value = {path: value}
+        elif not isinstance(value, dict):
             raise UserError(f"{flag}: must be a mapping, as {{name: value}}, not {text!r}")
+        taken[field] = merged(taken.get(field, {}), value)
     return taken
-
-
-def _both_mappings(first: Any, second: Any) -> bool:
-    return isinstance(first, dict) and isinstance(second, dict)
 
 
 def _refuse_habits(arguments: Sequence[str], known: set[str]) -> None:

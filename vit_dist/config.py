@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_type_hints
 
 from vit_dist import validation
-from vit_dist.values import UserError, coerce, describe, nearest
+from vit_dist.values import UserError, coerce, describe, merged, nearest
 from vit_dist.yaml_files import RECIPES, find_recipe, read_yaml
 
 
@@ -207,16 +207,16 @@ class Config:
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
         """The config of a recipe's name or a YAML file, with dotted overrides on top.
 
-        Without a recipe: the one named like the overrides' `data.name`; `finetune` where they set
-        `model.pretrained`, `folder` where they set `data.root` or another `data.name`, else `digits`.
+        Without a recipe: `finetune` where the overrides set `model.pretrained`; the one named like their `data.name`;
+        `folder` where they set `data.root` or another `data.name`; else `digits`.
         Raises `UserError` with all that is wrong, a line each.
         """
         overrides = dict(overrides or {})
         if recipe is None:
             named = str(overrides.get("data.name", ""))
             others = "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
-            others = "finetune" if overrides.get("model.pretrained") else others
             recipe = named if (RECIPES / f"{named}.yaml").is_file() else others
+            recipe = "finetune" if overrides.get("model.pretrained") else recipe
         path = find_recipe(recipe)
         values = read_yaml(path)
         for key, value in overrides.items():
@@ -227,7 +227,7 @@ class Config:
             if not name or not isinstance(fields, dict):
                 raise UserError(f"{key}: no such field; write it as section.field, as in optimizer.lr")
             both = isinstance(value, Mapping) and isinstance(fields.get(name), Mapping)
-            fields[name] = {**fields[name], **value} if both else value
+            fields[name] = merged(fields[name], value) if both else value
         config = cls.from_dict(values)
         if not config.run.name and not config.run.dir:
             name = f"{path.stem}-{config.identity()}"

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def problems(config: Config) -> Iterator[str]:
     """Every field out of its range and every contradiction between fields, with the fix."""
-    yield from _range_problems(config)
+    yield from _part_problems(config)
+    yield from _sign_problems(config)
+    yield from _other_problems(config)
     yield from _model_problems(config)
     yield from _data_problems(config)
     yield from _augment_problems(config)
@@ -30,9 +32,9 @@ def problems(config: Config) -> Iterator[str]:
     yield from _length_problems(config)
 
 
-def _range_problems(config: Config) -> Iterator[str]:
-    """Numbers out of their ranges."""
-    model, data, batch, optimizer = config.model, config.data, config.batch, config.optimizer
+def _part_problems(config: Config) -> Iterator[str]:
+    """Parts of a whole that are not between 0 and 1."""
+    model, optimizer = config.model, config.optimizer
     fractions = {
         "model.dropout": model.dropout,
         "model.attention_dropout": model.attention_dropout,
@@ -59,6 +61,11 @@ def _range_problems(config: Config) -> Iterator[str]:
             yield f"{name}: must be at least 0 and below 1, not {value}"
     if not 0 < optimizer.layer_decay <= 1:
         yield f"optimizer.layer_decay: must be above 0 and at most 1, not {optimizer.layer_decay}"
+
+
+def _sign_problems(config: Config) -> Iterator[str]:
+    """Numbers that must be above 0, or not below it."""
+    model, data, batch, optimizer = config.model, config.data, config.batch, config.optimizer
     if config.run.seed >= 2**63:
         yield f"run.seed: must be below 2^63, not {config.run.seed}"
     positive = {
@@ -101,6 +108,11 @@ def _range_problems(config: Config) -> Iterator[str]:
     for name, value in at_least_zero.items():
         if value < 0:
             yield f"{name}: must be 0 or more, not {value}"
+
+
+def _other_problems(config: Config) -> Iterator[str]:
+    """A part, a size and decay rates with bounds of their own, and what an optimizer does not have."""
+    data, batch, optimizer = config.data, config.batch, config.optimizer
     if not 0 <= data.val_fraction <= 0.5:
         yield f"data.val_fraction: must be between 0 and 0.5, not {data.val_fraction}"
     if batch.micro_size % 2:
@@ -158,7 +170,8 @@ def _augment_problems(config: Config) -> Iterator[str]:
     if augment.transform and ":" not in augment.transform:
         yield f"augment.transform: must be package.module:function, not {augment.transform!r}"
     if augment.repeats > max(1, config.batch.global_size // 2):
-        yield f"augment.repeats: {augment.repeats} copies leave no two samples in a batch of {config.batch.global_size}"
+        half = f"half of batch.global_size {config.batch.global_size}"
+        yield f"augment.repeats: {augment.repeats} copies are more than {half}"
     for text in augment.sizes:
         try:
             length = parse_size(text)[1]

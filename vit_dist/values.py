@@ -52,6 +52,15 @@ def nearest(name: str, known: Any) -> str:
     return f" (did you mean {spelled[close[0]]}?)" if close else f"; known: {', '.join(known)}"
 
 
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings, the second's values where both have one; mappings inside them likewise."""
+    both = dict(first)
+    for name, value in second.items():
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
 def coerce(value: Any, kind: Any) -> Any:
     """`value` as `kind`, reading numbers from text as YAML's 3e-4 needs.
 
