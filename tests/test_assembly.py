@@ -202,3 +202,14 @@ def test_form_is_the_configs_and_else_the_datas() -> None:
     wrong = Config.load("digits", {"data.mean": [0.3, 0.3, 0.3], "data.std": [0.4, 0.4, 0.4]})
     with pytest.raises(UserError, match=r"^data.mean: has 3 values and the images 1 channels: give one each$"):
         form_of(wrong, data)
+
+
+def test_the_part_that_evaluation_keeps_is_the_configs_or_the_models() -> None:
+    def crop(**changes: Any) -> float:
+        config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
+        return form_of(config, open_data(config.data)).crop
+
+    assert crop() == 0.875
+    assert crop(data__crop=1.0) == 1.0
+    assert crop(model__name="timm/convnext_tiny") == 0.95
+    assert crop(model__name="timm/convnext_tiny", data__crop=0.5) == 0.5

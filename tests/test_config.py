@@ -149,6 +149,7 @@ def refusal(values: Any) -> str:
         ({"model": {"dropout": 1.5}}, f"model.dropout: {BETWEEN} 1.5"),
         ({"model": {"attention_dropout": -0.1}}, f"model.attention_dropout: {BETWEEN} -0.1"),
         ({"model": {"drop_path": 2}}, "model.drop_path: must be at least 0 and below 1, not 2.0"),
+        ({"data": {"crop": 1.5}}, f"data.crop: {BETWEEN} 1.5"),
         ({"augment": {"crop_min": 35}}, f"augment.crop_min: {BETWEEN} 35.0"),
         ({"augment": {"flip": -1}}, f"augment.flip: {BETWEEN} -1.0"),
         ({"augment": {"shift": -1}}, "augment.shift: must be 0 or more, not -1"),

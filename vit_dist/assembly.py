@@ -237,7 +237,7 @@ def form_of(config: Config, data: Data) -> Form:
     mean, std = mean or data.mean, std or data.std
     if len(mean) != data.channels:
         raise UserError(f"data.mean: has {len(mean)} values and the images {data.channels} channels: give one each")
-    return Form(side, tuple(mean), tuple(std), crop=model.crop if model else 0.875)
+    return Form(side, tuple(mean), tuple(std), crop=config.data.crop or (model.crop if model else 0.875))
 
 
 def _record_start(session: Session, prepared: nn.Module, resumption: Resumption) -> None:

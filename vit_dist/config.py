@@ -73,6 +73,7 @@ class DataConfig:
     root: str = option("", "where the files are, or go when downloaded; empty: ~/.cache/vit_dist", free=True)
     val_fraction: float = option(0.1, "part of train held out for choices where there is no val split, 0 to 0.5")
     image_size: int = option(0, "side of the model's input in pixels; 0: the data's own, 224 for folder")
+    crop: float = option(0.0, "part of the short side that evaluation keeps of files; 0: the timm model's, else 0.875")
     workers: Union[int, Literal["auto"]] = option("auto", "processes that decode images, per process", free=True)
     mean: tuple[float, ...] = option((), "per channel, of values in 0..1; empty: the data's or the timm model's")
     std: tuple[float, ...] = option((), "per channel, of values in 0..1; empty: the data's or the timm model's")

@@ -38,6 +38,7 @@ def _part_problems(config: Config) -> Iterator[str]:
     fractions = {
         "model.dropout": model.dropout,
         "model.attention_dropout": model.attention_dropout,
+        "data.crop": config.data.crop,
         "augment.crop_min": config.augment.crop_min,
         "augment.flip": config.augment.flip,
         "augment.translate": config.augment.translate,
