@@ -487,6 +487,7 @@ DATA = {
     "imagenet_vit_s16_300ep": "folder",
     "imagenet_vit_s16_90ep": "folder",
     "mnist": "mnist",
+    "mnist_best": "mnist",
     "mnist_reference": "mnist",
 }
 
