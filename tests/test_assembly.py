@@ -213,3 +213,8 @@ def test_the_part_that_evaluation_keeps_is_the_configs_or_the_models() -> None:
     assert crop(data__crop=1.0) == 1.0
     assert crop(model__name="timm/convnext_tiny") == 0.95
     assert crop(model__name="timm/convnext_tiny", data__crop=0.5) == 0.5
+
+
+def test_augmentation_has_a_row_where_there_is_any() -> None:
+    assert "augment" not in rows(1)
+    assert rows(1, augment__rotate=10.0, augment__mixup=0.8)["augment"] == "rotate 10.0, mixup 0.8"

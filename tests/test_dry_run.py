@@ -263,6 +263,11 @@ def test_plan_leaves_a_runs_folder_alone(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (
+            ["--augment.auto", "rnd"],
+            "augment.auto: no augmentation rnd; known: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a, trivial, "
+            "autoaugment-imagenet, autoaugment-cifar10, autoaugment-svhn (the first five as timm writes them)",
+        ),
         (["--processes", "0"], "--processes: must be a whole number above 0, not 0"),
         (["--processes", "-1"], "--processes: must be a whole number above 0, not -1"),
         (["--processes", "1.5"], "--processes: must be a whole number above 0, not 1.5"),

@@ -9,7 +9,7 @@ import torch
 
 from vit_dist import __version__
 from vit_dist.checkpoint import Checkpoint
-from vit_dist.config import Config
+from vit_dist.config import AugmentConfig, Config
 from vit_dist.console import big
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
@@ -65,6 +65,10 @@ def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: in
         f"clip {config.optimizer.clip_norm:g}",
         "rate": f"{config.schedule.name}{given}, lr {peak_text(config)}, warmup {plan.warmup} updates{cooldown}",
     }
+    plain = AugmentConfig()
+    set_ones = {name: value for name, value in vars(config.augment).items() if value != getattr(plain, name)}
+    if set_ones:
+        rows["augment"] = ", ".join(f"{name} {value}" for name, value in set_ones.items())
     if config.train.ema:
         rows["average"] = f"of the weights, decay {config.train.ema:g} per update"
     if config.evaluate.patience:

@@ -15,6 +15,7 @@ from vit_dist.assembly import build_loss, form_of, own_model, refuse_metrics
 from vit_dist.config import Config
 from vit_dist.console import Console, sketch
 from vit_dist.data.datasets import open_data
+from vit_dist.data.transforms import training_transform
 from vit_dist.launch import resolve_precision
 from vit_dist.models.build import drop_path_depth, forward_flops, parameter_count
 from vit_dist.optimizers import build_optimizer, peak_lr
@@ -48,6 +49,7 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     form = form_of(config, data)
     plan = Plan.of(config, len(data.splits["train"]), processes)
     refuse_metrics(config, data)
+    training_transform(config.augment, form.mean, form.image_size, None)
     model, notes = own_model(config, data, form, pretrained=False)
     loss = build_loss(config, data, form, torch.device("cpu"), contextlib.nullcontext)
     lr = peak_lr(config.optimizer, config.batch.global_size)

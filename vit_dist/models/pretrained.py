@@ -43,6 +43,8 @@ def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str
     does. The head starts anew where `new_head`, or where its number of classes differs. Raises UserError where the
     file's weights are of another model.
     """
+    if not path.is_file():
+        raise UserError(f"model.pretrained: {path} does not exist")
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
