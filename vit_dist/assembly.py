@@ -37,7 +37,7 @@ from vit_dist.schedules import Schedule, schedule_metric
 from vit_dist.session import Session, versions, write_status
 from vit_dist.state import TrainState
 from vit_dist.teacher import Autocast, build_teacher
-from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_metrics
+from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_metrics, standing
 from vit_dist.trackers import Trackers
 from vit_dist.trained import start_from
 from vit_dist.update import Updater
@@ -103,7 +103,7 @@ def build(
         trackers=Trackers(config, runtime, console.say),
         parameters=parameter_count(model),
         saved=None if start is None or elsewhere else state.position,
-        history=[line for line in history if line["update"] <= state.position and line.get("split") != "test"],
+        history=standing(history, state.position),
     )
     announce(session, [*resumption.notes, *notes], start)
     session.trackers.start(state.tracker_id)

@@ -223,14 +223,12 @@ def _moments(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
 def _numbers(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
     """What an optimizer keeps as plain numbers, of each parameter and of its groups: some of timm's count so."""
     return {
-        "state": {
-            name: value for name, value in _slots(optimizer, model) if _is_number(value) and not torch.is_tensor(value)
-        },
+        "state": {name: value for name, value in _slots(optimizer, model) if _is_number(value)},
         "groups": [
             {
-                name: value.item() if isinstance(value, Tensor) else value
+                name: number
                 for name, value in group.items()
-                if _is_number(value) and name not in _FROM_THE_CONFIG
+                if name not in _FROM_THE_CONFIG and _is_number(number := _scalar(value))
             }
             for group in optimizer.param_groups
         ],
@@ -246,9 +244,12 @@ def _slots(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
-        isinstance(value, Tensor) and value.ndim == 0
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _scalar(value: Any) -> Any:
+    """A tensor of one number, as timm's Lambs count in, as that number; all else as it is."""
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
 def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:

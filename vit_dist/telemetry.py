@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,14 @@ def read_metrics(path: Path) -> list[Line]:
             except ValueError:
                 continue
             if line["kind"] == "start":
-                kept = (old for old in lines if old["update"] <= line["update"])
-                lines = [old for old in kept if old.get("split") != "test"]
+                lines = standing(lines, line["update"])
             lines.append(line)
     return lines
+
+
+def standing(lines: Iterable[Line], update: int) -> list[Line]:
+    """Those that a `start` line at `update` does not supersede."""
+    return [line for line in lines if line["update"] <= update and line.get("split") != "test"]
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -83,20 +83,22 @@ class Updater:
         found_inf = (~self.grad_norm.isfinite()).float()
         if masks_its_step(self.optimizer):
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.update(self.state.applied + 1, 1 - found_inf)
+            self._step(found_inf)
             self._skipped = self.runtime.read_later(found_inf)
         else:
             skipped = found_inf.item()
             if not skipped:
-                self.optimizer.step()
-                if self.average is not None:
-                    self.average.update(self.state.applied + 1, 1 - found_inf)
+                self._step(found_inf)
             self._skipped = lambda: skipped
         if scaler is not None:
             scaler.update()
         self.optimizer.zero_grad()
+
+    def _step(self, found_inf: Tensor) -> None:
+        """The optimizer, and the average of what it left."""
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.state.applied + 1, 1 - found_inf)
 
     def settle(self) -> None:
         """Counts the last update and steps its schedule, once it is known whether it was skipped.
