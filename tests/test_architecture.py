@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "vit_dist"
 FLOORS = {
     0: ["config", "catalog", "validation", "values", "yaml_files", "plan", "state", "choosing"],
-    1: ["runtime", "launch", "locking", "telemetry", "progress", "trackers", "console",
+    1: ["runtime", "launch", "locking", "journal", "telemetry", "predictions", "progress", "trackers", "console",
         "losses", "optimizers", "schedules", "averaging",
         "models", "models.vit", "models.build", "models.pretrained",
         "data", "data.datasets", "data.device", "data.draws", "data.sources", "data.stream", "data.transforms"],
@@ -41,6 +41,7 @@ ROOMS_OF = {
     "sklearn": ("data.datasets",),
     "scipy": ("data.draws",),
     "huggingface_hub": ("models.pretrained",),
+    "orjson": ("journal",),
     "yaml": ("yaml_files", "cli", "assembly"),
     "torch": tuple(room for room in FLOOR if room not in FLOORS[0]),
 }

@@ -20,11 +20,11 @@ from vit_dist import Config, UserError, train
 from vit_dist.config import RunConfig
 from vit_dist.data.sources import Subset, read_folder
 from vit_dist.data.stream import Form, Stream
+from vit_dist.journal import read_metrics
 from vit_dist.plan import Plan
 from vit_dist.resume import status
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
-from vit_dist.telemetry import read_metrics
 
 EVERYTHING: dict[str, Any] = {
     "model.drop_path": 0.2,

@@ -315,8 +315,8 @@ def test_evaluation_sees_each_once_and_never_augments(
         passes = [list(stream) for stream in streams]
         batches = [batch for of_all_ranks in zip(*passes, strict=True) for batch in of_all_ranks]
         assert len(batches) == world * math.ceil(math.ceil(21 / batch_size) / world)
-        assert all(len(images) == len(targets) == len(weights) == batch_size for images, targets, weights in batches)
-        images, targets, weights = (torch.cat(values) for values in zip(*batches, strict=True))
+        assert all(len(part) == batch_size for batch in batches for part in batch)
+        images, targets, weights, _ = (torch.cat(values) for values in zip(*batches, strict=True))
         assert weights.sum() == 21
         assert torch.equal(images[weights == 1], expected)
         assert torch.equal(targets[weights == 1], torch.from_numpy(source.labels))
@@ -326,8 +326,9 @@ def test_evaluation_of_a_part(runtime: Runtime) -> None:
     source = in_memory()
     subset = Subset(source, np.array([7, 3, 21]))
     stream = EvaluationStream(subset, Form(9, (0.0,), (1.0,)), runtime, batch_size=2, workers=0)
-    images, targets, weights = (torch.cat(values) for values in zip(*stream, strict=True))
+    images, targets, weights, ids = (torch.cat(values) for values in zip(*stream, strict=True))
     assert weights.tolist() == [1, 1, 1, 0]
+    assert ids[:3].tolist() == [7, 3, 21]
     assert targets[:3].tolist() == source.labels[[7, 3, 21]].tolist()
     np.testing.assert_allclose(images[:3].numpy(), source.pixels[[7, 3, 21]] / 255, rtol=1e-6)
 

@@ -23,6 +23,7 @@ LOGITS = torch.tensor(
 )
 TARGETS = torch.tensor([0, 6, 2, 1, 6])
 WEIGHTS = torch.tensor([1.0, 1, 1, 1, 0])
+IDS = torch.tensor([30, 10, 20, 0, 30])
 
 
 class Given(nn.Module):
@@ -46,7 +47,7 @@ def runtime() -> Iterator[Runtime]:
 
 def test_by_hand(runtime: Runtime) -> None:
     model = Given()
-    parts = [(LOGITS[:3], TARGETS[:3], WEIGHTS[:3]), (LOGITS[3:], TARGETS[3:], WEIGHTS[3:])]
+    parts = [(LOGITS[:3], TARGETS[:3], WEIGHTS[:3], IDS[:3]), (LOGITS[3:], TARGETS[3:], WEIGHTS[3:], IDS[3:])]
     result = evaluate(model, parts, 4, runtime)
     exponentials = LOGITS[:4].double().exp()
     by_hand = -(exponentials[range(4), TARGETS[:4]] / exponentials.sum(1)).log().mean().item()
@@ -57,10 +58,10 @@ def test_by_hand(runtime: Runtime) -> None:
 
 
 def test_five_classes_have_no_top5(runtime: Runtime) -> None:
-    result = evaluate(Given(), [(LOGITS[:1, :5], TARGETS[:1], WEIGHTS[:1])], 1, runtime)
+    result = evaluate(Given(), [(LOGITS[:1, :5], TARGETS[:1], WEIGHTS[:1], IDS[:1])], 1, runtime)
     assert (result.top1, result.top5) == (100.0, None)
 
 
 def test_a_sample_that_was_not_seen_is_an_error(runtime: Runtime) -> None:
     with pytest.raises(AssertionError, match=r"4\.0 of 5 samples were seen"):
-        evaluate(Given(), [(LOGITS, TARGETS, WEIGHTS)], 5, runtime)
+        evaluate(Given(), [(LOGITS, TARGETS, WEIGHTS, IDS)], 5, runtime)

@@ -24,11 +24,11 @@ from vit_dist import Config, UserError, train
 from vit_dist.data.datasets import open_data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
 from vit_dist.evaluation import evaluate
+from vit_dist.journal import read_json, read_metrics
 from vit_dist.models.build import build_model
 from vit_dist.plan import Plan
 from vit_dist.resume import status
 from vit_dist.runtime import Runtime
-from vit_dist.telemetry import read_json, read_metrics
 
 DIGITS = {
     "model.width": 32,

@@ -23,11 +23,11 @@ from vit_dist import Config, UserError, checkpoint, train
 from vit_dist.assembly import claim
 from vit_dist.cli import main
 from vit_dist.data.datasets import open_data
+from vit_dist.journal import Line, read_json, read_metrics
 from vit_dist.loop import Run
 from vit_dist.models.build import build_model
 from vit_dist.resume import status
 from vit_dist.runtime import Runtime
-from vit_dist.telemetry import Line, read_json, read_metrics
 
 DIGITS = {
     "model.width": 16,

@@ -20,13 +20,13 @@ from vit_dist.data.datasets import open_data
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import Data, MemorySource, whole
 from vit_dist.data.stream import Form, Stream
+from vit_dist.journal import read_metrics
 from vit_dist.losses import Loss
 from vit_dist.models.build import build_model
 from vit_dist.plan import Plan
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
 from vit_dist.teacher import Teacher, build_teacher
-from vit_dist.telemetry import read_metrics
 from vit_dist.trained import open_trained
 
 DIGITS: dict[str, Any] = {

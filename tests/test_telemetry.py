@@ -13,20 +13,10 @@ from typing import Any
 import pytest
 
 from vit_dist.config import BatchConfig, Config, LogConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.journal import Journal, finite, place, read_json, read_metrics, write_json
 from vit_dist.plan import Plan
 from vit_dist.runtime import Runtime
-from vit_dist.telemetry import (
-    Clock,
-    Journal,
-    Meter,
-    finite,
-    matmul_flops,
-    peak_flops,
-    place,
-    read_json,
-    read_metrics,
-    write_json,
-)
+from vit_dist.telemetry import Clock, Meter, matmul_flops, peak_flops
 from vit_dist.trackers import Trackers, chosen_trackers, wandb_mode
 
 NOT_LOGGED_IN = "wandb: not logged in, so metrics stay in this folder; `wandb login` sends them along"

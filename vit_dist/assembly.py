@@ -18,6 +18,7 @@ from vit_dist.console import Console
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
+from vit_dist.journal import Journal, place, read_metrics, standing
 from vit_dist.locking import FolderLock
 from vit_dist.losses import Loss
 from vit_dist.models.build import (
@@ -37,7 +38,7 @@ from vit_dist.schedules import Schedule, schedule_metric
 from vit_dist.session import Session, versions, write_status
 from vit_dist.state import TrainState
 from vit_dist.teacher import Autocast, build_teacher
-from vit_dist.telemetry import Clock, Journal, Meter, matmul_flops, place, read_metrics, standing
+from vit_dist.telemetry import Clock, Meter, matmul_flops
 from vit_dist.trackers import Trackers
 from vit_dist.trained import start_from
 from vit_dist.update import Updater

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,43 +12,61 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_dist.models.build import evaluating
+from vit_dist.predictions import KEPT, Predictions
 from vit_dist.runtime import Runtime
 from vit_dist.update import at_least_float32
+
+_MEASURES = ("loss", "top1", "top5", "seen", "seconds")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean plain cross entropy. top1, top5: percent; no top5 for five classes or fewer. seen: samples."""
+    """loss: mean plain cross entropy. top1, top5: percent; no top5 for five classes or fewer. seen: samples.
+    predictions: of every sample, in the split's order, where they were asked for."""
 
     loss: float
     top1: float
     top5: float | None
     seen: int
     seconds: float
+    predictions: Predictions | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; not the predictions."""
+        return {name: getattr(self, name) for name in _MEASURES}
 
 
 def evaluate(
-    model: nn.Module, stream: Iterable[tuple[Tensor, Tensor, Tensor]], length: int, runtime: Runtime
+    model: nn.Module,
+    stream: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]],
+    length: int,
+    runtime: Runtime,
+    *,
+    keep: bool = False,
 ) -> Evaluation:
-    """The bare model over a split of `length` samples. The stream gives equally many batches on every rank.
+    """The bare model over a split of `length` samples. The stream gives equally many batches on every rank: images,
+    targets, weights and ids, these on the host.
 
-    One all-reduce of sums at the end; its modules' modes are left as they were.
+    One all-reduce of sums at the end, and with `keep` two of predictions; its modules' modes are left as they were.
     """
     start = time.perf_counter()
     sums = torch.zeros(4, device=runtime.device, dtype=runtime.sum_dtype)
     classes = 0
+    said: list[Tensor] = []
+    surely: list[Tensor] = []
     with evaluating(model):
-        for images, targets, weights in stream:
+        for images, targets, weights, ids in stream:
             logits = at_least_float32(model(images))
             classes = logits.shape[1]
             losses = F.cross_entropy(logits, targets, reduction="none")
-            hits = logits.topk(min(5, classes)).indices == targets[:, None]
+            top = logits.topk(min(KEPT, classes)).indices
+            hits = top == targets[:, None]
             terms = [weights, losses * weights, hits[:, 0] * weights, hits.any(1) * weights]
             sums += torch.stack([term.sum() for term in terms])
+            if keep:
+                real = (weights > 0).long()
+                said.append(torch.cat([torch.stack([real, runtime.to_device(ids), targets], 1), top], 1))
+                surely.append(logits.softmax(1).gather(1, top).float())
     seen, loss, first, fifth = runtime.sum(sums).tolist()
     assert round(seen) == length, f"{seen} of {length} samples were seen"
     return Evaluation(
@@ -57,4 +75,20 @@ def evaluate(
         top5=100 * fifth / seen if classes > 5 else None,
         seen=round(seen),
         seconds=time.perf_counter() - start,
+        predictions=_gathered(said, surely, runtime) if keep else None,
     )
+
+
+def _gathered(said: list[Tensor], surely: list[Tensor], runtime: Runtime) -> Predictions:
+    """All ranks' batches in the order of the split, on every rank: batch b of rank r is number b·W + r of all."""
+
+    def of_all(parts: list[Tensor]) -> Tensor:
+        own = torch.stack(parts)
+        whole = own.new_zeros(own.shape[0], runtime.world_size, *own.shape[1:])
+        whole[:, runtime.rank] = own
+        return runtime.sum(whole).flatten(0, 2).cpu()
+
+    numbers, probability = of_all(said).numpy(), of_all(surely).numpy()
+    real = numbers[:, 0] == 1
+    numbers, probability = numbers[real], probability[real]
+    return Predictions(numbers[:, 1], numbers[:, 2], numbers[:, 3:], probability)

@@ -19,13 +19,13 @@ from vit_dist.console import Console
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
+from vit_dist.journal import Line, place, read_json, read_metrics, write_json
 from vit_dist.models.build import evaluating
 from vit_dist.resume import Resumption, decide
 from vit_dist.runtime import Runtime
 from vit_dist.session import Session
 from vit_dist.state import Best
 from vit_dist.summary import print_summary, summarise
-from vit_dist.telemetry import Line, place, read_json, read_metrics, write_json
 from vit_dist.trained import default_weights, open_trained
 from vit_dist.update import at_least_float32
 from vit_dist.values import UserError
@@ -93,6 +93,7 @@ def _run(session: Session) -> Run:
     """From a built session to a finished or stopped run; its status says how it ended."""
     try:
         session.write_status("running")
+        session.keep_inputs()
         session.console.start(session.plan, session.state.position)
         finished = loop(session)
         session.console.stop()
@@ -147,13 +148,18 @@ def _finish(session: Session) -> dict[str, Any]:
         if average is not None:
             chosen.load_average(average, session.module)
     of = state.best.update if state.best is not None else state.position
-    test = None
+    test, predictions = None, None
     if "test" in session.evaluations:
-        results = session.evaluate("test")
+        results = session.evaluate("test", keep=weights)
         session.report("test", results, of)
+        predictions = results[weights].predictions
         test = {name: getattr(results[weights], name) for name in ("loss", "top1", "top5")}
     if average is not None and weights == "ema":
         average.swap()
+    if test is None and "val" in session.evaluations:
+        predictions = session.one_pass("val", keep=True).predictions
+    if predictions is not None:
+        session.keep_predictions("val" if test is None else "test", weights, of, predictions)
     summary = summarise(session, weights, test)
     if session.runtime.is_main:
         write_json(session.folder / "summary.json", summary)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vit_dist.console import loss_text
-from vit_dist.telemetry import Line
+from vit_dist.journal import Line
 
 _HEAD = ["update", "epoch", "train loss", "train top1", "val loss", "val top1", "best", "seconds"]
 

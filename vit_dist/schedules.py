@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, Re
 
 from vit_dist.catalog import PRESETS, schedule_arguments
 from vit_dist.config import ScheduleConfig
+from vit_dist.journal import finite
 from vit_dist.plan import Plan
-from vit_dist.telemetry import finite
 from vit_dist.values import Length, UserError, import_function
 
 _MOVED = ("lr", "momentum", "betas")

@@ -19,17 +19,21 @@ from vit_dist.choosing import judge, out_of_patience, value_of, weights_of
 from vit_dist.config import Config
 from vit_dist.console import Console
 from vit_dist.data.sources import Data
-from vit_dist.data.stream import EvaluationStream, Form, Stream
+from vit_dist.data.stream import EvaluationStream, Form, Stream, pictures
 from vit_dist.evaluation import Evaluation, evaluate
+from vit_dist.journal import Journal, Line, finite, place, write_json
 from vit_dist.locking import FolderLock
 from vit_dist.plan import Plan
+from vit_dist.predictions import INPUTS, PREDICTIONS, Predictions, write_inputs, write_predictions
 from vit_dist.progress import write_progress
 from vit_dist.runtime import Runtime
 from vit_dist.state import TrainState
-from vit_dist.telemetry import Clock, Journal, Line, Meter, finite, place, write_json
+from vit_dist.telemetry import Clock, Meter
 from vit_dist.trackers import Trackers
 from vit_dist.update import Updater
 from vit_dist.values import UserError
+
+_MISTAKES = 24
 
 
 @dataclass
@@ -115,14 +119,36 @@ class Session:
         """Whether no update is left to make: all are done, or patience is at its end."""
         return self.state.position >= self.plan.updates or out_of_patience(self.state, self.config.evaluate)
 
-    def evaluate(self, split: str) -> dict[str, Evaluation]:
-        """One exact pass over a split by the model's weights (raw), and one by their average (ema), if there is one."""
-        stream, average = self.evaluations[split], self.updater.average
-        results = {"raw": evaluate(self.module, stream, stream.length, self.runtime)}
+    def evaluate(self, split: str, keep: str = "") -> dict[str, Evaluation]:
+        """One exact pass over a split by the model's weights (raw), and one by their average (ema), if there is one.
+
+        keep: the weights whose predictions are kept.
+        """
+        results, average = {"raw": self.one_pass(split, keep=keep == "raw")}, self.updater.average
         if average is not None:
             with average.swapped():
-                results["ema"] = evaluate(self.module, stream, stream.length, self.runtime)
+                results["ema"] = self.one_pass(split, keep=keep == "ema")
         return results
+
+    def one_pass(self, split: str, *, keep: bool) -> Evaluation:
+        """By the weights that the model has now."""
+        stream = self.evaluations[split]
+        return evaluate(self.module, stream, stream.length, self.runtime, keep=keep)
+
+    def keep_inputs(self) -> None:
+        """inputs.safetensors: what the model sees first, once in a run's life."""
+        path = self.folder / INPUTS
+        if self.runtime.is_main and not path.exists() and not self.over:
+            write_inputs(path, self.stream.inputs(self.state.position))
+
+    def keep_predictions(self, split: str, weights: str, of: int, predictions: Predictions) -> None:
+        """predictions.safetensors: what these weights, of update `of`, say of a split, and pictures of the worst."""
+        if not self.runtime.is_main:
+            return
+        shown = predictions.mistakes(_MISTAKES)
+        about = {"split": split, "weights": weights, "update": of, "classes": list(self.data.classes)}
+        mistaken = pictures(self.data.splits[split], shown, self.form)
+        write_predictions(self.folder / PREDICTIONS, predictions, about, shown, mistaken)
 
     def report(self, split: str, results: dict[str, Evaluation], of: int, *, best: str | None = None) -> None:
         """Records and shows evaluations by the weights of update `of`; those named `best` are the best so far."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from vit_dist.console import Console, duration, loss_text
+from vit_dist.journal import finite
 from vit_dist.session import Session
-from vit_dist.telemetry import finite
 
 
 def summarise(session: Session, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:

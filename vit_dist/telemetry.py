@@ -1,21 +1,17 @@
-"""What a run measures and writes down: meters, the metrics' journal and its one reader."""
+"""What a run measures: its clock, its meters, and the peaks that its speed is held against."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
+from vit_dist.journal import Line, finite, place
 from vit_dist.plan import Plan
 from vit_dist.runtime import Runtime
-
-Line = dict[str, Any]
 
 # Dense peaks of the data sheets, in FLOP/s, without sparsity; SXM parts where a name has several.
 PEAKS: dict[str, dict[str, float]] = {
@@ -31,64 +27,6 @@ PEAKS: dict[str, dict[str, float]] = {
     "RTX 4090": {"bf16": 165e12, "fp16": 165e12, "fp32": 82.6e12},
     "RTX 3090": {"bf16": 71e12, "fp16": 71e12, "fp32": 35.6e12},
 }
-
-
-class Journal:
-    """Appends lines to metrics.jsonl, each flushed; on other ranks than 0 it writes nothing."""
-
-    def __init__(self, path: Path, *, writes: bool) -> None:
-        self._file = path.open("a+", encoding="utf-8") if writes else None
-        if self._file is not None and self._file.tell() and not path.read_bytes().endswith(b"\n"):
-            self._file.write("\n")  # a killed run's last line may be torn
-
-    def write(self, kind: str, values: Mapping[str, Any]) -> Line:
-        """One line, with its kind and the time in seconds since the epoch; returns it."""
-        line = {"kind": kind, "time": time.time(), **values}
-        if self._file is not None:
-            self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
-            self._file.flush()
-        return line
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-
-
-def read_metrics(path: Path) -> list[Line]:
-    """The lines that count: a `start` line at update u supersedes earlier lines beyond u; a torn line is left out.
-
-    It also supersedes evaluations of test, which are of an end that was none.
-    """
-    lines: list[Line] = []
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if line["kind"] == "start":
-                lines = standing(lines, line["update"])
-            lines.append(line)
-    return lines
-
-
-def standing(lines: Iterable[Line], update: int) -> list[Line]:
-    """Those that a `start` line at `update` does not supersede."""
-    return [line for line in lines if line["update"] <= update and line.get("split") != "test"]
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replaces a JSON file in one step."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def read_json(path: Path) -> Line:
-    """A JSON file that `write_json` wrote."""
-    values: Line = json.loads(path.read_text(encoding="utf-8"))
-    return values
 
 
 class Clock:
@@ -168,17 +106,6 @@ class Meter:
             "peak_memory_bytes": self.runtime.peak_memory_bytes(),
             "skipped_updates": skipped,
         }
-
-
-def place(plan: Plan, position: int) -> Line:
-    """Where in the run a line belongs."""
-    samples = plan.samples_at(position)
-    return {"update": position, "epoch": samples / plan.samples, "samples": samples}
-
-
-def finite(value: float) -> float | str:
-    """NaN and infinity as text, which JSON has no numbers for."""
-    return value if abs(value) < float("inf") else str(value)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_dist.config import Config
+from vit_dist.journal import Line
 from vit_dist.runtime import Runtime
-from vit_dist.telemetry import Line
 
 _TRACKER_SECONDS = 30
 

@@ -7,12 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from vit_dist.config import AugmentConfig
@@ -21,6 +23,7 @@ from vit_dist.data.draws import affine, erasures, flips, mixes, shifts
 from vit_dist.data.sources import FileSource, MemorySource, Subset
 from vit_dist.data.transforms import EvaluationTransform, Transform, training_transform
 from vit_dist.plan import Ints, Keys, Plan, Purpose, Slots, evaluation_slots, key, keys, uniform
+from vit_dist.predictions import Inputs, Pixels
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
 from vit_dist.values import UserError
@@ -133,6 +136,24 @@ class Stream:
             self.wait_seconds += time.perf_counter() - start
             yield batch
 
+    def inputs(self, position: int, count: int = 16) -> Inputs:
+        """The first `count` slots, an even number, of the global batch at `position`, as the model sees them."""
+        slots = self.plan.slots(position, 0)
+        few = replace(slots, index=slots.index[:count], epoch=slots.epoch[:count], weight=slots.weight[:count])
+        read = whole_read(self._reader[few])
+        batch = self._batch(read, position, 0)
+        real = batch.weights > 0
+        pixels = (batch.images[real] * self._std[:, None, None] + self._mean[:, None, None]) * 255
+        targets = batch.targets[real]
+        shares = targets if targets.ndim == 2 else F.one_hot(targets, max(self.classes, 2)).float()
+        parts, classes = shares.topk(2)
+        return Inputs(
+            pixels.round().clamp(0, 255).byte().cpu().numpy(),
+            classes.cpu().numpy(),
+            parts.cpu().numpy(),
+            {"position": position},
+        )
+
     def close(self) -> None:
         """Ends the workers."""
         self._reads = None
@@ -202,9 +223,9 @@ class EvaluationStream:
         self.form = form
         self.runtime = runtime
         slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
-        in_memory = isinstance(subset.source, MemorySource)
-        reader = Reader(subset, None if in_memory else EvaluationTransform(form.crop), 0, form.image_size)
-        self._reads: DataLoader[Read | str] | None = loader(reader, slots, 0 if in_memory else workers, runtime)
+        reader = _evaluation_reader(subset, form)
+        workers = workers if reader.transform is not None else 0
+        self._reads: DataLoader[Read | str] | None = loader(reader, slots, workers, runtime)
         self._mean = torch.tensor(form.mean, device=runtime.device)
         self._std = torch.tensor(form.std, device=runtime.device)
 
@@ -212,14 +233,27 @@ class EvaluationStream:
         """Ends the workers."""
         self._reads = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(images, targets, weights) on the device."""
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(images, targets, weights) on the device, and ids on the host."""
         assert self._reads is not None, "closed"
         to_device = self.runtime.to_device
         for read in self._reads:
-            pixels, labels, _, _, weights = whole_read(read)
+            pixels, labels, ids, _, weights = whole_read(read)
             images = normalise(to_device(pixels), self.form.image_size, self._mean, self._std)
-            yield images, to_device(labels), to_device(weights)
+            yield images, to_device(labels), to_device(weights), ids
+
+
+def pictures(subset: Subset, places: Ints, form: Form) -> Pixels:
+    """The samples at places of a split as evaluation reads them, before they are normalised: uint8 [m, c, h, w]."""
+    if not len(places):
+        return np.zeros((0, len(form.mean), form.image_size, form.image_size), np.uint8)
+    slots = Slots(places, np.zeros_like(places), np.ones(len(places), np.float32))
+    return whole_read(_evaluation_reader(subset, form)[slots])[0].numpy()
+
+
+def _evaluation_reader(subset: Subset, form: Form) -> Reader:
+    in_memory = isinstance(subset.source, MemorySource)
+    return Reader(subset, None if in_memory else EvaluationTransform(form.crop), 0, form.image_size)
 
 
 def whole_read(read: Read | str) -> Read:

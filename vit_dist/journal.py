@@ -1,0 +1,125 @@
+"""metrics.jsonl and its one reader, and the small JSON files of a run's folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from vit_dist.plan import Plan
+
+Line = dict[str, Any]
+Floats = NDArray[np.float64]
+
+
+class Journal:
+    """Appends lines to metrics.jsonl, each flushed; on other ranks than 0 it writes nothing."""
+
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        self._file = path.open("a+", encoding="utf-8") if writes else None
+        if self._file is not None and self._file.tell() and not path.read_bytes().endswith(b"\n"):
+            self._file.write("\n")  # a killed run's last line may be torn
+
+    def write(self, kind: str, values: Mapping[str, Any]) -> Line:
+        """One line, with its kind and the time in seconds since the epoch; returns it."""
+        line = {"kind": kind, "time": time.time(), **values}
+        if self._file is not None:
+            self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
+            self._file.flush()
+        return line
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines that count: a `start` line at update u supersedes earlier lines beyond u; a torn line is left out.
+
+    It also supersedes evaluations of test, which are of an end that was none.
+    """
+    lines: list[Line] = []
+    for line in _lines(path):
+        if line["kind"] == "start":
+            lines = standing(lines, line["update"])
+        lines.append(line)
+    return lines
+
+
+def standing(lines: Iterable[Line], update: int) -> list[Line]:
+    """Those that a `start` line at `update` does not supersede."""
+    return [line for line in lines if line["update"] <= update and line.get("split") != "test"]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The lines that count, as `read_metrics` has them: of the `train` lines columns float64, NaN where a line has no
+    number; all others as they are. restarts: updates at which the run went on."""
+
+    train: dict[str, Floats]
+    others: list[Line]
+    restarts: list[int]
+
+
+def read_columns(path: Path, names: Sequence[str]) -> Metrics:
+    """The metrics with these columns, and `update`, of their train lines: a million of them take a few seconds."""
+    columns = {name: array("d") for name in dict.fromkeys(["update", *names])}
+    others: list[Line] = []
+    restarts: list[int] = []
+    for line in _lines(path):
+        if line["kind"] == "train":
+            for name, column in columns.items():
+                value = line.get(name)
+                column.append(float("nan") if value is None else float(value))
+            continue
+        if line["kind"] == "start":
+            at = line["update"]
+            others = standing(others, at)
+            restarts = [one for one in restarts if one <= at] + ([at] if at else [])
+            kept = int(np.searchsorted(np.asarray(columns["update"]), at, side="right"))
+            for column in columns.values():
+                del column[kept:]
+        others.append(line)
+    return Metrics({name: np.asarray(column) for name, column in columns.items()}, others, restarts)
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    with path.open("rb") as file:
+        for text in file:
+            try:
+                yield orjson.loads(text)
+            except orjson.JSONDecodeError:
+                continue
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replaces a JSON file in one step."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def read_json(path: Path) -> Line:
+    """A JSON file that `write_json` wrote."""
+    values: Line = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def place(plan: Plan, position: int) -> Line:
+    """Where in the run a line belongs."""
+    samples = plan.samples_at(position)
+    return {"update": position, "epoch": samples / plan.samples, "samples": samples}
+
+
+def finite(value: float) -> float | str:
+    """NaN and infinity as text, which JSON has no numbers for."""
+    return value if abs(value) < float("inf") else str(value)

@@ -1,0 +1,130 @@
+"""What a model said of each sample of a split, as arrays and as a file; numpy alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from vit_dist.plan import Ints
+from vit_dist.values import UserError
+
+Floats32 = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+KEPT = 5
+PREDICTIONS, INPUTS = "predictions.safetensors", "inputs.safetensors"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """index: of the samples in their source; label: their classes, int64 [n]. top: the likeliest classes, best first,
+    int64 [n, k]; probability: theirs, float32 [n, k]; k is 5, or the number of classes where it is less."""
+
+    index: Ints
+    label: Ints
+    top: Ints
+    probability: Floats32
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def confusion(self, classes: int) -> Ints:
+        """How often each class (row) was taken for each (column): int64 [classes, classes]."""
+        pairs = np.bincount(self.label * classes + self.top[:, 0], minlength=classes * classes)
+        return pairs.reshape(classes, classes)
+
+    def per_class(self, classes: int) -> tuple[Ints, Ints]:
+        """(samples, right ones) of each class, int64 [classes]."""
+        right = self.label[self.top[:, 0] == self.label]
+        return np.bincount(self.label, minlength=classes), np.bincount(right, minlength=classes)
+
+    def mistakes(self, count: int) -> Ints:
+        """Rows of the wrong answers given with the most confidence, that first."""
+        wrong = np.flatnonzero(self.top[:, 0] != self.label)
+        order = np.argsort(-self.probability[wrong, 0], kind="stable")
+        return wrong[order[:count]].astype(np.int64)
+
+    def top1(self) -> float:
+        """Percent of right answers."""
+        return 100 * float((self.top[:, 0] == self.label).mean())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file of predictions. about: what they are of (split, weights, update, classes …). pictures: of the samples in
+    the rows `shown`, uint8 [m, channels, height, width]."""
+
+    predictions: Predictions
+    about: dict[str, Any]
+    shown: Ints
+    pictures: Pixels
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The first slots of a global batch as the model sees them: uint8 pixels [n, channels, side, side], and the two
+    classes that each one's target is most of, int64 [n, 2], with their parts, float32 [n, 2]."""
+
+    pixels: Pixels
+    classes: Ints
+    parts: Floats32
+    about: dict[str, Any]
+
+
+def write_predictions(
+    path: Path, predictions: Predictions, about: Mapping[str, Any], shown: Sequence[int] | Ints, pictures: Pixels
+) -> None:
+    """Replaces a file of predictions in one step. Raises OSError."""
+    arrays = {name: getattr(predictions, name) for name in ("index", "label", "top", "probability")}
+    _replace(path, {**arrays, "shown": np.asarray(shown, np.int64), "pictures": pictures}, about)
+
+
+def read_predictions(path: Path) -> Kept | None:
+    """A file of predictions; None where there is none. Raises UserError where it is another file."""
+    found = _read(path, {"index", "label", "top", "probability", "shown", "pictures"})
+    if found is None:
+        return None
+    arrays, about = found
+    shown, pictures = arrays.pop("shown"), arrays.pop("pictures")
+    return Kept(Predictions(**arrays), about, shown, pictures)
+
+
+def write_inputs(path: Path, inputs: Inputs) -> None:
+    """Replaces a file of inputs in one step. Raises OSError."""
+    _replace(path, {name: getattr(inputs, name) for name in ("pixels", "classes", "parts")}, inputs.about)
+
+
+def read_inputs(path: Path) -> Inputs | None:
+    """A file of inputs; None where there is none. Raises UserError where it is another file."""
+    found = _read(path, {"pixels", "classes", "parts"})
+    return Inputs(**found[0], about=found[1]) if found else None
+
+
+def _replace(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}")
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    aside.write_bytes(save(whole, {"about": json.dumps(about)}))
+    aside.replace(path)
+
+
+def _read(path: Path, names: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    try:
+        arrays = load(content)
+        length = int.from_bytes(content[:8], "little")
+        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
+    except (SafetensorError, ValueError, KeyError):
+        arrays, about = {}, {}
+    if arrays.keys() != names:
+        raise UserError(f"{path}: is not a file that vit_dist wrote, or is broken: remove it")
+    return arrays, about
