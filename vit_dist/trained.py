@@ -1,9 +1,12 @@
-"""A trained model, from the folder of its run or a checkpoint: built as its config says, with its weights."""
+"""A trained model by what a person calls it: a run, a checkpoint, an exported folder, a file of weights, a timm name."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,21 +14,64 @@ from vit_dist import checkpoint
 from vit_dist.checkpoint import Checkpoint
 from vit_dist.config import Config, ModelConfig
 from vit_dist.data.stream import Form
-from vit_dist.models.build import build_model
-from vit_dist.models.pretrained import load_pretrained, timm_weights
+from vit_dist.journal import read_json
+from vit_dist.models.build import build_model, imagenet_classes, preprocessing
+from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.state import Best
-from vit_dist.values import UserError
+from vit_dist.values import UserError, merged
+
+# What may be set beside a run, which says all else itself.
+_BESIDE_A_RUN = ("data.root", "data.workers", "evaluate.batch_size", "run.device", "run.threads", "run.seed")
+_BESIDE_A_RUN += ("train.precision",)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """model: on the CPU. form: what its images become. classes: their names. weights: raw or ema."""
+    """model: on the CPU. form: what its images become. classes: what data calls them; names: what people do.
+    weights: raw or ema, of update `update` (None: not of a run). config: its run's, or one that says as much.
+    precision: what it was trained in."""
 
     model: nn.Module
     form: Form
     classes: list[str]
     channels: int
     weights: str
+    config: Config
+    names: list[str]
+    update: int | None = None
+    precision: str = "fp32"
+
+
+def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | None = None) -> Trained:
+    """The model at a run's folder, a checkpoint's, or that of an export, in a safetensors file, or timm/NAME.
+
+    weights: raw or ema of a run; empty: those that it chose. overrides: dotted fields of the config; a run takes
+    those alone that its model does not hang on, a bare file or a timm name all of `model` and `data`.
+    Raises UserError.
+    """
+    given = dict(overrides or {})
+    path = Path(name).expanduser()
+    if weights and (name.startswith("timm/") or (path / "config.json").is_file()):
+        raise UserError(f"--weights: {name} has one set of weights only: leave it out")
+    if name.startswith("timm/"):
+        return _bare(given | {"model.name": name}, None)
+    if path.suffix == ".safetensors" and path.is_file():
+        if (path.parent / checkpoint.MANIFEST).is_file():
+            own = "ema" if path.name == "ema.safetensors" else "raw"
+            return _opened(path.parent, "model", weights or own, given)
+        if (path.parent / "config.json").is_file() and "model.name" not in given:
+            return _exported(path.parent, given)
+        if "model.name" not in given:
+            raise UserError(
+                f"model.name: {path} holds weights alone: say whose they are, as timm/vit_small_patch16_224"
+            )
+        return _bare(given, path)
+    if (path / "config.json").is_file():
+        return _exported(path, given)
+    if not path.is_dir():
+        near = "; timm's models are timm/NAME" if "/" not in name else ""
+        raise UserError(f"{name}: no run's folder, checkpoint, exported folder or safetensors file is there{near}")
+    return _opened(path, "model", weights, given)
 
 
 def open_trained(path: Path, field: str, model: nn.Module | None = None) -> Trained:
@@ -34,18 +80,103 @@ def open_trained(path: Path, field: str, model: nn.Module | None = None) -> Trai
     model: where they go, instead of into the model that the config names.
     Raises UserError, naming `field`, where there is none.
     """
-    found, weights = _chosen(path, field)
-    config = Config.from_dict(found.state["config"])
+    return _opened(path, field, "", {}, model)
+
+
+def _opened(path: Path, field: str, weights: str, given: Mapping[str, Any], model: nn.Module | None = None) -> Trained:
+    _refuse(given, _BESIDE_A_RUN, "the run says it itself")
+    found, chosen = _chosen(path, field)
+    weights = weights or chosen
+    config = _with(Config.from_dict(found.state["config"]), given)
+    if weights == "ema" and not (found.path / "ema.safetensors").is_file():
+        raise UserError(f"--weights: {found.path} has no averaged weights: its run had no train.ema")
     form = Form.from_dict(found.state["form"])
+    classes = list(found.state["classes"])
     model = model or build_model(
         config.model,
-        classes=len(found.state["classes"]),
+        classes=len(classes),
         channels=found.state["channels"],
         image_size=form.image_size,
         seed=config.run.seed,
     )
     checkpoint.load_weights(model, _weights_file(found, weights))
-    return Trained(model, form, list(found.state["classes"]), found.state["channels"], weights)
+    named = config.data.name or ("folder" if config.data.root else "digits")
+    if named != "folder":
+        form = dataclasses.replace(form, crop=1.0)  # it was trained on images that fill their frame
+    return Trained(
+        model,
+        form,
+        classes,
+        found.state["channels"],
+        weights,
+        config,
+        classes,
+        update=found.position,
+        precision=found.state["precision"],
+    )
+
+
+def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
+    """A named model with the weights of a file, or timm's own; what the file does not say, timm or the fields do."""
+    config = Config.load("folder", {"data.root": ".", "data.name": "", **given})
+    path = path or (Path(config.model.pretrained).expanduser() if config.model.pretrained else None)
+    path = timm_weights(config.model.name) if path is None or str(path) == "timm" else path
+    classes, channels = classes_and_channels(config.model.name, path)
+    made = preprocessing(config.model)
+    side = config.data.image_size or (made.image_size if made else 0)
+    mean, std = config.data.mean or (made.mean if made else ()), config.data.std or (made.std if made else ())
+    problems = [] if side else ["data.image_size: set the side in pixels that the model was trained at"]
+    for field, values in (("data.mean", mean), ("data.std", std)):
+        if len(values) != channels:
+            problems.append(f"{field}: set the one that the model was trained with, {channels} values")
+    if problems:
+        raise UserError("\n".join(problems))
+    model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
+    checkpoint.load_weights(model, path)
+    form = Form(side, tuple(mean), tuple(std), crop=config.data.crop or (made.crop if made else 0.875))
+    identifiers, names = imagenet_classes(config.model.name, classes)
+    return Trained(model, form, identifiers, channels, "raw", config, names)
+
+
+def _exported(folder: Path, given: Mapping[str, Any]) -> Trained:
+    """A folder in the form of timm and the Hugging Face hub."""
+    _refuse(given, _BESIDE_A_RUN, "the folder says it itself")
+    try:
+        said = read_json(folder / "config.json")
+        made = said["pretrained_cfg"]
+        channels, side = made["input_size"][0], made["input_size"][-1]
+        form = Form(side, tuple(made["mean"]), tuple(made["std"]), crop=made["crop_pct"])
+        args = {name: value for name, value in said.get("model_args", {}).items() if name not in _BUILT_WITH}
+        name, classes = f"timm/{said['architecture']}", said["num_classes"]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{folder / 'config.json'}: not one that timm would load: {error!r}") from None
+    data = {"data.root": ".", "data.name": "", **given}
+    config = Config.load("folder", {**data, "model.name": name, "model.args": args})
+    model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
+    checkpoint.load_weights(model, folder / "model.safetensors")
+    labels = said.get("label_names")
+    labels = labels if isinstance(labels, list) else [str(number) for number in range(classes)]
+    told = said.get("label_descriptions") or {}
+    return Trained(model, form, labels, channels, "raw", config, [told.get(label, label) for label in labels])
+
+
+# Arguments of timm's that `build_model` gives itself.
+_BUILT_WITH = ("num_classes", "in_chans", "img_size")
+
+
+def _refuse(given: Mapping[str, Any], allowed: tuple[str, ...], because: str) -> None:
+    problems = [f"{name}: cannot be set here: {because}" for name in given if name not in allowed]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _with(config: Config, given: Mapping[str, Any]) -> Config:
+    """The config with dotted fields replaced."""
+    values: dict[str, Any] = config.to_dict()
+    for name, value in given.items():
+        section, _, field = name.partition(".")
+        values = merged(values, {section: {field: value}})
+    return Config.from_dict(values)
 
 
 def _chosen(path: Path, field: str) -> tuple[Checkpoint, str]:

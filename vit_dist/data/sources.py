@@ -36,20 +36,21 @@ class MemorySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """A split of image files, decoded when asked for."""
+    """A split of image files, decoded when asked for. mode: Pillow's, RGB or L (grey)."""
 
     paths: Sequence[Path]
     labels: Ints
+    mode: str = "RGB"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """The decoded image in RGB. Raises UserError naming the file where it cannot be decoded."""
+        """The decoded image in its mode. Raises UserError naming the file where it cannot be decoded."""
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return image.convert(self.mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: cannot be decoded ({error}): mend or remove the file") from None
 
@@ -127,6 +128,27 @@ def read_folder(root: Path) -> Data:
     return Data(splits, classes, 3, 224, *_IMAGENET)
 
 
+def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
+    """All images in the class folders of `folder`, numbered as `classes`, some of which may be missing.
+
+    Raises UserError.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--folder: no folder {folder}")
+    unknown = [path.name for path in _class_folders(folder) if path.name not in classes]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        known = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
+        raise UserError(f"--folder: {folder} has {unknown[0]}{more}, which is no class of the model ({known})")
+    source = _files(folder, classes)
+    return whole(replace(source, mode="L" if channels == 1 else "RGB"))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images below a folder, sorted, by their extensions."""
+    return sorted(path for path in folder.rglob("*") if _is_image(path.relative_to(folder), folder))
+
+
 def _class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
@@ -135,7 +157,7 @@ def _files(folder: Path, classes: Sequence[str]) -> FileSource:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if _is_image(path.relative_to(folder), folder))
+        found = image_files(folder / name)
         paths += found
         labels += [label] * len(found)
     if not paths:

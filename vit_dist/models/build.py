@@ -87,6 +87,21 @@ def preprocessing(config: ModelConfig) -> Preprocessing | None:
     return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), cfg.crop_pct)
 
 
+def imagenet_classes(name: str, classes: int) -> tuple[list[str], list[str]]:
+    """(identifiers, names for people) of timm/NAME's classes: ImageNet's where their number is, else numbers."""
+    numbers = [str(number) for number in range(classes)]
+    if not name.startswith("timm/") or classes not in _IMAGENETS:
+        return numbers, numbers
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(_IMAGENETS[classes])
+    return list(info.label_names()), [info.index_to_description(number).split(",")[0] for number in range(classes)]
+
+
+# Classes → timm's name for that part of ImageNet.
+_IMAGENETS = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k"}
+
+
 def refuse_batch_norm(model: nn.Module) -> None:
     """BatchNorm's statistics would see fillers, and depend on how a batch is split. Raises UserError."""
     for name, module in model.named_modules():

@@ -43,12 +43,7 @@ def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str
     does. The head starts anew where `new_head`, or where its number of classes differs. Raises UserError where the
     file's weights are of another model.
     """
-    if not path.is_file():
-        raise UserError(f"model.pretrained: {path} does not exist")
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"model.pretrained: {path} is not a safetensors file: {error}") from None
+    found = read_tensors(path)
     wanted = model.state_dict()
     heads = tuple(f"{name}." for name in classifier(model))
     notes: list[str] = []
@@ -71,6 +66,34 @@ def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str
         notes.append(f"in the file, not in the model: {_listed(unused)}")
     model.load_state_dict(taken, strict=False)
     return notes
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Of a safetensors file of weights. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"model.pretrained: {path} does not exist")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model.pretrained: {path} is not a safetensors file: {error}") from None
+
+
+def classes_and_channels(name: str, path: Path) -> tuple[int, int]:
+    """What a file of weights of our ViT, or of timm/NAME, was made for. Raises UserError where it is of another."""
+    import timm
+
+    head, first = "head", "patch_embed.proj"
+    if name.startswith("timm/"):
+        cfg = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True)
+        named = [
+            (cfg and getattr(cfg, field)) or default for field, default in (("classifier", head), ("first_conv", first))
+        ]
+        head, first = (one if isinstance(one, str) else one[0] for one in named)
+    found = read_tensors(path)
+    for layer in (head, first):
+        if f"{layer}.weight" not in found:
+            raise UserError(f"{path}: has no {layer}.weight, so it is not of a {name}: set model.name to whose it is")
+    return len(found[f"{head}.weight"]), found[f"{first}.weight"].shape[1]
 
 
 def freeze(model: nn.Module, config: ModelConfig) -> list[str]:
