@@ -85,9 +85,7 @@ def classes_and_channels(name: str, path: Path) -> tuple[int, int]:
     head, first = "head", "patch_embed.proj"
     if name.startswith("timm/"):
         cfg = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True)
-        named = [
-            (cfg and getattr(cfg, field)) or default for field, default in (("classifier", head), ("first_conv", first))
-        ]
+        named = (cfg and cfg.classifier) or head, (cfg and cfg.first_conv) or first
         head, first = (one if isinstance(one, str) else one[0] for one in named)
     found = read_tensors(path)
     for layer in (head, first):
