@@ -1,9 +1,9 @@
-"""A trained model by what a person calls it: a run, a checkpoint, an exported folder, a file of weights, a timm name."""
+"""A trained model by what a person calls it: a run, a checkpoint, an export, a file of weights, a timm name."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from vit_dist.state import Best
 from vit_dist.values import UserError, merged
 
 # What may be set beside a run, which says all else itself.
-_BESIDE_A_RUN = ("data.root", "data.workers", "evaluate.batch_size", "run.device", "run.threads", "run.seed")
-_BESIDE_A_RUN += ("train.precision",)
+_BESIDE_A_RUN = (
+    *("data.root", "data.workers", "evaluate.batch_size"),
+    *("run.device", "run.threads", "run.seed", "train.precision"),
+)
 
 
 @dataclass(frozen=True)
@@ -154,17 +156,17 @@ def _exported(folder: Path, given: Mapping[str, Any]) -> Trained:
     config = Config.load("folder", {**data, "model.name": name, "model.args": args})
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
     checkpoint.load_weights(model, folder / "model.safetensors")
-    labels = said.get("label_names")
-    labels = labels if isinstance(labels, list) else [str(number) for number in range(classes)]
+    known = said.get("label_names")
+    labels = [str(one) for one in known] if isinstance(known, list) else [str(number) for number in range(classes)]
     told = said.get("label_descriptions") or {}
-    return Trained(model, form, labels, channels, "raw", config, [told.get(label, label) for label in labels])
+    return Trained(model, form, labels, channels, "raw", config, [str(told.get(label, label)) for label in labels])
 
 
 # Arguments of timm's that `build_model` gives itself.
 _BUILT_WITH = ("num_classes", "in_chans", "img_size")
 
 
-def _refuse(given: Mapping[str, Any], allowed: tuple[str, ...], because: str) -> None:
+def _refuse(given: Mapping[str, Any], allowed: Sequence[str], because: str) -> None:
     problems = [f"{name}: cannot be set here: {because}" for name in given if name not in allowed]
     if problems:
         raise UserError("\n".join(problems))
