@@ -15,13 +15,16 @@ PACKAGE = REPOSITORY / "vit_dist"
 FLOORS = {
     0: ["config", "catalog", "validation", "values", "yaml_files", "plan", "state", "choosing"],
     1: ["runtime", "launch", "locking", "journal", "telemetry", "predictions", "progress", "trackers", "console",
+        "answers",
         "losses", "optimizers", "schedules", "averaging",
         "models", "models.vit", "models.build", "models.pretrained",
         "data", "data.datasets", "data.device", "data.draws", "data.sources", "data.stream", "data.transforms"],
-    2: ["update", "evaluation", "checkpoint", "resume", "trained", "teacher"],
+    2: ["update", "evaluation", "checkpoint", "resume", "trained", "teacher",
+        "report", "report.record", "report.drawing", "report.curves", "report.grids", "report.html", "report.page",
+        "report.comparison"],
     3: ["session", "announcement", "assembly", "summary", "loop"],
-    4: ["dry_run", "report", "report.curve"],
-    5: ["cli", "__main__"],
+    4: ["dry_run", "scoring", "prediction"],
+    5: ["cli", "flags", "__main__"],
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 MODELS, DATA = (
@@ -30,19 +33,19 @@ MODELS, DATA = (
 )
 # A package → the only rooms that may import it.
 ROOMS_OF = {
-    "jsonargparse": ("cli",),
+    "jsonargparse": ("flags",),
     "accelerate": ("runtime",),
     "torch.distributed": ("runtime",),
     "timm": (*MODELS, "optimizers", "data.transforms"),
     "torchvision": DATA,
     "wandb": ("trackers",),
     "rich": ("console",),
-    "matplotlib": ("report.curve",),
+    "matplotlib": ("report.drawing", "report.curves", "report.grids"),
     "sklearn": ("data.datasets",),
     "scipy": ("data.draws",),
     "huggingface_hub": ("models.pretrained",),
     "orjson": ("journal",),
-    "yaml": ("yaml_files", "cli", "assembly"),
+    "yaml": ("yaml_files", "cli", "flags", "assembly", "report.page"),
     "torch": tuple(room for room in FLOOR if room not in FLOORS[0]),
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TextIO, TypeVar
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, track
 from rich.table import Column
 
 from vit_dist.plan import Plan
+
+Item = TypeVar("Item")
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _WIDTH_OF_ALL, _WIDTH_WITH_BAR = 110, 130
@@ -19,8 +22,10 @@ _WIDTH_OF_ALL, _WIDTH_WITH_BAR = 110, 130
 class Console:
     """Prints on rank 0 only; a live line on a terminal, plain lines elsewhere."""
 
-    def __init__(self, *, speaks: bool) -> None:
+    def __init__(self, *, speaks: bool, stream: TextIO | None = None) -> None:
+        """stream: where to; the standard output by default."""
         self.speaks = speaks
+        self.stream = stream
         self._live: Progress | None = None
         self._task: Any = None
 
@@ -31,13 +36,19 @@ class Console:
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, flush=True)
+            print(text, file=self.stream, flush=True)
 
     def table(self, rows: Mapping[str, str]) -> None:
         """Names and values, aligned."""
         width = max(map(len, rows))
         for name, value in rows.items():
             self.say(f"  {name:<{width}}  {value}")
+
+    def counted(self, items: Iterable[Item], count: int) -> Iterable[Item]:
+        """The items as they are; on a terminal, a line that counts them goes to the standard error."""
+        if not self.speaks or not sys.stderr.isatty() or sys.stdout.isatty():
+            return items
+        return track(items, "", count, console=RichConsole(stderr=True), transient=True)
 
     def start(self, plan: Plan, position: int) -> None:
         """Shows the progress line on a terminal."""
@@ -79,6 +90,18 @@ class Console:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from vit_dist.launch import resolve_precision
 from vit_dist.models.build import drop_path_depth, forward_flops, parameter_count
 from vit_dist.optimizers import build_optimizer, peak_lr
 from vit_dist.plan import Plan
-from vit_dist.report.curve import draw_rates
+from vit_dist.report.curves import draw_rates
 from vit_dist.schedules import Schedule
 from vit_dist.values import UserError
 

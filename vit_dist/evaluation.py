@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_dist.models.build import evaluating
-from vit_dist.predictions import KEPT, Predictions
+from vit_dist.predictions import Predictions
 from vit_dist.runtime import Runtime
 from vit_dist.update import at_least_float32
 
@@ -42,12 +42,13 @@ def evaluate(
     length: int,
     runtime: Runtime,
     *,
-    keep: bool = False,
+    keep: int = 0,
 ) -> Evaluation:
     """The bare model over a split of `length` samples. The stream gives equally many batches on every rank: images,
     targets, weights and ids, these on the host.
 
-    One all-reduce of sums at the end, and with `keep` two of predictions; its modules' modes are left as they were.
+    One all-reduce of sums at the end, and two of predictions where `keep` is above 0: so many classes of each sample.
+    Its modules' modes are left as they were.
     """
     start = time.perf_counter()
     sums = torch.zeros(4, device=runtime.device, dtype=runtime.sum_dtype)
@@ -59,12 +60,12 @@ def evaluate(
             logits = at_least_float32(model(images))
             classes = logits.shape[1]
             losses = F.cross_entropy(logits, targets, reduction="none")
-            top = logits.topk(min(KEPT, classes)).indices
-            hits = top == targets[:, None]
+            order = logits.topk(min(max(5, keep), classes)).indices
+            hits = order[:, :5] == targets[:, None]
             terms = [weights, losses * weights, hits[:, 0] * weights, hits.any(1) * weights]
             sums += torch.stack([term.sum() for term in terms])
             if keep:
-                real = (weights > 0).long()
+                real, top = (weights > 0).long(), order[:, :keep]
                 said.append(torch.cat([torch.stack([real, runtime.to_device(ids), targets], 1), top], 1))
                 surely.append(logits.softmax(1).gather(1, top).float())
     seen, loss, first, fifth = runtime.sum(sums).tolist()

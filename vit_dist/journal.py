@@ -63,18 +63,29 @@ def standing(lines: Iterable[Line], update: int) -> list[Line]:
 @dataclass(frozen=True)
 class Metrics:
     """The lines that count, as `read_metrics` has them: of the `train` lines columns float64, NaN where a line has no
-    number; all others as they are. restarts: updates at which the run went on."""
+    number; all others as they are. seconds: in which the run ran, from its first line to its last, without those
+    between a stop and the start that went on from it."""
 
     train: dict[str, Floats]
     others: list[Line]
-    restarts: list[int]
+    seconds: float
+
+    @property
+    def starts(self) -> list[Line]:
+        """The `start` lines."""
+        return [line for line in self.others if line["kind"] == "start"]
+
+    @property
+    def restarts(self) -> list[Line]:
+        """Those of them that went on from a checkpoint."""
+        return [line for line in self.starts if line["update"]]
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Metrics:
-    """The metrics with these columns, and `update`, of their train lines: a million of them take a few seconds."""
-    columns = {name: array("d") for name in dict.fromkeys(["update", *names])}
+    """The metrics with these columns, `update` and `time` of their train lines: a million take a few seconds."""
+    columns = {name: array("d") for name in dict.fromkeys(["update", "time", *names])}
     others: list[Line] = []
-    restarts: list[int] = []
+    idle = 0.0
     for line in _lines(path):
         if line["kind"] == "train":
             for name, column in columns.items():
@@ -84,12 +95,16 @@ def read_columns(path: Path, names: Sequence[str]) -> Metrics:
         if line["kind"] == "start":
             at = line["update"]
             others = standing(others, at)
-            restarts = [one for one in restarts if one <= at] + ([at] if at else [])
             kept = int(np.searchsorted(np.asarray(columns["update"]), at, side="right"))
             for column in columns.values():
                 del column[kept:]
+            if others:
+                idle += line["time"] - max(others[-1]["time"], *columns["time"][-1:])
         others.append(line)
-    return Metrics({name: np.asarray(column) for name, column in columns.items()}, others, restarts)
+    train = {name: np.asarray(column) for name, column in columns.items()}
+    first = [line["time"] for line in others[:1]]
+    seconds = max([*first, *(line["time"] for line in others[-1:]), *train["time"][-1:]], default=0.0) - sum(first)
+    return Metrics(train, others, seconds - idle)
 
 
 def _lines(path: Path) -> Iterator[Line]:

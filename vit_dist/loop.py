@@ -21,6 +21,7 @@ from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
 from vit_dist.journal import Line, place, read_json, read_metrics, write_json
 from vit_dist.models.build import evaluating
+from vit_dist.predictions import KEPT
 from vit_dist.resume import Resumption, decide
 from vit_dist.runtime import Runtime
 from vit_dist.session import Session
@@ -157,7 +158,7 @@ def _finish(session: Session) -> dict[str, Any]:
     if average is not None and weights == "ema":
         average.swap()
     if test is None and "val" in session.evaluations:
-        predictions = session.one_pass("val", keep=True).predictions
+        predictions = session.one_pass("val", KEPT).predictions
     if predictions is not None:
         session.keep_predictions("val" if test is None else "test", weights, of, predictions)
     summary = summarise(session, weights, test)

@@ -41,6 +41,7 @@ class Purpose(IntEnum):
     AFFINE = 9
     ERASE = 10
     MIX = 11
+    GRID = 12
 
 
 @dataclass(frozen=True)

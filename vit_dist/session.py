@@ -24,7 +24,7 @@ from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.journal import Journal, Line, finite, place, write_json
 from vit_dist.locking import FolderLock
 from vit_dist.plan import Plan
-from vit_dist.predictions import INPUTS, PREDICTIONS, Predictions, write_inputs, write_predictions
+from vit_dist.predictions import INPUTS, KEPT, PREDICTIONS, Predictions, write_inputs, write_predictions
 from vit_dist.progress import write_progress
 from vit_dist.runtime import Runtime
 from vit_dist.state import TrainState
@@ -124,14 +124,14 @@ class Session:
 
         keep: the weights whose predictions are kept.
         """
-        results, average = {"raw": self.one_pass(split, keep=keep == "raw")}, self.updater.average
+        results, average = {"raw": self.one_pass(split, KEPT * (keep == "raw"))}, self.updater.average
         if average is not None:
             with average.swapped():
-                results["ema"] = self.one_pass(split, keep=keep == "ema")
+                results["ema"] = self.one_pass(split, KEPT * (keep == "ema"))
         return results
 
-    def one_pass(self, split: str, *, keep: bool) -> Evaluation:
-        """By the weights that the model has now."""
+    def one_pass(self, split: str, keep: int) -> Evaluation:
+        """By the weights that the model has now; keep: classes kept of each sample."""
         stream = self.evaluations[split]
         return evaluate(self.module, stream, stream.length, self.runtime, keep=keep)
 
@@ -139,7 +139,7 @@ class Session:
         """inputs.safetensors: what the model sees first, once in a run's life."""
         path = self.folder / INPUTS
         if self.runtime.is_main and not path.exists() and not self.over:
-            write_inputs(path, self.stream.inputs(self.state.position))
+            write_inputs(path, self.stream.inputs(self.state.position, self.data.classes))
 
     def keep_predictions(self, split: str, weights: str, of: int, predictions: Predictions) -> None:
         """predictions.safetensors: what these weights, of update `of`, say of a split, and pictures of the worst."""

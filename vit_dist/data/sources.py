@@ -15,7 +15,7 @@ from vit_dist.values import UserError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def read_folder(root: Path) -> Data:
     inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     folders: dict[str, Path] = {}
     for path in inside:
-        split = _SPLITS.get(path.name.lower())
+        split = SPLITS.get(path.name.lower())
         if split and split in folders:
             raise UserError(f"data.root: {folders[split]} and {path} are both the {split} split: keep one")
         if split:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -136,8 +136,11 @@ class Stream:
             self.wait_seconds += time.perf_counter() - start
             yield batch
 
-    def inputs(self, position: int, count: int = 16) -> Inputs:
-        """The first `count` slots, an even number, of the global batch at `position`, as the model sees them."""
+    def inputs(self, position: int, names: Sequence[str], count: int = 16) -> Inputs:
+        """The first `count` slots, an even number, of the global batch at `position`, as the model sees them.
+
+        names: of the classes.
+        """
         slots = self.plan.slots(position, 0)
         few = replace(slots, index=slots.index[:count], epoch=slots.epoch[:count], weight=slots.weight[:count])
         read = whole_read(self._reader[few])
@@ -151,7 +154,7 @@ class Stream:
             pixels.round().clamp(0, 255).byte().cpu().numpy(),
             classes.cpu().numpy(),
             parts.cpu().numpy(),
-            {"position": position},
+            {"position": position, "classes": list(names)},
         )
 
     def close(self) -> None:

@@ -1,0 +1,224 @@
+"""What a trained model says of images: files, folders, patterns, or a split of its data."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vit_dist.answers import Answer, Writer
+from vit_dist.console import Console
+from vit_dist.data.device import normalise
+from vit_dist.data.sources import FileSource, Subset, image_files, whole
+from vit_dist.data.stream import Form, pictures
+from vit_dist.data.transforms import EvaluationTransform
+from vit_dist.models.build import evaluating
+from vit_dist.plan import Purpose, key, permute
+from vit_dist.report.grids import Tile, draw_tiles
+from vit_dist.runtime import Runtime
+from vit_dist.scoring import judged, open_split, precision_of
+from vit_dist.trained import Trained
+from vit_dist.update import at_least_float32
+from vit_dist.values import UserError
+
+_GRID, _PICTURED = 16, 64
+
+
+class ImageFiles(Dataset[Tensor | str]):
+    """Files as a model reads them, uint8 [channels, side, side]; the text of what is wrong where one cannot be."""
+
+    def __init__(self, paths: Sequence[Path], form: Form, channels: int) -> None:
+        self.source = FileSource(paths, np.zeros(len(paths), np.int64), mode="L" if channels == 1 else "RGB")
+        self.transform = EvaluationTransform(form.crop)
+        self.side = form.image_size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.transform(self.source.image(index), 0, self.side)
+        except UserError as error:
+            return str(error)
+
+
+def find_images(names: Sequence[str]) -> list[Path]:
+    """The files of paths, folders (with all below them) and patterns, in this order. Raises UserError, all at once."""
+    found: list[Path] = []
+    problems = []
+    for name in names:
+        path = Path(name).expanduser()
+        inside = image_files(path) if path.is_dir() else [path] if path.is_file() else _matching(str(path))
+        if not inside:
+            problems.append(f"{name}: no image is there" + ("" if path.is_dir() else ", nor does any match it"))
+        found += inside
+    if problems:
+        raise UserError("\n".join(problems))
+    return found
+
+
+def predict_files(trained: Trained, paths: Sequence[Path], runtime: Runtime, *, top: int) -> Iterator[Answer]:
+    """An answer for each file, in order, batch by batch."""
+    config, form = trained.config, trained.form
+    size = config.evaluate.batch_size
+    workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
+    reads = DataLoader(
+        ImageFiles(paths, form, trained.channels),
+        batch_size=size,
+        collate_fn=list,
+        num_workers=workers if len(paths) > size else 0,  # for a few, starting them takes longer than reading
+        pin_memory=False,
+    )
+    model = trained.model.to(runtime.device)
+    mean, std = torch.tensor(form.mean, device=runtime.device), torch.tensor(form.std, device=runtime.device)
+    left = iter(paths)
+    for read in reads:
+        pixels = [one for one in read if isinstance(one, Tensor)]
+        said: Iterator[tuple[list[int], list[float]]] = iter(())
+        if pixels:
+            with evaluating(model), runtime.autocast():
+                images = normalise(runtime.to_device(torch.stack(pixels)), form.image_size, mean, std)
+                shares, classes = at_least_float32(model(images)).softmax(1).topk(min(top, len(trained.classes)))
+            said = zip(classes.tolist(), shares.tolist(), strict=True)
+        for one in read:
+            image = str(next(left))
+            if isinstance(one, str):
+                yield Answer(image, error=one.removeprefix(f"{image}: "))
+            else:
+                yield Answer(image, _named(trained, *next(said)))
+
+
+def predict_split(trained: Trained, name: str, subset: Subset, runtime: Runtime, *, top: int) -> list[Answer]:
+    """An answer for each sample of a split, in its order."""
+    found = judged(trained, subset, runtime, keep=top).predictions
+    assert found is not None
+    source = subset.source
+    return [
+        Answer(
+            str(source.paths[index]) if isinstance(source, FileSource) else f"{name}/{index}",
+            _named(trained, classes, shares),
+            trained.names[label],
+        )
+        for index, label, classes, shares in zip(
+            found.index.tolist(), found.label.tolist(), found.top.tolist(), found.probability.tolist(), strict=True
+        )
+    ]
+
+
+def predict(
+    trained: Trained,
+    names: Sequence[str],
+    console: Console,
+    *,
+    split: str = "",
+    top: int = 5,
+    form: str = "table",
+    out: Path | None = None,
+    png: Path | None = None,
+) -> None:
+    """Answers for files, or for a split where no name is given; for 16 of test, by key, where no split is either.
+
+    form: table, jsonl or csv, to `out` or to the standard output. png: a grid of the first 64.
+    What else there is to say goes to `console`. Raises UserError.
+    """
+    runtime = Runtime(trained.config.run, precision_of(trained, cpu=trained.config.run.device == "cpu"))
+    try:
+        if runtime.world_size > 1:
+            raise UserError("predict: runs in one process; vit-dist evaluate uses several")
+        top = min(top, len(trained.classes))
+        answers: Iterator[Answer]
+        subset, images = None, [str(path) for path in find_images(names)]
+        start = time.perf_counter()
+        if names:
+            answers = predict_files(trained, [Path(image) for image in images], runtime, top=top)
+        else:
+            split, subset = open_split(trained, split, None) if split else keyed_few(trained)
+            said = predict_split(trained, split, subset, runtime, top=top)
+            answers, images = iter(said), [answer.image for answer in said]
+        with _opened(out) as file:
+            writer = Writer(file, form, top=top, labelled=not names, images=images, classes=trained.names)
+            first, tally = _written(console.counted(answers, len(images)), writer)
+        seconds = time.perf_counter() - start
+        if png is not None:
+            _draw(trained, first, png, subset)
+            console.say(f"{png}: the first {len(first)} as a picture")
+        console.say(f"{tally}; {len(images):,} images in {seconds:.2f} s, {len(images) / seconds:,.0f} images/s")
+    finally:
+        runtime.end()
+
+
+def keyed_few(trained: Trained) -> tuple[str, Subset]:
+    """(the split's name, 16 samples) of test, or of val where there is none: the same for a seed. Raises UserError."""
+    name, subset = open_split(trained, "", None)
+    order = permute(np.arange(len(subset)), len(subset), key(trained.config.run.seed, Purpose.GRID))
+    return name, Subset(subset.source, subset.indices[order[:_GRID]])
+
+
+def _named(trained: Trained, classes: Sequence[int], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    return tuple((trained.names[one], share) for one, share in zip(classes, shares, strict=True))
+
+
+def _matching(pattern: str) -> list[Path]:
+    return [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]
+
+
+@contextlib.contextmanager
+def _opened(out: Path | None) -> Iterator[TextIO]:
+    """The standard output, or a file that takes its place only once it is whole. Raises UserError."""
+    if out is None:
+        yield sys.stdout
+        return
+    aside = out.with_name(f".{out.name}")
+    try:
+        with aside.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        aside.replace(out)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _written(answers: Iterable[Answer], writer: Writer) -> tuple[list[Answer], str]:
+    """Writes them all; the first that could be read, and what to say of all. Raises UserError where none could be."""
+    first: list[Answer] = []
+    bad = right = known = good = 0
+    for answer in answers:
+        writer.write(answer)
+        bad += answer.error is not None
+        good += answer.error is None
+        known += answer.label is not None
+        right += bool(answer.right)
+        if answer.error is None and len(first) < _PICTURED:
+            first.append(answer)
+    if not good:
+        raise UserError("predict: none of the images could be read")
+    told = [f"{right:,} of {known:,} right, {right / known:.2%}"] if known else []
+    told += [f"{bad:,} could not be read"] if bad else []
+    return first, ", ".join(told) or "all could be read"
+
+
+def _draw(trained: Trained, answers: Sequence[Answer], png: Path, subset: Subset | None) -> None:
+    """A picture of each, with what the model says of it: green where right, red with the true class where wrong."""
+    places = np.arange(len(answers))
+    if subset is None:
+        paths = [Path(answer.image) for answer in answers]
+        mode = "L" if trained.channels == 1 else "RGB"
+        subset = whole(FileSource(paths, np.zeros(len(paths), np.int64), mode))
+    tiles = [
+        Tile(pixels, f"{answer.top[0][0]} {answer.top[0][1]:.0%}", answer.right, answer.label or "")
+        for pixels, answer in zip(pictures(subset, places, trained.form), answers, strict=True)
+    ]
+    try:
+        draw_tiles(png, tiles)
+    except OSError as error:
+        raise UserError(f"--png: {png} cannot be written: {error.strerror}") from None

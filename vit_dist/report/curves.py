@@ -1,0 +1,198 @@
+"""A run's numbers over its updates and its time, as pictures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vit_dist.console import duration
+from vit_dist.journal import Floats
+from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SERIES, new_figure, save_png
+from vit_dist.report.record import Record
+
+_BINS = 600
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """At most 600 points: the mean of each share of the values, and its lowest and highest."""
+
+    x: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+def thin(x: Floats, y: Floats, bins: int = _BINS) -> Thinned:
+    """Shares of equally many points; no peak is lost. NaN is left out."""
+    real = ~np.isnan(y)
+    x, y = x[real], y[real]
+    if len(y) <= bins:
+        return Thinned(x, y, y, y)
+    edges = np.linspace(0, len(y), bins, endpoint=False).astype(np.int64)
+    counts = np.diff([*edges, len(y)])
+    finite = np.where(np.isfinite(y), y, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean = np.add.reduceat(np.nan_to_num(finite), edges) / np.maximum(
+            np.add.reduceat(np.isfinite(finite).astype(np.float64), edges), 1
+        )
+        return Thinned(
+            np.add.reduceat(x, edges) / counts, mean, np.fmin.reduceat(finite, edges), np.fmax.reduceat(finite, edges)
+        )
+
+
+def loss_curve(run: Record) -> Figure:
+    """Of train, and of val by the raw and the averaged weights."""
+    figure, axes = new_figure()
+    _train(axes, run, "loss")
+    _evaluations(axes, run, "loss")
+    return _finished(figure, axes, run, "loss")
+
+
+def accuracy_curve(run: Record) -> Figure:
+    """Top-1 in percent of train, and of val by the raw and the averaged weights."""
+    figure, axes = new_figure()
+    _train(axes, run, "top1")
+    _evaluations(axes, run, "top1")
+    return _finished(figure, axes, run, "top1, %")
+
+
+def rate_curve(run: Record) -> Figure:
+    """The learning rate."""
+    figure, axes = new_figure()
+    _train(axes, run, "lr")
+    axes.set_ylim(0, None)
+    return _finished(figure, axes, run, "learning rate")
+
+
+def norm_curve(run: Record) -> Figure:
+    """The norm of an update's gradient before it is clipped."""
+    figure, axes = new_figure()
+    _train(axes, run, "grad_norm")
+    clip = run.config.optimizer.clip_norm
+    if clip:
+        axes.axhline(clip, color=ORANGE, linestyle=":", label=f"clipped at {clip:g}")
+    axes.set_yscale("log")
+    return _finished(figure, axes, run, "gradient's norm")
+
+
+def throughput_curve(run: Record) -> Figure:
+    """Images per second over the time of training."""
+    figure, axes = new_figure()
+    scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
+    _line(axes, run.train_seconds / scale, run.metrics.train["samples_per_second"], BLUE, "")
+    axes.set_ylim(0, None)
+    axes.set(xlabel=f"{unit} of training", ylabel="images/s")
+    return figure
+
+
+def utilisation_curve(run: Record) -> Figure:
+    """MFU, the share of the matrix product measured at start, and of the time spent waiting for images, in percent."""
+    figure, axes = new_figure()
+    scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
+    kinds = (("mfu", BLUE, "MFU"), ("matmul_fraction", GREEN, "of the measured matrix product"))
+    for name, colour, label in (*kinds, ("data_wait_fraction", ORANGE, "waiting for images")):
+        values = run.metrics.train[name]
+        if not np.isnan(values).all():
+            _line(axes, run.train_seconds / scale, 100 * values, colour, label)
+    axes.set_ylim(0, None)
+    axes.set(xlabel=f"{unit} of training", ylabel="%")
+    _legend(axes)
+    return figure
+
+
+def seconds_bar(spent: Mapping[str, float]) -> Figure:
+    """Where the time went."""
+    figure, axes = new_figure(4.8, 2.2)
+    names, total = list(spent), sum(spent.values()) or 1.0
+    axes.barh(names[::-1], [spent[name] for name in names[::-1]], color=[*SERIES[: len(names)]][::-1], height=0.6)
+    for row, name in enumerate(names[::-1]):
+        axes.text(spent[name], row, f"  {duration(spent[name])}, {spent[name] / total:.0%}", va="center", fontsize=8)
+    axes.margins(x=0.35)
+    axes.set_xlim(0, None)
+    axes.set(xticks=[])
+    axes.grid(False)
+    axes.spines["bottom"].set_visible(False)
+    return figure
+
+
+def comparison_curve(runs: Sequence[tuple[str, Sequence[tuple[Floats, Floats]]]], x: str, y: str) -> Figure:
+    """One colour for each run: its first series faint, its second one strong."""
+    figure, axes = new_figure(6.4, 3.4)
+    for number, (name, (faint, strong)) in enumerate(runs):
+        colour = SERIES[number % len(SERIES)]
+        thinned = thin(*faint)
+        axes.plot(thinned.x, thinned.mean, color=colour, alpha=0.35, linewidth=0.9)
+        axes.plot(*strong, color=colour, marker=".", markersize=3, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    _legend(axes)
+    return figure
+
+
+def drift_curve(drifts: Sequence[tuple[str, Floats, Floats]]) -> Figure:
+    """How far losses part from the first run's, relative, over the updates that both have."""
+    figure, axes = new_figure(6.4, 3.0)
+    for number, (name, updates, drift) in enumerate(drifts, 1):
+        thinned = thin(updates, np.maximum(drift, 1e-12))
+        colour = SERIES[number % len(SERIES)]
+        axes.plot(thinned.x, thinned.mean, color=colour, label=name)
+        axes.fill_between(thinned.x, thinned.low, thinned.high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_yscale("log")
+    axes.set(xlabel="update", ylabel="relative difference of loss")
+    _legend(axes)
+    return figure
+
+
+def draw_rates(path: Path, epochs: Sequence[float], rates: Sequence[float], title: str) -> None:
+    """A PNG of the rate over epochs. Raises OSError where it cannot be written."""
+    figure, axes = new_figure(8, 3.5)
+    axes.plot(epochs, rates, color=BLUE)
+    axes.set(title=title, xlabel="epoch", ylabel="learning rate", xlim=(0, max(*epochs, 1e-9)), ylim=(0, None))
+    save_png(figure, path)
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """(seconds in it, its name) for an axis that long."""
+    return (3600.0, "hours") if seconds > 7200 else (60.0, "minutes") if seconds > 180 else (1.0, "seconds")
+
+
+def _train(axes: Axes, run: Record, name: str) -> None:
+    _line(axes, run.metrics.train["epoch"], run.metrics.train[name], BLUE, "train")
+
+
+def _line(axes: Axes, x: Floats, y: Floats, colour: str, label: str) -> None:
+    thinned = thin(x, y)
+    axes.plot(thinned.x, thinned.mean, color=colour, label=label, linewidth=1.1)
+    if thinned.low is not thinned.mean:
+        axes.fill_between(thinned.x, thinned.low, thinned.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _evaluations(axes: Axes, run: Record, name: str) -> None:
+    for weights, colour, label in (("raw", ORANGE, "val"), ("ema", PURPLE, "val, averaged weights")):
+        lines = run.evaluations("val", weights)
+        if lines:
+            values = [float(line[name]) for line in lines]
+            axes.plot([line["epoch"] for line in lines], values, color=colour, marker=".", markersize=4, label=label)
+
+
+def _finished(figure: Figure, axes: Axes, run: Record, label: str) -> Figure:
+    """With its axes named, and a line at each restart."""
+    for number, line in enumerate(run.metrics.restarts):
+        label_once = "went on" if number == 0 else None
+        axes.axvline(line["epoch"], color=FAINT, linestyle="--", linewidth=0.9, label=label_once)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.set_xlim(0, None)
+    _legend(axes)
+    return figure
+
+
+def _legend(axes: Axes) -> None:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(labelcolor=INK)

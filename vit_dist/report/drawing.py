@@ -1,0 +1,73 @@
+"""How pictures look: one figure, written as a PNG and as an SVG whose colours follow the page's."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, FAINT = "#1c2128", "#8b949e"
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0969da", "#bc4c00", "#1a7f37", "#cf222e", "#8250df"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED)
+# What the page's style sheet calls them.
+_VARIABLES = {INK: "ink", FAINT: "faint", BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", PURPLE: "purple"}
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.alpha": 0.25,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "none",
+    "path.simplify": True,
+}
+
+
+def new_figure(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
+    """A figure of so many inches with one pair of axes."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
+
+
+def save_png(figure: Figure, path: Path, dpi: int = 150) -> None:
+    """Replaces a PNG in one step. Raises OSError."""
+    aside = path.with_name(f".{path.name}")
+    with mpl.rc_context(_STYLE):
+        figure.savefig(aside, dpi=dpi, format="png", facecolor="white")
+    aside.replace(path)
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an element of a page: as wide as its place, its colours the page's. name: what it shows."""
+    text = io.StringIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Several on one page: their ids must not meet.
+    prefix = re.sub(r"\W", "_", name)
+    svg = re.sub(r'(\bid="|xlink:href="#|href="#|url\(#)', rf"\1{prefix}-", svg)
+    svg = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg class="chart" role="img" aria-label="{name}" viewBox="\1">', svg
+    )
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg).replace("xlink:href", "href")

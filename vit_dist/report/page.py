@@ -1,0 +1,219 @@
+"""The report of one run: a page that opens from the disk, and its pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+
+from vit_dist import __version__
+from vit_dist.console import big, duration, loss_text
+from vit_dist.predictions import Kept
+from vit_dist.report import curves, grids
+from vit_dist.report.drawing import save_png, to_svg
+from vit_dist.report.html import charts, confusion_table, document, figures, folded, table, tiles
+from vit_dist.report.record import Record, read_run
+from vit_dist.values import UserError
+
+_FULL_TABLE, _PICTURED = 25, 100
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """The page of a run, finished or not, with its pictures as PNGs beside it; in `folder`/report by default.
+
+    Returns the page. A function of the run's folder alone. Raises UserError.
+    """
+    run = read_run(folder)
+    out = out or folder / "report"
+    pictures = {name: draw(run) for name, draw in _curves(run).items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, figure in pictures.items():
+            save_png(figure, out / f"{name}.png")
+        _grids(run, out)
+        page = out / "index.html"
+        aside = out / ".index.html"
+        aside.write_text(document(f"{run.name}: report", _parts(run, pictures)), encoding="utf-8")
+        aside.replace(page)
+    except OSError as error:
+        raise UserError(f"report: {out} cannot be written: {error.strerror}") from None
+    return page
+
+
+def headline(run: Record) -> dict[str, str]:
+    """The numbers that matter: what they are → their text."""
+    summary, train = run.summary, run.metrics.train
+    shown: dict[str, str] = {}
+    if summary.get("test"):
+        shown["top1 on test"] = f"{summary['test']['top1']:.2f} %"
+        if summary["test"]["top5"] is not None:
+            shown["top5 on test"] = f"{summary['test']['top5']:.2f} %"
+        shown["loss on test"] = loss_text(summary["test"]["loss"])
+    best = best_of(run)
+    if best:
+        shown[f"best {best['metric']} on val, update {best['update']:,}"] = f"{best['value']:.4g}"
+    if len(train["update"]):
+        done, planned = int(train["update"][-1]), run.start["plan"]["updates"]
+        shown["updates"] = f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
+        shown["epochs"] = f"{train['epoch'][-1]:.4g}"
+        seconds = summary.get("train_seconds") or float(run.train_seconds[-1])
+        shown["training"] = duration(seconds)
+        shown["an epoch"] = f"{seconds / train['epoch'][-1]:.3g} s"
+        rate = summary.get("samples_per_second") or float(np.median(train["samples_per_second"]))
+        shown["images/s"] = f"{rate:,.0f}"
+        if not np.isnan(train["mfu"]).all():
+            shown["MFU, median"] = f"{100 * np.nanmedian(train['mfu']):.1f} %"
+        shown["memory at most"] = f"{np.nanmax(train['peak_memory_bytes']) / 2**20:,.0f} MiB"
+    shown["parameters"] = big(run.start["parameters"])
+    shown["machine"] = f"{run.start['world_size']} × {run.start['device']}, {run.start['precision']}"
+    return shown
+
+
+def best_of(run: Record) -> dict[str, Any] | None:
+    """update, metric and value of the best evaluation so far."""
+    lines = [line for line in run.metrics.others if line["kind"] == "eval" and line["split"] == "val" and line["best"]]
+    if not lines:
+        return None
+    metric = run.config.evaluate.metric
+    return {"update": lines[-1]["update"], "metric": metric, "value": float(lines[-1][metric.removeprefix("raw_")])}
+
+
+def _curves(run: Record) -> Mapping[str, Any]:
+    """File's name → what draws it."""
+    if not len(run.metrics.train["update"]):
+        return {}
+    drawn = {"loss": curves.loss_curve, "accuracy": curves.accuracy_curve, "rate": curves.rate_curve}
+    drawn |= {"gradient_norm": curves.norm_curve, "throughput": curves.throughput_curve}
+    drawn |= {"utilisation": curves.utilisation_curve, "seconds": lambda run: curves.seconds_bar(run.seconds)}
+    if run.predictions is not None:
+        kept = run.predictions
+        drawn["classes"] = lambda run: grids.class_bars(kept.predictions, kept.about["classes"])
+        if len(kept.about["classes"]) <= _PICTURED:
+            drawn["confusion"] = lambda run: grids.confusion_picture(kept.predictions, kept.about["classes"])
+    return drawn
+
+
+_CAPTIONS = {
+    "loss": "Loss: of train as trained (mean, with lowest and highest where thinned), of val plain cross entropy",
+    "accuracy": "Top-1 accuracy",
+    "rate": "Learning rate",
+    "gradient_norm": "Norm of the gradient, before clipping",
+    "throughput": "Images per second, all devices",
+    "utilisation": "How busy a device was",
+    "seconds": "Where the time went",
+}
+
+
+def _grids(run: Record, out: Path) -> None:
+    """PNGs of pictures."""
+    classes = _classes(run)
+    if run.predictions is not None and len(run.predictions.shown):
+        grids.draw_tiles(out / "mistakes.png", grids.mistake_tiles(run.predictions))
+    if run.inputs is not None and classes:
+        grids.draw_tiles(out / "inputs.png", grids.input_tiles(run.inputs, classes))
+
+
+def _classes(run: Record) -> list[str]:
+    """Their names, which the predictions and the inputs say."""
+    for one in (run.predictions, run.inputs):
+        if one is not None and "classes" in one.about:
+            return list(one.about["classes"])
+    return []
+
+
+def _parts(run: Record, pictures: Mapping[str, Figure]) -> Iterator[str]:
+    state = run.status.get("state", "unknown")
+    reason = f": {run.status['reason']}" if "reason" in run.status else ""
+    yield f"<h1>{escape(run.name)}</h1>"
+    told = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.others[0]["time"]))
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime())
+    yield f'<p class="note">{escape(state + reason)}; started {told}; this page {at}, vit_dist {__version__}</p>'
+    yield figures(headline(run))
+    yield charts({caption: to_svg(pictures[name], name) for name, caption in _CAPTIONS.items() if name in pictures})
+    if not pictures:
+        yield "<p>No line of training yet.</p>"
+    if run.predictions is not None:
+        yield from _of_predictions(run.predictions, pictures)
+    if run.inputs is not None:
+        yield "<h2>What the model sees</h2>"
+        at_update = run.inputs.about["position"]
+        yield f'<p class="note">The first slots of global batch {at_update}, augmented by key: the same anywhere.</p>'
+        yield tiles(grids.input_tiles(run.inputs, _classes(run)))
+    yield "<h2>Evaluations</h2>"
+    yield _evaluations(run)
+    yield "<h2>Starts</h2>"
+    yield _starts(run)
+    yield "<h2>Config</h2>"
+    yield folded("All fields, as the run keeps them", yaml.safe_dump(run.config.to_dict(), sort_keys=False))
+
+
+def _of_predictions(kept: Kept, pictures: Mapping[str, Figure]) -> Iterator[str]:
+    about, found = kept.about, kept.predictions
+    classes = about["classes"]
+    averaged = "averaged " if about["weights"] == "ema" else ""
+    yield f"<h2>On {escape(about['split'])}</h2>"
+    yield (
+        f'<p class="note">{len(found):,} images by the {averaged}weights of update {about["update"]:,}: '
+        f"{found.top1():.2f} % right</p>"
+    )
+    yield charts({"Top-1 of each class": to_svg(pictures["classes"], "classes")})
+    if len(classes) <= _FULL_TABLE:
+        yield "<h2>Which class is taken for which</h2>"
+        yield '<p class="note">Rows: the true class. Columns: what the model said.</p>'
+        yield confusion_table(found.confusion(len(classes)).tolist(), classes)
+    elif "confusion" in pictures:
+        yield charts({"Which class (row) is taken for which (column)": to_svg(pictures["confusion"], "confusion")})
+    frequent = grids.confusions(found, classes)
+    if frequent:
+        rows = [[truth, said, f"{often:,}"] for truth, said, often in frequent]
+        yield '<p class="note">The most frequent mistakes:</p>'
+        yield table([["true class", "taken for", "times"], *rows], text=(1,))
+    if len(kept.shown):
+        yield "<h2>The most confident mistakes</h2>"
+        yield tiles(grids.mistake_tiles(kept))
+
+
+def _evaluations(run: Record) -> str:
+    """The last ones, and all that were the best."""
+    lines = [line for line in run.metrics.others if line["kind"] == "eval"]
+    shown = [line for number, line in enumerate(lines) if line["best"] or number >= len(lines) - _FULL_TABLE]
+    rows = [["split", "weights", "update", "epoch", "loss", "top1", "top5", "best so far", "seconds"]]
+    for line in shown[-4 * _FULL_TABLE :]:
+        fifth = f"{line['top5']:.2f}" if line["top5"] is not None else ""
+        rows.append(
+            [
+                line["split"],
+                "averaged" if line["weights"] == "ema" else "raw",
+                f"{line['weights_update']:,}",
+                f"{line['epoch']:.2f}",
+                loss_text(line["loss"]),
+                f"{line['top1']:.2f}",
+                fifth,
+                "best" if line["best"] else "",
+                f"{line['seconds']:.1f}",
+            ]
+        )
+    return table(rows, text=(1, 7))
+
+
+def _starts(run: Record) -> str:
+    rows = [["from update", "when", "machine", "threads", "versions", "changed"]]
+    for line in run.metrics.starts:
+        changed = ", ".join(f"{name} {value}" for name, value in line["changed"].items())
+        rows.append(
+            [
+                f"{line['update']:,}",
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"])),
+                f"{line['world_size']} × {line['device']}, {line['precision']}",
+                str(line["threads"]),
+                ", ".join(f"{name} {number}" for name, number in line["versions"].items()),
+                changed,
+            ]
+        )
+    return table(rows, text=(1, 2, 4, 5))

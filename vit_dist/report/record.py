@@ -1,0 +1,107 @@
+"""What a run's folder says: the one reader behind every page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_dist.config import Config
+from vit_dist.journal import Floats, Line, Metrics, read_columns
+from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
+from vit_dist.values import UserError
+from vit_dist.yaml_files import read_yaml
+
+COLUMNS = (
+    *("time", "epoch", "loss", "top1", "lr", "grad_norm", "samples_per_second", "update_seconds"),
+    *("data_wait_fraction", "mfu", "matmul_fraction", "peak_memory_bytes", "skipped_updates"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, finished or not. summary: empty where it is not finished."""
+
+    folder: Path
+    name: str
+    config: Config
+    status: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: Metrics
+    predictions: Kept | None
+    inputs: Inputs | None
+
+    @property
+    def start(self) -> Line:
+        """Its last `start` line."""
+        return self.metrics.starts[-1]
+
+    def evaluations(self, split: str, weights: str) -> list[Line]:
+        """Of one split by one kind of weights (raw, ema), in order."""
+        found = (line for line in self.metrics.others if line["kind"] == "eval")
+        return [line for line in found if line["split"] == split and line["weights"] == weights]
+
+    @property
+    def train_seconds(self) -> Floats:
+        """Seconds of training up to each train line."""
+        train = self.metrics.train
+        return np.cumsum(train["update_seconds"] * self.spans)
+
+    @property
+    def spans(self) -> Floats:
+        """Updates that each train line is of: those since the line, or the start, before it."""
+        updates = self.metrics.train["update"]
+        marks = np.asarray([0, *(line["update"] for line in self.metrics.restarts)], np.float64)
+        before = np.concatenate([[0.0], updates[:-1]]) if len(updates) else updates
+        last_start = marks[np.searchsorted(marks, updates, side="left") - 1]
+        spans: Floats = updates - np.maximum(before, last_start)
+        return spans
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Where the time of the run went."""
+        train, others = self.metrics.train, self.metrics.others
+        training = train["update_seconds"] * self.spans
+        waiting = float(np.nansum(training * train["data_wait_fraction"]))
+        spent = {
+            "updates": float(training.sum()) - waiting,
+            "waiting for images": waiting,
+            "evaluating": sum(line["seconds"] for line in others if line["kind"] == "eval"),
+            "saving": sum(line["stall_seconds"] for line in others if line["kind"] == "save"),
+        }
+        total = self.summary.get("total_seconds") or self.metrics.seconds
+        return {**spent, "starting and ending": max(0.0, total - sum(spent.values()))}
+
+
+def read_run(folder: Path) -> Record:
+    """Raises UserError where no run, or nothing of it yet, is in the folder."""
+    for name in ("config.yaml", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            what = "no folder is there" if not folder.is_dir() else f"it has no {name}"
+            raise UserError(f"{folder}: not a run's folder: {what}")
+    metrics = read_columns(folder / "metrics.jsonl", COLUMNS)
+    if not metrics.starts:
+        raise UserError(f"{folder}: the run has not started yet: its metrics.jsonl has no start")
+    config = Config.from_dict(read_yaml(folder / "config.yaml"))
+    status, summary = _json(folder / "status.json"), _json(folder / "summary.json")
+    return Record(
+        folder=folder,
+        name=config.run.name or folder.resolve().name,
+        config=config,
+        status=status,
+        summary=summary if status.get("state") == "finished" else {},
+        metrics=metrics,
+        predictions=read_predictions(folder / PREDICTIONS),
+        inputs=read_inputs(folder / INPUTS),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values

@@ -1,0 +1,136 @@
+"""How good a trained model is on a split or a folder: exact, on any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vit_dist.console import Console, aligned, loss_text
+from vit_dist.data.datasets import open_data
+from vit_dist.data.sources import SPLITS, Subset, read_classes
+from vit_dist.data.stream import EvaluationStream
+from vit_dist.evaluation import Evaluation, evaluate
+from vit_dist.journal import finite, write_json
+from vit_dist.launch import resolve_precision
+from vit_dist.runtime import Runtime
+from vit_dist.trained import Trained
+from vit_dist.values import UserError, nearest
+
+_LISTED = 30
+
+
+def open_split(trained: Trained, split: str, folder: Path | None) -> tuple[str, Subset]:
+    """(what to call it, its samples): class folders, or a split of the model's data; empty: test, else val.
+
+    Raises UserError where the data is not of the model's classes.
+    """
+    if folder is not None:
+        return str(folder), read_classes(folder, trained.classes, trained.channels)
+    data = open_data(trained.config.data)
+    if list(data.classes) != trained.classes or data.channels != trained.channels:
+        theirs = f"{len(trained.classes)} classes in {trained.channels} channels"
+        raise UserError(
+            f"data: {len(data.classes)} classes in {data.channels} channels, and the model knows {theirs}: "
+            "give it the data that it was trained on, or --folder with folders named like its classes"
+        )
+    name = SPLITS.get(split, split) if split else next(one for one in ("test", "val", "train") if one in data.splits)
+    if name not in data.splits:
+        raise UserError(f"--split: there is no split {split}{nearest(split, sorted(data.splits))}")
+    return name, data.splits[name]
+
+
+def precision_of(trained: Trained, *, cpu: bool) -> str:
+    """The one asked for, else that of the training, where it runs here. Raises UserError."""
+    if trained.config.train.precision != "auto":
+        return resolve_precision(trained.config.train.precision, cpu=cpu)
+    return "fp32" if trained.precision == "fp16" and cpu else resolve_precision(trained.precision, cpu=cpu)
+
+
+def judged(trained: Trained, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
+    """One exact pass of the model over a part of its data, by all processes."""
+    config = trained.config
+    workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
+    size = min(config.evaluate.batch_size, max(2, len(subset)))
+    stream = EvaluationStream(subset, trained.form, runtime, batch_size=size, workers=workers)
+    model = trained.model.to(runtime.device)
+    try:
+        with runtime.autocast():
+            return evaluate(model, stream, stream.length, runtime, keep=keep)
+    finally:
+        stream.close()
+
+
+def score(
+    trained: Trained, called: str, console: Console, *, split: str, folder: Path | None, report: Path | None
+) -> dict[str, Any]:
+    """Evaluates, prints what it found, and writes it as JSON to `report`, if there is one. Raises UserError.
+
+    Every process of a launch calls it.
+    """
+    config = trained.config
+    cpu = config.run.device == "cpu"
+    runtime = Runtime(config.run, precision_of(trained, cpu=cpu))
+    try:
+        console.speaks = runtime.is_main
+        with runtime.main_first():
+            name, subset = open_split(trained, split, folder)
+        found = judged(trained, subset, runtime, keep=1)
+        values = _values(trained, called, name, found, runtime)
+        _show(trained, values, console)
+        if report is not None:
+            runtime.on_main(lambda: _write(report, values))
+        return values
+    finally:
+        runtime.end()
+
+
+def _values(trained: Trained, called: str, name: str, found: Evaluation, runtime: Runtime) -> dict[str, Any]:
+    assert found.predictions is not None
+    seen, right = found.predictions.per_class(len(trained.classes))
+    return {
+        "model": called,
+        "weights": trained.weights,
+        "update": trained.update,
+        "data": name,
+        **found.to_dict(),
+        "loss": finite(found.loss),
+        "images_per_second": found.seen / found.seconds,
+        "device": runtime.device_name,
+        "world_size": runtime.world_size,
+        "precision": runtime.precision,
+        "classes": [
+            {"class": name, "seen": int(of), "top1": 100 * int(hit) / int(of) if of else None}
+            for name, of, hit in zip(trained.names, seen, right, strict=True)
+        ],
+    }
+
+
+def _show(trained: Trained, values: dict[str, Any], console: Console) -> None:
+    kind = "averaged weights" if trained.weights == "ema" else "weights"
+    of = f", {kind} of update {trained.update}" if trained.update is not None else ""
+    fifth = f", top5 {values['top5']:.2f} %" if values["top5"] is not None else ""
+    plural = "es" if values["world_size"] > 1 else ""
+    console.table(
+        {
+            "model": f"{values['model']}{of}",
+            "data": f"{values['data']}: {values['seen']:,} images",
+            "result": f"top1 {values['top1']:.2f} %{fifth}, loss {loss_text(values['loss'])}",
+            "speed": f"{values['images_per_second']:,.0f} images/s, reading included; {values['world_size']} process"
+            f"{plural} on {values['device']}, {values['precision']}",
+        }
+    )
+    tested = sorted((one for one in values["classes"] if one["seen"]), key=lambda one: float(one["top1"]))
+    head = ["class", "images", "top1"]
+    rows = [[one["class"], f"{one['seen']:,}", f"{one['top1']:.2f} %"] for one in tested[:_LISTED]]
+    console.say("")
+    for line in aligned([head, *rows]):
+        console.say(f"  {line}")
+    if len(tested) > _LISTED:
+        console.say(f"  … the other {len(tested) - _LISTED} of {len(tested)} classes are better: --json has all")
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    try:
+        write_json(path, values)
+    except OSError as error:
+        raise UserError(f"--json: {path} cannot be written: {error.strerror}") from None
