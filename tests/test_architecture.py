@@ -21,10 +21,10 @@ FLOORS = {
         "data", "data.datasets", "data.device", "data.draws", "data.sources", "data.stream", "data.transforms"],
     2: ["update", "evaluation", "checkpoint", "resume", "trained", "teacher",
         "report", "report.record", "report.drawing", "report.curves", "report.grids", "report.html", "report.page",
-        "report.comparison"],
+        "report.measures", "report.comparison"],
     3: ["session", "announcement", "assembly", "summary", "loop"],
     4: ["dry_run", "scoring", "prediction"],
-    5: ["cli", "flags", "__main__"],
+    5: ["cli", "flags", "arguments", "__main__"],
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 MODELS, DATA = (
@@ -39,13 +39,14 @@ ROOMS_OF = {
     "timm": (*MODELS, "optimizers", "data.transforms"),
     "torchvision": DATA,
     "wandb": ("trackers",),
+    "tensorboard": ("trackers",),
     "rich": ("console",),
     "matplotlib": ("report.drawing", "report.curves", "report.grids"),
     "sklearn": ("data.datasets",),
     "scipy": ("data.draws",),
     "huggingface_hub": ("models.pretrained",),
     "orjson": ("journal",),
-    "yaml": ("yaml_files", "cli", "flags", "assembly", "report.page"),
+    "yaml": ("yaml_files", "flags", "arguments", "assembly", "report.page"),
     "torch": tuple(room for room in FLOOR if room not in FLOORS[0]),
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -167,7 +168,7 @@ def test_third_party_packages_keep_to_their_rooms() -> None:
                     if name not in allowed:
                         wrong.append(f"{where(path, line)}: imports {module}, which only {', '.join(allowed)} may")
     assert wrong == []
-    assert used == ROOMS_OF.keys() - {"wandb"}
+    assert used == ROOMS_OF.keys() - {"tensorboard"}
 
 
 def test_accelerate_is_read_for_its_version_alone_outside_runtime() -> None:

@@ -55,6 +55,7 @@ SMALL: dict[str, Any] = {
     "data.workers": 0,
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 UPDATES = 7
 SIDES: list[tuple[bool, int]] = []

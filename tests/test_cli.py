@@ -15,12 +15,13 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from vit_dist import __version__
-from vit_dist.cli import HABITS, flags, main, parse
+from vit_dist.cli import main
 from vit_dist.config import RECIPES, Config
+from vit_dist.flags import HABITS, config_flags, parse
 from vit_dist.optimizers import build_optimizer
 from vit_dist.values import UserError
 
-FLAGS = {name for name, _, _ in flags()}
+FLAGS = {name for name, _, _ in config_flags()}
 # What people type → the field they mean, and the value it gets for what they gave.
 MEANT = {
     "--epochs": ("train.duration", "7", "7 epochs"),
@@ -347,7 +348,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for asked in ([], ["--help"], ["-h"]):
         assert main(asked) == 0
         assert capsys.readouterr().out.startswith(
-            "usage: vit-dist COMMAND [--help]\n\n"
+            "usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n"
             "  train     train a Vision Transformer, or go on where its folder left off\n"
             "  plan      show what a run would be, without training: numbers, memory, the curve of its rate\n"
         )
@@ -367,7 +368,7 @@ def test_help_names_every_field_with_its_meaning(
     printed = capsys.readouterr().out
     assert len(FLAGS) == len(Config().fields())
     unwrapped = " ".join(printed.split())
-    for flag, field, _ in flags():
+    for flag, field, _ in config_flags():
         assert f"--{flag} X {field.metadata['meaning']} (default: " in unwrapped
     assert "--optimizer.lr X peak learning rate, above 0, before scale (default: 0.001)" in unwrapped
     assert "its first update is at lr/warmup (default: 5%)" in unwrapped
@@ -394,7 +395,7 @@ def test_help_of_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     unwrapped = " ".join(rest.split())
     assert "--processes N processes to plan for (default: 1)" in unwrapped
     assert "--png FILE where the curve's picture goes (default: plan.png)" in unwrapped
-    for flag, field, _ in flags():
+    for flag, field, _ in config_flags():
         assert f"--{flag} X {field.metadata['meaning']} (default: " in unwrapped
 
 

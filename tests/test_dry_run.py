@@ -36,6 +36,7 @@ SHORT = {
     "log.trackers": "none",
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 
 

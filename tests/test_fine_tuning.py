@@ -30,6 +30,7 @@ SHORT: dict[str, Any] = {
     "data.workers": 0,
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 # A rate that moves nothing by more than this: what a run saves is then what it started from.
 STILL = {"optimizer.lr": 1e-9}

@@ -41,6 +41,7 @@ DIGITS = {
     "log.every": "1 updates",
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 
 
@@ -75,6 +76,7 @@ def pictures(folder: Path, images: Path, workers: int) -> Config:
             "run.dir": str(folder),
             "run.device": "cpu",
             "run.threads": 1,
+            "log.report": False,
         },
     )
 

@@ -38,6 +38,7 @@ DIGITS: dict[str, Any] = {
     "evaluate.every": "2 updates",
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 
 

@@ -51,6 +51,7 @@ SMALL = {
     "train.duration": f"{UPDATES} updates",
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 
 

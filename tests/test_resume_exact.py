@@ -44,6 +44,7 @@ DIGITS = {
     "log.every": "1 updates",
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 TEACHER = "<a run>"
 # Steady, then a jump to a rate that wrecks what was learnt: the best is not the last.

@@ -43,6 +43,7 @@ DIGITS: dict[str, Any] = {
     "log.trackers": "none",
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 STUDENTS = Form(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 

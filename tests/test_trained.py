@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "log.trackers": "none",
     "run.device": "cpu",
     "run.threads": 1,
+    "log.report": False,
 }
 # What makes each of the runs below, and the weights that count in it.
 RUNS: dict[str, tuple[dict[str, Any], str]] = {

@@ -34,7 +34,7 @@ def announce(session: Session, notes: list[str], start: Checkpoint | None) -> No
         }
     )
     for note in [*notes, *augment_notes(config, session.data), *runtime.notes, *_idle_notes(plan, runtime)]:
-        console.say(f"  note: {note}")
+        console.note(f"  note: {note}")
 
 
 def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: int, flops: int) -> dict[str, str]:

@@ -39,7 +39,7 @@ from vit_dist.session import Session, versions, write_status
 from vit_dist.state import TrainState
 from vit_dist.teacher import Autocast, build_teacher
 from vit_dist.telemetry import Clock, Meter, matmul_flops
-from vit_dist.trackers import Trackers
+from vit_dist.trackers import Trackers, require_tracker
 from vit_dist.trained import start_from
 from vit_dist.update import Updater
 from vit_dist.values import UserError, parse_size
@@ -54,6 +54,7 @@ def build(
     source: Data | None = None,
 ) -> Session:
     """Everything the loop needs. Raises UserError; the run's folder is touched only once all else stands."""
+    require_tracker(config.log.trackers)
     with runtime.main_first():
         data = source or open_data(config.data)
     form = form_of(config, data)
@@ -101,13 +102,13 @@ def build(
         journal=Journal(metrics, writes=runtime.is_main),
         clock=clock,
         meter=Meter(plan, runtime, clock, flops=flops, matmul=matmul_flops(runtime)),
-        trackers=Trackers(config, runtime, console.say),
+        trackers=Trackers(config, runtime, console.note),
         parameters=parameter_count(model),
         saved=None if start is None or elsewhere else state.position,
         history=standing(history, state.position),
     )
     announce(session, [*resumption.notes, *notes], start)
-    session.trackers.start(state.tracker_id)
+    session.trackers.start(state.tracker_id, state.position)
     state.tracker_id = session.trackers.run_id
     _record_start(session, prepared, resumption)
     return session

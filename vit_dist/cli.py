@@ -1,81 +1,29 @@
-"""argv and YAML → `Config` → a command. The only importer of jsonargparse."""
+"""The commands: what each is given, whom it asks, and its exit code."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import difflib
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
-
-import yaml
-from jsonargparse import ArgumentParser
 
 from vit_dist import __version__
-from vit_dist.config import Config
-from vit_dist.values import UserError, merged
-from vit_dist.yaml_files import RECIPES
+from vit_dist.answers import FORMS
+from vit_dist.arguments import parse_usage
+from vit_dist.flags import parse, take
+from vit_dist.values import UserError
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 
-# Fields that hold names of others' own.
-_MAPPINGS = ("model.args", "optimizer.args", "optimizer.overrides", "schedule.args")
-# What people type out of habit, and the flag that does it here.
-HABITS = {
-    "--epochs": '--train.duration "{} epochs"',
-    "--num_epochs": '--train.duration "{} epochs"',
-    "--max_steps": '--train.duration "{} updates"',
-    "--batch_size": "--batch.global_size {}",
-    "--batch-size": "--batch.global_size {}",
-    "--lr": "--optimizer.lr {}",
-    "--learning_rate": "--optimizer.lr {}",
-    "--weight_decay": "--optimizer.weight_decay {}",
-    "--weight-decay": "--optimizer.weight_decay {}",
-    "--grad_clip": "--optimizer.clip_norm {}",
-    "--clip_grad": "--optimizer.clip_norm {}",
-    "--device": "--run.device {}",
-    "--seed": "--run.seed {}",
-    "--resume": "--run.resume {}",
-    "--output_dir": "--run.dir {}",
-    "--output-dir": "--run.dir {}",
-    "--data_dir": "--data.root {}",
-    "--model": "--model.name {}",
-    "--num_workers": "--data.workers {}",
-    "--workers": "--data.workers {}",
-    "--gradient_accumulation_steps": "--batch.micro_size, the slots of one forward pass: "
-    "batch.global_size / (micro_size × processes) passes are accumulated",
-    "--warmup_steps": '--schedule.warmup "{} updates"',
-    "--mixed_precision": "--train.precision {}",
-    "--scheduler": "--schedule.name {}",
-    "--sched": "--schedule.name {}",
-    "--opt": "--optimizer.name {}, or timm/{} for one of timm's",
-    "--optimizer": "--optimizer.name {}, or timm/{} for one of timm's",
-    "--momentum": "--optimizer.momentum {}",
-    "--layer-decay": "--optimizer.layer_decay {}",
-    "--warmup-epochs": '--schedule.warmup "{} epochs"',
-    "--warmup_epochs": '--schedule.warmup "{} epochs"',
-    "--ema": "--train.ema {}",
-    "--model-ema-decay": "--train.ema {}",
-    "--smoothing": "--loss.label_smoothing {}",
-    "--label-smoothing": "--loss.label_smoothing {}",
-    "--label_smoothing": "--loss.label_smoothing {}",
-    "--drop-path": "--model.drop_path {}",
-    "--patience": "--evaluate.patience {}",
-    "--amp": "--train.precision bf16",
-}
 _HELP = {
     "train": "train a Vision Transformer, or go on where its folder left off",
     "plan": "show what a run would be, without training: numbers, memory, the curve of its rate",
-}
-
-_DESCRIPTIONS = {
-    "train": "Trains a Vision Transformer.",
-    "plan": "Shows what `train` with the same flags would do: every number of the run, its memory, the curve of its "
-    "rate; trains nothing and leaves the run's folder alone.",
+    "report": "a page with the pictures of a run, or several runs side by side",
+    "evaluate": "how good a model is on a split or a folder: exact, on any number of processes",
+    "predict": "what a model says of images: a file, a folder, a pattern, a split; or a grid of 16",
+    "export": "write a model as ONNX, or as a folder for timm and the Hugging Face hub",
 }
 
 
@@ -87,8 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not arguments or arguments[0] not in _HELP:
         return _overview(arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "plan": _plan,
+        "report": _report,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "export": _export,
+    }
     try:
-        return {"train": _train, "plan": _plan}[arguments[0]](arguments[1:])
+        return commands[arguments[0]](arguments[1:])
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             for line in str(error).splitlines():
@@ -97,12 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _overview(arguments: list[str]) -> int:
     asked = not arguments or arguments[0] in ("-h", "--help")
     lines = [f"  {name:<10}{meaning}" for name, meaning in _HELP.items()]
-    text = "usage: vit-dist COMMAND [--help]\n\n" + "\n".join(lines)
+    text = "usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n" + "\n".join(lines)
     if asked:
         print(text)
         return 0
@@ -120,7 +80,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _plan(arguments: list[str]) -> int:
-    processes, picture = _take(arguments, "--processes") or "1", _take(arguments, "--png") or "plan.png"
+    processes, picture = take(arguments, "--processes") or "1", take(arguments, "--png") or "plan.png"
     if not processes.isdecimal() or int(processes) < 1:
         raise UserError(f"--processes: must be a whole number above 0, not {processes}")
     if not picture.lower().endswith(".png"):
@@ -135,151 +95,63 @@ def _plan(arguments: list[str]) -> int:
     return 0
 
 
-def parse(arguments: Sequence[str], command: str = "train") -> Config | None:
-    """The config that the flags of a command ask for; None where they asked for something to be printed.
+def _report(arguments: list[str]) -> int:
+    given = parse_usage("report", arguments)
+    runs = [Path(name).expanduser() for name in given.words]
+    out = given.path("--out")
+    if len(runs) == 1:
+        from vit_dist.report.page import write_report
 
-    `--config` works wherever it stands. Raises UserError with all that is wrong, a line each.
-    """
-    given = list(arguments)
-    recipe = _take(given, "--config")
-    mappings = _take_mappings(given)
-    parser = _parser(command)
-    known = {action.dest for action in parser._actions}
-    _refuse_habits(given, known)
-    try:
-        space = parser.parse_args(given)
-    except argparse.ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from None
-    flat = {key: value for key, value in vars(space.as_flat()).items() if "." in key and value not in (_UNSET, {})}
-    config = Config.load(recipe, {**flat, **mappings})
-    if space.print_config:
-        values = config.to_dict()
-        if config.run.name.endswith(f"-{config.identity()}"):
-            values["run"]["name"] = ""  # it follows from the rest, also after an edit
-        print(yaml.safe_dump(values, sort_keys=False), end="")
-        return None
-    return config
+        print(write_report(runs[0], out))
+        return 0
+    from vit_dist.report.comparison import write_comparison
+
+    page, text = write_comparison(runs, out or Path("comparison"))
+    print(text)
+    print(page)
+    return 0
 
 
-_UNSET = "<the recipe's>"
+def _evaluate(arguments: list[str]) -> int:
+    given = parse_usage("evaluate", arguments)
+    from vit_dist.console import Console
+    from vit_dist.scoring import score
+    from vit_dist.trained import open_model
 
-
-def _parser(command: str) -> ArgumentParser:
-    """Every field as a dotted flag. Values are typed and checked by `Config`, all at once."""
-    recipes = ", ".join(path.stem for path in sorted(RECIPES.glob("*.yaml")))
-    own = " [--processes N] [--png FILE]" if command == "plan" else ""
-    parser = ArgumentParser(
-        prog=f"vit-dist {command}",
-        usage=f"vit-dist {command} [--config RECIPE|FILE] [--print_config]{own} [--section.field VALUE …]",
-        description=f"{_DESCRIPTIONS[command]} --config takes a shipped recipe ({recipes}) or a YAML file; "
-        "without one, that of data.name, finetune where model.pretrained is set, folder where data.root is, "
-        "else digits. Recipes set other values than the defaults below; "
-        "--print_config shows what a command means.",
-        exit_on_error=False,
-        print_config=None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    trained = open_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields)
+    score(
+        trained,
+        given.words[0],
+        Console(speaks=True),
+        split=given.own.get("--split", ""),
+        folder=given.path("--folder"),
+        out=given.path("--json"),
     )
-    if command == "plan":
-        parser.add_argument("--processes", metavar="N", help="processes to plan for (default: 1)")
-        parser.add_argument("--png", metavar="FILE", help="where the curve's picture goes (default: plan.png)")
-    parser.add_argument("--config", metavar="RECIPE|FILE", help="where the run's fields come from")
-    parser.add_argument("--print_config", action="store_true", help="print the whole config as YAML and stop")
-    for flag, field, kind in flags():
-        group = next((g for g in parser._action_groups if g.title == flag.split(".")[0]), None)
-        group = group or parser.add_argument_group(flag.split(".")[0])
-        default = "" if field.default is dataclasses.MISSING else field.default
-        text = "empty" if default in ("", (), None, {}) else f"{default}"
-        nested = get_origin(kind) is dict
-        group.add_argument(
-            f"--{flag}",
-            # A text stays as it was typed; what else there is, YAML reads and the config checks.
-            type=str if kind is str or get_origin(kind) is Literal else dict[str, Any] if nested else Any,
-            default={} if nested else _UNSET,
-            metavar="X",
-            help=f"{field.metadata['meaning']} (default: {text})".replace("%", "%%"),
-        )
-    return parser
+    return 0
 
 
-def flags() -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """(section.field, the dataclass's field, its type) of every field of the config."""
-    for section, kind in get_type_hints(Config).items():
-        hints = get_type_hints(kind)
-        for field in dataclasses.fields(kind):
-            yield f"{section}.{field.name}", field, hints[field.name]
+def _predict(arguments: list[str]) -> int:
+    given = parse_usage("predict", arguments)
+    out = given.path("--out")
+    ending = out.suffix[1:].lower() if out else ""
+    form = given.own.get("--format") or (ending if ending in FORMS else "table")
+    from vit_dist.console import Console
+    from vit_dist.prediction import predict
+    from vit_dist.trained import open_model
+
+    predict(
+        open_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields),
+        given.words[1:],
+        Console(speaks=True, stream=sys.stderr),
+        split=given.own.get("--split", ""),
+        top=int(given.own.get("--top", "3")),
+        form=form,
+        out=out,
+        png=given.path("--png"),
+    )
+    return 0
 
 
-def _take(arguments: list[str], flag: str) -> str | None:
-    """Removes a flag and its value from the arguments, wherever it stands; the last one counts. Raises UserError."""
-    value = None
-    while True:
-        at = next((i for i, one in enumerate(arguments) if one == flag or one.startswith(f"{flag}=")), None)
-        if at is None:
-            return value
-        if "=" in arguments[at]:
-            value = arguments.pop(at).split("=", 1)[1]
-        elif at + 1 < len(arguments):
-            value = arguments.pop(at + 1)
-            arguments.pop(at)
-        else:
-            raise UserError(
-                f"{flag}: needs a value" if flag != "--config" else f"{flag}: needs a recipe's name or a file"
-            )
-
-
-def _take_mappings(arguments: list[str]) -> dict[str, dict[str, Any]]:
-    """Removes the flags of fields that are mappings; each gives one name or several, and later ones add to earlier.
-
-    As `--schedule.args.gamma 0.5`, `--schedule.args "{gamma: 0.5}"`, `--optimizer.overrides.head.lr 1e-4`. Raises
-    UserError.
-    """
-    taken: dict[str, dict[str, Any]] = {}
-    at = 0
-    while at < len(arguments):
-        flag, equals, text = arguments[at].partition("=")
-        field = next((one for one in _MAPPINGS if flag == f"--{one}" or flag.startswith(f"--{one}.")), None)
-        if field is None:
-            at += 1
-            continue
-        del arguments[at]
-        if not equals:
-            if at == len(arguments) or arguments[at].startswith("--"):
-                raise UserError(f"{flag}: needs a value")
-            text = arguments.pop(at)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{flag}: not YAML: {' '.join(str(error).split())}") from None
-        path = flag.removeprefix(f"--{field}").removeprefix(".")
-        if path and field == "optimizer.overrides" and "." in path and not isinstance(value, dict):
-            pattern, _, name = path.rpartition(".")  # the pattern may have dots of its own
-            value = {pattern: {name: value}}
-        elif path:
-            value = {path: value}
-        elif not isinstance(value, dict):
-            raise UserError(f"{flag}: must be a mapping, as {{name: value}}, not {text!r}")
-        taken[field] = merged(taken.get(field, {}), value)
-    return taken
-
-
-def _refuse_habits(arguments: Sequence[str], known: set[str]) -> None:
-    """Every flag that is not one of ours, with the one that does it here. Raises UserError."""
-    problems = []
-    for i, argument in enumerate(arguments):
-        if not argument.startswith("--"):
-            continue
-        flag, _, value = argument.partition("=")
-        name = flag[2:]
-        if name in known or name == "help":
-            continue
-        if flag in HABITS:
-            following = arguments[i + 1] if i + 1 < len(arguments) and not arguments[i + 1].startswith("--") else ""
-            problems.append(f"{flag}: here it is {HABITS[flag].replace('{}', value or following or 'X')}")
-            continue
-        close = difflib.get_close_matches(name, sorted(known), 1) or [
-            one for one in sorted(known) if one.split(".")[-1] == name.split(".")[-1]
-        ]
-        hint = f"did you mean --{close[0]}?" if close else "see --help for all flags"
-        problems.append(f"{flag}: no such flag; {hint}")
-    if problems:
-        raise UserError("\n".join(problems))
+def _export(arguments: list[str]) -> int:
+    given = parse_usage("export", arguments)
+    raise UserError(f"{given}")

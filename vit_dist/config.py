@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_type_hints
 
 from vit_dist import validation
 from vit_dist.values import UserError, coerce, describe, merged, nearest
-from vit_dist.yaml_files import RECIPES, find_recipe, read_yaml
+from vit_dist.yaml_files import find_recipe, read_yaml, recipe_for
 
 
 def option(default: Any, meaning: str, *, free: bool = False) -> Any:
@@ -174,7 +174,15 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class LogConfig:
     every: str = option("10 updates", "length between lines of metrics", free=True)
-    trackers: Literal["auto", "none", "wandb"] = option("auto", "auto: wandb where you are logged in", free=True)
+    level: Literal["debug", "info", "warning"] = option(
+        "info",
+        "warning: notes and mistakes alone; debug: the libraries' own logs too, of all ranks",
+        free=True,
+    )
+    report: bool = option(True, "draw the run's report at its end", free=True)
+    trackers: Literal["auto", "none", "wandb", "tensorboard"] = option(
+        "auto", "auto: wandb where you are logged in", free=True
+    )
     project: str = option("vit_dist", "wandb's project", free=True)
     entity: str = option("", "wandb's team; empty: your own", free=True)
     group: str = option("", "wandb's group of runs", free=True)
@@ -206,18 +214,13 @@ class Config:
 
     @classmethod
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-        """The config of a recipe's name or a YAML file, with dotted overrides on top.
+        """The config of a recipe's name or a YAML file (by default `recipe_for`'s), with dotted overrides on top.
 
-        Without a recipe: `finetune` where the overrides set `model.pretrained`; the one named like their `data.name`;
-        `folder` where they set `data.root` or another `data.name`; else `digits`.
         Raises `UserError` with all that is wrong, a line each.
         """
         overrides = dict(overrides or {})
         if recipe is None:
-            named = str(overrides.get("data.name", ""))
-            others = "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
-            recipe = named if (RECIPES / f"{named}.yaml").is_file() else others
-            recipe = "finetune" if overrides.get("model.pretrained") else recipe
+            recipe = recipe_for(overrides)
         path = find_recipe(recipe)
         values = read_yaml(path)
         for key, value in overrides.items():

@@ -22,15 +22,24 @@ _WIDTH_OF_ALL, _WIDTH_WITH_BAR = 110, 130
 class Console:
     """Prints on rank 0 only; a live line on a terminal, plain lines elsewhere."""
 
-    def __init__(self, *, speaks: bool, stream: TextIO | None = None) -> None:
-        """stream: where to; the standard output by default."""
+    def __init__(self, *, speaks: bool, stream: TextIO | None = None, level: str = "info") -> None:
+        """stream: where to; the standard output by default. level: warning leaves all but notes unsaid."""
         self.speaks = speaks
         self.stream = stream
+        self.level = level
         self._live: Progress | None = None
         self._task: Any = None
 
+    def note(self, text: str) -> None:
+        """What a person should know, at every level."""
+        self._print(text)
+
     def say(self, text: str) -> None:
         """One line, above the progress line."""
+        if self.level != "warning":
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         if not self.speaks:
             return
         if self._live is not None:
@@ -52,7 +61,7 @@ class Console:
 
     def start(self, plan: Plan, position: int) -> None:
         """Shows the progress line on a terminal."""
-        if not self.speaks or not sys.stdout.isatty():
+        if not self.speaks or self.level == "warning" or not sys.stdout.isatty():
             return
         self._live = Progress(TextColumn("{task.description}", table_column=Column(no_wrap=True)), transient=True)
         if self._live.console.width >= _WIDTH_WITH_BAR:
@@ -105,7 +114,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds for people."""
+    """Hours, minutes and seconds for people; tenths below ten seconds."""
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,16 +79,35 @@ def train(config: Config, model: nn.Module | None = None, source: Data | None = 
     precision = config.train.precision
     if precision == "auto" and found is not None:
         precision = found.state["precision"]
+    if config.log.level == "debug":
+        logging.basicConfig(level=logging.DEBUG)
     runtime = Runtime(config.run, precision)
     try:
         position = found.position if found else None
         if runtime.from_main(position) != position:
             raise UserError(f"run.dir: {config.folder} must be on storage that all machines share")
-        console = Console(speaks=runtime.is_main)
+        console = Console(speaks=runtime.is_main, level=config.log.level)
         with runtime.stop_signals():
-            return _run(build(config, runtime, console, resumption, model, source))
+            run = _run(build(config, runtime, console, resumption, model, source))
     finally:
         runtime.end()
+    if runtime.is_main and not run.stopped:
+        _report(run.folder, console, drawn=config.log.report)
+    return run
+
+
+def _report(folder: Path, console: Console, *, drawn: bool) -> None:
+    """The run's report, and what to do next. The process group has ended: whatever happens here ends no run."""
+    rows = {}
+    if drawn:
+        try:
+            from vit_dist.report.page import write_report
+
+            rows["report"] = f"{write_report(folder)}: open it in a browser"
+        except Exception as error:  # a picture must not make a finished run fail
+            console.note(f"report: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    rows["next"] = f"vit-dist predict {folder} [IMAGE …], evaluate {folder}, export {folder} model.onnx"
+    console.table(rows)
 
 
 def _run(session: Session) -> Run:
@@ -102,7 +122,7 @@ def _run(session: Session) -> Run:
         session.record("stop", {**place(session.plan, session.state.position), "reason": _reason(session, finished)})
         session.write_status("finished" if finished else "stopped")
         if not finished:
-            session.console.say(f"stopped at update {session.state.position}; the same command goes on from there")
+            session.console.note(f"stopped at update {session.state.position}; the same command goes on from there")
         return Run(
             session.folder, not finished, session.history, session.state.best, summary, session.module, session.form
         )
@@ -162,6 +182,7 @@ def _finish(session: Session) -> dict[str, Any]:
     if predictions is not None:
         session.keep_predictions("val" if test is None else "test", weights, of, predictions)
     summary = summarise(session, weights, test)
+    session.trackers.summarise(summary)
     if session.runtime.is_main:
         write_json(session.folder / "summary.json", summary)
     print_summary(session.console, session.folder, summary)

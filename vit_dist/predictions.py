@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,14 @@ class Kept:
     shown: Ints
     pictures: Pixels
 
+    def captions(self) -> list[tuple[str, str]]:
+        """(what was said, with its probability; the true class) of each picture."""
+        names, found = self.about["classes"], self.predictions
+        return [
+            (f"{names[found.top[row, 0]]} {found.probability[row, 0]:.0%}", names[found.label[row]])
+            for row in self.shown.tolist()
+        ]
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -78,13 +86,19 @@ class Inputs:
     parts: Floats32
     about: dict[str, Any]
 
+    def captions(self) -> list[str]:
+        """The class of each, or both with their parts where two are mixed."""
+        named = [[self.about["classes"][number] for number in pair] for pair in self.classes.tolist()]
+        return [
+            first if parts[0] > 0.995 else f"{first} {parts[0]:.0%}, {second} {parts[1]:.0%}"
+            for (first, second), parts in zip(named, self.parts.tolist(), strict=True)
+        ]
 
-def write_predictions(
-    path: Path, predictions: Predictions, about: Mapping[str, Any], shown: Sequence[int] | Ints, pictures: Pixels
-) -> None:
+
+def write_predictions(path: Path, kept: Kept) -> None:
     """Replaces a file of predictions in one step. Raises OSError."""
-    arrays = {name: getattr(predictions, name) for name in ("index", "label", "top", "probability")}
-    _replace(path, {**arrays, "shown": np.asarray(shown, np.int64), "pictures": pictures}, about)
+    arrays = {name: getattr(kept.predictions, name) for name in ("index", "label", "top", "probability")}
+    _replace(path, {**arrays, "shown": kept.shown, "pictures": kept.pictures}, kept.about)
 
 
 def read_predictions(path: Path) -> Kept | None:

@@ -12,6 +12,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -264,10 +265,14 @@ class Runtime:
         before[1].wait()
         return bool(before[0].item())
 
-    def start_trackers(self, names: list[str], project: str, config: Mapping[str, Any], wandb: dict[str, Any]) -> None:
-        """Starts trackers by name, on rank 0, anew where some had started."""
+    def start_trackers(
+        self, names: list[str], project: str, config: Mapping[str, Any], settings: Mapping[str, Any], folder: Path
+    ) -> None:
+        """Starts trackers by name, on rank 0, anew where some had started; settings: of each. Files go to `folder`."""
         self._accelerator.log_with = names
-        self._accelerator.init_trackers(project, dict(config), {"wandb": wandb} if "wandb" in names else {})
+        self._accelerator.project_configuration.logging_dir = str(folder)
+        project = "tensorboard" if names == ["tensorboard"] else project  # there the name is that of a folder
+        self._accelerator.init_trackers(project, dict(config), {name: settings[name] for name in names})
 
     def tracker(self, name: str) -> Any:
         """The named tracker's own run object."""

@@ -61,9 +61,9 @@ def judged(trained: Trained, subset: Subset, runtime: Runtime, *, keep: int) -> 
 
 
 def score(
-    trained: Trained, called: str, console: Console, *, split: str, folder: Path | None, report: Path | None
+    trained: Trained, called: str, console: Console, *, split: str, folder: Path | None, out: Path | None
 ) -> dict[str, Any]:
-    """Evaluates, prints what it found, and writes it as JSON to `report`, if there is one. Raises UserError.
+    """Evaluates, prints what it found, and writes it as JSON to `out`, if there is one. Raises UserError.
 
     Every process of a launch calls it.
     """
@@ -77,8 +77,8 @@ def score(
         found = judged(trained, subset, runtime, keep=1)
         values = _values(trained, called, name, found, runtime)
         _show(trained, values, console)
-        if report is not None:
-            runtime.on_main(lambda: _write(report, values))
+        if out is not None:
+            runtime.on_main(lambda: _write(out, values))
         return values
     finally:
         runtime.end()

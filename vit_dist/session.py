@@ -24,7 +24,7 @@ from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.journal import Journal, Line, finite, place, write_json
 from vit_dist.locking import FolderLock
 from vit_dist.plan import Plan
-from vit_dist.predictions import INPUTS, KEPT, PREDICTIONS, Predictions, write_inputs, write_predictions
+from vit_dist.predictions import INPUTS, KEPT, PREDICTIONS, Kept, Predictions, write_inputs, write_predictions
 from vit_dist.progress import write_progress
 from vit_dist.runtime import Runtime
 from vit_dist.state import TrainState
@@ -139,7 +139,9 @@ class Session:
         """inputs.safetensors: what the model sees first, once in a run's life."""
         path = self.folder / INPUTS
         if self.runtime.is_main and not path.exists() and not self.over:
-            write_inputs(path, self.stream.inputs(self.state.position, self.data.classes))
+            inputs = self.stream.inputs(self.state.position, self.data.classes)
+            write_inputs(path, inputs)
+            self.trackers.show_inputs(inputs, inputs.captions())
 
     def keep_predictions(self, split: str, weights: str, of: int, predictions: Predictions) -> None:
         """predictions.safetensors: what these weights, of update `of`, say of a split, and pictures of the worst."""
@@ -147,8 +149,10 @@ class Session:
             return
         shown = predictions.mistakes(_MISTAKES)
         about = {"split": split, "weights": weights, "update": of, "classes": list(self.data.classes)}
-        mistaken = pictures(self.data.splits[split], shown, self.form)
-        write_predictions(self.folder / PREDICTIONS, predictions, about, shown, mistaken)
+        kept = Kept(predictions, about, shown, pictures(self.data.splits[split], shown, self.form))
+        write_predictions(self.folder / PREDICTIONS, kept)
+        captions = [f"{said}, is {true}" for said, true in kept.captions()]
+        self.trackers.show_predictions(kept, captions, self.state.position)
 
     def report(self, split: str, results: dict[str, Evaluation], of: int, *, best: str | None = None) -> None:
         """Records and shows evaluations by the weights of update `of`; those named `best` are the best so far."""

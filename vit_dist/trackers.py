@@ -1,23 +1,27 @@
-"""W&B, through Accelerate's tracker: best effort."""
+"""W&B and TensorBoard, through Accelerate's trackers: best effort."""
 
 from __future__ import annotations
 
+import importlib
 import netrc
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_dist.config import Config
 from vit_dist.journal import Line
+from vit_dist.predictions import Inputs, Kept, Pixels
 from vit_dist.runtime import Runtime
+from vit_dist.values import UserError
 
 _TRACKER_SECONDS = 30
+_MOST_CLASSES = 100
 
 
 class Trackers:
-    """W&B through Accelerate: best effort. It never stops a run, and hardly delays it."""
+    """W&B or TensorBoard through Accelerate: best effort. They never stop a run, and hardly delay it."""
 
     def __init__(self, config: Config, runtime: Runtime, say: Callable[[str], None]) -> None:
         self.config = config
@@ -26,8 +30,8 @@ class Trackers:
         self.names: list[str] = []
         self.run_id: str | None = None
 
-    def start(self, run_id: str | None) -> None:
-        """Starts what the config asks for; `run_id` goes on with an earlier W&B run."""
+    def start(self, run_id: str | None, position: int = 0) -> None:
+        """Starts what the config asks for; `run_id` goes on with an earlier W&B run, TensorBoard from `position`."""
         if not self.runtime.is_main:
             return
         names, reason = chosen_trackers(self.config.log.trackers, os.environ)
@@ -47,9 +51,12 @@ class Trackers:
             "mode": wandb_mode(os.environ) if "wandb" in names else None,
         }
         values = {name: value if value is not None else "" for name, value in self.config.fields().items()}
+        if "tensorboard" in names:  # whose table of settings holds plain values alone
+            values = {name: value if isinstance(value, (int, float)) else str(value) for name, value in values.items()}
         for mode in dict.fromkeys([settings["mode"], "offline"]):
             try:
-                self.runtime.start_trackers(names, log.project, values, {**settings, "mode": mode})
+                of_each = {"wandb": {**settings, "mode": mode}, "tensorboard": {"purge_step": position + 1}}
+                self.runtime.start_trackers(names, log.project, values, of_each, self.config.folder)
             except Exception as error:  # whatever a tracker does must not end a run
                 self.say(f"tracker: {' '.join(str(error).split())[:200]}")
                 continue
@@ -78,6 +85,62 @@ class Trackers:
             self.say(f"tracker: {' '.join(str(error).split())[:200]}: going on without")
             self.names = []
 
+    def show_inputs(self, inputs: Inputs, tiles: Sequence[str]) -> None:
+        """What the model sees first, with what is said of each."""
+        self._show({"inputs": (inputs.pixels, tiles)}, None, inputs.about["position"])
+
+    def show_predictions(self, kept: Kept, captions: Sequence[str], step: int) -> None:
+        """The confusion matrix (for at most 100 classes) and the most confident mistakes of a split."""
+        self._show({f"{kept.about['split']}/mistakes": (kept.pictures, captions)}, kept, step)
+
+    def _show(self, pictures: Mapping[str, tuple[Pixels, Sequence[str]]], kept: Kept | None, step: int) -> None:
+        """Pictures uint8 [n, channels, height, width] with their captions, by name, and what is kept of a split."""
+        counts = None
+        if kept is not None and len(kept.about["classes"]) <= _MOST_CLASSES:
+            counts = kept.predictions.confusion(len(kept.about["classes"]))
+        try:
+            if "wandb" in self.names:
+                import wandb
+
+                shown: dict[str, Any] = {
+                    name: [
+                        wandb.Image(one.transpose(1, 2, 0).squeeze(), caption=caption)
+                        for one, caption in zip(pixels, captions, strict=True)
+                    ]
+                    for name, (pixels, captions) in pictures.items()
+                }
+                if kept is not None and counts is not None:
+                    shown[f"{kept.about['split']}/confusion"] = wandb.plot.confusion_matrix(
+                        y_true=kept.predictions.label.tolist(),
+                        preds=kept.predictions.top[:, 0].tolist(),
+                        class_names=kept.about["classes"],
+                    )
+                self.runtime.tracker("wandb").log(shown, step=step)
+            if "tensorboard" in self.names:
+                writer = self.runtime.tracker("tensorboard")
+                for name, (pixels, _) in pictures.items():
+                    if len(pixels):
+                        writer.add_images(name, pixels, global_step=step)
+                if kept is not None and counts is not None:
+                    share = counts / counts.sum(1, keepdims=True).clip(1)
+                    writer.add_image(f"{kept.about['split']}/confusion", share[None], global_step=step)
+        except Exception as error:
+            self.say(f"tracker: {' '.join(str(error).split())[:200]}: going on without pictures")
+
+    def summarise(self, summary: Mapping[str, Any]) -> None:
+        """W&B's table of runs gets the numbers of summary.json."""
+        if "wandb" not in self.names:
+            return
+        values = {
+            f"summary/{name}" if inner is None else f"summary/{name}/{inner}": number
+            for name, value in summary.items()
+            for inner, number in (value.items() if isinstance(value, dict) else [(None, value)])
+        }
+        try:
+            self.runtime.tracker("wandb").summary.update(values)
+        except Exception as error:
+            self.say(f"tracker: {' '.join(str(error).split())[:200]}")
+
     def end(self) -> None:
         """Sends what is left, for at most 30 seconds."""
         if not self.names:
@@ -94,6 +157,17 @@ class Trackers:
             self.runtime.end_trackers()
         except Exception as error:
             self.say(f"tracker: {' '.join(str(error).split())[:200]}")
+
+
+def require_tracker(asked: str) -> None:
+    """Raises UserError where the tracker that was asked for by name is not installed."""
+    if asked in ("auto", "none"):
+        return
+    try:
+        importlib.import_module(asked)
+    except ImportError:
+        extra = "'vit_dist[tensorboard]'" if asked == "tensorboard" else asked
+        raise UserError(f"log.trackers: {asked} is not installed: pip install {extra}, or set none") from None
 
 
 def chosen_trackers(asked: str, environ: Mapping[str, str]) -> tuple[list[str], str | None]:

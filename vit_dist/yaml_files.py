@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vit_dist.values import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_for(overrides: Mapping[str, Any]) -> str:
+    """Where none is named: `finetune` where the overrides set `model.pretrained`; the one named like their `data.name`;
+    `folder` where they set `data.root` or another `data.name`; else `digits`."""
+    if overrides.get("model.pretrained"):
+        return "finetune"
+    named = str(overrides.get("data.name", ""))
+    if (RECIPES / f"{named}.yaml").is_file():
+        return named
+    return "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
 
 
 def find_recipe(recipe: str | Path) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_dist.plan import Ints
 from vit_dist.predictions import Inputs, Kept, Pixels, Predictions
 from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, RED, new_figure, save_png
 
@@ -32,29 +31,13 @@ class Tile:
 
 def mistake_tiles(kept: Kept) -> list[Tile]:
     """The wrong answers given with the most confidence, that first."""
-    names, found = kept.about["classes"], kept.predictions
-    return [
-        Tile(
-            pixels,
-            f"{names[found.top[row, 0]]} {found.probability[row, 0]:.0%}",
-            False,
-            names[found.label[row]],
-        )
-        for row, pixels in zip(kept.shown.tolist(), kept.pictures, strict=True)
-    ]
+    both = zip(kept.captions(), kept.pictures, strict=True)
+    return [Tile(pixels, said, False, truth) for (said, truth), pixels in both]
 
 
-def input_tiles(inputs: Inputs, classes: Sequence[str]) -> list[Tile]:
+def input_tiles(inputs: Inputs) -> list[Tile]:
     """The inputs with their classes, and the parts of these where two are mixed."""
-
-    def said(pair: Ints, parts: Sequence[float]) -> str:
-        first, second = (classes[number] for number in pair.tolist())
-        return first if parts[0] > 0.995 else f"{first} {parts[0]:.0%}, {second} {parts[1]:.0%}"
-
-    return [
-        Tile(pixels, said(pair, parts.tolist()))
-        for pixels, pair, parts in zip(inputs.pixels, inputs.classes, inputs.parts, strict=True)
-    ]
+    return [Tile(pixels, said) for said, pixels in zip(inputs.captions(), inputs.pixels, strict=True)]
 
 
 def draw_tiles(path: Path, tiles: Sequence[Tile]) -> None:

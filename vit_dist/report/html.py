@@ -62,8 +62,8 @@ def confusion_table(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> 
     for number, (name, row) in enumerate(zip(classes, counts, strict=True)):
         total = max(sum(row), 1)
         cells = "".join(
-            f'<td class="{"right" if column == number else "wrong"}" style="--share:{100 * count / total:.2f}">'
-            f"{count or ''}</td>"
+            f'<td class="{"right" if column == number else "wrong"}{" dark" if 2 * count > total else ""}" '
+            f'style="--share:{100 * count / total:.2f}">{count or ""}</td>'
             for column, count in enumerate(row)
         )
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")

@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 
 from vit_dist import __version__
 from vit_dist.console import big, duration, loss_text
@@ -20,6 +19,9 @@ from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.html import charts, confusion_table, document, figures, folded, table, tiles
 from vit_dist.report.record import Record, read_run
 from vit_dist.values import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FULL_TABLE, _PICTURED = 25, 100
 
@@ -112,19 +114,10 @@ _CAPTIONS = {
 
 def _grids(run: Record, out: Path) -> None:
     """PNGs of pictures."""
-    classes = _classes(run)
     if run.predictions is not None and len(run.predictions.shown):
         grids.draw_tiles(out / "mistakes.png", grids.mistake_tiles(run.predictions))
-    if run.inputs is not None and classes:
-        grids.draw_tiles(out / "inputs.png", grids.input_tiles(run.inputs, classes))
-
-
-def _classes(run: Record) -> list[str]:
-    """Their names, which the predictions and the inputs say."""
-    for one in (run.predictions, run.inputs):
-        if one is not None and "classes" in one.about:
-            return list(one.about["classes"])
-    return []
+    if run.inputs is not None:
+        grids.draw_tiles(out / "inputs.png", grids.input_tiles(run.inputs))
 
 
 def _parts(run: Record, pictures: Mapping[str, Figure]) -> Iterator[str]:
@@ -144,7 +137,7 @@ def _parts(run: Record, pictures: Mapping[str, Figure]) -> Iterator[str]:
         yield "<h2>What the model sees</h2>"
         at_update = run.inputs.about["position"]
         yield f'<p class="note">The first slots of global batch {at_update}, augmented by key: the same anywhere.</p>'
-        yield tiles(grids.input_tiles(run.inputs, _classes(run)))
+        yield tiles(grids.input_tiles(run.inputs))
     yield "<h2>Evaluations</h2>"
     yield _evaluations(run)
     yield "<h2>Starts</h2>"
@@ -162,13 +155,13 @@ def _of_predictions(kept: Kept, pictures: Mapping[str, Figure]) -> Iterator[str]
         f'<p class="note">{len(found):,} images by the {averaged}weights of update {about["update"]:,}: '
         f"{found.top1():.2f} % right</p>"
     )
-    yield charts({"Top-1 of each class": to_svg(pictures["classes"], "classes")})
+    parts = {"Top-1 of each class, the worst on top": to_svg(pictures["classes"], "classes")}
     if len(classes) <= _FULL_TABLE:
-        yield "<h2>Which class is taken for which</h2>"
-        yield '<p class="note">Rows: the true class. Columns: what the model said.</p>'
-        yield confusion_table(found.confusion(len(classes)).tolist(), classes)
+        whole = confusion_table(found.confusion(len(classes)).tolist(), classes)
+        parts["How often a class (row) is taken for which (column)"] = whole
     elif "confusion" in pictures:
-        yield charts({"Which class (row) is taken for which (column)": to_svg(pictures["confusion"], "confusion")})
+        parts["Which class (row) is taken for which (column)"] = to_svg(pictures["confusion"], "confusion")
+    yield charts(parts)
     frequent = grids.confusions(found, classes)
     if frequent:
         rows = [[truth, said, f"{often:,}"] for truth, said, often in frequent]

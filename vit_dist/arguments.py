@@ -1,0 +1,195 @@
+"""What the commands that use a trained model are given: words, flags of their own, fields of the config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+import yaml
+
+from vit_dist.answers import FORMS
+from vit_dist.flags import config_flags, refuse_unknown, take_mappings
+from vit_dist.values import UserError
+
+_MODEL = "a run's folder, a checkpoint's, that of an export, FILE.safetensors, or timm/NAME"
+_HABITS = {
+    "--batch_size": "--evaluate.batch_size {}",
+    "--batch-size": "--evaluate.batch_size {}",
+    "--device": "--run.device {}",
+    "--threads": "--run.threads {}",
+    "--seed": "--run.seed {}",
+    "--precision": "--train.precision {}",
+    "--amp": "--train.precision bf16",
+    "--data": "--data.root {}",
+    "--data_dir": "--data.root {}",
+    "--data-dir": "--data.root {}",
+    "--root": "--data.root {}",
+    "--workers": "--data.workers {}",
+    "--num_workers": "--data.workers {}",
+    "--model": "the first word, without a flag: {}",
+    "--checkpoint": "the first word, without a flag: {}",
+    "--ckpt": "the first word, without a flag: {}",
+    "--run": "the first word, without a flag: {}",
+    "--image": "a word behind the model, without a flag: {}",
+    "--images": "a word behind the model, without a flag: {}",
+    "--topk": "--top {}",
+    "--top_k": "--top {}",
+    "--k": "--top {}",
+    "--output": "--out {}",
+    "--ema": "--weights ema",
+}
+_FIELDS = ("model.", "data.", "evaluate.batch_size", "run.device", "run.threads", "train.precision")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """A command: its words with their meaning and how many it takes, its flags, the fields of the config it takes.
+
+    flags: name → (what its value is called, its meaning); a flag without a value has an empty name for it.
+    """
+
+    description: str
+    words: Mapping[str, str]
+    least: int
+    most: int | None
+    flags: Mapping[str, tuple[str, str]]
+    fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was typed: words, the command's own flags, dotted fields."""
+
+    words: list[str]
+    own: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, flag: str) -> Path | None:
+        """A flag's value as a path."""
+        return Path(self.own[flag]).expanduser() if flag in self.own else None
+
+
+_WEIGHTS = ("raw|ema", "the last weights or their average; default: what the run chose by")
+USAGES = {
+    "report": Usage(
+        "Draws a run's curves, mistakes and inputs on a page that opens from the disk (RUN/report/index.html), "
+        "with PNGs beside it, also while it runs. Of several runs: a comparison, as a page, Markdown and PNGs.",
+        {"RUN": "a run's folder; several: compared with the first"},
+        1,
+        None,
+        {"--out": ("DIR", "where the page goes; default: RUN/report, or comparison for several runs")},
+    ),
+    "evaluate": Usage(
+        "Counts every sample of a split or of a folder once, on any number of processes.",
+        {"MODEL": _MODEL},
+        1,
+        1,
+        {
+            "--split": ("NAME", "train, val or test of the model's data; default: test, else val"),
+            "--folder": ("DIR", "all images in folders named like the classes, instead of a split"),
+            "--weights": _WEIGHTS,
+            "--json": ("FILE", "write what was found, every class included"),
+        },
+        _FIELDS,
+    ),
+    "predict": Usage(
+        "Says what images show, with the preprocessing that the model was trained with. Without IMAGE and --split: "
+        "16 of the test split, chosen by key, and a picture of them.",
+        {"MODEL": _MODEL, "IMAGE": "files, folders, patterns"},
+        1,
+        None,
+        {
+            "--split": ("NAME", "all of train, val or test of the model's data"),
+            "--top": ("N", "classes to name, default 3"),
+            "--format": ("|".join(FORMS), "default: by the ending of --out, else table"),
+            "--out": ("FILE", "default: the standard output"),
+            "--png": ("FILE", "also draw the first 64; default: predictions.png for the 16 of test"),
+            "--weights": _WEIGHTS,
+        },
+        (*_FIELDS, "run.seed"),
+    ),
+    "export": Usage(
+        "Writes a model as ONNX (tensors input and output, any batch), checked against torch; or as a folder that "
+        "timm and the Hugging Face hub load.",
+        {"MODEL": _MODEL, "OUT": "FILE.onnx, or a folder that is not there yet"},
+        2,
+        2,
+        {
+            "--preprocess": ("", "ONNX: take uint8 pixels and normalise them inside"),
+            "--weights": _WEIGHTS,
+        },
+        ("model.", "data.image_size", "data.mean", "data.std", "data.crop"),
+    ),
+}
+_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMS}
+
+
+def parse_usage(command: str, arguments: Sequence[str]) -> Given:
+    """What was typed behind a command. Raises UserError with all that is wrong, a line each; --help ends it all."""
+    usage = USAGES[command]
+    rest = list(arguments)
+    mappings = take_mappings(rest)
+    kinds = {name: (one, kind) for name, one, kind in config_flags() if name.startswith(usage.fields) and usage.fields}
+    parser = _parser(command, usage, kinds)
+    refuse_unknown(rest, {*kinds, *(flag[2:] for flag in usage.flags)}, _HABITS)
+    try:
+        space = vars(parser.parse_intermixed_args(rest))
+    except argparse.ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    words: list[str] = space.pop("words")
+    own = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
+    fields = {name: _value(space[name], kinds[name][1], name) for name in kinds if space[name] is not None}
+    problems = [
+        f"{flag}: must be {' or '.join(allowed)}, not {own[flag]}"
+        for flag, allowed in _CHOICES.items()
+        if flag in own and own[flag] not in allowed
+    ]
+    if "--top" in own and not (own["--top"].isdecimal() and int(own["--top"]) > 0):
+        problems.append(f"--top: must be a whole number above 0, not {own['--top']}")
+    names = list(usage.words)
+    if len(words) < usage.least:
+        missing = names[len(words)]
+        problems.append(f"{command}: needs {missing}: {usage.words[missing]}")
+    if usage.most is not None and len(words) > usage.most:
+        problems.append(f"{command}: takes {' '.join(names)} alone, not {' '.join(words[usage.most :])} too")
+    if problems:
+        raise UserError("\n".join(problems))
+    return Given(words, own, {**fields, **mappings})
+
+
+def _parser(command: str, usage: Usage, kinds: Mapping[str, tuple[Any, Any]]) -> argparse.ArgumentParser:
+    named = " ".join(f"[{word} …]" if number >= usage.least else word for number, word in enumerate(usage.words))
+    meanings = "\n".join(f"  {word:<8} {meaning}" for word, meaning in usage.words.items())
+    parser = argparse.ArgumentParser(
+        prog=f"vit-dist {command}",
+        usage=f"vit-dist {command} {named} [--flag VALUE …]",
+        description=f"{usage.description}\n\n{meanings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    for flag, (value, meaning) in usage.flags.items():
+        if value:
+            parser.add_argument(flag, dest=flag, metavar=value, help=meaning)
+        else:
+            parser.add_argument(flag, dest=flag, action="store_true", help=meaning)
+    group = parser.add_argument_group(
+        "fields of the config", "of a run, only data.root, data.workers and those of evaluate, run and train may be set"
+    )
+    for name, (one, _) in kinds.items():
+        group.add_argument(f"--{name}", dest=name, metavar="X", help=one.metadata["meaning"].replace("%", "%%"))
+    return parser
+
+
+def _value(text: str, kind: Any, name: str) -> Any:
+    """A text stays as it was typed; what else there is, YAML reads and the config checks."""
+    if kind is str or get_origin(kind) is Literal:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{name}: not YAML: {' '.join(str(error).split())}") from None
