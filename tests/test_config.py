@@ -11,8 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from vit_dist.config import RECIPES, Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, find_recipe
+from vit_dist.config import Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from vit_dist.values import Length, UserError, import_function, parse_size
+from vit_dist.yaml_files import RECIPES, find_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",

@@ -93,11 +93,8 @@ def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:
     assert first.epoch_seconds is not None
     assert last.epoch_seconds is not None
     ratio = first.epoch_seconds / last.epoch_seconds
-    pace = (
-        f"trains an epoch {ratio:.3g} times as fast as"
-        if ratio >= 1
-        else f"needs {1 / ratio:.3g} times as long for an epoch as"
-    )
+    slower = f"needs {1 / ratio:.3g} times as long for an epoch as"
+    pace = f"trains an epoch {ratio:.3g} times as fast as" if ratio >= 1 else slower
     speed = (
         f"{names[-1]} ({last.machine}) {pace} {names[0]} ({first.machine}): "
         f"{last.epoch_seconds:.3g} s against {first.epoch_seconds:.3g} s"
@@ -143,8 +140,8 @@ def partings(names: Sequence[str], drifts: Sequence[Drift]) -> Iterator[str]:
             end = int(np.argmax(one.differences))
             yield (
                 f"{one.of.capitalize()} of {name} parts from that of {names[0]} by {one.differences[0]:.1e}, relative, "
-                f"at update {one.updates[0]:,.0f}, by {one.differences[-1]:.1e} at update {one.updates[-1]:,.0f}, and by "
-                f"{one.differences[end]:.1e} at most, at update {one.updates[end]:,.0f}."
+                f"at update {one.updates[0]:,.0f}, by {one.differences[-1]:.1e} at update {one.updates[-1]:,.0f}, "
+                f"and by {one.differences[end]:.1e} at most, at update {one.updates[end]:,.0f}."
             )
 
 
