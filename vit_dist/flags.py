@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from vit_dist.config import Config
-from vit_dist.values import UserError, merged
+from vit_dist.values import UserError, describe, merged
 from vit_dist.yaml_files import RECIPES
 
 # Fields that hold names of others' own.
@@ -215,3 +215,26 @@ def refuse_unknown(arguments: Sequence[str], known: set[str], habits: Mapping[st
         problems.append(f"{flag}: no such flag; {hint}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def reference() -> str:
+    """docs/config.md: every field of the config, from the dataclasses themselves."""
+    lines = [
+        "# Config reference",
+        "",
+        "Every field, as `--section.field VALUE` on the command line or `section: {field: VALUE}` in YAML; recipes set",
+        "other values than these defaults. Fields marked · belong to a run's identity: they can change its result.",
+        "Lengths of time have units: `20 epochs`, `5000 updates`, `1e6 samples`, and inside a run `5%`.",
+        "This page is written by `python scripts/config_reference.py > docs/config.md`.",
+    ]
+    section = ""
+    for flag, field, kind in config_flags():
+        if flag.split(".")[0] != section:
+            section = flag.split(".")[0]
+            lines += ["", f"## {section}", "", "| field | value | default | meaning |", "| --- | --- | --- | --- |"]
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        shown = "empty" if default in ("", (), None, {}) else str(default).lower() if kind is bool else str(default)
+        mark = "" if field.metadata["free"] else " ·"
+        cells = [f"`{flag}`{mark}", describe(kind), f"`{shown}`", field.metadata["meaning"]]
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join(lines) + "\n"

@@ -46,6 +46,12 @@ class Run:
     model: nn.Module
     form: Form
 
+    def report(self) -> Path:
+        """Draws the run's report anew, in its folder; the page."""
+        from vit_dist.report.page import write_report
+
+        return write_report(self.folder)
+
     def predict(self, images: NDArray[np.uint8] | Tensor, batch_size: int = 256) -> Tensor:
         """Probabilities [n, classes] of uint8 images [n, channels, height, width], by the best weights.
 
@@ -92,21 +98,19 @@ def train(config: Config, model: nn.Module | None = None, source: Data | None = 
     finally:
         runtime.end()
     if runtime.is_main and not run.stopped:
-        _report(run.folder, console, drawn=config.log.report)
+        _say_what_next(run, console, drawn=config.log.report)
     return run
 
 
-def _report(folder: Path, console: Console, *, drawn: bool) -> None:
+def _say_what_next(run: Run, console: Console, *, drawn: bool) -> None:
     """The run's report, and what to do next. The process group has ended: whatever happens here ends no run."""
     rows = {}
     if drawn:
         try:
-            from vit_dist.report.page import write_report
-
-            rows["report"] = f"{write_report(folder)}: open it in a browser"
+            rows["report"] = f"{run.report()}: open it in a browser"
         except Exception as error:  # a picture must not make a finished run fail
             console.note(f"report: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    rows["next"] = f"vit-dist predict {folder} [IMAGE …], evaluate {folder}, export {folder} model.onnx"
+    rows["next"] = f"vit-dist predict {run.folder} [IMAGE …], evaluate {run.folder}, export {run.folder} model.onnx"
     console.table(rows)
 
 
