@@ -141,6 +141,7 @@ def predict(
         if names:
             answers = predict_files(trained, [Path(image) for image in images], runtime, top=top)
         else:
+            png = png or (None if split else Path("predictions.png"))
             split, subset = open_split(trained, split, None) if split else keyed_few(trained)
             said = predict_split(trained, split, subset, runtime, top=top)
             answers, images = iter(said), [answer.image for answer in said]

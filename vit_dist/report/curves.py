@@ -97,7 +97,7 @@ def utilisation_curve(run: Record) -> Figure:
     """MFU, the share of the matrix product measured at start, and of the time spent waiting for images, in percent."""
     figure, axes = new_figure()
     scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
-    kinds = (("mfu", BLUE, "MFU"), ("matmul_fraction", GREEN, "of the measured matrix product"))
+    kinds = (("mfu", BLUE, "MFU"), ("matmul_fraction", GREEN, "of a matrix product's speed"))
     for name, colour, label in (*kinds, ("data_wait_fraction", ORANGE, "waiting for images")):
         values = run.metrics.train[name]
         if not np.isnan(values).all():
@@ -114,7 +114,8 @@ def seconds_bar(spent: Mapping[str, float]) -> Figure:
     names, total = list(spent), sum(spent.values()) or 1.0
     axes.barh(names[::-1], [spent[name] for name in names[::-1]], color=[*SERIES[: len(names)]][::-1], height=0.6)
     for row, name in enumerate(names[::-1]):
-        axes.text(spent[name], row, f"  {duration(spent[name])}, {spent[name] / total:.0%}", va="center", fontsize=8)
+        told = f"  {duration(spent[name])}, {spent[name] / total:.0%}"
+        axes.text(spent[name], row, told, va="center", fontsize=8, color=INK)
     axes.margins(x=0.35)
     axes.set_xlim(0, None)
     axes.set(xticks=[])
@@ -194,5 +195,16 @@ def _finished(figure: Figure, axes: Axes, run: Record, label: str) -> Figure:
 
 
 def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides nothing."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(labelcolor=INK)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderaxespad=0.1,
+            ncols=3,
+            columnspacing=1.2,
+            handlelength=1.4,
+            labelcolor=INK,
+            frameon=False,
+            fontsize=8,
+        )

@@ -31,8 +31,6 @@ _STYLE: Any = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
     "lines.linewidth": 1.4,
     "svg.fonttype": "none",
     "path.simplify": True,

@@ -102,7 +102,7 @@ def _curves(run: Record) -> Mapping[str, Any]:
 
 
 _CAPTIONS = {
-    "loss": "Loss: of train as trained (mean, with lowest and highest where thinned), of val plain cross entropy",
+    "loss": "Loss; of val plain cross entropy",
     "accuracy": "Top-1 accuracy",
     "rate": "Learning rate",
     "gradient_norm": "Norm of the gradient, before clipping",
