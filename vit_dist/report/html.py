@@ -61,16 +61,18 @@ def confusion_table(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> 
     rows = []
     for number, (name, row) in enumerate(zip(classes, counts, strict=True)):
         total = max(sum(row), 1)
-        cells = "".join(
-            f'<td class="{"right" if column == number else "wrong"}{" dark" if 2 * count > total else ""}" '
-            f'style="--share:{100 * count / total:.2f}">{count or ""}</td>'
-            for column, count in enumerate(row)
-        )
+        cells = "".join(_cell(count, total, right=column == number) for column, count in enumerate(row))
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     return (
         '<div class="scroll"><table class="confusion"><thead><tr><th></th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _cell(count: int, total: int, *, right: bool) -> str:
+    kind = "right" if right else "wrong" if count else "none"
+    dark = " dark" if right and 2 * count > total else ""
+    return f'<td class="{kind}{dark}" style="--share:{100 * count / total:.2f}">{count or ""}</td>'
 
 
 def tiles(given: Iterable[Tile]) -> str:
