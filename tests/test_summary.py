@@ -27,6 +27,9 @@ SUMMARY: dict[str, Any] = {
 }
 
 
+NEXT = "  next       vit-dist predict runs/mine [IMAGE …]; evaluate runs/mine; export runs/mine model.onnx"
+
+
 def printed(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
     print_summary(Console(speaks=True), Path("runs/mine"), {**SUMMARY, **changes})
     found = capsys.readouterr()
@@ -43,7 +46,18 @@ def test_a_run_with_a_best(capsys: pytest.CaptureFixture[str]) -> None:
         "  test       top1 97.50 %, loss 0.1235, of the best weights",
         "  memory     1,536 MiB at most",
         "  files      runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last, checkpoints/best",
+        NEXT,
     ]
+
+
+def test_a_report_is_named_where_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Path("runs/mine/report/index.html")
+    page.parent.mkdir(parents=True)
+    page.write_text("")
+    assert printed(capsys)[-2:] == [f"  report     {page}: open it in a browser", NEXT]
 
 
 def test_a_run_without_val_has_no_best(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,6 +65,7 @@ def test_a_run_without_val_has_no_best(capsys: pytest.CaptureFixture[str]) -> No
         "  test       top1 97.50 %, loss 0.1235, of the last weights",
         "  memory     1,536 MiB at most",
         "  files      runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last",
+        NEXT,
     ]
     assert printed(capsys, best=None, weights="ema")[3] == (
         "  test       top1 97.50 %, loss 0.1235, of the last averaged weights"

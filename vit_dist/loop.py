@@ -98,20 +98,18 @@ def train(config: Config, model: nn.Module | None = None, source: Data | None = 
     finally:
         runtime.end()
     if runtime.is_main and not run.stopped:
-        _say_what_next(run, console, drawn=config.log.report)
+        if config.log.report:
+            _draw(run, console)
+        print_summary(console, run.folder, run.summary)
     return run
 
 
-def _say_what_next(run: Run, console: Console, *, drawn: bool) -> None:
-    """The run's report, and what to do next. The process group has ended: whatever happens here ends no run."""
-    rows = {}
-    if drawn:
-        try:
-            rows["report"] = f"{run.report()}: open it in a browser"
-        except Exception as error:  # a picture must not make a finished run fail
-            console.note(f"report: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    rows["next"] = f"vit-dist predict {run.folder} [IMAGE …], evaluate {run.folder}, export {run.folder} model.onnx"
-    console.table(rows)
+def _draw(run: Run, console: Console) -> None:
+    """The run's report. The process group has ended, and nothing that happens here makes a finished run fail."""
+    try:
+        run.report()
+    except Exception as error:
+        console.note(f"report: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
 def _run(session: Session) -> Run:
@@ -189,7 +187,6 @@ def _finish(session: Session) -> dict[str, Any]:
     session.trackers.summarise(summary)
     if session.runtime.is_main:
         write_json(session.folder / "summary.json", summary)
-    print_summary(session.console, session.folder, summary)
     return summary
 
 

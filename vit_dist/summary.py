@@ -74,5 +74,9 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any]) -> No
     rows["files"] = f"{folder}: progress.md, summary.json, metrics.jsonl, checkpoints/last" + (
         ", checkpoints/best" if best else ""
     )
+    page = folder / "report" / "index.html"
+    if page.is_file():
+        rows["report"] = f"{page}: open it in a browser"
+    rows["next"] = f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx"
     console.say("finished")
     console.table(rows)
