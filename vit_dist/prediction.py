@@ -130,7 +130,7 @@ def predict(
     form: table, jsonl or csv, to `out` or to the standard output. png: a grid of the first 64.
     What else there is to say goes to `console`. Raises UserError.
     """
-    runtime = Runtime(trained.config.run, precision_of(trained, cpu=trained.config.run.device == "cpu"))
+    runtime = Runtime(trained.config.run, precision_of(trained))
     try:
         if runtime.world_size > 1:
             raise UserError("predict: runs in one process; vit-dist evaluate uses several")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vit_dist.console import Console, aligned, loss_text
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import SPLITS, Subset, read_classes
@@ -39,8 +41,9 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> tuple[str, 
     return name, data.splits[name]
 
 
-def precision_of(trained: Trained, *, cpu: bool) -> str:
-    """The one asked for, else that of the training, where it runs here. Raises UserError."""
+def precision_of(trained: Trained) -> str:
+    """The one asked for, else that of the training where it runs here, else fp32. Raises UserError."""
+    cpu = trained.config.run.device == "cpu" or not torch.cuda.is_available()
     if trained.config.train.precision != "auto":
         return resolve_precision(trained.config.train.precision, cpu=cpu)
     return "fp32" if trained.precision == "fp16" and cpu else resolve_precision(trained.precision, cpu=cpu)
@@ -68,8 +71,7 @@ def score(
     Every process of a launch calls it.
     """
     config = trained.config
-    cpu = config.run.device == "cpu"
-    runtime = Runtime(config.run, precision_of(trained, cpu=cpu))
+    runtime = Runtime(config.run, precision_of(trained))
     try:
         console.speaks = runtime.is_main
         with runtime.main_first():

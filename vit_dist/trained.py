@@ -15,7 +15,7 @@ from vit_dist.checkpoint import Checkpoint
 from vit_dist.config import Config, ModelConfig
 from vit_dist.data.stream import Form
 from vit_dist.journal import read_json
-from vit_dist.models.build import build_model, imagenet_classes, preprocessing
+from vit_dist.models.build import build_model, check_timm_name, imagenet_classes, preprocessing
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.state import Best
 from vit_dist.values import UserError, merged
@@ -56,6 +56,7 @@ def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
     if weights and (name.startswith("timm/") or (path / "config.json").is_file()):
         raise UserError(f"--weights: {name} has one set of weights only: leave it out")
     if name.startswith("timm/"):
+        check_timm_name(name)
         return _bare(given | {"model.name": name}, None)
     if path.suffix == ".safetensors" and path.is_file():
         if (path.parent / checkpoint.MANIFEST).is_file():

@@ -87,6 +87,17 @@ def preprocessing(config: ModelConfig) -> Preprocessing | None:
     return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), cfg.crop_pct)
 
 
+def check_timm_name(name: str) -> None:
+    """Raises UserError, with near names, where timm has no model of the name timm/NAME."""
+    import timm
+
+    known = name.removeprefix("timm/")
+    if not timm.is_model(known):
+        close = difflib.get_close_matches(known, timm.list_models(), 3)
+        hint = f"did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else "see timm.list_models()"
+        raise UserError(f"model.name: timm has no model {known}: {hint}")
+
+
 def imagenet_classes(name: str, classes: int) -> tuple[list[str], list[str]]:
     """(identifiers, names for people) of timm/NAME's classes: ImageNet's where their number is, else numbers."""
     numbers = [str(number) for number in range(classes)]
@@ -192,11 +203,8 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
 def _timm(config: ModelConfig, classes: int, channels: int, image_size: int, *, dynamic: bool) -> nn.Module:
     import timm
 
+    check_timm_name(config.name)
     name = config.name.removeprefix("timm/")
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), 3)
-        hint = f"did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else "see timm.list_models()"
-        raise UserError(f"model.name: timm has no model {name}: {hint}")
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels, **config.args}
     if dynamic:
         arguments.setdefault("dynamic_img_size", True)
