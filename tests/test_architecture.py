@@ -14,13 +14,14 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "vit_dist"
 FLOORS = {
     0: ["config", "catalog", "validation", "values", "yaml_files", "plan", "state", "choosing"],
-    1: ["runtime", "launch", "locking", "journal", "telemetry", "predictions", "progress", "trackers", "console",
-        "losses", "optimizers", "schedules", "averaging",
+    1: ["runtime", "launch", "locking", "journal", "placing", "telemetry", "predictions", "progress", "trackers",
+        "console", "losses", "optimizers", "schedules", "averaging",
         "models", "models.vit", "models.build", "models.pretrained",
         "data", "data.datasets", "data.device", "data.draws", "data.sources", "data.stream", "data.transforms"],
     2: ["update", "evaluation", "checkpoint", "resume", "trained", "teacher"],
     3: ["session", "announcement", "assembly", "summary", "loop"],
-    4: ["dry_run", "report", "report.curve"],
+    4: ["dry_run", "report", "report.curve",
+        "export", "export.beside", "export.card", "export.onnx_file", "export.timm_folder"],
     5: ["cli", "__main__"],
 }  # fmt: skip
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -33,7 +34,7 @@ ROOMS_OF = {
     "jsonargparse": ("cli",),
     "accelerate": ("runtime",),
     "torch.distributed": ("runtime",),
-    "timm": (*MODELS, "optimizers", "data.transforms"),
+    "timm": (*MODELS, "optimizers", "data.transforms", "export.timm_folder"),
     "torchvision": DATA,
     "wandb": ("trackers",),
     "rich": ("console",),
@@ -41,6 +42,9 @@ ROOMS_OF = {
     "sklearn": ("data.datasets",),
     "scipy": ("data.draws",),
     "huggingface_hub": ("models.pretrained",),
+    "onnx": ("export.onnx_file",),
+    "onnxruntime": ("export.onnx_file",),
+    "onnxscript": ("export.onnx_file",),
     "orjson": ("journal",),
     "yaml": ("yaml_files", "cli", "assembly"),
     "torch": tuple(room for room in FLOOR if room not in FLOORS[0]),
@@ -164,7 +168,8 @@ def test_third_party_packages_keep_to_their_rooms() -> None:
                     if name not in allowed:
                         wrong.append(f"{where(path, line)}: imports {module}, which only {', '.join(allowed)} may")
     assert wrong == []
-    assert used == ROOMS_OF.keys() - {"wandb"}
+    # onnxscript is looked for there, and imported by torch.onnx.
+    assert used == ROOMS_OF.keys() - {"wandb", "onnxscript"}
 
 
 def test_accelerate_is_read_for_its_version_alone_outside_runtime() -> None:
