@@ -139,7 +139,15 @@ def test_its_metadata_say_what_goes_in_and_where_it_is_from(
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "all at once": {"depth": 1, "registers": 2, "layer_scale": 0.5, "qk_norm": True, "pre_logits": True, "channels": 2},
+    "all at once": {
+        "depth": 1,
+        "dropout": 0.2,
+        "registers": 2,
+        "layer_scale": 0.5,
+        "qk_norm": True,
+        "pre_logits": True,
+        "channels": 2,
+    },
     "sincos, overlapping": {
         "depth": 1,
         "position": "sincos",

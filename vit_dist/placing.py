@@ -34,7 +34,7 @@ def place(hidden: Path, path: Path) -> None:
         _sync(file)
     _sync(hidden)
     if hidden.is_dir() and path.is_dir():
-        path.rmdir()
+        path.rmdir()  # Windows replaces no folder
     hidden.replace(path)
     _sync(path.parent)
 
