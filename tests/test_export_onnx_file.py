@@ -238,6 +238,18 @@ class Listed(nn.Module):
         return logits
 
 
+class TwoFaced(nn.Module):
+    """A model that is another in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.flatten(1))
+        return 2 * logits if self.training else logits
+
+
 def theirs(model: nn.Module) -> Trained:
     """A person's own model of digits."""
     config = Config.load("digits", {"model.name": "tests.models:theirs"})
@@ -265,6 +277,14 @@ def test_a_file_that_is_not_the_model_is_never_there(
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
     assert path.read_text() == "one of before"
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_graph_is_of_evaluation(tmp_path: Path) -> None:
+    made = theirs(TwoFaced().train())
+    export_onnx(made, tmp_path / "model.onnx", source={})
+    assert made.model.training
+    images = normalised(made, digits_tested()[:5])
+    torch.testing.assert_close(run(tmp_path / "model.onnx", images), logits(made, images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("missing", [["onnx"], ["onnxruntime"], ["onnxscript"], ["onnx", "onnxruntime", "onnxscript"]])
