@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -390,3 +391,16 @@ def test_a_file_that_only_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         checkpoint.load_weights(model, path)
     assert str(caught.value) == f"{path}: of another model: 1.bias is missing"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+def test_others_may_read_what_they_may_read_of_other_files(tmp_path: Path) -> None:
+    """safetensors makes its files for their owner alone."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    before = os.umask(0o027)
+    try:
+        path, _ = checkpoint.save(tmp_path, 1, model, optimizer, {"train": {"position": 1}})
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {"0o640"}

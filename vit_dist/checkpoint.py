@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit_dist.averaging import Average
+from vit_dist.placing import sync
 from vit_dist.values import UserError
 
 MANIFEST = "manifest.json"
@@ -88,17 +89,19 @@ def save(
     state = {**state, "optimizer": _numbers(optimizer, model)}
     (aside / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
     files = sorted(aside.iterdir())
+    for path in files:
+        shutil.copymode(aside / "state.json", path)  # safetensors hides its files from everybody else
     sizes = {path.name: path.stat().st_size for path in files}
     entries = {path.name: {"bytes": sizes[path.name], "sha256": _sha256(path)} for path in files}
     for path in files:
-        _sync(path)
+        sync(path)
     (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1), encoding="utf-8")
-    _sync(aside / MANIFEST)
-    _sync(aside)
+    sync(aside / MANIFEST)
+    sync(aside)
     if final.exists():
         shutil.rmtree(final)
     aside.rename(final)
-    _sync(folder)
+    sync(folder)
     return final, sum(sizes.values())
 
 
@@ -268,14 +271,3 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Forces a file or a folder's entries to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -154,4 +154,27 @@ def _predict(arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     given = parse_usage("export", arguments)
-    raise UserError(f"{given}")
+    from vit_dist.trained import open_model
+
+    name, out = given.words[0], Path(given.words[1]).expanduser()
+    asked = "--preprocess" in given.own
+    if asked and out.suffix != ".onnx":
+        raise UserError("--preprocess: is for FILE.onnx: a folder's config.json says how to prepare images")
+    trained = open_model(name, weights=given.own.get("--weights", ""), overrides=given.fields)
+    of = f", {trained.weights} weights of update {trained.update}" if trained.update is not None else ""
+    if out.suffix == ".onnx":
+        from vit_dist.export.onnx_file import export_onnx
+
+        source = {"model": name, "weights": trained.weights, "update": trained.update, "vit_dist": __version__}
+        found = export_onnx(trained, out, preprocess=asked, source=source)
+        print(f"{out}: {name}{of}; {found.bytes / 2**20:.1f} MiB, opset {found.opset}, input, output, any batch")
+        print(f"  beside torch: {found.largest_difference:.1e} apart at most over {found.images} images")
+        return 0
+    from vit_dist.export.card import model_card
+    from vit_dist.export.timm_folder import export_timm
+    from vit_dist.resume import summary_of
+
+    export_timm(trained, out, card=model_card(trained, summary_of(Path(name).expanduser()), out.name))
+    print(f'{out}: {name}{of}; timm.create_model("local-dir:{out}", pretrained=True) loads it')
+    print(f"  on the hub: hf upload OWNER/NAME {out}")
+    return 0

@@ -85,6 +85,15 @@ def status(folder: Path) -> dict[str, Any]:
     return values
 
 
+def summary_of(path: Path) -> dict[str, Any] | None:
+    """summary.json of the finished run that a folder, or a checkpoint in it, belongs to; None without one."""
+    for folder in [path, *path.resolve().parents[:3]]:
+        if (folder / "summary.json").is_file() and status(folder).get("state") == "finished":
+            values: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            return values
+    return None
+
+
 def _at(path: Path) -> Checkpoint:
     """The checkpoint at a path, or the newest whole one of the run there. Raises UserError."""
     if (path / checkpoint.MANIFEST).is_file() or path.name.startswith("update_"):

@@ -28,7 +28,10 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> tuple[str, 
     """
     if folder is not None:
         return str(folder), read_classes(folder, trained.classes, trained.channels)
-    data = open_data(trained.config.data)
+    config = trained.config.data
+    if config.name in ("", "folder") and not config.root and trained.update is None:
+        raise UserError("data.root: this model does not say its data: set data.root or data.name, or give --folder DIR")
+    data = open_data(config)
     if list(data.classes) != trained.classes or data.channels != trained.channels:
         theirs = f"{len(trained.classes)} classes in {trained.channels} channels"
         raise UserError(

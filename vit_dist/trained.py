@@ -121,7 +121,7 @@ def _opened(path: Path, field: str, weights: str, given: Mapping[str, Any], mode
 
 def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
     """A named model with the weights of a file, or timm's own; what the file does not say, timm or the fields do."""
-    config = Config.load("folder", {"data.root": ".", "data.name": "", **given})
+    config = Config.load("folder", given)
     path = path or (Path(config.model.pretrained).expanduser() if config.model.pretrained else None)
     path = timm_weights(config.model.name) if path is None or str(path) == "timm" else path
     classes, channels = classes_and_channels(config.model.name, path)
@@ -143,7 +143,7 @@ def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
 
 def _exported(folder: Path, given: Mapping[str, Any]) -> Trained:
     """A folder in the form of timm and the Hugging Face hub."""
-    _refuse(given, _BESIDE_A_RUN, "the folder says it itself")
+    _refuse(given, (*_BESIDE_A_RUN, "data.name", "data.val_fraction"), "the folder says it itself")
     try:
         said = read_json(folder / "config.json")
         made = said["pretrained_cfg"]
@@ -153,8 +153,7 @@ def _exported(folder: Path, given: Mapping[str, Any]) -> Trained:
         name, classes = f"timm/{said['architecture']}", said["num_classes"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder / 'config.json'}: not one that timm would load: {error!r}") from None
-    data = {"data.root": ".", "data.name": "", **given}
-    config = Config.load("folder", {**data, "model.name": name, "model.args": args})
+    config = Config.load("folder", {**given, "model.name": name, "model.args": args})
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
     checkpoint.load_weights(model, folder / "model.safetensors")
     known = said.get("label_names")

@@ -1,0 +1,62 @@
+"""What the tests of exports start from: a small trained run, and small models with no run behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_dist import Config, train
+from vit_dist.data.datasets import open_data
+from vit_dist.data.sources import MemorySource
+from vit_dist.data.stream import Form
+from vit_dist.models.build import build_model
+from vit_dist.trained import Trained
+
+DIGITS: dict[str, Any] = {
+    "model.width": 32,
+    "model.depth": 2,
+    "batch.global_size": 48,
+    "batch.micro_size": 16,
+    "schedule.warmup": "5 updates",
+    "train.duration": "60 updates",
+    "train.ema": 0.9,
+    "log.trackers": "none",
+    "run.device": "cpu",
+    "run.threads": 1,
+}
+# A ViT of two blocks for twelve pixels.
+SMALL: dict[str, Any] = {"width": 24, "depth": 2, "heads": 3, "patch_size": 4}
+
+
+def digits_run(folder: Path) -> Path:
+    """Sixty updates on the digits."""
+    train(Config.load("digits", {**DIGITS, "run.dir": str(folder)}))
+    return folder
+
+
+def digits_tested() -> Tensor:
+    """The digits' test split, uint8 [359, 1, 8, 8]."""
+    test = open_data(Config.load("digits").data).splits["test"]
+    assert isinstance(test.source, MemorySource)
+    return torch.from_numpy(test.source.pixels[test.indices])
+
+
+def of_no_run(channels: int = 3, side: int = 12, **model: Any) -> Trained:
+    """A model, five classes, in which every parameter matters."""
+    fields = {f"model.{name}": value for name, value in {**SMALL, **model}.items()}
+    config = Config.load("folder", {"data.root": ".", **fields})
+    built = build_model(config.model, classes=5, channels=channels, image_size=side, seed=0, trained=False)
+    scatter(built)
+    mean, std = tuple(0.4 + 0.05 * i for i in range(channels)), tuple(0.2 + 0.01 * i for i in range(channels))
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    return Trained(built, Form(side, mean, std, crop=0.9), list("abcde"), channels, "raw", config, names)
+
+
+def scatter(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)

@@ -1,0 +1,328 @@
+"""An ONNX file is the model: in onnxruntime, over real images, in batches of any size; or it is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.conftest import REPOSITORY
+from tests.exports_for_tests import digits_run, digits_tested, of_no_run
+from vit_dist import Config, UserError
+from vit_dist.data.device import normalise
+from vit_dist.data.stream import Form
+from vit_dist.export.onnx_file import OnnxCheck, export_onnx
+from vit_dist.models.build import build_model, evaluating
+from vit_dist.trained import Trained, open_model
+
+SOURCE = {"run": "a run", "weights": "ema", "update": 60, "vit_dist": "0.1.0"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Trained for sixty updates on the digits."""
+    return open_model(str(digits_run(tmp_path_factory.mktemp("runs") / "run")))
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, OnnxCheck]]:
+    """Its files and what was measured of them, of normalised images and of pixels."""
+    folder = tmp_path_factory.mktemp("exports")
+    files = {preprocess: folder / f"preprocess_{preprocess}.onnx" for preprocess in (False, True)}
+    return {p: (file, export_onnx(trained, file, preprocess=p, source=SOURCE)) for p, file in files.items()}
+
+
+def run(path: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["output"], {"input": images.numpy()})[0])
+
+
+def normalised(trained: Trained, pixels: Tensor) -> Tensor:
+    form = trained.form
+    return normalise(pixels, form.image_size, torch.tensor(form.mean), torch.tensor(form.std))
+
+
+def logits(trained: Trained, images: Tensor) -> Tensor:
+    with evaluating(trained.model):
+        found: Tensor = trained.model(images)
+    return found
+
+
+@pytest.mark.parametrize("preprocess", [False, True])
+def test_its_logits_over_the_real_test_split_are_torchs(
+    preprocess: bool, trained: Trained, exported: dict[bool, tuple[Path, OnnxCheck]]
+) -> None:
+    pixels = digits_tested()
+    expected = logits(trained, normalised(trained, pixels))
+    found = run(exported[preprocess][0], pixels if preprocess else normalised(trained, pixels))
+    assert found.shape == (359, 10)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 1e-5
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    # They are of a model that learned something.
+    assert expected.std() > 0.5
+    assert len(expected.argmax(1).unique()) == 10
+
+
+def test_normalising_in_the_graph_is_normalising_before_it(
+    trained: Trained, exported: dict[bool, tuple[Path, OnnxCheck]]
+) -> None:
+    pixels = digits_tested()
+    inside, before = run(exported[True][0], pixels), run(exported[False][0], normalised(trained, pixels))
+    assert (inside - before).abs().max() <= 1e-5
+    assert (run(exported[False][0], pixels.float()) - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("preprocess", [False, True])
+def test_its_tensors_have_their_names_and_a_batch_of_any_size(
+    preprocess: bool, trained: Trained, exported: dict[bool, tuple[Path, OnnxCheck]]
+) -> None:
+    path = exported[preprocess][0]
+    graph = onnx.load(str(path)).graph
+    kind = onnx.TensorProto.UINT8 if preprocess else onnx.TensorProto.FLOAT
+    for tensor, name, element, sizes in (
+        (graph.input, "input", kind, [1, 8, 8]),
+        (graph.output, "output", onnx.TensorProto.FLOAT, [10]),
+    ):
+        assert [one.name for one in tensor] == [name]
+        of = tensor[0].type.tensor_type
+        assert of.elem_type == element
+        assert of.shape.dim[0].dim_param == "batch"
+        assert [dim.dim_value for dim in of.shape.dim[1:]] == sizes
+    pixels = digits_tested()
+    images = pixels if preprocess else normalised(trained, pixels)
+    whole = run(path, images)
+    for count in (1, 2, 7, 64):
+        torch.testing.assert_close(run(path, images[:count]), whole[:count], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("preprocess", [False, True])
+def test_its_metadata_say_what_goes_in_and_where_it_is_from(
+    preprocess: bool, trained: Trained, exported: dict[bool, tuple[Path, OnnxCheck]]
+) -> None:
+    path, check = exported[preprocess]
+    proto = onnx.load(str(path))
+    found = {prop.key: json.loads(prop.value) for prop in proto.metadata_props}
+    assert found == {
+        "preprocessing": {
+            "image_size": 8,
+            "mean": list(trained.form.mean),
+            "std": list(trained.form.std),
+            "crop": 1.0,
+            "channels": 1,
+            "interpolation": "bicubic",
+            "input": "uint8 pixels" if preprocess else "normalised float32",
+        },
+        "classes": [str(i) for i in range(10)],
+        "source": SOURCE,
+    }
+    assert check.opset == proto.opset_import[0].version == 18
+    assert (check.images, check.bytes) == (20, path.stat().st_size)
+    assert 0 < check.largest_difference <= 1e-5
+    # All is in the one file, and nothing of this machine.
+    assert all(one.data_location == onnx.TensorProto.DEFAULT for one in proto.graph.initializer)
+    assert check.bytes > 4 * sum(parameter.numel() for parameter in trained.model.parameters())
+    assert str(REPOSITORY).encode() not in path.read_bytes()
+    assert b"site-packages" not in path.read_bytes()
+    assert sorted(one.name for one in path.parent.iterdir()) == ["preprocess_False.onnx", "preprocess_True.onnx"]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all at once": {
+        "depth": 1,
+        "dropout": 0.2,
+        "registers": 2,
+        "layer_scale": 0.5,
+        "qk_norm": True,
+        "pre_logits": True,
+        "channels": 2,
+    },
+    "sincos, overlapping": {
+        "depth": 1,
+        "position": "sincos",
+        "pool": "mean",
+        "fc_norm": False,
+        "patch_size": 6,
+        "patch_stride": 4,
+    },
+    "timm": {"name": "timm/test_vit", "args": {"depth": 1}, "side": 32},
+}
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_models_of_every_kind_are_written_without_a_word(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    made = of_no_run(**VARIANTS[name])
+    made.model.train()
+    (tmp_path / "model.onnx").write_text("one of before")
+    check = export_onnx(made, tmp_path / "model.onnx", source={"from": tmp_path})
+    assert check.bytes == (tmp_path / "model.onnx").stat().st_size
+    assert made.model.training
+    assert check.largest_difference <= 1e-4
+    pixels = torch.from_numpy(
+        np.random.default_rng(1).integers(0, 256, (5, made.channels, *[made.form.image_size] * 2), dtype=np.uint8)
+    )
+    expected = logits(made, normalised(made, pixels))
+    found = run(tmp_path / "model.onnx", normalised(made, pixels))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert expected.std(dim=0).min() > 1e-2
+    metadata = {prop.key: json.loads(prop.value) for prop in onnx.load(str(tmp_path / "model.onnx")).metadata_props}
+    assert (metadata["classes"], metadata["labels"]) == (["ant", "bee", "cat", "dog", "eel"], list("abcde"))
+    assert metadata["source"] == {"from": str(tmp_path)}
+    assert metadata["preprocessing"]["crop"] == 0.9
+    assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
+    assert capfd.readouterr() == ("", "")
+    assert [str(one.message) for one in recwarn] == []
+
+
+class Noisy(nn.Module):
+    """A model whose dropout knows no evaluation, a slip that is easily made: it is not one function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(F.dropout(images.flatten(1)))
+        return logits
+
+
+class Broken(nn.Module):
+    """A model that gives no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        with torch.no_grad():
+            self.head.bias[2] = float("nan")
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.flatten(1))
+        return logits
+
+
+class OfTwo(nn.Module):
+    """A model for batches of two images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.reshape(2, 64))
+        return logits
+
+
+class Listed(nn.Module):
+    """A model whose result no graph can hold: it sorts on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        order = sorted(range(64), key=lambda i: images[0].flatten()[i].item())
+        logits: Tensor = self.head(images.flatten(1)[:, order])
+        return logits
+
+
+class TwoFaced(nn.Module):
+    """A model that is another in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(images.flatten(1))
+        return 2 * logits if self.training else logits
+
+
+def theirs(model: nn.Module) -> Trained:
+    """A person's own model of digits."""
+    config = Config.load("digits", {"model.name": "tests.models:theirs"})
+    names = [str(i) for i in range(10)]
+    return Trained(model, Form(8, (0.3,), (0.4,)), names, 1, "raw", config, names)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Noisy(), r"tests.models:theirs in onnxruntime gives other logits, [\d.]+ apart where .* may be"),
+        (Broken(), r"tests.models:theirs in onnxruntime gives other logits, nan apart where .* may be"),
+        (OfTwo(), r"torch.onnx cannot write tests.models:theirs: .*"),
+        (Listed(), r"torch.onnx cannot write tests.models:theirs: .*"),
+    ],
+)
+def test_a_file_that_is_not_the_model_is_never_there(
+    model: nn.Module, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_text("one of before")
+    with pytest.raises(UserError) as caught:
+        export_onnx(theirs(model), path, source={})
+    assert re.fullmatch(f"model.name: {said}: export a timm folder instead", str(caught.value))
+    assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_text() == "one of before"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_graph_is_of_evaluation(tmp_path: Path) -> None:
+    made = theirs(TwoFaced().train())
+    export_onnx(made, tmp_path / "model.onnx", source={})
+    assert made.model.training
+    images = normalised(made, digits_tested()[:5])
+    torch.testing.assert_close(run(tmp_path / "model.onnx", images), logits(made, images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", [["onnx"], ["onnxruntime"], ["onnxscript"], ["onnx", "onnxruntime", "onnxscript"]])
+def test_packages_that_are_missing_are_named(
+    missing: list[str], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError) as caught:
+        export_onnx(trained, tmp_path / "model.onnx", source={})
+    assert str(caught.value) == f"export: needs {', '.join(missing)}: pip install 'vit_dist[onnx]'"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_be_written_are_named(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    for path, reason in (
+        (tmp_path / "none" / "model.onnx", "No such file or directory"),
+        (tmp_path / "file" / "model.onnx", "Not a directory"),
+    ):
+        with pytest.raises(UserError) as caught:
+            export_onnx(trained, path, source={})
+        end = "name a place in a folder of yours that exists"
+        assert str(caught.value) == f"{path}: cannot be written: {reason}: {end}"
+    with pytest.raises(UserError) as caught:
+        export_onnx(trained, tmp_path, source={})
+    assert str(caught.value) == f"{tmp_path}: is a folder: name a file, as {tmp_path / 'model.onnx'}"
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_models_beyond_two_gigabytes_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+    config = Config.load("folder", {"data.root": ".", "model.name": "vit_huge", "model.patch_size": 14})
+    with torch.device("meta"):
+        model = build_model(config.model, classes=1000, channels=3, image_size=224, seed=0)
+    made = dataclasses.replace(of_no_run(), model=model, config=config)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(UserError) as caught:
+        export_onnx(made, path, source={})
+    said = "2.4 GiB of weights, and ONNX files end at 2: export a timm folder instead"
+    assert str(caught.value) == f"{path}: {said}"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,78 @@
+"""What is written aside gets its name when it is whole; what is not whole leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vit_dist import UserError
+from vit_dist.placing import aside, place
+
+
+def make(path: Path, *, folder: bool, error: BaseException | None = None) -> None:
+    """Writes a file, or a folder with one; raises where it is half done."""
+    with aside(path) as hidden:
+        if folder:
+            hidden.mkdir()
+        (hidden / "half" if folder else hidden).write_text("half")
+        if error is not None:
+            raise error
+        place(hidden, path)
+
+
+def test_a_file_replaces_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with aside(path) as hidden:
+        assert (hidden.parent, hidden.name) == (tmp_path, ".writing_file")
+        hidden.write_text("after")
+        assert path.read_text() == "before"
+        place(hidden, path)
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_replaces_an_empty_one(there: bool, tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    if there:
+        path.mkdir()
+    with aside(path) as hidden:
+        hidden.mkdir()
+        (hidden / "file").write_text("inside")
+        place(hidden, path)
+    assert (path / "file").read_text() == "inside"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_holds_something_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "file").write_text("before")
+    with pytest.raises(UserError) as caught:
+        make(path, folder=True)
+    end = "name a place in a folder of yours that exists"
+    assert str(caught.value) == f"{path}: cannot be written: Directory not empty: {end}"
+    assert (path / "file").read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, RuntimeError])
+@pytest.mark.parametrize("folder", [False, True])
+def test_nothing_stays_of_what_failed(error: type[BaseException], folder: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with pytest.raises(error, match="as it was raised"):
+        make(path, folder=folder, error=error("as it was raised"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / ".writing_model").mkdir()
+    (tmp_path / ".writing_model" / "half").write_text("half")
+    path = tmp_path / "model"
+    with aside(path) as hidden:
+        hidden.mkdir()
+        place(hidden, path)
+    assert list(path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [path]

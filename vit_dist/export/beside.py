@@ -1,0 +1,70 @@
+"""Beside what a model was made into: the same images, what may differ, and no noise of others."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vit_dist.data.device import normalise
+from vit_dist.trained import Trained
+from vit_dist.values import UserError
+
+# How files are resized before a model sees them.
+INTERPOLATION = "bicubic"
+
+
+def random_pixels(trained: Trained, count: int) -> Tensor:
+    """The same uint8 [count, channels, side, side] at every call."""
+    side, generator = trained.form.image_size, torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, trained.channels, side, side), dtype=torch.uint8, generator=generator)
+
+
+def normalised(trained: Trained, pixels: Tensor) -> Tensor:
+    """Pixels as the model was trained on them."""
+    form = trained.form
+    return normalise(pixels, form.image_size, torch.tensor(form.mean), torch.tensor(form.std))
+
+
+def apart(found: Tensor, expected: Tensor, tolerance: float, what: str, instead: str) -> float:
+    """The largest difference between logits [images, classes] and those expected.
+
+    Raises UserError where it is beyond `tolerance` of max(1, largest |logit|), or the likeliest class is another
+    where that is not a matter of rounding: it says that `what` does so, and to export `instead`.
+    """
+    what, instead = f"model.name: {what}", f"export {instead} instead"
+    if found.shape != expected.shape:
+        raise UserError(f"{what} gives {list(found.shape)} logits, not {list(expected.shape)}: {instead}")
+    largest = (found - expected).abs().max().item()
+    allowed = tolerance * max(1.0, expected.abs().max().item())
+    if not largest <= allowed:  # NaN is never allowed
+        raise UserError(f"{what} gives other logits, {largest:.3g} apart where {allowed:.3g} may be: {instead}")
+    best = expected.topk(min(2, expected.shape[1])).values
+    clear = best[:, 0] - best[:, -1] > allowed
+    if (found.argmax(1) != expected.argmax(1))[clear].any():
+        raise UserError(f"{what} chooses other classes: {instead}")
+    return largest
+
+
+def brief(error: Exception) -> str:
+    """Its text on one line, 200 characters at most."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without others' warnings, prints and lines of log: what is wrong is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
