@@ -1,0 +1,54 @@
+"""An exported ONNX file beside torch over a whole test split: how far apart, and how fast, in one run.
+
+    vit-dist export RUN model.onnx
+    python benchmarks/onnx.py RUN model.onnx [DATA_ROOT]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from vit_dist.config import RunConfig
+from vit_dist.data.stream import EvaluationStream
+from vit_dist.models.build import evaluating
+from vit_dist.runtime import Runtime
+from vit_dist.scoring import open_split
+from vit_dist.trained import open_model
+
+
+def main() -> None:
+    """Batches of 256 go to both in turn, so that a slow moment of the machine meets both."""
+    trained = open_model(sys.argv[1], overrides={"data.root": sys.argv[3]} if len(sys.argv) > 3 else {})
+    runtime = Runtime(RunConfig(device="cpu"), "fp32")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = runtime.threads
+    session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+    name, subset = open_split(trained, "", None)
+    stream = EvaluationStream(subset, trained.form, runtime, batch_size=256, workers=0)
+    largest, seconds, seen, equal = 0.0, [0.0, 0.0], 0, 0
+    with evaluating(trained.model):
+        for images, _, weights, _ in stream:
+            start = time.perf_counter()
+            ours = trained.model(images)
+            middle = time.perf_counter()
+            theirs = torch.from_numpy(session.run(["output"], {"input": images.numpy()})[0])
+            seconds = [seconds[0] + middle - start, seconds[1] + time.perf_counter() - middle]
+            real = weights > 0
+            largest = max(largest, (ours - theirs)[real].abs().max().item())
+            equal += int((ours.argmax(1) == theirs.argmax(1))[real].sum())
+            seen += int(real.sum())
+    print(f"{sys.argv[1]}, {name}: {seen} images, {Path(sys.argv[2]).stat().st_size / 2**20:.1f} MiB")
+    print(f"largest difference of a logit {largest:.2e}; top-1 equal for {equal} of {seen}")
+    rates = [seen / one for one in seconds]
+    print(f"torch {rates[0]:,.0f} images/s, onnxruntime {rates[1]:,.0f}: ratio {rates[1] / rates[0]:.2f}")
+    stream.close()
+    runtime.end()
+
+
+if __name__ == "__main__":
+    main()
