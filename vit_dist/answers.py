@@ -16,18 +16,14 @@ _WIDEST_NAME, _WIDEST_CLASS = 60, 24
 class Answer:
     """Of one image: the likeliest classes with their probabilities, best first; or why it could not be read.
 
-    label: its true class, where it is known.
+    label: its true class, where it is known; right: whether that is the likeliest (names may be of two classes).
     """
 
     image: str
     top: tuple[tuple[str, float], ...] = ()
     label: str | None = None
+    right: bool | None = None
     error: str | None = None
-
-    @property
-    def right(self) -> bool | None:
-        """Whether the likeliest class is the true one; None where that is not known."""
-        return None if self.label is None else self.top[0][0] == self.label
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_origin
 import yaml
 
 from vit_dist.answers import FORMS
+from vit_dist.catalog import BESIDE_A_RUN
 from vit_dist.flags import config_flags, refuse_unknown, take_mappings
 from vit_dist.values import UserError
 
@@ -39,6 +40,8 @@ _HABITS = {
     "--top_k": "--top {}",
     "--k": "--top {}",
     "--output": "--out {}",
+    "--output_dir": "--out {}",
+    "--dir": "--folder {}",
     "--ema": "--weights ema",
 }
 _FIELDS = ("model.", "data.", "evaluate.batch_size", "run.device", "run.threads", "train.precision")
@@ -97,7 +100,8 @@ USAGES = {
     ),
     "predict": Usage(
         "Says what images show, with the preprocessing that the model was trained with. Without IMAGE and --split: "
-        "16 of the test split, chosen by key, and a picture of them.",
+        "16 of the test split, chosen by key, and a picture of them. Samples without a file are named by their number "
+        "in their source.",
         {"MODEL": _MODEL, "IMAGE": "files, folders, patterns"},
         1,
         None,
@@ -134,20 +138,25 @@ def parse_usage(command: str, arguments: Sequence[str]) -> Given:
     mappings = take_mappings(rest)
     kinds = {name: (one, kind) for name, one, kind in config_flags() if name.startswith(usage.fields) and usage.fields}
     parser = _parser(command, usage, kinds)
-    refuse_unknown(rest, {*kinds, *(flag[2:] for flag in usage.flags)}, _HABITS)
+    known = {*kinds, *(flag[2:] for flag in usage.flags)}
+    habits = {flag: ours for flag, ours in _HABITS.items() if not ours.startswith("--") or ours.split()[0][2:] in known}
+    refuse_unknown(rest, known, habits)
     try:
         space = vars(parser.parse_intermixed_args(rest))
     except argparse.ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from None
+        flag = error.argument_name
+        raise UserError(f"{flag}: needs a value" if flag else " ".join(str(error).split())) from None
     words: list[str] = space.pop("words")
     own = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
     fields = {name: _value(space[name], kinds[name][1], name) for name in kinds if space[name] is not None}
-    problems = [
+    empty = [flag for flag, value in {**own, **fields}.items() if value == ""]
+    problems = [f"{flag}: needs a value" for flag in empty]
+    problems += [
         f"{flag}: must be {' or '.join(allowed)}, not {own[flag]}"
         for flag, allowed in _CHOICES.items()
-        if flag in own and own[flag] not in allowed
+        if flag in own and flag not in empty and own[flag] not in allowed
     ]
-    if "--top" in own and not (own["--top"].isdecimal() and int(own["--top"]) > 0):
+    if own.get("--top") and not (own["--top"].isdecimal() and int(own["--top"]) > 0):
         problems.append(f"--top: must be a whole number above 0, not {own['--top']}")
     names = list(usage.words)
     if len(words) < usage.least:
@@ -177,9 +186,10 @@ def _parser(command: str, usage: Usage, kinds: Mapping[str, tuple[Any, Any]]) ->
             parser.add_argument(flag, dest=flag, metavar=value, help=meaning)
         else:
             parser.add_argument(flag, dest=flag, action="store_true", help=meaning)
-    group = parser.add_argument_group(
-        "fields of the config", "of a run, only data.root, data.workers and those of evaluate, run and train may be set"
-    )
+    if not kinds:
+        return parser
+    about = f"beside a run, which says the others itself: {', '.join(name for name in BESIDE_A_RUN if name in kinds)}"
+    group = parser.add_argument_group("fields of the config", about.removesuffix("itself: "))
     for name, (one, _) in kinds.items():
         group.add_argument(f"--{name}", dest=name, metavar="X", help=one.metadata["meaning"].replace("%", "%%"))
     return parser

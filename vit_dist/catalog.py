@@ -173,3 +173,10 @@ def _inner_problems(name: str, given: Any, where: str) -> Iterator[str]:
             known = [scheduler for scheduler in SCHEDULERS if scheduler not in _NOT_INSIDE]
             for problem in schedule_problems(one["name"], inner, here, known):
                 yield problem.replace(f"{here}.args.", f"{here}.")
+
+
+# Fields that may be set beside a trained run, which says all else itself.
+BESIDE_A_RUN = (
+    *("data.root", "data.workers", "evaluate.batch_size"),
+    *("run.device", "run.threads", "run.seed", "train.precision"),
+)

@@ -22,7 +22,7 @@ _HELP = {
     "plan": "show what a run would be, without training: numbers, memory, the curve of its rate",
     "report": "a page with the pictures of a run, or several runs side by side",
     "evaluate": "how good a model is on a split or a folder: exact, on any number of processes",
-    "predict": "what a model says of images: a file, a folder, a pattern, a split; or a grid of 16",
+    "predict": "what a model says of files, folders, patterns, a split; or of 16 of test, drawn to predictions.png",
     "export": "write a model as ONNX, or as a folder for timm and the Hugging Face hub",
 }
 

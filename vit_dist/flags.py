@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -198,7 +199,9 @@ def refuse_unknown(arguments: Sequence[str], known: set[str], habits: Mapping[st
     """Every flag that is not one of ours, with the one that does it here. Raises UserError, a line each."""
     problems = []
     for i, argument in enumerate(arguments):
-        if not argument.startswith("--"):
+        if argument == "--":
+            break
+        if not re.match("--|-[A-Za-z]", argument) or argument == "-h":
             continue
         flag, _, value = argument.partition("=")
         name = flag[2:]

@@ -45,6 +45,14 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
+def require_place(path: Path, flag: str) -> None:
+    """Raises UserError, naming the flag that asked for it, where a file cannot be: before the work, not behind it."""
+    if path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder: name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{flag}: {path} cannot be written: there is no folder {path.parent}")
+
+
 def sync(path: Path) -> None:
     """Forces a file or a folder's entries to the disk."""
     if path.is_dir() and os.name == "nt":

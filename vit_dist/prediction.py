@@ -7,6 +7,7 @@ import glob
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -22,10 +23,11 @@ from vit_dist.data.sources import FileSource, Subset, image_files, whole
 from vit_dist.data.stream import Form, pictures
 from vit_dist.data.transforms import EvaluationTransform
 from vit_dist.models.build import evaluating
+from vit_dist.placing import require_place
 from vit_dist.plan import Purpose, key, permute
 from vit_dist.report.grids import Tile, draw_tiles
 from vit_dist.runtime import Runtime
-from vit_dist.scoring import judged, open_split, precision_of
+from vit_dist.scoring import Split, judged, open_split, precision_of
 from vit_dist.trained import Trained
 from vit_dist.update import at_least_float32
 from vit_dist.values import UserError
@@ -94,19 +96,20 @@ def predict_files(trained: Trained, paths: Sequence[Path], runtime: Runtime, *, 
             if isinstance(one, str):
                 yield Answer(image, error=one.removeprefix(f"{image}: "))
             else:
-                yield Answer(image, _named(trained, *next(said)))
+                yield Answer(image, _named(trained.names, *next(said)))
 
 
-def predict_split(trained: Trained, name: str, subset: Subset, runtime: Runtime, *, top: int) -> list[Answer]:
+def predict_split(trained: Trained, split: Split, runtime: Runtime, *, top: int) -> list[Answer]:
     """An answer for each sample of a split, in its order."""
-    found = judged(trained, subset, runtime, keep=top).predictions
+    found = judged(trained, split.subset, runtime, keep=top).predictions
     assert found is not None
-    source = subset.source
+    source = split.subset.source
     return [
         Answer(
-            str(source.paths[index]) if isinstance(source, FileSource) else f"{name}/{index}",
-            _named(trained, classes, shares),
-            trained.names[label],
+            str(source.paths[index]) if isinstance(source, FileSource) else f"{split.name}/{index}",
+            _named(split.classes, classes, shares),
+            split.classes[label],
+            right=classes[0] == label,
         )
         for index, label, classes, shares in zip(
             found.index.tolist(), found.label.tolist(), found.top.tolist(), found.probability.tolist(), strict=True
@@ -130,42 +133,54 @@ def predict(
     form: table, jsonl or csv, to `out` or to the standard output. png: a grid of the first 64.
     What else there is to say goes to `console`. Raises UserError.
     """
+    if names and split:
+        raise UserError("--split: is of the model's data and images are named too: give one of them")
+    png = png or (None if names or split else Path("predictions.png"))
+    for flag, path in (("--out", out), ("--png", png)):
+        if path is not None:
+            require_place(path, flag)
+    if png is not None and png.suffix.lower() != ".png":
+        raise UserError(f"--png: the picture is a PNG: name it so, not {png}")
     runtime = Runtime(trained.config.run, precision_of(trained))
     try:
         if runtime.world_size > 1:
             raise UserError("predict: runs in one process; vit-dist evaluate uses several")
         top = min(top, len(trained.classes))
         answers: Iterator[Answer]
-        subset, images = None, [str(path) for path in find_images(names)]
+        opened, images = None, [str(path) for path in find_images(names)]
         start = time.perf_counter()
         if names:
             answers = predict_files(trained, [Path(image) for image in images], runtime, top=top)
         else:
-            png = png or (None if split else Path("predictions.png"))
-            split, subset = open_split(trained, split, None) if split else keyed_few(trained)
-            said = predict_split(trained, split, subset, runtime, top=top)
+            opened = open_split(trained, split, None) if split else keyed_few(trained)
+            said = predict_split(trained, opened, runtime, top=top)
             answers, images = iter(said), [answer.image for answer in said]
         with _opened(out) as file:
-            writer = Writer(file, form, top=top, labelled=not names, images=images, classes=trained.names)
+            classes = opened.classes if opened else trained.names
+            writer = Writer(file, form, top=top, labelled=not names, images=images, classes=classes)
             first, tally = _written(console.counted(answers, len(images)), writer)
         seconds = time.perf_counter() - start
         if png is not None:
-            _draw(trained, first, png, subset)
-            console.say(f"{png}: the first {len(first)} as a picture")
-        console.say(f"{tally}; {len(images):,} images in {seconds:.2f} s, {len(images) / seconds:,.0f} images/s")
+            _draw(trained, first, png, opened.subset if opened else None)
+            few = f"the first {len(first)}" if len(first) < len(images) else f"all {len(first)}"
+            console.say(f"{png}: {few} as a picture")
+        plural = "s" if len(images) > 1 else ""
+        rate = f"{len(images):,} image{plural} in {seconds:.2f} s, {len(images) / seconds:,.0f} images/s"
+        console.say(f"{tally}; {rate}" if tally else rate)
     finally:
         runtime.end()
 
 
-def keyed_few(trained: Trained) -> tuple[str, Subset]:
-    """(the split's name, 16 samples) of test, or of val where there is none: the same for a seed. Raises UserError."""
-    name, subset = open_split(trained, "", None)
-    order = permute(np.arange(len(subset)), len(subset), key(trained.config.run.seed, Purpose.GRID))
-    return name, Subset(subset.source, subset.indices[order[:_GRID]])
+def keyed_few(trained: Trained) -> Split:
+    """16 samples of test, or of val where there is none, the same ones for a seed. Raises UserError."""
+    split = open_split(trained, "", None)
+    count = len(split.subset)
+    order = permute(np.arange(count), count, key(trained.config.run.seed, Purpose.GRID))
+    return replace(split, subset=Subset(split.subset.source, split.subset.indices[order[:_GRID]]))
 
 
-def _named(trained: Trained, classes: Sequence[int], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
-    return tuple((trained.names[one], share) for one, share in zip(classes, shares, strict=True))
+def _named(names: Sequence[str], classes: Sequence[int], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    return tuple((names[one], share) for one, share in zip(classes, shares, strict=True))
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -205,7 +220,7 @@ def _written(answers: Iterable[Answer], writer: Writer) -> tuple[list[Answer], s
         raise UserError("predict: none of the images could be read")
     told = [f"{right:,} of {known:,} right, {right / known:.2%}"] if known else []
     told += [f"{bad:,} could not be read"] if bad else []
-    return first, ", ".join(told) or "all could be read"
+    return first, ", ".join(told)
 
 
 def _draw(trained: Trained, answers: Sequence[Answer], png: Path, subset: Subset | None) -> None:

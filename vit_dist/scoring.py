@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import torch
 
 from vit_dist.console import Console, aligned, loss_text
 from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import SPLITS, Subset, read_classes
+from vit_dist.data.sources import SPLITS, Subset, class_folders, read_classes
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.journal import finite, write_json
 from vit_dist.launch import resolve_precision
+from vit_dist.placing import require_place
 from vit_dist.runtime import Runtime
 from vit_dist.trained import Trained
 from vit_dist.values import UserError, nearest
@@ -21,34 +24,60 @@ from vit_dist.values import UserError, nearest
 _LISTED = 30
 
 
-def open_split(trained: Trained, split: str, folder: Path | None) -> tuple[str, Subset]:
-    """(what to call it, its samples): class folders, or a split of the model's data; empty: test, else val.
+@dataclass(frozen=True)
+class Split:
+    """A part of data that a model is asked about: what to call it, its samples, the classes' names for people."""
 
+    name: str
+    subset: Subset
+    classes: list[str]
+
+
+def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
+    """Class folders, or a split of the model's data; empty: test, else val.
+
+    A model whose classes have no names, only numbers, takes as many others in their sorted order, as timm does.
     Raises UserError where the data is not of the model's classes.
     """
     if folder is not None:
-        return str(folder), read_classes(folder, trained.classes, trained.channels)
+        found = class_folders(folder)
+        classes = found if _unnamed(trained, len(found)) else trained.classes
+        subset = read_classes(folder, classes, trained.channels)
+        return Split(str(folder), subset, found if classes is found else trained.names)
     config = trained.config.data
     if config.name in ("", "folder") and not config.root and trained.update is None:
         raise UserError("data.root: this model does not say its data: set data.root or data.name, or give --folder DIR")
     data = open_data(config)
-    if list(data.classes) != trained.classes or data.channels != trained.channels:
-        theirs = f"{len(trained.classes)} classes in {trained.channels} channels"
+    unnamed = _unnamed(trained, len(data.classes))
+    if data.channels != trained.channels or not (unnamed or list(data.classes) == trained.classes):
+        theirs, known = _kind(data.classes, data.channels), _kind(trained.classes, trained.channels)
         raise UserError(
-            f"data: {len(data.classes)} classes in {data.channels} channels, and the model knows {theirs}: "
-            "give it the data that it was trained on, or --folder with folders named like its classes"
+            f"data: has {theirs}, the model knows {known}: give it the data that it was trained on, "
+            "or --folder with folders named like its classes"
         )
     name = SPLITS.get(split, split) if split else next(one for one in ("test", "val", "train") if one in data.splits)
     if name not in data.splits:
         raise UserError(f"--split: there is no split {split}{nearest(split, sorted(data.splits))}")
-    return name, data.splits[name]
+    return Split(name, data.splits[name], list(data.classes) if unnamed else trained.names)
+
+
+def _unnamed(trained: Trained, classes: int) -> bool:
+    """Whether the model's classes are as many, and mere numbers."""
+    return trained.update is None and trained.classes == [str(number) for number in range(classes)]
+
+
+def _kind(classes: Sequence[str], channels: int) -> str:
+    """Of data, for people."""
+    more = " …" if len(classes) > 3 else ""
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{more}) in {channels} channel{'s' if channels > 1 else ''}"
 
 
 def precision_of(trained: Trained) -> str:
     """The one asked for, else that of the training where it runs here, else fp32. Raises UserError."""
     cpu = trained.config.run.device == "cpu" or not torch.cuda.is_available()
-    if trained.config.train.precision != "auto":
-        return resolve_precision(trained.config.train.precision, cpu=cpu)
+    asked = trained.config.train.precision
+    if asked not in ("auto", trained.precision):
+        return resolve_precision(asked, cpu=cpu)
     return "fp32" if trained.precision == "fp16" and cpu else resolve_precision(trained.precision, cpu=cpu)
 
 
@@ -73,14 +102,17 @@ def score(
 
     Every process of a launch calls it.
     """
-    config = trained.config
-    runtime = Runtime(config.run, precision_of(trained))
+    if split and folder is not None:
+        raise UserError("--split: is of the model's data and --folder is other data: give one of them")
+    if out is not None:
+        require_place(out, "--json")
+    runtime = Runtime(trained.config.run, precision_of(trained))
     try:
         console.speaks = runtime.is_main
         with runtime.main_first():
-            name, subset = open_split(trained, split, folder)
-        found = judged(trained, subset, runtime, keep=1)
-        values = _values(trained, called, name, found, runtime)
+            opened = open_split(trained, split, folder)
+        found = judged(trained, opened.subset, runtime, keep=1)
+        values = _values(trained, called, opened, found, runtime)
         _show(trained, values, console)
         if out is not None:
             runtime.on_main(lambda: _write(out, values))
@@ -89,14 +121,14 @@ def score(
         runtime.end()
 
 
-def _values(trained: Trained, called: str, name: str, found: Evaluation, runtime: Runtime) -> dict[str, Any]:
+def _values(trained: Trained, called: str, opened: Split, found: Evaluation, runtime: Runtime) -> dict[str, Any]:
     assert found.predictions is not None
     seen, right = found.predictions.per_class(len(trained.classes))
     return {
         "model": called,
         "weights": trained.weights,
         "update": trained.update,
-        "data": name,
+        "data": opened.name,
         **found.to_dict(),
         "loss": finite(found.loss),
         "images_per_second": found.seen / found.seconds,
@@ -105,7 +137,7 @@ def _values(trained: Trained, called: str, name: str, found: Evaluation, runtime
         "precision": runtime.precision,
         "classes": [
             {"class": name, "seen": int(of), "top1": 100 * int(hit) / int(of) if of else None}
-            for name, of, hit in zip(trained.names, seen, right, strict=True)
+            for name, of, hit in zip(opened.classes, seen, right, strict=True)
         ],
     }
 
@@ -125,13 +157,13 @@ def _show(trained: Trained, values: dict[str, Any], console: Console) -> None:
         }
     )
     tested = sorted((one for one in values["classes"] if one["seen"]), key=lambda one: float(one["top1"]))
-    head = ["class", "images", "top1"]
+    head = ["class, worst first", "images", "top1"]
     rows = [[one["class"], f"{one['seen']:,}", f"{one['top1']:.2f} %"] for one in tested[:_LISTED]]
     console.say("")
     for line in aligned([head, *rows]):
         console.say(f"  {line}")
     if len(tested) > _LISTED:
-        console.say(f"  … the other {len(tested) - _LISTED} of {len(tested)} classes are better: --json has all")
+        console.say(f"  … the other {len(tested) - _LISTED} of {len(tested)} classes are no worse: --json has all")
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -11,20 +11,18 @@ from typing import Any
 from torch import nn
 
 from vit_dist import checkpoint
+from vit_dist.catalog import BESIDE_A_RUN
 from vit_dist.checkpoint import Checkpoint
 from vit_dist.config import Config, ModelConfig
 from vit_dist.data.stream import Form
 from vit_dist.journal import read_json
-from vit_dist.models.build import build_model, check_timm_name, imagenet_classes, preprocessing
+from vit_dist.models.build import build_model, check_model_name, imagenet_classes, preprocessing
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.state import Best
 from vit_dist.values import UserError, merged
 
-# What may be set beside a run, which says all else itself.
-_BESIDE_A_RUN = (
-    *("data.root", "data.workers", "evaluate.batch_size"),
-    *("run.device", "run.threads", "run.seed", "train.precision"),
-)
+# Files of a checkpoint → whose weights they hold.
+_WEIGHTS = {"model": "raw", "ema": "ema"}
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,15 @@ def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
     """
     given = dict(overrides or {})
     path = Path(name).expanduser()
-    if weights and (name.startswith("timm/") or (path / "config.json").is_file()):
-        raise UserError(f"--weights: {name} has one set of weights only: leave it out")
+    if weights and (name.startswith("timm/") or path.is_file() or (path / "config.json").is_file()):
+        raise UserError(f"--weights: {name} is one set of weights: leave it out")
     if name.startswith("timm/"):
-        check_timm_name(name)
         return _bare(given | {"model.name": name}, None)
     if path.suffix == ".safetensors" and path.is_file():
         if (path.parent / checkpoint.MANIFEST).is_file():
-            own = "ema" if path.name == "ema.safetensors" else "raw"
-            return _opened(path.parent, "model", weights or own, given)
+            if path.stem not in _WEIGHTS:
+                raise UserError(f"{path}: holds no model: its weights are in model.safetensors beside it")
+            return _opened(path.parent, "", _WEIGHTS[path.stem], given)
         if (path.parent / "config.json").is_file() and "model.name" not in given:
             return _exported(path.parent, given)
         if "model.name" not in given:
@@ -74,7 +72,7 @@ def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
     if not path.is_dir():
         near = "; timm's models are timm/NAME" if "/" not in name else ""
         raise UserError(f"{name}: no run's folder, checkpoint, exported folder or safetensors file is there{near}")
-    return _opened(path, "model", weights, given)
+    return _opened(path, "", weights, given)
 
 
 def open_trained(path: Path, field: str, model: nn.Module | None = None) -> Trained:
@@ -87,7 +85,7 @@ def open_trained(path: Path, field: str, model: nn.Module | None = None) -> Trai
 
 
 def _opened(path: Path, field: str, weights: str, given: Mapping[str, Any], model: nn.Module | None = None) -> Trained:
-    _refuse(given, _BESIDE_A_RUN, "the run says it itself")
+    _refuse(given, BESIDE_A_RUN, "the run says it itself")
     found, chosen = _chosen(path, field)
     weights = weights or chosen
     config = _with(Config.from_dict(found.state["config"]), given)
@@ -122,6 +120,7 @@ def _opened(path: Path, field: str, weights: str, given: Mapping[str, Any], mode
 def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
     """A named model with the weights of a file, or timm's own; what the file does not say, timm or the fields do."""
     config = Config.load("folder", given)
+    check_model_name(config.model.name)
     path = path or (Path(config.model.pretrained).expanduser() if config.model.pretrained else None)
     path = timm_weights(config.model.name) if path is None or str(path) == "timm" else path
     classes, channels = classes_and_channels(config.model.name, path)
@@ -131,7 +130,8 @@ def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
     problems = [] if side else ["data.image_size: set the side in pixels that the model was trained at"]
     for field, values in (("data.mean", mean), ("data.std", std)):
         if len(values) != channels:
-            problems.append(f"{field}: set the one that the model was trained with, {channels} values")
+            count = f"{channels} values" if channels > 1 else "one value"
+            problems.append(f"{field}: set what the model was trained with, {count}")
     if problems:
         raise UserError("\n".join(problems))
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
@@ -143,7 +143,7 @@ def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
 
 def _exported(folder: Path, given: Mapping[str, Any]) -> Trained:
     """A folder in the form of timm and the Hugging Face hub."""
-    _refuse(given, (*_BESIDE_A_RUN, "data.name", "data.val_fraction"), "the folder says it itself")
+    _refuse(given, (*BESIDE_A_RUN, "data.name", "data.val_fraction"), "the folder says it itself")
     try:
         said = read_json(folder / "config.json")
         made = said["pretrained_cfg"]
@@ -167,7 +167,8 @@ _BUILT_WITH = ("num_classes", "in_chans", "img_size")
 
 
 def _refuse(given: Mapping[str, Any], allowed: Sequence[str], because: str) -> None:
-    problems = [f"{name}: cannot be set here: {because}" for name in given if name not in allowed]
+    problems = [f"{name}: cannot be set here: {because}; what can: {', '.join(allowed)}" for name in given]
+    problems = [problem for name, problem in zip(given, problems, strict=True) if name not in allowed]
     if problems:
         raise UserError("\n".join(problems))
 
@@ -184,10 +185,11 @@ def _with(config: Config, given: Mapping[str, Any]) -> Config:
 def _chosen(path: Path, field: str) -> tuple[Checkpoint, str]:
     """The checkpoint of a run that was chosen, or the one at `path`; and which of its weights were."""
     if not (path / checkpoint.MANIFEST).is_file():
-        folder = path / "checkpoints"
+        folder = path if path.name == "checkpoints" else path / "checkpoints"
         path = checkpoint.follow(folder, "best") or checkpoint.follow(folder, "last") or path
     if not (path / checkpoint.MANIFEST).is_file():
-        raise UserError(f"{field}: {path} is neither a run's folder with a checkpoint nor a checkpoint")
+        prefix = f"{field}: " if field else ""
+        raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint")
     found = checkpoint.open_checkpoint(path)
     best = found.state["train"]["best"]
     return found, Best(**best).weights if best else default_weights(Config.from_dict(found.state["config"]))

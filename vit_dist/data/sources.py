@@ -133,15 +133,24 @@ def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
 
     Raises UserError.
     """
+    unknown = [name for name in class_folders(folder) if name not in classes]
+    splits = [name for name in unknown if name.lower() in SPLITS]
+    if splits:
+        raise UserError(f"--folder: {folder} has splits in it: give {folder / splits[-1]}")
+    if unknown:
+        told = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes" if unknown[1:] else unknown[0]
+        told = told if unknown[1:] else f"{told}, which is no class"
+        known = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
+        raise UserError(f"--folder: {folder} has {told} of the model ({known})")
+    source = _files(folder, classes, "--folder")
+    return whole(replace(source, mode="L" if channels == 1 else "RGB"))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted; hidden ones left out. Raises UserError where it is none."""
     if not folder.is_dir():
         raise UserError(f"--folder: no folder {folder}")
-    unknown = [path.name for path in _class_folders(folder) if path.name not in classes]
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        known = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
-        raise UserError(f"--folder: {folder} has {unknown[0]}{more}, which is no class of the model ({known})")
-    source = _files(folder, classes)
-    return whole(replace(source, mode="L" if channels == 1 else "RGB"))
+    return [path.name for path in _class_folders(folder)]
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -153,7 +162,7 @@ def _class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(folder: Path, classes: Sequence[str]) -> FileSource:
+def _files(folder: Path, classes: Sequence[str], field: str = "data.root") -> FileSource:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -161,7 +170,7 @@ def _files(folder: Path, classes: Sequence[str]) -> FileSource:
         paths += found
         labels += [label] * len(found)
     if not paths:
-        raise UserError(f"data.root: no images in {folder} (looked for {', '.join(sorted(_EXTENSIONS))})")
+        raise UserError(f"{field}: no images in {folder} (looked for {', '.join(sorted(_EXTENSIONS))})")
     return FileSource(paths, np.asarray(labels, np.int64))
 
 

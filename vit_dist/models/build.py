@@ -87,8 +87,17 @@ def preprocessing(config: ModelConfig) -> Preprocessing | None:
     return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), cfg.crop_pct)
 
 
-def check_timm_name(name: str) -> None:
-    """Raises UserError, with near names, where timm has no model of the name timm/NAME."""
+def check_model_name(name: str) -> None:
+    """Raises UserError, with near names, where it is neither one of our presets, nor of timm's, nor a path of code."""
+    if ":" in name:
+        return
+    if not name.startswith("timm/"):
+        if name not in PRESETS:
+            close = difflib.get_close_matches(name, list(PRESETS), 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            known = ", ".join([*PRESETS, "timm/NAME", "package.module:function"])
+            raise UserError(f"model.name: no model {name}; {hint}known: {known}")
+        return
     import timm
 
     known = name.removeprefix("timm/")
@@ -157,11 +166,7 @@ def drop_path_depth(model: nn.Module) -> int:
 
 
 def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> nn.Module:
-    if config.name not in PRESETS:
-        known = [*PRESETS, "timm/NAME", "package.module:function"]
-        close = difflib.get_close_matches(config.name, list(PRESETS), 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"model.name: no model {config.name}; {hint}known: {', '.join(known)}")
+    check_model_name(config.name)
     preset = PRESETS[config.name]
     width = config.width or preset["width"]
     heads = config.heads or preset["heads"]
@@ -203,8 +208,11 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
 def _timm(config: ModelConfig, classes: int, channels: int, image_size: int, *, dynamic: bool) -> nn.Module:
     import timm
 
-    check_timm_name(config.name)
+    check_model_name(config.name)
     name = config.name.removeprefix("timm/")
+    for argument, field in (("img_size", "data.image_size is"), ("num_classes", "the data's classes are")):
+        if argument in config.args:
+            raise UserError(f"model.args.{argument}: {field} what says it: leave it out")
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels, **config.args}
     if dynamic:
         arguments.setdefault("dynamic_img_size", True)

@@ -68,14 +68,14 @@ def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str
     return notes
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Of a safetensors file of weights. Raises UserError."""
+def read_tensors(path: Path, field: str = "model.pretrained: ") -> dict[str, Tensor]:
+    """Of a safetensors file of weights. Raises UserError that begins with `field`."""
     if not path.is_file():
-        raise UserError(f"model.pretrained: {path} does not exist")
+        raise UserError(f"{field}{path} does not exist")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"model.pretrained: {path} is not a safetensors file: {error}") from None
+        raise UserError(f"{field}{path} is not a safetensors file: {error}") from None
 
 
 def classes_and_channels(name: str, path: Path) -> tuple[int, int]:
@@ -84,10 +84,13 @@ def classes_and_channels(name: str, path: Path) -> tuple[int, int]:
 
     head, first = "head", "patch_embed.proj"
     if name.startswith("timm/"):
-        cfg = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True)
+        try:
+            cfg = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+        except RuntimeError as error:
+            raise UserError(f"model.name: {name}: {error}") from None
         named = (cfg and cfg.classifier) or head, (cfg and cfg.first_conv) or first
         head, first = (one if isinstance(one, str) else one[0] for one in named)
-    found = read_tensors(path)
+    found = read_tensors(path, "")
     for layer in (head, first):
         if f"{layer}.weight" not in found:
             raise UserError(f"{path}: has no {layer}.weight, so it is not of a {name}: set model.name to whose it is")
