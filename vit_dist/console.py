@@ -116,7 +116,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds for people; tenths below ten seconds."""
     if 0 < seconds < 9.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "<0.1 s"
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

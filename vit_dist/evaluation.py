@@ -47,7 +47,8 @@ def evaluate(
     """The bare model over a split of `length` samples. The stream gives equally many batches on every rank: images,
     targets, weights and ids, these on the host.
 
-    One all-reduce of sums at the end, and two of predictions where `keep` is above 0: so many classes of each sample.
+    One all-reduce of sums at the end, and two of predictions where `keep` is above 0: so many classes of each sample,
+    from batches of one shape.
     Its modules' modes are left as they were.
     """
     start = time.perf_counter()

@@ -85,7 +85,6 @@ def read_columns(path: Path, names: Sequence[str]) -> Metrics:
     """The metrics with these columns, `update` and `time` of their train lines: a million take a few seconds."""
     columns = {name: array("d") for name in dict.fromkeys(["update", "time", *names])}
     others: list[Line] = []
-    idle = 0.0
     for line in _lines(path):
         if line["kind"] == "train":
             for name, column in columns.items():
@@ -98,13 +97,11 @@ def read_columns(path: Path, names: Sequence[str]) -> Metrics:
             kept = int(np.searchsorted(np.asarray(columns["update"]), at, side="right"))
             for column in columns.values():
                 del column[kept:]
-            if others:
-                idle += line["time"] - max(others[-1]["time"], *columns["time"][-1:])
         others.append(line)
     train = {name: np.asarray(column) for name, column in columns.items()}
-    first = [line["time"] for line in others[:1]]
-    seconds = max([*first, *(line["time"] for line in others[-1:]), *train["time"][-1:]], default=0.0) - sum(first)
-    return Metrics(train, others, seconds - idle)
+    times = np.sort(np.concatenate([train["time"], np.asarray([line["time"] for line in others], np.float64)]))
+    starts = [line["time"] for line in others if line["kind"] == "start"]
+    return Metrics(train, others, float(np.diff(times)[~np.isin(times[1:], starts)].sum()))
 
 
 def _lines(path: Path) -> Iterator[Line]:

@@ -98,18 +98,18 @@ def train(config: Config, model: nn.Module | None = None, source: Data | None = 
     finally:
         runtime.end()
     if runtime.is_main and not run.stopped:
-        if config.log.report:
-            _draw(run, console)
-        print_summary(console, run.folder, run.summary)
+        print_summary(console, run.folder, run.summary, _drawn(run, console) if config.log.report else None)
     return run
 
 
-def _draw(run: Run, console: Console) -> None:
+def _drawn(run: Run, console: Console) -> Path | None:
     """The run's report. The process group has ended, and nothing that happens here makes a finished run fail."""
     try:
-        run.report()
+        return run.report()
     except Exception as error:
-        console.note(f"report: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        kind = "" if isinstance(error, UserError) else f"report: {type(error).__name__}: "
+        console.note(f"{kind}{' '.join(str(error).split())[:200]}")
+        return None
 
 
 def _run(session: Session) -> Run:
@@ -194,9 +194,10 @@ def _finished_before(config: Config, resumption: Resumption, model: nn.Module | 
     folder, last = config.folder, resumption.checkpoint
     assert last is not None
     summary = read_json(folder / "summary.json")
-    console = Console(speaks=os.environ.get("RANK", "0") == "0")
+    console = Console(speaks=os.environ.get("RANK", "0") == "0", level=config.log.level)
     console.say(f"{folder}: this run has finished; longer: --run.dir {folder} and a longer --train.duration")
-    print_summary(console, folder, summary)
+    page = folder / "report" / "index.html"
+    print_summary(console, folder, summary, page if page.is_file() else None)
     best = Best(**summary["best"]) if summary["best"] else None
     found = open_trained(folder, "run.dir", model)
     return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, found.model, found.form)

@@ -54,7 +54,7 @@ class Predictions:
 
     def top1(self) -> float:
         """Percent of right answers."""
-        return 100 * float((self.top[:, 0] == self.label).mean())
+        return 100 * int((self.top[:, 0] == self.label).sum()) / len(self)
 
 
 @dataclass(frozen=True)

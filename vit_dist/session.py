@@ -6,6 +6,7 @@ import dataclasses
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -140,7 +141,7 @@ class Session:
         path = self.folder / INPUTS
         if self.runtime.is_main and not path.exists() and not self.over:
             inputs = self.stream.inputs(self.state.position, self.data.classes)
-            write_inputs(path, inputs)
+            self._keep(lambda: write_inputs(path, inputs))
             self.trackers.show_inputs(inputs, inputs.captions())
 
     def keep_predictions(self, split: str, weights: str, of: int, predictions: Predictions) -> None:
@@ -150,9 +151,16 @@ class Session:
         shown = predictions.mistakes(_MISTAKES)
         about = {"split": split, "weights": weights, "update": of, "classes": list(self.data.classes)}
         kept = Kept(predictions, about, shown, pictures(self.data.splits[split], shown, self.form))
-        write_predictions(self.folder / PREDICTIONS, kept)
+        self._keep(lambda: write_predictions(self.folder / PREDICTIONS, kept))
         captions = [f"{said}, is {true}" for said, true in kept.captions()]
         self.trackers.show_predictions(kept, captions, self.state.position)
+
+    def _keep(self, write: Callable[[], None]) -> None:
+        """What the run can do without: where it cannot be written, that is said."""
+        try:
+            write()
+        except OSError as error:
+            self.console.note(f"{error.filename or self.folder}: cannot be written: {error.strerror}")
 
     def report(self, split: str, results: dict[str, Evaluation], of: int, *, best: str | None = None) -> None:
         """Records and shows evaluations by the weights of update `of`; those named `best` are the best so far."""

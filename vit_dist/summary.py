@@ -50,8 +50,8 @@ def summarise(session: Session, weights: str, test: dict[str, Any] | None) -> di
     }
 
 
-def print_summary(console: Console, folder: Path, summary: dict[str, Any]) -> None:
-    """What a finished run came to, for people."""
+def print_summary(console: Console, folder: Path, summary: dict[str, Any], report: Path | None) -> None:
+    """What a finished run came to, for people; with its report, if it has one, and what to do next."""
     best, test = summary["best"], summary["test"]
     early = summary["updates"] < summary["planned_updates"]
     averaged = "averaged " if summary["weights"] == "ema" else ""
@@ -74,9 +74,8 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any]) -> No
     rows["files"] = f"{folder}: progress.md, summary.json, metrics.jsonl, checkpoints/last" + (
         ", checkpoints/best" if best else ""
     )
-    page = folder / "report" / "index.html"
-    if page.is_file():
-        rows["report"] = f"{page}: open it in a browser"
+    if report is not None:
+        rows["report"] = f"{report}: open it in a browser"
     rows["next"] = f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx"
     console.say("finished")
     console.table(rows)

@@ -57,8 +57,15 @@ def write_comparison(folders: Sequence[Path], out: Path) -> tuple[Path, str]:
 
 
 def distinct(names: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """The names, or the folders where two names are the same."""
-    return list(names) if len(set(names)) == len(names) else list(folders)
+    """The names, or, where two are the same, as much of the folders' ends as tells them apart."""
+    if len(set(names)) == len(names):
+        return list(names)
+    parts = [Path(folder).parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        tails = [str(Path(*part[-length:])) for part in parts]
+        if len(set(tails)) == len(tails):
+            return tails
+    return [f"{tail} ({number})" for number, tail in enumerate(folders, 1)]
 
 
 _CAPTIONS = {
@@ -108,7 +115,7 @@ def _saved(first: Measures, other: Measures) -> str | None:
     """Of the whole run, where both did as many updates."""
     if first.updates != other.updates:
         return None
-    return f"{(first.total - other.total) / 60:.1f}"
+    return f"{round((first.total - other.total) / 60, 1) + 0.0:.1f}"
 
 
 def _pictures(runs: Sequence[Record], names: Sequence[str], drifts: Sequence[Drift]) -> dict[str, Figure]:
@@ -134,15 +141,21 @@ def _pictures(runs: Sequence[Record], names: Sequence[str], drifts: Sequence[Dri
         "loss_over_time": drawn("loss", "loss", time=True),
         "accuracy_over_time": drawn("top1", "top1, %", time=True),
     }
-    parted = [(name, one.updates, one.differences) for name, one in zip(names[1:], drifts, strict=True)]
-    if any(len(one.updates) for one in drifts):
-        pictures["drift"] = curves.drift_curve([one for one in parted if len(one[1])])
+    # A logarithm has no place for what is exactly the same.
+    apart = [(one.differences > 0) & np.isfinite(one.differences) for one in drifts]
+    parted = [
+        (name, one.updates[real], one.differences[real])
+        for name, one, real in zip(names[1:], drifts, apart, strict=True)
+        if real.any()
+    ]
+    if parted:
+        pictures["drift"] = curves.drift_curve(parted)
     return pictures
 
 
 def _markdown(rows: Sequence[Sequence[str]], sentence: str, told: Sequence[str], pictures: Sequence[str]) -> str:
     lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    body = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
     shown = "\n".join(f"![{_CAPTIONS[name]}]({name}.png)" for name in pictures)
     points = "".join(f"- {line}\n" for line in told)
     return f"# Comparison\n\n**{sentence}**\n\n{body}\n{points}\n{shown}\n"

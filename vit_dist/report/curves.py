@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from vit_dist.console import duration
 from vit_dist.journal import Floats
-from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SERIES, new_figure, save_png
+from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SERIES, new_figure, plain, save_png, short
 from vit_dist.report.record import Record
 
 _BINS = 600
@@ -40,9 +41,7 @@ def thin(x: Floats, y: Floats, bins: int = _BINS) -> Thinned:
     finite = np.where(np.isfinite(y), y, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        mean = np.add.reduceat(np.nan_to_num(finite), edges) / np.maximum(
-            np.add.reduceat(np.isfinite(finite).astype(np.float64), edges), 1
-        )
+        mean = np.add.reduceat(np.nan_to_num(finite), edges) / np.add.reduceat(np.isfinite(y).astype(np.float64), edges)
         return Thinned(
             np.add.reduceat(x, edges) / counts, mean, np.fmin.reduceat(finite, edges), np.fmax.reduceat(finite, edges)
         )
@@ -61,6 +60,7 @@ def accuracy_curve(run: Record) -> Figure:
     figure, axes = new_figure()
     _train(axes, run, "top1")
     _evaluations(axes, run, "top1")
+    axes.set_ylim(None, 101)
     return _finished(figure, axes, run, "top1, %")
 
 
@@ -79,7 +79,12 @@ def norm_curve(run: Record) -> Figure:
     clip = run.config.optimizer.clip_norm
     if clip:
         axes.axhline(clip, color=ORANGE, linestyle=":", label=f"clipped at {clip:g}")
-    axes.set_yscale("log")
+    norms = run.metrics.train["grad_norm"]
+    norms = norms[np.isfinite(norms) & (norms > 0)]
+    if len(norms) and norms.max() > 10 * norms.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     return _finished(figure, axes, run, "gradient's norm")
 
 
@@ -114,7 +119,7 @@ def seconds_bar(spent: Mapping[str, float]) -> Figure:
     names, total = list(spent), sum(spent.values()) or 1.0
     axes.barh(names[::-1], [spent[name] for name in names[::-1]], color=[*SERIES[: len(names)]][::-1], height=0.6)
     for row, name in enumerate(names[::-1]):
-        told = f"  {duration(spent[name])}, {spent[name] / total:.0%}"
+        told = f"\u00a0\u00a0{duration(spent[name])}, {spent[name] / total:.0%}"
         axes.text(spent[name], row, told, va="center", fontsize=8, color=INK)
     axes.margins(x=0.35)
     axes.set_xlim(0, None)
@@ -131,7 +136,7 @@ def comparison_curve(runs: Sequence[tuple[str, Sequence[tuple[Floats, Floats]]]]
         colour = SERIES[number % len(SERIES)]
         thinned = thin(*faint)
         axes.plot(thinned.x, thinned.mean, color=colour, alpha=0.35, linewidth=0.9)
-        axes.plot(*strong, color=colour, marker=".", markersize=3, label=name)
+        axes.plot(*strong, color=colour, marker=".", markersize=3, label=plain(short(name)))
     axes.set(xlabel=x, ylabel=y)
     _legend(axes)
     return figure
@@ -141,9 +146,9 @@ def drift_curve(drifts: Sequence[tuple[str, Floats, Floats]]) -> Figure:
     """How far losses part from the first run's, relative, over the updates that both have."""
     figure, axes = new_figure(6.4, 3.0)
     for number, (name, updates, drift) in enumerate(drifts, 1):
-        thinned = thin(updates, np.maximum(drift, 1e-12))
+        thinned = thin(updates, drift)
         colour = SERIES[number % len(SERIES)]
-        axes.plot(thinned.x, thinned.mean, color=colour, label=name)
+        axes.plot(thinned.x, thinned.mean, color=colour, label=plain(short(name)))
         axes.fill_between(thinned.x, thinned.low, thinned.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_yscale("log")
     axes.set(xlabel="update", ylabel="relative difference of loss")
@@ -165,7 +170,8 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def _train(axes: Axes, run: Record, name: str) -> None:
-    _line(axes, run.metrics.train["epoch"], run.metrics.train[name], BLUE, "train")
+    if not np.isnan(run.metrics.train[name]).all():  # as top1 is with mixed targets
+        _line(axes, run.metrics.train["epoch"], run.metrics.train[name], BLUE, "train")
 
 
 def _line(axes: Axes, x: Floats, y: Floats, colour: str, label: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_dist.predictions import Inputs, Kept, Pixels, Predictions
-from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, RED, new_figure, save_png
+from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, RED, new_figure, plain, save_png, short
 
 _WORST = 30
 
@@ -45,36 +45,44 @@ def draw_tiles(path: Path, tiles: Sequence[Tile]) -> None:
     columns = max(1, math.ceil(math.sqrt(len(tiles))))
     rows = math.ceil(len(tiles) / columns)
     side = 1.7 if columns <= 5 else 1.4
-    figure = Figure(figsize=(side * columns, (side + 0.28) * rows), layout="constrained")
-    for number, tile in enumerate(tiles, 1):
-        axes = figure.add_subplot(rows, columns, number)
+    title = 0.42 if any(tile.right is False for tile in tiles) else 0.26
+    width, height = side * columns, (side + title) * rows
+    figure = Figure(figsize=(width, height))
+    for number, tile in enumerate(tiles):
+        left, bottom = side * (number % columns), height - (side + title) * (number // columns + 1)
+        # Placed by hand: a layout engine takes seconds for what is known beforehand.
+        inner = ((left + 0.05) / width, (bottom + 0.05) / height, (side - 0.1) / width, (side - 0.1) / height)
+        axes = figure.add_axes(inner)
         grey = len(tile.pixels) == 1
         axes.imshow(tile.pixels[0] if grey else tile.pixels.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=[], yticks=[])
         colour = {True: GREEN, False: RED, None: FAINT}[tile.right]
         for spine in axes.spines.values():
             spine.set(color=colour, linewidth=1 if tile.right is None else 2.5)
-        told = f"{tile.said}\nis {tile.truth}" if tile.right is False else tile.said
-        axes.set_title(told, color=INK if tile.right is None else colour, fontsize=8, pad=3)
+        told = [tile.said, f"is {tile.truth}"] if tile.right is False else [tile.said]
+        text = "\n".join(plain(short(line)) for line in told)
+        axes.set_title(text, color=INK if tile.right is None else colour, fontsize=8, pad=3)
     save_png(figure, path)
 
 
 def class_bars(predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Top-1 of each class in percent, the worst on top; at most 30 of them."""
+    """Top-1 of each class in percent, the worst on top; at most 30 of them. Dots: the axis need not begin at 0."""
     seen, right = predictions.per_class(len(classes))
     present = np.flatnonzero(seen)
     share = 100 * right[present] / seen[present]
     order = np.argsort(share, kind="stable")[:_WORST]
-    names = [short(classes[present[row]]) for row in order]
-    figure, axes = new_figure(4.8, max(1.6, 0.21 * len(order) + 0.6))
+    names = [plain(short(classes[present[row]])) for row in order]
+    figure, axes = new_figure(4.8, max(1.6, 0.2 * len(order) + 0.7))
     places = np.arange(len(order))[::-1]
-    axes.barh(places, share[order], color=BLUE, height=0.65)
+    low = 10 * max(0, math.floor((float(share[order].min()) - 2) / 10))
+    axes.hlines(places, low, share[order], color=FAINT, alpha=0.4, linewidth=1)
+    axes.plot(share[order], places, "o", color=BLUE, markersize=5)
     axes.set_yticks(places, names, fontsize=8)
-    low = max(0.0, math.floor(float(share.min()) / 10) * 10 - 10)
     few = f", the worst {_WORST} of {len(share)}" if len(share) > _WORST else ""
-    axes.set(xlim=(low, 100), xlabel=f"top1, %{few}")
+    axes.set(xlim=(low, 100 + 0.14 * (100 - low)), xlabel=f"top1, %{few}")
+    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100])
     for place, value in zip(places, share[order], strict=True):
-        axes.text(max(value, low), place, f"{value:.1f} ", va="center", ha="right", fontsize=7, color="white")
+        axes.text(value, place, f"\u00a0\u00a0{value:.1f}", va="center", fontsize=7, color=INK)
     axes.grid(False)
     return figure
 
@@ -87,7 +95,7 @@ def confusion_picture(predictions: Predictions, classes: Sequence[str]) -> Figur
     figure, axes = new_figure(side, side)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     if len(classes) <= 30:
-        names = [short(name, 12) for name in classes]
+        names = [plain(short(name, 12)) for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=7)
         axes.set_yticks(range(len(classes)), names, fontsize=7)
     if len(classes) <= 12:
@@ -108,8 +116,3 @@ def confusions(predictions: Predictions, classes: Sequence[str], count: int = 10
         (classes[pair // len(classes)], classes[pair % len(classes)], int(often))
         for pair, often in zip(pairs[order].tolist(), times[order].tolist(), strict=True)
     ]
-
-
-def short(name: str, length: int = 22) -> str:
-    """A name cut to a length."""
-    return name if len(name) <= length else name[: length - 1] + "…"

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from vit_dist.predictions import Pixels
+from vit_dist.report.drawing import short
 from vit_dist.report.grids import Tile
 
 _STYLE = Path(__file__).with_name("style.css")
@@ -57,12 +58,15 @@ def table(rows: Sequence[Sequence[str]], *, text: Iterable[int] = ()) -> str:
 
 def confusion_table(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """Rows are the true classes, columns what they were taken for; each cell as dark as its share of the row."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in classes)
+    long = any(len(name) > 4 for name in classes)
+    kind = ' class="upright"' if long else ""
+    named = [f'<span title="{escape(name, quote=True)}">{escape(short(name, 14))}</span>' for name in classes]
+    head = "".join(f"<th{kind}>{name}</th>" for name in named)
     rows = []
-    for number, (name, row) in enumerate(zip(classes, counts, strict=True)):
+    for number, (name, row) in enumerate(zip(named, counts, strict=True)):
         total = max(sum(row), 1)
         cells = "".join(_cell(count, total, right=column == number) for column, count in enumerate(row))
-        rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+        rows.append(f"<tr><th>{name}</th>{cells}</tr>")
     return (
         '<div class="scroll"><table class="confusion"><thead><tr><th></th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

@@ -58,7 +58,7 @@ def measured(run: Record) -> Measures:
         total=summary.get("total_seconds") or run.metrics.seconds,
         rate=summary.get("samples_per_second") or (float(np.median(train["samples_per_second"])) if started else None),
         mfu=float(np.nanmedian(train["mfu"])) if started and not np.isnan(train["mfu"]).all() else None,
-        memory=float(np.nanmax(train["peak_memory_bytes"])) if started else None,
+        memory=run.memory,
         best=best["value"] if best else None,
         test=test.get("top1"),
         fifth=test.get("top5"),
@@ -136,7 +136,12 @@ def streams(runs: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
 
 def partings(names: Sequence[str], drifts: Sequence[Drift]) -> Iterator[str]:
     for name, one in zip(names[1:], drifts, strict=True):
-        if len(one.updates):
+        lost = one.updates[~np.isfinite(one.differences)]
+        if len(lost):
+            yield f"{one.of.capitalize()} of {name} or {names[0]} is no number at update {lost[0]:,.0f}."
+        elif not one.differences.any() and len(one.updates):
+            yield f"{one.of.capitalize()} of {name} is exactly that of {names[0]} at all {len(one.updates)} lines."
+        elif len(one.updates):
             end = int(np.argmax(one.differences))
             yield (
                 f"{one.of.capitalize()} of {name} parts from that of {names[0]} by {one.differences[0]:.1e}, relative, "

@@ -33,9 +33,9 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """
     run = read_run(folder)
     out = out or folder / "report"
-    pictures = {name: draw(run) for name, draw in _curves(run).items()}
     try:
         out.mkdir(parents=True, exist_ok=True)
+        pictures = {name: draw(run) for name, draw in _curves(run).items()}
         for name, figure in pictures.items():
             save_png(figure, out / f"{name}.png")
         _grids(run, out)
@@ -59,7 +59,8 @@ def headline(run: Record) -> dict[str, str]:
         shown["loss on test"] = loss_text(summary["test"]["loss"])
     best = best_of(run)
     if best:
-        shown[f"best {best['metric']} on val, update {best['update']:,}"] = f"{best['value']:.4g}"
+        value = loss_text(best["value"]) if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
+        shown[f"best {best['metric']} on val, update {best['update']:,}"] = value
     if len(train["update"]):
         done, planned = int(train["update"][-1]), run.start["plan"]["updates"]
         shown["updates"] = f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
@@ -71,9 +72,9 @@ def headline(run: Record) -> dict[str, str]:
         shown["images/s"] = f"{rate:,.0f}"
         if not np.isnan(train["mfu"]).all():
             shown["MFU, median"] = f"{100 * np.nanmedian(train['mfu']):.1f} %"
-        shown["memory at most"] = f"{np.nanmax(train['peak_memory_bytes']) / 2**20:,.0f} MiB"
+    if run.memory:
+        shown["memory at most"] = f"{run.memory / 2**20:,.0f} MiB"
     shown["parameters"] = big(run.start["parameters"])
-    shown["machine"] = f"{run.start['world_size']} × {run.start['device']}, {run.start['precision']}"
     return shown
 
 
@@ -88,11 +89,11 @@ def best_of(run: Record) -> dict[str, Any] | None:
 
 def _curves(run: Record) -> Mapping[str, Any]:
     """File's name → what draws it."""
-    if not len(run.metrics.train["update"]):
-        return {}
-    drawn = {"loss": curves.loss_curve, "accuracy": curves.accuracy_curve, "rate": curves.rate_curve}
-    drawn |= {"gradient_norm": curves.norm_curve, "throughput": curves.throughput_curve}
-    drawn |= {"utilisation": curves.utilisation_curve, "seconds": lambda run: curves.seconds_bar(run.seconds)}
+    drawn: dict[str, Any] = {}
+    if len(run.metrics.train["update"]):
+        drawn = {"loss": curves.loss_curve, "accuracy": curves.accuracy_curve, "rate": curves.rate_curve}
+        drawn |= {"gradient_norm": curves.norm_curve, "throughput": curves.throughput_curve}
+        drawn |= {"utilisation": curves.utilisation_curve, "seconds": lambda run: curves.seconds_bar(run.seconds)}
     if run.predictions is not None:
         kept = run.predictions
         drawn["classes"] = lambda run: grids.class_bars(kept.predictions, kept.about["classes"])
@@ -126,17 +127,22 @@ def _parts(run: Record, pictures: Mapping[str, Figure]) -> Iterator[str]:
     yield f"<h1>{escape(run.name)}</h1>"
     told = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.others[0]["time"]))
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime())
-    yield f'<p class="note">{escape(state + reason)}; started {told}; this page {at}, vit_dist {__version__}</p>'
+    machine = f"{run.start['world_size']} × {run.start['device']}, {run.start['precision']}"
+    yield f'<p class="note">{escape(state + reason)}; on {escape(machine)}; started {told}</p>'
+    yield f'<p class="note">This page: {at}, vit_dist {__version__}</p>'
     yield figures(headline(run))
+    for line in _warnings(run):
+        yield f"<p><b>{escape(line)}</b></p>"
     yield charts({caption: to_svg(pictures[name], name) for name, caption in _CAPTIONS.items() if name in pictures})
-    if not pictures:
+    if not len(run.metrics.train["update"]):
         yield "<p>No line of training yet.</p>"
     if run.predictions is not None:
         yield from _of_predictions(run.predictions, pictures)
     if run.inputs is not None:
         yield "<h2>What the model sees</h2>"
         at_update = run.inputs.about["position"]
-        yield f'<p class="note">The first slots of global batch {at_update}, augmented by key: the same anywhere.</p>'
+        of = f", of update {at_update + 1:,}" if at_update else ""
+        yield f'<p class="note">The first training images{of}, augmented, exactly as the model gets them.</p>'
         yield tiles(grids.input_tiles(run.inputs))
     yield "<h2>Evaluations</h2>"
     yield _evaluations(run)
@@ -144,6 +150,17 @@ def _parts(run: Record, pictures: Mapping[str, Figure]) -> Iterator[str]:
     yield _starts(run)
     yield "<h2>Config</h2>"
     yield folded("All fields, as the run keeps them", yaml.safe_dump(run.config.to_dict(), sort_keys=False))
+
+
+def _warnings(run: Record) -> Iterator[str]:
+    """What a curve does not show."""
+    train = run.metrics.train
+    lost = train["update"][~np.isfinite(train["loss"])]
+    if len(lost):
+        yield f"The training loss is no number at update {lost[0]:,.0f} and in {len(lost)} lines in all."
+    skipped = train["skipped_updates"][-1:]
+    if len(skipped) and skipped[0]:
+        yield f"{skipped[0]:,.0f} updates were skipped: their gradient was not finite."
 
 
 def _of_predictions(kept: Kept, pictures: Mapping[str, Figure]) -> Iterator[str]:

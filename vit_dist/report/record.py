@@ -45,6 +45,12 @@ class Record:
         return [line for line in found if line["split"] == split and line["weights"] == weights]
 
     @property
+    def memory(self) -> float | None:
+        """The most bytes in use so far; None before the first line."""
+        known = [self.summary.get("peak_memory_bytes", 0.0), *self.metrics.train["peak_memory_bytes"]]
+        return float(np.nanmax(known)) or None
+
+    @property
     def train_seconds(self) -> Floats:
         """Seconds of training up to each train line."""
         train = self.metrics.train
