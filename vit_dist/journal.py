@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,15 @@ from vit_dist.plan import Plan
 Line = dict[str, Any]
 Floats = NDArray[np.float64]
 
+_BLOCK = 4096
+
 
 class Journal:
     """Appends lines to metrics.jsonl, each flushed; on other ranks than 0 it writes nothing."""
 
     def __init__(self, path: Path, *, writes: bool) -> None:
         self._file = path.open("a+", encoding="utf-8") if writes else None
-        if self._file is not None and self._file.tell() and not path.read_bytes().endswith(b"\n"):
+        if self._file is not None and self._file.tell() and not _ends_whole(path):
             self._file.write("\n")  # a killed run's last line may be torn
 
     def write(self, kind: str, values: Mapping[str, Any]) -> Line:
@@ -83,25 +85,44 @@ class Metrics:
 
 def read_columns(path: Path, names: Sequence[str]) -> Metrics:
     """The metrics with these columns, `update` and `time` of their train lines: a million take a few seconds."""
-    columns = {name: array("d") for name in dict.fromkeys(["update", "time", *names])}
+    columns = {name: np.empty(0) for name in dict.fromkeys(["update", "time", *names])}
     others: list[Line] = []
+    block: list[Line] = []
+    parts: dict[str, list[Floats]] = {name: [] for name in columns}
+
+    def take_block() -> None:
+        for name, part in parts.items():
+            part.append(np.array([line.get(name) for line in block], np.float64))  # None is NaN, "nan" too
+        block.clear()
+
+    def take_parts() -> None:
+        take_block()
+        for name, part in parts.items():
+            columns[name] = np.concatenate([columns[name], *part])
+            part.clear()
+
     for line in _lines(path):
         if line["kind"] == "train":
-            for name, column in columns.items():
-                value = line.get(name)
-                column.append(float("nan") if value is None else float(value))
+            block.append(line)
+            if len(block) == _BLOCK:
+                take_block()
             continue
         if line["kind"] == "start":
-            at = line["update"]
-            others = standing(others, at)
-            kept = int(np.searchsorted(np.asarray(columns["update"]), at, side="right"))
-            for column in columns.values():
-                del column[kept:]
+            take_parts()
+            others = standing(others, line["update"])
+            kept = int(np.searchsorted(columns["update"], line["update"], side="right"))
+            columns = {name: column[:kept] for name, column in columns.items()}
         others.append(line)
-    train = {name: np.asarray(column) for name, column in columns.items()}
-    times = np.sort(np.concatenate([train["time"], np.asarray([line["time"] for line in others], np.float64)]))
+    take_parts()
+    times = np.sort(np.concatenate([columns["time"], np.asarray([line["time"] for line in others], np.float64)]))
     starts = [line["time"] for line in others if line["kind"] == "start"]
-    return Metrics(train, others, float(np.diff(times)[~np.isin(times[1:], starts)].sum()))
+    return Metrics(columns, others, float(np.diff(times)[~np.isin(times[1:], starts)].sum()))
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _lines(path: Path) -> Iterator[Line]:
