@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_dist.data.sources import Data, FileSource, MemorySource, Subset, keyed_split, read_folder, whole, with_val
+from vit_dist.data.sources import (
+    Data,
+    FileSource,
+    MemorySource,
+    Subset,
+    class_folders,
+    image_files,
+    keyed_split,
+    read_classes,
+    read_folder,
+    whole,
+    with_val,
+)
 from vit_dist.values import UserError
 
 
@@ -234,3 +246,104 @@ def test_hidden_files_and_folders_named_like_images_are_left_out(tmp_path: Path)
     source = read_folder(tmp_path).splits["train"].source
     assert isinstance(source, FileSource)
     assert source.paths == [tmp_path / "dog" / "a.png"]
+
+
+# The class folders that a model is asked about
+
+
+def test_class_folders_are_numbered_as_the_models_classes(tmp_path: Path) -> None:
+    classes = ["cat", "ant", "bee"]  # in no order of their names
+    expected = [
+        picture(tmp_path / "cat" / "a.png"),
+        picture(tmp_path / "cat" / "deeper" / "b.jpg"),
+        picture(tmp_path / "bee" / "c.png"),
+    ]
+    picture(tmp_path / ".ant" / "d.png")
+    picture(tmp_path / "loose.png")
+    (tmp_path / "bee" / "notes.txt").write_text("not a picture")
+    found = read_classes(tmp_path, classes, 3)
+    assert list(files(found).paths) == expected
+    assert files(found).labels.tolist() == [0, 0, 2]
+    assert found.indices.tolist() == [0, 1, 2]
+    assert files(found).mode == "RGB"
+
+
+@pytest.mark.parametrize(("channels", "mode", "pixel"), [(1, "L", 18), (3, "RGB", (10, 20, 30))])
+def test_class_folders_are_read_in_the_models_channels(
+    tmp_path: Path, channels: int, mode: str, pixel: int | tuple[int, ...]
+) -> None:
+    picture(tmp_path / "ant" / "a.png", (10, 20, 30))
+    source = files(read_classes(tmp_path, ["ant"], channels))
+    assert source.mode == mode
+    image = source.image(0)
+    assert (image.mode, image.getpixel((0, 0))) == (mode, pixel)
+
+
+def test_class_folders_that_are_refused(tmp_path: Path) -> None:
+    def refused(folder: Path, classes: list[str]) -> str:
+        with pytest.raises(UserError) as error:
+            read_classes(folder, classes, 3)
+        return str(error.value)
+
+    assert refused(tmp_path / "gone", ["a"]) == f"--folder: no folder {tmp_path / 'gone'}"
+    for name in ("ant", "wasp", "yak"):
+        picture(tmp_path / name / "a.png")
+    assert refused(tmp_path, ["ant", "wasp"]) == (
+        f"--folder: {tmp_path} has yak, which is no class of the model (ant, wasp)"
+    )
+    assert refused(tmp_path, ["ant", "b", "c", "d", "e", "f"]) == (
+        f"--folder: {tmp_path} has wasp and 1 more, which are no classes of the model (ant, b, c, d, e …)"
+    )
+    (tmp_path / "empty" / "ant").mkdir(parents=True)
+    assert refused(tmp_path / "empty", ["ant"]).startswith(
+        f"--folder: no images in {tmp_path / 'empty'} (looked for .bmp, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("splits", "given"), [(["Train", "val"], "val"), (["test", "train"], "train"), (["VALID"], "VALID")]
+)
+def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path: Path, splits: list[str], given: str) -> None:
+    for split in splits:
+        picture(tmp_path / split / "ant" / "a.png")
+    with pytest.raises(UserError) as error:
+        read_classes(tmp_path, ["ant"], 3)
+    assert str(error.value) == f"--folder: {tmp_path} has splits in it: give {tmp_path / given}"
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
+    """As CIFAR-100 has a train."""
+    picture(tmp_path / "train" / "a.png")
+    assert files(read_classes(tmp_path, ["car", "train"], 3)).labels.tolist() == [1]
+
+
+def test_the_names_of_class_folders(tmp_path: Path) -> None:
+    for name in ("wasp", "ant", ".hidden", "10", "2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notes.txt").touch()
+    assert class_folders(tmp_path, []) == ["10", "2", "ant", "wasp"]
+    for path in (tmp_path / "gone", tmp_path / "notes.txt"):
+        with pytest.raises(UserError) as error:
+            class_folders(path, [])
+        assert str(error.value) == f"--folder: no folder {path}"
+
+
+def test_images_below_a_folder(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPEG", "deep/c.webp", "deep/er/d.tiff", ".e.png", ".deep/f.png", "g.txt", "png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    found = [tmp_path / name for name in ("a.JPEG", "b.png", "deep/c.webp", "deep/er/d.tiff")]
+    assert image_files(tmp_path) == found
+    assert image_files(tmp_path / "deep") == found[2:]
+    assert image_files(tmp_path / ".deep") == [tmp_path / ".deep" / "f.png"]  # hidden above, not below
+
+
+@pytest.mark.parametrize(("saved", "colour", "grey"), [("RGB", (200, 100, 50), 124), ("L", 77, 77), ("1", 1, 255)])
+def test_every_kind_of_image_becomes_grey_where_that_is_asked(
+    tmp_path: Path, saved: str, colour: int | tuple[int, ...], grey: int
+) -> None:
+    path = tmp_path / "x.png"
+    Image.new(saved, (4, 3), colour).save(path)
+    image = FileSource([path], np.zeros(1, np.int64), mode="L").image(0)
+    assert (image.mode, image.size, image.getpixel((3, 2))) == ("L", (4, 3), grey)

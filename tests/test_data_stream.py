@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,7 @@ from vit_dist.data.device import erase_with_noise, flip, mix, mix_targets, norma
 from vit_dist.data.draws import affine, erasures, mixes
 from vit_dist.data.sources import FileSource, MemorySource, Subset, read_folder, whole
 from vit_dist.data.stream import EvaluationStream, Form, Stream
+from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.data.transforms import EvaluationTransform, TrainingTransform
 from vit_dist.plan import Plan, Purpose, key, keys, uniform
 from vit_dist.runtime import Runtime
@@ -484,3 +487,134 @@ def test_grey_images_in_memory_take_every_automatic_augmentation(runtime: Runtim
         assert batch.images.shape == (12, 1, 9, 9)
         assert torch.equal(batch.ids, untouched.ids)
         assert (batch.images != untouched.images).flatten(1).any(1).sum() > 6
+
+
+MIXED = AugmentConfig(flip=0.5, shift=2, erasing=0.7, erasing_mode="pixel", mixup=0.8, cutmix=1.0, mix_prob=0.8)
+CROPPED = AugmentConfig(
+    crop_min=0.35, flip=0.5, shift=2, erasing=0.7, erasing_mode="pixel", mixup=0.8, cutmix=1.0, mix_prob=0.8,
+    color_jitter=0.3, repeats=2, sizes=("16 for 1 updates",),
+)  # fmt: skip
+
+
+def as_seen(batch: Batch, form: Form, count: int) -> Tensor:
+    """The real ones of the first slots of a micro-batch, in parts of 255 and not rounded."""
+    images = batch.images[:count][batch.weights[:count] > 0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (form.mean, form.std))
+    return (255 * (images * std + mean)).clamp(0, 255)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "micro_size", "shown"), [(11, 12, 11), (11, 4, 4), (21, 20, 16), (37, 40, 16), (1, 2, 1)]
+)
+@pytest.mark.parametrize("memory", [False, True])
+def test_inputs_are_what_the_model_sees_first(
+    pictures: dict[str, Subset], runtime: Runtime, memory: bool, size: int, micro_size: int, shown: int, world: int
+) -> None:
+    subset = whole(in_memory(60)) if memory else pictures["train"]
+    form = Form(9, (0.5,), (0.25,), DEPTH) if memory else FORM
+    names = [f"class {number}" for number in range(5)]
+    for augment in (AugmentConfig(), AugmentConfig(cutmix=1.0), MIXED if memory else CROPPED, EVERYTHING):
+        if memory and augment is EVERYTHING:
+            augment = AugmentConfig(rotate=20, translate=0.1, scale=0.2, erasing=0.7, mixup=0.8)
+        augment = replace(augment, repeats=min(augment.repeats, size))
+        config = Config(
+            run=RunConfig(seed=SEED),
+            augment=augment,
+            batch=BatchConfig(global_size=size, micro_size=micro_size),
+            schedule=ScheduleConfig(warmup="0%"),
+            train=TrainConfig(duration="8 updates"),
+        )
+        plan = Plan.of(config, 60, world)
+        for position in (0, 6):
+            stream, untouched = (augmented_streams(subset, runtime, plan, augment, form)[0] for _ in range(2))
+            inputs = stream.inputs(position, names)
+            first = next(iter(untouched.window(position)))
+            seen = as_seen(first, form, 16)
+            assert inputs.pixels.dtype == np.uint8
+            assert inputs.pixels.shape == seen.shape == (shown, *first.images.shape[1:])
+            assert np.abs(inputs.pixels - seen.numpy()).max() <= 0.5 + 1e-3
+            assert inputs.about == {"position": position, "classes": names}
+            targets = first.targets[:shown]
+            if targets.ndim == 1:
+                assert inputs.classes[:, 0].tolist() == targets.tolist()
+                assert inputs.parts.tolist() == [[1, 0]] * shown
+                assert inputs.captions() == [names[label] for label in targets.tolist()]
+                continue
+            assert (inputs.classes.shape, inputs.parts.shape) == ((shown, 2), (shown, 2))
+            np.testing.assert_array_equal(inputs.parts, np.sort(targets.numpy())[:, :-3:-1])
+            np.testing.assert_array_equal(inputs.parts, np.take_along_axis(targets.numpy(), inputs.classes, 1))
+            np.testing.assert_allclose(inputs.parts.sum(1), 1, rtol=1e-6)
+            if position == 0 and size == 37 and augment is not EVERYTHING:
+                assert (inputs.parts[:, 1] > 0.01).sum() > 3
+
+
+def test_captions_of_inputs_name_what_is_mixed(runtime: Runtime) -> None:
+    subset, form, augment = whole(in_memory(60)), Form(9, (0.5,), (0.25,)), AugmentConfig(mixup=1.0)
+    plan = augmented_plan(augment, 12)
+    (stream,) = augmented_streams(subset, runtime, plan, augment, form)
+    inputs = stream.inputs(0, list("abcde"))
+    (batch,) = augmented_streams(subset, runtime, plan, augment, form)[0].window(0)
+    labels, targets = subset.source.labels[batch.ids], batch.targets
+    mixed = 0
+    for slot in range(GLOBAL):
+        other = slot ^ 1
+        part = float(targets[slot, labels[slot]])
+        if labels[slot] == labels[other] or part > 0.995 or part < 0.005:
+            continue
+        mixed += 1
+        pair = [(part, labels[slot]), (1 - part, labels[other])]
+        (high, one), (low, two) = sorted(pair, reverse=True)
+        assert inputs.captions()[slot] == f"{'abcde'[one]} {high:.0%}, {'abcde'[two]} {low:.0%}"
+    assert mixed >= 4
+    # Slot 10 has a filler beside it, and is not mixed.
+    assert inputs.captions()[10] == "abcde"[labels[10]]
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_drawing_inputs_changes_nothing(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
+    subset = whole(in_memory(60)) if memory else pictures["train"]
+    form, augment = (Form(9, (0.5,), (0.25,), DEPTH), MIXED) if memory else (FORM, EVERYTHING)
+    plan = augmented_plan(augment, 4)
+    (plain,), (drawn,) = (augmented_streams(subset, runtime, plan, augment, form) for _ in range(2))
+    names = [str(number) for number in range(5)]
+    for position in range(3, 6):
+        states = (torch.get_rng_state(), np.random.get_state()[1], random.getstate())
+        waited = drawn.wait_seconds
+        first = drawn.inputs(3, names)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert np.array_equal(np.random.get_state()[1], states[1])
+        assert random.getstate() == states[2]
+        assert drawn.wait_seconds == waited
+        if position == 3:
+            start = first
+        # The same at any time, and the stream goes on as if nobody had looked.
+        assert np.array_equal(first.pixels, start.pixels)
+        assert first.captions() == start.captions()
+        for one, other in zip(plain.window(position), drawn.window(position), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.targets, other.targets)
+            assert torch.equal(one.ids, other.ids)
+            assert one.seed == other.seed
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_pictures_are_what_evaluation_reads(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
+    subset = Subset(in_memory(), np.array([7, 3, 21, 0, 29])) if memory else pictures["val"]
+    form = Form(12, (0.5,), (0.25,)) if memory else FORM
+    mean, std = torch.tensor(form.mean), torch.tensor(form.std)
+    stream = EvaluationStream(subset, form, runtime, batch_size=len(subset), workers=0)
+    (images, _, weights, ids) = next(iter(stream))
+    assert weights.all()
+    places = np.array([4, 0, 3, 0])
+    found = pictures_at(subset, places, form)
+    assert found.dtype == np.uint8
+    assert torch.equal(normalise(torch.from_numpy(found), form.image_size, mean, std), images[places])
+    assert np.array_equal(found[1], found[3])
+    if memory:
+        assert np.array_equal(found, subset.source.pixels[[29, 7, 0, 7]])  # type: ignore[union-attr]
+        assert ids[places].tolist() == [29, 7, 0, 7]
+    else:
+        assert found.shape == (4, 3, SIDE, SIDE)
+    none = pictures_at(subset, np.zeros(0, np.int64), form)
+    assert (none.shape, none.dtype) == ((0, len(form.mean), form.image_size, form.image_size), np.uint8)

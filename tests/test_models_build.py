@@ -12,7 +12,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_dist.config import ModelConfig
-from vit_dist.models.build import Preprocessing, build_model, drop_path_depth, forward_flops, preprocessing
+from vit_dist.models.build import (
+    Preprocessing,
+    build_model,
+    drop_path_depth,
+    forward_flops,
+    imagenet_classes,
+    preprocessing,
+)
 from vit_dist.values import UserError
 
 TINY = ModelConfig(patch_size=2, width=16, depth=2, heads=2)
@@ -235,3 +242,28 @@ def test_a_timm_model_whose_patches_do_not_divide_the_image() -> None:
 def test_a_function_that_takes_other_arguments() -> None:
     with pytest.raises(UserError, match=r"^model.name: json:dumps was called with classes, channels, image_size and"):
         build_model(ModelConfig(name="json:dumps"), classes=3, channels=3, image_size=32, seed=0)
+
+
+def test_the_classes_of_imagenet() -> None:
+    identifiers, names = imagenet_classes("timm/vit_tiny_patch16_224", 1000)
+    assert (len(identifiers), len(set(identifiers)), len(names)) == (1000, 1000, 1000)
+    assert identifiers == sorted(identifiers)  # as folders of ImageNet are numbered
+    assert (identifiers[0], names[0]) == ("n01440764", "tench")
+    assert (identifiers[207], names[207]) == ("n02099601", "golden retriever")
+    assert (identifiers[999], names[999]) == ("n15075141", "toilet tissue")
+    identifiers, names = imagenet_classes("timm/vit_tiny_patch16_224.augreg_in21k", 21841)
+    assert (len(set(identifiers)), len(names), names[0]) == (21841, 21841, "organism")
+
+
+@pytest.mark.parametrize(("name", "classes"), [("timm/vit_tiny_patch16_224", 3), ("timm/x", 999), ("vit_tiny", 1000)])
+def test_other_classes_are_numbers(name: str, classes: int) -> None:
+    numbers = [str(number) for number in range(classes)]
+    assert imagenet_classes(name, classes) == (numbers, numbers)
+
+
+def test_a_model_that_is_not_trained_may_have_batch_norm() -> None:
+    config = ModelConfig(name="timm/test_resnet")
+    model = build_model(config, classes=3, channels=3, image_size=32, seed=0, trained=False)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    with pytest.raises(UserError, match=r"^model.name: BatchNorm \("):
+        build_model(config, classes=3, channels=3, image_size=32, seed=0)

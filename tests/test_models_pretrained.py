@@ -19,7 +19,7 @@ from vit_dist import Config, checkpoint, train
 from vit_dist.config import ModelConfig
 from vit_dist.loop import Run
 from vit_dist.models.build import build_model, parameter_count
-from vit_dist.models.pretrained import freeze, load_pretrained, timm_weights
+from vit_dist.models.pretrained import classes_and_channels, freeze, load_pretrained, timm_weights
 from vit_dist.optimizers import build_optimizer
 from vit_dist.trained import open_trained, start_from
 from vit_dist.values import UserError
@@ -392,3 +392,53 @@ def test_weights_that_cannot_be_had_are_refused_in_one_line(tmp_path: Path, monk
     assert found.endswith("): give a file")
     assert "\n" not in found
     assert timm.get_pretrained_cfg("test_vit").hf_hub_id == "timm/test_vit.r160_in1k"
+
+
+# What a file says of itself
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("classes", [2, 7])
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_tiny", None),
+        ("timm/vit_tiny_patch16_224", THEIRS),
+        ("timm/vit_tiny_patch16_224.augreg_in21k", THEIRS),
+        ("timm/deit_tiny_distilled_patch16_224", THEIRS),
+        ("timm/convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}),
+        ("timm/test_resnet", {}),
+    ],
+)
+def test_a_file_says_its_classes_and_channels(
+    name: str, args: dict[str, Any] | None, classes: int, channels: int, tmp_path: Path
+) -> None:
+    config = ModelConfig(name=name, args=args) if args is not None else ModelConfig(**OURS)
+    model = build_model(config, classes=classes, channels=channels, image_size=32, seed=0, trained=False)
+    assert classes_and_channels(name, saved(model, tmp_path)) == (classes, channels)
+
+
+def test_a_file_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    path = saved(ours(), tmp_path)
+    with pytest.raises(UserError) as caught:
+        classes_and_channels("timm/resnet18", path)
+    assert (
+        str(caught.value) == f"{path}: has no fc.weight, so it is not of a timm/resnet18: set model.name to whose it is"
+    )
+    save_file({"head.weight": torch.zeros(3, 4)}, path)
+    with pytest.raises(UserError) as caught:
+        classes_and_channels("vit_tiny", path)
+    assert str(caught.value) == (
+        f"{path}: has no patch_embed.proj.weight, so it is not of a vit_tiny: set model.name to whose it is"
+    )
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for content, told in ((None, "does not exist"), (b"no weights", "is not a safetensors file: ")):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            classes_and_channels("vit_tiny", path)
+        assert f"{path} {told}" in str(caught.value)
+        assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +107,20 @@ def wandb_records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
+def whole_records(path: Path) -> list[Any]:
+    """The records of a .wandb file that has its end: wandb's own process may write it a little after `finish`."""
+    from google.protobuf.message import DecodeError
+
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        with contextlib.suppress(DecodeError):
+            records = list(wandb_records(path))
+            if any(record.WhichOneof("record_type") == "exit" for record in records):
+                return records
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no end")
+
+
 def values_of(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
@@ -135,7 +151,7 @@ def test_wandb_offline_gets_the_lines_numbers(
 
     (path,) = folder.glob(f"wandb/offline-run-*/run-{trackers.run_id}.wandb")
     lines, settings, runs = [], {}, []
-    for record in wandb_records(path):
+    for record in whole_records(path):
         settings |= values_of(record.config.update) | values_of(record.run.config.update)
         if record.WhichOneof("record_type") == "run":
             runs.append((record.run.project, record.run.display_name, record.run.run_group, list(record.run.tags)))
@@ -208,7 +224,7 @@ class Wandb:
     @classmethod
     def read(cls, path: Path) -> Wandb:
         run, config, summary, lines = None, {}, {}, {}
-        for record in wandb_records(path):
+        for record in whole_records(path):
             config |= values_of(record.config.update) | values_of(record.run.config.update)
             summary |= values_of(record.summary.update)
             if record.WhichOneof("record_type") == "run":
@@ -233,7 +249,7 @@ def offline(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Wandb]]:
+def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Wandb]:
     """A whole run of 20 updates with W&B's file of it."""
     folder = tmp_path_factory.mktemp("wandb") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -251,7 +267,7 @@ def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, W
         )
         run = train(config)
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    yield run, Wandb.read(path)
+    return run, Wandb.read(path)
 
 
 def test_wandb_has_the_numbers_of_metrics_jsonl(wandb_run: tuple[Run, Wandb]) -> None:
@@ -399,7 +415,7 @@ def expected_scalars(lines: list[Line]) -> dict[tuple[str, int], list[float]]:
     values: dict[tuple[str, int], list[float]] = {}
     for line in lines:
         for name, value in numbers(line).items():
-            values.setdefault((name, line["update"]), []).append(pytest.approx(value, rel=1e-6))
+            values.setdefault((name, line["update"]), []).append(pytest.approx(float(value), rel=1e-6))
     return values
 
 
@@ -407,14 +423,13 @@ def expected_scalars(lines: list[Line]) -> dict[tuple[str, int], list[float]]:
 class Board:
     """A run that was stopped at 17, lost that checkpoint, and went on from 10 to 30: what TensorBoard had each time.
 
-    superseded: the lines that the first part wrote beyond update 10.
+    first: the lines that counted when it was stopped.
     """
 
     run: Run
     before: EventAccumulator
     after: EventAccumulator
     first: list[Line]
-    said: str
 
 
 @pytest.fixture(scope="module")
@@ -424,8 +439,8 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
         folder,
         loss__name=SIGNALLING,
         train__duration="30 updates",
-        schedule__name="step",
-        schedule__args={"every": "20 updates"},
+        schedule__name="StepLR",
+        schedule__args={"step_size": "20 updates"},
         evaluate__every="7 updates",
         checkpoint__every="10 updates",
         log__every="4 updates",
@@ -440,7 +455,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
         if int(path.name.removeprefix("update_")) > 10:
             shutil.rmtree(path)
     run = train(config)
-    return Board(run, before, events(folder), first, "")
+    return Board(run, before, events(folder), first)
 
 
 def test_tensorboard_has_the_numbers_of_metrics_jsonl(board: Board) -> None:
@@ -504,7 +519,7 @@ def test_tensorboard_takes_settings_of_every_kind(board: Board) -> None:
         for name, value in fields.items()
     }
     assert written["log.tags"] == "['a', 'b']"
-    assert written["schedule.args"] == "{'every': '20 updates'}"
+    assert written["schedule.args"] == "{'step_size': '20 updates'}"
 
 
 def test_tensorboard_few_mistakes_and_none(runtime: Runtime, tmp_path: Path, board: Board) -> None:
@@ -527,37 +542,19 @@ def test_tensorboard_few_mistakes_and_none(runtime: Runtime, tmp_path: Path, boa
 
 
 def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path: Path) -> None:
-    """Then the same command without it works."""
-    code = (
-        "import sys; sys.modules['tensorboard'] = None; from vit_dist.cli import main; "
-        "arguments = sys.argv[1:]; first = main([*arguments, '--log.trackers', 'tensorboard']); "
-        "import pathlib; left = pathlib.Path(arguments[arguments.index('--run.dir') + 1]).exists(); "
-        "print(f'{first} {left}', flush=True); sys.exit(main(arguments))"
-    )
-    fields = {
-        "train.duration": "2 updates",
-        "model.depth": "1",
-        "model.width": "32",
-        "schedule.warmup": "0%",
-        "run.device": "cpu",
-        "run.threads": "1",
-        "run.dir": str(tmp_path / "run"),
-        "log.report": "false",
-        "log.level": "warning",
-    }
+    code = "import sys; sys.modules['tensorboard'] = None; from vit_dist.cli import main; sys.exit(main(sys.argv[1:]))"
+    fields = {"log.trackers": "tensorboard", "run.device": "cpu", "run.threads": "1", "run.dir": str(tmp_path / "run")}
     arguments = ["train", *(part for name, value in fields.items() for part in (f"--{name}", value))]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "disabled"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=tmp_path,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=80,
     )
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
         "vit-dist: log.trackers: tensorboard is not installed: pip install 'vit_dist[tensorboard]', or set none"
     ]
-    assert done.stdout.splitlines()[0] == "2 False"
-    assert done.returncode == 0
-    assert (tmp_path / "run" / "summary.json").is_file()
+    assert list(tmp_path.iterdir()) == []

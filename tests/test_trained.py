@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vit_dist import Config, UserError, train
@@ -22,7 +23,7 @@ from vit_dist.data.sources import MemorySource
 from vit_dist.data.stream import Form
 from vit_dist.journal import read_json
 from vit_dist.models.build import build_model, evaluating
-from vit_dist.trained import default_weights, open_trained
+from vit_dist.trained import default_weights, open_model, open_trained
 
 SETTINGS: dict[str, Any] = {
     "model.width": 16,
@@ -39,6 +40,8 @@ SETTINGS: dict[str, Any] = {
     "run.threads": 1,
     "log.report": False,
 }
+# What a run does not say itself.
+BESIDE = "data.root, data.workers, evaluate.batch_size, run.device, run.threads, run.seed, train.precision"
 # What makes each of the runs below, and the weights that count in it.
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "no average": ({}, "raw"),
@@ -173,7 +176,7 @@ def test_weights_go_into_the_model_that_is_given(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("field", ["model", "loss.teacher"])
-@pytest.mark.parametrize("made", ["nothing", "a file", "an empty folder", "a folder of checkpoints"])
+@pytest.mark.parametrize("made", ["nothing", "a file", "an empty folder", "no checkpoints"])
 def test_where_nothing_was_trained_the_field_and_the_path_are_named(
     field: str, made: str, runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -182,11 +185,32 @@ def test_where_nothing_was_trained_the_field_and_the_path_are_named(
         path.write_text("")
     elif made == "an empty folder":
         path.mkdir()
-    elif made == "a folder of checkpoints":
-        path = runs["averaged"] / "checkpoints"
+    elif made == "no checkpoints":
+        path = tmp_path / "checkpoints"
+        path.mkdir()
     with pytest.raises(UserError) as caught:
         open_trained(path, field)
     assert str(caught.value) == f"{field}: {path} is neither a run's folder with a checkpoint nor a checkpoint"
+
+
+def test_a_folder_of_checkpoints_is_its_run(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs["averaged"], folder, symlinks=True)
+    checkpoints = folder / "checkpoints"
+    link(checkpoints, "best", checkpoints / "update_00000003")
+    for found in (
+        open_trained(checkpoints, "loss.teacher"),
+        open_model(str(checkpoints)),
+        open_model(f"{checkpoints}/"),
+    ):
+        assert (found.update, found.weights) == (3, "ema")
+    assert open_model(str(checkpoints), weights="raw").weights == "raw"
+    (checkpoints / "best").unlink()
+    assert open_model(str(checkpoints)).update == 6
+    (checkpoints / "last").unlink()
+    with pytest.raises(UserError) as caught:
+        open_model(str(checkpoints))
+    assert str(caught.value) == f"{checkpoints} is neither a run's folder with a checkpoint nor a checkpoint"
 
 
 def test_a_broken_checkpoint_is_not_opened(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -218,3 +242,154 @@ def test_a_form_that_went_through_json_is_the_form() -> None:
     form = Form(8, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3), 2)
     assert Form.from_dict(json.loads(json.dumps(dataclasses.asdict(form)))) == form
     assert hash(Form.from_dict(json.loads(json.dumps(dataclasses.asdict(form))))) == hash(form)
+
+
+# By name
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+@pytest.mark.parametrize("asked", ["", "raw", "ema"])
+def test_a_run_by_name_with_the_weights_asked_for(name: str, asked: str, runs: dict[str, Path]) -> None:
+    if asked == "ema" and name == "no average":
+        with pytest.raises(UserError) as caught:
+            open_model(str(runs[name]), weights=asked)
+        path = runs[name] / "checkpoints" / chosen(runs[name]).name
+        assert str(caught.value) == f"--weights: {path} has no averaged weights: its run had no train.ema"
+        return
+    found = open_model(str(runs[name]), weights=asked)
+    weights = asked or RUNS[name][1]
+    assert found.weights == weights
+    assert holds(found.model, chosen(runs[name]) / file_of(weights))
+    assert found.update == int(chosen(runs[name]).name.removeprefix("update_"))
+    assert (found.classes, found.names, found.channels) == ([str(i) for i in range(10)], found.classes, 1)
+    assert (found.form.image_size, found.form.crop, found.precision) == (8, 1.0, "fp32")
+
+
+@pytest.mark.parametrize("update", [3, 6])
+@pytest.mark.parametrize(("inside", "weights"), [("", "ema"), ("model.safetensors", "raw"), ("ema.safetensors", "ema")])
+def test_a_checkpoint_or_a_file_of_it(inside: str, weights: str, update: int, runs: dict[str, Path]) -> None:
+    path = runs["averaged"] / "checkpoints" / f"update_{update:08}"
+    found = open_model(str(path / inside))
+    assert (found.weights, found.update) == (weights, update)
+    assert holds(found.model, path / file_of(weights))
+
+
+@pytest.mark.parametrize("asked", ["raw", "ema"])
+@pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "optimizer.safetensors"])
+def test_a_file_is_one_set_of_weights(asked: str, file: str, runs: dict[str, Path]) -> None:
+    path = runs["averaged"] / "checkpoints" / "last" / file
+    with pytest.raises(UserError) as caught:
+        open_model(str(path), weights=asked)
+    assert str(caught.value) == f"--weights: {path} is one set of weights: leave it out"
+
+
+def test_the_state_of_the_optimizer_is_no_model(runs: dict[str, Path]) -> None:
+    path = runs["averaged"] / "checkpoints" / "last" / "optimizer.safetensors"
+    assert path.is_file()
+    with pytest.raises(UserError) as caught:
+        open_model(str(path))
+    assert str(caught.value) == f"{path}: holds no model: its weights are in model.safetensors beside it"
+
+
+def test_a_name_from_home(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(runs["averaged"].parent))
+    assert open_model("~/run").weights == "ema"
+
+
+def test_what_may_be_set_beside_a_run(runs: dict[str, Path]) -> None:
+    overrides = {"data.workers": 3, "evaluate.batch_size": 7, "run.threads": 2, "run.seed": 5,
+                 "train.precision": "bf16"}  # fmt: skip
+    found = open_model(str(runs["averaged"]), overrides=overrides).config
+    assert (found.data.workers, found.evaluate.batch_size) == (3, 7)
+    assert (found.run.threads, found.run.seed, found.train.precision) == (2, 5, "bf16")
+    assert (found.model.width, found.run.device, found.train.ema) == (16, "cpu", 0.9)
+    with pytest.raises(UserError) as caught:
+        open_model(str(runs["averaged"]), overrides={"model.width": 1, "run.seed": 2, "data.std": [1], "train.ema": 0})
+    assert str(caught.value).splitlines() == [
+        f"{name}: cannot be set here: the run says it itself; --help names what can"
+        for name in ("model.width", "data.std", "train.ema")
+    ]
+
+
+def exported(folder: Path, classes: int = 3, **more: Any) -> nn.Module:
+    """A timm model's folder as timm saves it for the hub, written by hand."""
+    args = {"depth": 1, "embed_dim": 12, "num_heads": 2}
+    model: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=classes, **args)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    cfg = {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8}
+    said = {"architecture": "vit_tiny_patch16_224", "num_classes": classes, "pretrained_cfg": cfg,
+            "model_args": {"img_size": 32, "num_classes": classes, "in_chans": 3, **args}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({**said, **more}))
+    return model
+
+
+@pytest.mark.parametrize("inside", ["", "model.safetensors"])
+def test_an_exported_folder(inside: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    model = exported(folder, label_names=["n1", "n2", "n3"], label_descriptions={"n1": "ant", "n3": "cat"})
+    found = open_model(str(folder / inside))
+    assert found.form == Form(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.8)
+    assert (found.classes, found.names, found.channels) == (["n1", "n2", "n3"], ["ant", "n2", "cat"], 3)
+    assert (found.weights, found.update) == ("raw", None)
+    images = torch.rand(2, 3, 32, 32)
+    with evaluating(model), evaluating(found.model):
+        assert torch.equal(found.model(images), model(images))
+
+
+def test_an_exported_folder_without_names_and_what_it_refuses(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    exported(folder)
+    found = open_model(str(folder), overrides={"run.threads": 1, "data.workers": 0})
+    assert (found.classes, found.names, found.config.run.threads) == (["0", "1", "2"], ["0", "1", "2"], 1)
+    with pytest.raises(UserError) as caught:
+        open_model(str(folder), overrides={"model.width": 1, "data.image_size": 8})
+    assert str(caught.value).splitlines() == [
+        f"{name}: cannot be set here: the folder says it itself; --help names what can"
+        for name in ("model.width", "data.image_size")
+    ]
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(UserError) as caught:
+            open_model(str(path), weights="ema")
+        assert str(caught.value) == f"--weights: {path} is one set of weights: leave it out"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"architecture": "x", "pretrained_cfg": {}}', '{"pretrained_cfg": 3}']
+)
+def test_a_config_that_timm_would_not_load(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError) as caught:
+        open_model(str(tmp_path))
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: not one that timm would load: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_alone_in_the_model_that_the_fields_say(runs: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    shutil.copy(chosen(runs["averaged"]) / "ema.safetensors", path)
+    settings = config(tmp_path, {}).model
+    fields = {f"model.{name}": getattr(settings, name) for name in
+              ("name", "patch_size", "width", "depth", "heads", "mlp_ratio", "pool")}  # fmt: skip
+    given = {**fields, "data.image_size": 8, "data.mean": [0.25], "data.std": [0.75], "run.threads": 1}
+    found = open_model(str(path), overrides=given)
+    assert holds(found.model, path)
+    assert found.form == Form(8, (0.25,), (0.75,), crop=0.875)
+    assert open_model(str(path), overrides={**given, "data.crop": 1}).form.crop == 1
+    assert (found.classes, found.names, found.channels) == ([str(i) for i in range(10)], found.classes, 1)
+    assert (found.weights, found.update) == ("raw", None)
+    with pytest.raises(UserError) as caught:
+        open_model(str(path))
+    assert str(caught.value).startswith(f"model.name: {path} holds weights alone: say whose they are")
+
+
+def test_weights_alone_of_timms_are_read_as_timm_says(tmp_path: Path) -> None:
+    exported(tmp_path / "out")
+    path = (tmp_path / "out" / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    given = {"model.name": "timm/deit_tiny_patch16_224", "data.image_size": 32,
+             "model.args": {"depth": 1, "embed_dim": 12, "num_heads": 2}}  # fmt: skip
+    form = open_model(str(path), overrides=given).form
+    assert form == Form(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop=0.9)
+    own = {"data.mean": [0.1, 0.2, 0.3], "data.std": [0.4, 0.5, 0.6], "data.crop": 0.75}
+    form = open_model(str(path), overrides={**given, **own}).form
+    assert form == Form(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.75)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, NoReturn, get_origin
 
 import yaml
 
@@ -67,7 +67,7 @@ class Given:
     """What was typed: words, the command's own flags, dotted fields."""
 
     words: list[str]
-    own: dict[str, str] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
 
     def path(self, flag: str) -> Path | None:
@@ -134,7 +134,10 @@ _CHOICES = {"--weights": ("raw", "ema"), "--format": FORMS}
 def parse_usage(command: str, arguments: Sequence[str]) -> Given:
     """What was typed behind a command. Raises UserError with all that is wrong, a line each; --help ends it all."""
     usage = USAGES[command]
-    rest = list(arguments)
+    rest, behind = list(arguments), []
+    if "--" in rest:  # what is behind it are words, whatever they begin with
+        behind = rest[rest.index("--") + 1 :]
+        del rest[rest.index("--") :]
     mappings = take_mappings(rest)
     kinds = {name: (one, kind) for name, one, kind in config_flags() if name.startswith(usage.fields) and usage.fields}
     parser = _parser(command, usage, kinds)
@@ -146,10 +149,10 @@ def parse_usage(command: str, arguments: Sequence[str]) -> Given:
     except argparse.ArgumentError as error:
         flag = error.argument_name
         raise UserError(f"{flag}: needs a value" if flag else " ".join(str(error).split())) from None
-    words: list[str] = space.pop("words")
+    words: list[str] = [*space.pop("words"), *behind]
     own = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
     fields = {name: _value(space[name], kinds[name][1], name) for name in kinds if space[name] is not None}
-    empty = [flag for flag, value in {**own, **fields}.items() if value == ""]
+    empty = [flag for flag, value in {**own, **fields}.items() if value in ("", None)]
     problems = [f"{flag}: needs a value" for flag in empty]
     problems += [
         f"{flag}: must be {' or '.join(allowed)}, not {own[flag]}"
@@ -169,10 +172,17 @@ def parse_usage(command: str, arguments: Sequence[str]) -> Given:
     return Given(words, own, {**fields, **mappings})
 
 
-def _parser(command: str, usage: Usage, kinds: Mapping[str, tuple[Any, Any]]) -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as all of vit_dist does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: words that begin with a dash go behind --")
+
+
+def _parser(command: str, usage: Usage, kinds: Mapping[str, tuple[Any, Any]]) -> _Parser:
     named = " ".join(f"[{word} …]" if number >= usage.least else word for number, word in enumerate(usage.words))
     meanings = "\n".join(f"  {word:<8} {meaning}" for word, meaning in usage.words.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"vit-dist {command}",
         usage=f"vit-dist {command} {named} [--flag VALUE …]",
         description=f"{usage.description}\n\n{meanings}",
@@ -188,8 +198,9 @@ def _parser(command: str, usage: Usage, kinds: Mapping[str, tuple[Any, Any]]) ->
             parser.add_argument(flag, dest=flag, action="store_true", help=meaning)
     if not kinds:
         return parser
-    about = f"beside a run, which says the others itself: {', '.join(name for name in BESIDE_A_RUN if name in kinds)}"
-    group = parser.add_argument_group("fields of the config", about.removesuffix("itself: "))
+    allowed = ", ".join(name for name in BESIDE_A_RUN if name in kinds)
+    about = f"beside a run, which says the others itself: {allowed}" if allowed else "not beside a run, which says them"
+    group = parser.add_argument_group("fields of the config", about)
     for name, (one, _) in kinds.items():
         group.add_argument(f"--{name}", dest=name, metavar="X", help=one.metadata["meaning"].replace("%", "%%"))
     return parser

@@ -199,9 +199,7 @@ def refuse_unknown(arguments: Sequence[str], known: set[str], habits: Mapping[st
     """Every flag that is not one of ours, with the one that does it here. Raises UserError, a line each."""
     problems = []
     for i, argument in enumerate(arguments):
-        if argument == "--":
-            break
-        if not re.match("--|-[A-Za-z]", argument) or argument == "-h":
+        if not re.match(r"-[^\d.]", argument) or argument == "-h":  # a number is some flag's value
             continue
         flag, _, value = argument.partition("=")
         name = flag[2:]

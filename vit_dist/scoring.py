@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vit_dist.console import Console, aligned, loss_text
@@ -40,16 +42,17 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
     Raises UserError where the data is not of the model's classes.
     """
     if folder is not None:
-        found = class_folders(folder)
-        classes = found if _unnamed(trained, len(found)) else trained.classes
-        subset = read_classes(folder, classes, trained.channels)
-        return Split(str(folder), subset, found if classes is found else trained.names)
+        found = class_folders(folder, trained.classes)
+        others = _unnamed(trained, found)
+        subset = read_classes(folder, others or trained.classes, trained.channels)
+        return Split(str(folder), subset, others or trained.names)
     config = trained.config.data
     if config.name in ("", "folder") and not config.root and trained.update is None:
         raise UserError("data.root: this model does not say its data: set data.root or data.name, or give --folder DIR")
     data = open_data(config)
-    unnamed = _unnamed(trained, len(data.classes))
-    if data.channels != trained.channels or not (unnamed or list(data.classes) == trained.classes):
+    others = _unnamed(trained, data.classes)
+    classes = others or trained.classes
+    if data.channels != trained.channels or set(data.classes) != set(classes):
         theirs, known = _kind(data.classes, data.channels), _kind(trained.classes, trained.channels)
         raise UserError(
             f"data: has {theirs}, the model knows {known}: give it the data that it was trained on, "
@@ -58,12 +61,18 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
     name = SPLITS.get(split, split) if split else next(one for one in ("test", "val", "train") if one in data.splits)
     if name not in data.splits:
         raise UserError(f"--split: there is no split {split}{nearest(split, sorted(data.splits))}")
-    return Split(name, data.splits[name], list(data.classes) if unnamed else trained.names)
+    subset = data.splits[name]
+    numbers = np.asarray([classes.index(one) for one in data.classes], np.int64)
+    source = replace(subset.source, labels=numbers[subset.source.labels])
+    return Split(name, Subset(source, subset.indices), others or trained.names)
 
 
-def _unnamed(trained: Trained, classes: int) -> bool:
-    """Whether the model's classes are as many, and mere numbers."""
-    return trained.update is None and trained.classes == [str(number) for number in range(classes)]
+def _unnamed(trained: Trained, found: Sequence[str]) -> list[str]:
+    """The classes found, in timm's order (9 before 10), where the model's are as many and mere numbers; else none."""
+    numbers = [str(number) for number in range(len(found))]
+    if trained.update is not None or trained.classes != numbers or set(found) == set(numbers):
+        return []
+    return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def _kind(classes: Sequence[str], channels: int) -> str:

@@ -167,10 +167,9 @@ _BUILT_WITH = ("num_classes", "in_chans", "img_size")
 
 
 def _refuse(given: Mapping[str, Any], allowed: Sequence[str], because: str) -> None:
-    problems = [f"{name}: cannot be set here: {because}; what can: {', '.join(allowed)}" for name in given]
-    problems = [problem for name, problem in zip(given, problems, strict=True) if name not in allowed]
+    problems = [name for name in given if name not in allowed]
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(f"{name}: cannot be set here: {because}; --help names what can" for name in problems))
 
 
 def _with(config: Config, given: Mapping[str, Any]) -> Config:

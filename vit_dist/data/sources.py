@@ -133,10 +133,7 @@ def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
 
     Raises UserError.
     """
-    unknown = [name for name in class_folders(folder) if name not in classes]
-    splits = [name for name in unknown if name.lower() in SPLITS]
-    if splits:
-        raise UserError(f"--folder: {folder} has splits in it: give {folder / splits[-1]}")
+    unknown = [name for name in class_folders(folder, classes) if name not in classes]
     if unknown:
         told = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes" if unknown[1:] else unknown[0]
         told = told if unknown[1:] else f"{told}, which is no class"
@@ -146,11 +143,18 @@ def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
     return whole(replace(source, mode="L" if channels == 1 else "RGB"))
 
 
-def class_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted; hidden ones left out. Raises UserError where it is none."""
+def class_folders(folder: Path, classes: Sequence[str]) -> list[str]:
+    """The names of the folders in a folder, sorted; hidden ones left out.
+
+    Raises UserError where it is no folder, or holds splits and not the classes.
+    """
     if not folder.is_dir():
         raise UserError(f"--folder: no folder {folder}")
-    return [path.name for path in _class_folders(folder)]
+    found = [path.name for path in _class_folders(folder)]
+    splits = [name for name in found if name.lower() in SPLITS and name not in classes]
+    if splits:
+        raise UserError(f"--folder: {folder} has splits in it: give {folder / splits[-1]}")
+    return found
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -1,0 +1,147 @@
+"""How answers are written: the exact text of a table, JSON lines and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from vit_dist.answers import FORMS, Answer, Writer
+
+PLAIN = [
+    Answer("a.png", (("cat", 0.5), ("dog", 0.25))),
+    Answer("folder/b.png", (("dog", 0.999), ("cat", 0.001))),
+]
+LABELLED = [
+    Answer("a.png", (("cat", 0.5), ("dog", 0.25)), "cat", right=True),
+    Answer("b.png", (("dog", 1.0), ("cat", 0.0)), "cat", right=False),
+]
+BROKEN = Answer("broken.png", error="cannot be decoded (it is a text)")
+
+
+def written(
+    form: str, answers: list[Answer], *, labelled: bool = False, top: int = 2, classes: tuple[str, ...] = ("cat", "dog")
+) -> str:
+    file = io.StringIO(newline="")
+    writer = Writer(
+        file, form, top=top, labelled=labelled, images=[answer.image for answer in answers], classes=classes
+    )
+    for answer in answers:
+        writer.write(answer)
+    return file.getvalue()
+
+
+def test_forms() -> None:
+    assert FORMS == ("table", "jsonl", "csv")
+
+
+def test_right_is_what_its_maker_says_of_the_classes_not_of_their_names() -> None:
+    assert [answer.right for answer in (*PLAIN, *LABELLED, BROKEN)] == [None, None, True, False, None]
+    crane = (("crane", 0.5), ("crane", 0.25))
+    cranes = [Answer("bird.png", crane, "crane", right=True), Answer("machine.png", crane, "crane", right=False)]
+    assert [answer.to_dict()["right"] for answer in cranes] == [True, False]
+    assert written("table", cranes, labelled=True, classes=("crane", "crane")) == (
+        "image        label  1.            2.\n"
+        "bird.png     crane  crane  50.0%  crane  25.0%\n"
+        "machine.png  crane  crane  50.0%  crane  25.0%  wrong\n"
+    )
+    rows = csv.DictReader(io.StringIO(written("csv", cranes, labelled=True), newline=""))
+    assert [row["right"] for row in rows] == ["true", "false"]
+
+
+def test_a_table() -> None:
+    assert written("table", PLAIN) == (
+        "image         1.            2.\n"
+        "a.png         cat    50.0%  dog    25.0%\n"
+        "folder/b.png  dog    99.9%  cat     0.1%\n"
+    )
+
+
+def test_a_table_with_labels_marks_what_is_wrong() -> None:
+    assert written("table", LABELLED, labelled=True) == (
+        "image  label  1.            2.\n"
+        "a.png  cat    cat    50.0%  dog    25.0%\n"
+        "b.png  cat    dog   100.0%  cat     0.0%  wrong\n"
+    )
+
+
+def test_a_table_says_why_an_image_could_not_be_read_in_its_row() -> None:
+    assert written("table", [PLAIN[0], BROKEN, PLAIN[1]]).splitlines()[1:] == [
+        "a.png         cat    50.0%  dog    25.0%",
+        "broken.png    cannot be decoded (it is a text)",
+        "folder/b.png  dog    99.9%  cat     0.1%",
+    ]
+
+
+def test_a_table_cuts_long_names_the_front_of_paths_and_the_end_of_classes() -> None:
+    path, name = f"start{'x' * 60}/end.png", "abcdefghijklmnopqrstuvwxyz"
+    head, row, short = written(
+        "table", [Answer(path, ((name, 0.5),), name, right=True), Answer("a.png", (("dog", 0.5),), name, right=False)],
+        labelled=True, top=1, classes=("dog", name),
+    ).splitlines()  # fmt: skip
+    cut = "abcdefghijklmnopqrstuvwx"
+    assert row == f"…{path[-59:]}  {cut}  {cut}  50.0%"
+    assert len(f"…{path[-59:]}") == 60
+    assert short == f"{'a.png':<60}  {cut}  {'dog':<24}  50.0%  wrong"
+    assert head == f"{'image':<60}  {'label':<24}  1."
+
+
+def test_a_name_of_exactly_the_width_is_not_cut() -> None:
+    path = "p" * 60
+    assert written("table", [Answer(path, (("cat", 0.5),))], top=1).splitlines()[1] == f"{path}  cat    50.0%"
+
+
+def test_json_lines() -> None:
+    lines = written("jsonl", [*LABELLED, PLAIN[0], BROKEN, Answer("naïve.png", (("Käse", 1 / 3),))]).splitlines()
+    assert lines == [
+        '{"image": "a.png", "label": "cat", "right": true, "top": [{"class": "cat", "probability": 0.5}, '
+        '{"class": "dog", "probability": 0.25}]}',
+        '{"image": "b.png", "label": "cat", "right": false, "top": [{"class": "dog", "probability": 1.0}, '
+        '{"class": "cat", "probability": 0.0}]}',
+        '{"image": "a.png", "top": [{"class": "cat", "probability": 0.5}, {"class": "dog", "probability": 0.25}]}',
+        '{"image": "broken.png", "error": "cannot be decoded (it is a text)"}',
+        '{"image": "naïve.png", "top": [{"class": "Käse", "probability": 0.333333}]}',
+    ]
+    assert [json.loads(line)["image"] for line in lines] == ["a.png", "b.png", "a.png", "broken.png", "naïve.png"]
+
+
+def test_csv() -> None:
+    assert written("csv", [*PLAIN, BROKEN]).split("\r\n") == [
+        "image,class_1,probability_1,class_2,probability_2,error",
+        "a.png,cat,0.500000,dog,0.250000,",
+        "folder/b.png,dog,0.999000,cat,0.001000,",
+        "broken.png,,,,,cannot be decoded (it is a text)",
+        "",
+    ]
+    assert written("csv", LABELLED, labelled=True).split("\r\n") == [
+        "image,label,right,class_1,probability_1,class_2,probability_2,error",
+        "a.png,cat,true,cat,0.500000,dog,0.250000,",
+        "b.png,cat,false,dog,1.000000,cat,0.000000,",
+        "",
+    ]
+
+
+def test_csv_of_names_with_commas_quotes_and_lines_is_read_back() -> None:
+    names = ['great white shark, "man-eater"', "two\nlines"]
+    answers = [
+        Answer('a, "b".png', ((names[0], 0.75), (names[1], 0.25)), names[0], right=True),
+        Answer("c;d.png", ((names[1], 0.5), (names[0], 0.5)), names[0], right=False),
+        Answer("e.png", error='no "image", at all'),
+    ]
+    text = written("csv", answers, labelled=True, classes=tuple(names))
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["image"] for row in rows] == [answer.image for answer in answers]
+    assert [(row["label"], row["right"], row["class_1"], row["class_2"]) for row in rows] == [
+        (names[0], "true", names[0], names[1]),
+        (names[0], "false", names[1], names[0]),
+        ("", "", "", ""),
+    ]
+    assert [row["probability_1"] for row in rows] == ["0.750000", "0.500000", ""]
+    assert [row["error"] for row in rows] == ["", "", 'no "image", at all']
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_answer_is_a_line_of_its_own(form: str) -> None:
+    assert len(written(form, [*PLAIN, BROKEN]).splitlines()) == 3 + (form != "jsonl")
