@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -59,6 +60,12 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     ("seconds", "text"),
     [
         (0, "0 s"),
+        (1e-9, "<0.1 s"),
+        (0.0499, "<0.1 s"),
+        (0.05, "0.1 s"),
+        (0.25, "0.2 s"),
+        (9.94, "9.9 s"),
+        (9.95, "10 s"),
         (59.4, "59 s"),
         (59.6, "1 min 00 s"),
         (61, "1 min 01 s"),
@@ -113,3 +120,46 @@ def test_a_column_of_a_sketch_is_the_mean_of_its_share() -> None:
 def test_sketch_of_nothing_and_of_one() -> None:
     assert sketch([0.0, 0.0], height=2) == ["   1.0e+00 ┤  ", "         0 ┤  "]
     assert sketch([3e-4], height=3) == ["   3.0e-04 ┤█", "           ┤█", "         0 ┤█"]
+
+
+def test_a_warning_level_leaves_all_but_notes_unsaid(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(speaks=True, level="warning")
+    console.note("[a] before")
+    talk(console)
+    console.note("after")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("[a] before\nafter\n", "")
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_other_levels_say_everything(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    talk(Console(speaks=True))
+    plain = capsys.readouterr().out
+    console = Console(speaks=True, level=level)
+    talk(console)
+    console.note("a note")
+    assert capsys.readouterr().out == plain + "a note\n"
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+def test_notes_too_are_for_rank_0_alone(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Console(speaks=False, level=level).note("a note")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+
+
+def test_a_console_may_talk_to_another_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    console = Console(speaks=True, stream=stream)
+    console.say("one")
+    console.note("two")
+    console.table({"a": "1", "longer": "2"})
+    assert stream.getvalue() == "one\ntwo\n  a       1\n  longer  2\n"
+    assert capsys.readouterr().out == ""
+
+
+def test_items_that_are_counted_are_the_items(capsys: pytest.CaptureFixture[str]) -> None:
+    for speaks in (True, False):
+        assert list(Console(speaks=speaks).counted(iter([3, 1, 2]), 3)) == [3, 1, 2]
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from vit_dist.data.stream import Form, Stream
 from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.journal import Line
 from vit_dist.plan import Plan
-from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
+from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions, write_predictions
 from vit_dist.resume import status
 from vit_dist.runtime import Runtime
 
@@ -218,28 +220,49 @@ def test_without_val_predictions_are_of_test_by_the_last_weights(tmp_path: Path)
 
 
 def test_files_to_look_at_that_cannot_be_written_are_told_and_end_no_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Folders stand where the files are to be written aside."""
     folder = tmp_path / "run"
-    for name in (INPUTS, PREDICTIONS):
-        (folder / f".{name}").mkdir(parents=True)
-    run = train(digits(folder, **FAST, train__duration="6 updates", log__level="warning"))
+
+    def full(path: Path, content: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def in_the_way(path: Path, content: Any) -> None:
+        aside = path.with_name(f".{path.name}")
+        aside.mkdir()
+        try:
+            write_predictions(path, content)
+        finally:
+            aside.rmdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vit_dist.session.write_inputs", full)
+        patch.setattr("vit_dist.session.write_predictions", in_the_way)
+        run = train(digits(folder, **FAST, train__duration="6 updates", log__level="warning"))
     assert not run.stopped
     assert capsys.readouterr().out.splitlines() == [
-        f"{folder / f'.{name}'}: cannot be written: Is a directory" for name in (INPUTS, PREDICTIONS)
+        f"{folder / INPUTS}: cannot be written: No space left on device",
+        f"{folder / PREDICTIONS}: cannot be written: Is a directory",
     ]
     assert status(folder)["state"] == "finished"
     assert not (folder / INPUTS).exists()
     assert not (folder / PREDICTIONS).exists()
     assert run.summary["test"] is not None
     # Once there is room for them, a longer run writes them; its inputs are of where it went on.
-    for name in (INPUTS, PREDICTIONS):
-        (folder / f".{name}").rmdir()
-    train(digits(folder, **FAST, train__duration="12 updates", log__level="warning"))
-    assert capsys.readouterr().out == ""
+    longer = train(digits(folder, **FAST, train__duration="12 updates", log__level="warning"))
+    assert capsys.readouterr().out.splitlines() == ["  note: train.duration: 6 updates before, 12 updates now"]
     assert inputs_of(folder).about["position"] == 6
-    assert kept_of(folder).about["split"] == "test"
+    assert kept_of(folder).predictions.top1() == longer.summary["test"]["top1"]
+
+
+def test_other_mistakes_of_what_is_kept_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, content: Any) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr("vit_dist.session.write_inputs", broken)
+    with pytest.raises(ValueError, match=r"^broken$"):
+        train(digits(tmp_path / "run", **FAST, train__duration="6 updates"))
+    assert status(tmp_path / "run")["state"] == "failed"
 
 
 def printed_by(folder: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from torch import nn
 from tests import losses_for_tests
 from tests.conftest import REPOSITORY
 from tests.processes import run_world
-from vit_dist import Config, UserError, train
+from vit_dist import Config, Run, UserError, train
+from vit_dist.cli import main
 from vit_dist.data.datasets import open_data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
 from vit_dist.evaluation import evaluate
@@ -400,3 +402,157 @@ def test_bf16_follows_the_curve_of_fp32(tmp_path: Path) -> None:
     # What `auto` was decided to be at the start stays, also where it would be decided otherwise now.
     state = tmp_path / "bf16" / "checkpoints" / "last" / "state.json"
     assert read_json(state)["precision"] == "bf16"
+
+
+FLIPPED = "  note: augment.flip: mirrored digits are no digits: 0 is better here"
+
+
+def stopping_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run of `signalling_digits` in this process is stopped after an update; 0: none is."""
+    losses_for_tests.forwards = 0
+    monkeypatch.setenv("SIGNAL", "SIGTERM")
+    monkeypatch.setenv("SIGNAL_AT", str(3 * update))
+
+
+def signalling_digits(folder: Path, **more: Any) -> Config:
+    given = {"loss__name": "tests.losses_for_tests:signalling", "log__every": "4 updates", "augment__flip": 0.5}
+    return digits(folder, **given, train__duration="8 updates", log__trackers="none", **more)
+
+
+def arguments_of(config: Config, path: Path) -> list[str]:
+    """`vit-dist train` with this config."""
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    return ["train", "--config", str(path)]
+
+
+def test_at_the_warning_level_only_notes_and_mistakes_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = signalling_digits(tmp_path / "run", log__level="warning")
+    stopping_at(3, monkeypatch)
+    assert train(config).stopped
+    printed = capsys.readouterr()
+    stopped = "stopped at update 3; the same command goes on from there"
+    assert (printed.out.splitlines(), printed.err) == ([FLIPPED, stopped], "")
+    stopping_at(0, monkeypatch)
+    assert not train(config).stopped
+    printed = capsys.readouterr()
+    assert (printed.out.splitlines(), printed.err) == ([FLIPPED], "")
+    assert not (config.folder / "report").exists()
+    # A finished run that is opened again says no more.
+    train(config)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    train(signalling_digits(tmp_path / "run"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"{config.folder}: this run has finished; longer: --run.dir {config.folder} and a longer --train.duration",
+        "finished",
+    ]
+    other = signalling_digits(tmp_path / "run", log__level="warning", optimizer__lr=0.5)
+    assert main(arguments_of(other, tmp_path / "config.yaml")) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        f"vit-dist: {config.folder}: holds a run of another config: optimizer.lr: 0.001 there, 0.5 now: "
+        "set another run.dir, or these back"
+    ]
+
+
+def test_a_report_is_drawn_at_the_end_and_one_that_fails_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is stopped goes on twice: in this process, and in another with a file where the report should be."""
+    config = signalling_digits(tmp_path / "run", log__report=True)
+    folder, copy = config.folder, tmp_path / "copy"
+    stopping_at(3, monkeypatch)
+    assert train(config).stopped
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "stopped at update 3; the same command goes on from there"
+    assert not (folder / "report").exists()
+    stopping_at(0, monkeypatch)
+    shutil.copytree(folder, copy, symlinks=True)
+
+    assert not train(config).stopped
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("vit_dist ")
+    assert FLIPPED in lines
+    main_lines = [line for line in lines if line.startswith(("update", "val", "test", "finished"))]
+    assert [line.split("  ")[0].split(": loss")[0] for line in main_lines] == [
+        "update 4/8",
+        "update 8/8",
+        "val, weights of update 8",
+        "test, weights of update 8",
+        "finished",
+    ]
+    page = folder / "report" / "index.html"
+    assert page.read_text().lstrip().startswith("<!")
+    assert [line.split() for line in lines[-2:]] == [
+        ["report", *f"{page}: open it in a browser".split()],
+        ["next", *f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx".split()],
+    ]
+
+    (copy / "report").write_text("not a folder")
+    elsewhere = signalling_digits(copy, log__report=True, log__level="debug")
+    command = [sys.executable, "-m", "vit_dist", *arguments_of(elsewhere, tmp_path / "config.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=80)
+    assert done.returncode == 0
+    said = done.stdout.splitlines()
+    assert [line for line in said if line.strip().startswith("report")] == [
+        f"report: {copy / 'report'} cannot be written: File exists"
+    ]
+    assert said[-1].split()[:3] == ["next", "vit-dist", "predict"]
+    assert status(copy)["state"] == "finished"
+    assert read_json(copy / "summary.json")["test"] == read_json(folder / "summary.json")["test"]
+    assert (copy / "report").read_text() == "not a folder"
+    # The libraries' own logs, which `info` leaves out.
+    assert [line for line in done.stderr.splitlines() if line.startswith("DEBUG:matplotlib")]
+    assert "Traceback" not in done.stderr
+
+
+def rows_of_reports(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("report")]
+
+
+def test_a_summary_names_the_report_that_is_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Drawing takes seconds: here it writes a file."""
+
+    def drawn(self: Run, out: Path | None = None) -> Path:
+        page = self.folder / "report" / "index.html"
+        page.parent.mkdir(exist_ok=True)
+        page.touch()
+        return page
+
+    monkeypatch.setattr(Run, "report", drawn)
+    folder = tmp_path / "run"
+    page = folder / "report" / "index.html"
+    row = f"report     {page}: open it in a browser"
+
+    def of(length: int, **more: Any) -> list[str]:
+        train(digits(folder, train__duration=f"{length} updates", schedule__warmup="0%", **more))
+        return rows_of_reports(capsys)
+
+    assert of(2, log__report=True) == [row]
+    # Opened again, it is named wherever it is.
+    assert of(2, log__report=True) == of(2) == [row]
+    # Longer, without one: that of before is stale.
+    assert of(4) == []
+    assert page.is_file()
+
+    def failing(self: Run, out: Path | None = None) -> Path:
+        raise ValueError("no such\n  colour")
+
+    monkeypatch.setattr(Run, "report", failing)
+    assert of(6, log__report=True) == ["report: ValueError: no such colour"]
+    assert status(folder)["state"] == "finished"
+
+    def refusing(self: Run, out: Path | None = None) -> Path:
+        raise UserError("report: a person's mistake " + 300 * "!")
+
+    monkeypatch.setattr(Run, "report", refusing)
+    assert of(8, log__report=True) == [("report: a person's mistake " + 300 * "!")[:200]]
+    page.unlink()
+    assert of(8) == []

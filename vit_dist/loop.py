@@ -196,8 +196,9 @@ def _finished_before(config: Config, resumption: Resumption, model: nn.Module | 
     summary = read_json(folder / "summary.json")
     console = Console(speaks=os.environ.get("RANK", "0") == "0", level=config.log.level)
     console.say(f"{folder}: this run has finished; longer: --run.dir {folder} and a longer --train.duration")
-    page = folder / "report" / "index.html"
-    print_summary(console, folder, summary, page if page.is_file() else None)
+    page, ended = folder / "report" / "index.html", (folder / "summary.json").stat().st_mtime
+    drawn = page.is_file() and page.stat().st_mtime >= ended
+    print_summary(console, folder, summary, page if drawn else None)
     best = Best(**summary["best"]) if summary["best"] else None
     found = open_trained(folder, "run.dir", model)
     return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, found.model, found.form)

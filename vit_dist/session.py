@@ -141,7 +141,7 @@ class Session:
         path = self.folder / INPUTS
         if self.runtime.is_main and not path.exists() and not self.over:
             inputs = self.stream.inputs(self.state.position, self.data.classes)
-            self._keep(lambda: write_inputs(path, inputs))
+            self._keep(path, lambda: write_inputs(path, inputs))
             self.trackers.show_inputs(inputs, inputs.captions())
 
     def keep_predictions(self, split: str, weights: str, of: int, predictions: Predictions) -> None:
@@ -151,16 +151,17 @@ class Session:
         shown = predictions.mistakes(_MISTAKES)
         about = {"split": split, "weights": weights, "update": of, "classes": list(self.data.classes)}
         kept = Kept(predictions, about, shown, pictures(self.data.splits[split], shown, self.form))
-        self._keep(lambda: write_predictions(self.folder / PREDICTIONS, kept))
+        path = self.folder / PREDICTIONS
+        self._keep(path, lambda: write_predictions(path, kept))
         captions = [f"{said}, is {true}" for said, true in kept.captions()]
         self.trackers.show_predictions(kept, captions, self.state.position)
 
-    def _keep(self, write: Callable[[], None]) -> None:
+    def _keep(self, path: Path, write: Callable[[], None]) -> None:
         """What the run can do without: where it cannot be written, that is said."""
         try:
             write()
         except OSError as error:
-            self.console.note(f"{error.filename or self.folder}: cannot be written: {error.strerror}")
+            self.console.note(f"{path}: cannot be written: {error.strerror}")
 
     def report(self, split: str, results: dict[str, Evaluation], of: int, *, best: str | None = None) -> None:
         """Records and shows evaluations by the weights of update `of`; those named `best` are the best so far."""

@@ -79,7 +79,8 @@ def drift(first: Record, other: Record) -> Drift:
         of = "the loss on val"
     updates = np.asarray([at[1] for at, _, _ in both], np.float64)
     one, two = (np.asarray([values[place] for values in both], np.float64) for place in (1, 2))
-    return Drift(updates, np.abs(two - one) / np.maximum(np.abs(one), 1e-12), of)
+    with np.errstate(invalid="ignore"):  # an infinity beside another is no number
+        return Drift(updates, np.abs(two - one) / np.maximum(np.abs(one), 1e-12), of)
 
 
 def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:

@@ -157,10 +157,11 @@ def _warnings(run: Record) -> Iterator[str]:
     train = run.metrics.train
     lost = train["update"][~np.isfinite(train["loss"])]
     if len(lost):
-        yield f"The training loss is no number at update {lost[0]:,.0f} and in {len(lost)} lines in all."
+        more = f", and in {len(lost)} lines in all" if len(lost) > 1 else ""
+        yield f"The training loss is no number at update {lost[0]:,.0f}{more}."
     skipped = train["skipped_updates"][-1:]
     if len(skipped) and skipped[0]:
-        yield f"{skipped[0]:,.0f} updates were skipped: their gradient was not finite."
+        yield f"Updates skipped, because their gradient was not finite: {skipped[0]:,.0f}."
 
 
 def _of_predictions(kept: Kept, pictures: Mapping[str, Figure]) -> Iterator[str]:
