@@ -44,6 +44,11 @@ _HABITS = {
     "--dir": "--folder {}",
     "--ema": "--weights ema",
 }
+# What only a training reads.
+_OF_TRAINING = (
+    *("model.init", "model.dropout", "model.attention_dropout", "model.drop_path", "model.freeze"),
+    "model.linear_probe",
+)
 _FIELDS = ("model.", "data.", "evaluate.batch_size", "run.device", "run.threads", "train.precision")
 
 
@@ -139,7 +144,11 @@ def parse_usage(command: str, arguments: Sequence[str]) -> Given:
         behind = rest[rest.index("--") + 1 :]
         del rest[rest.index("--") :]
     mappings = take_mappings(rest)
-    kinds = {name: (one, kind) for name, one, kind in config_flags() if name.startswith(usage.fields) and usage.fields}
+    kinds = {
+        name: (one, kind)
+        for name, one, kind in config_flags()
+        if usage.fields and name.startswith(usage.fields) and name not in _OF_TRAINING
+    }
     parser = _parser(command, usage, kinds)
     known = {*kinds, *(flag[2:] for flag in usage.flags)}
     habits = {flag: ours for flag, ours in _HABITS.items() if not ours.startswith("--") or ours.split()[0][2:] in known}

@@ -97,7 +97,7 @@ def _plan(arguments: list[str]) -> int:
 
 def _report(arguments: list[str]) -> int:
     given = parse_usage("report", arguments)
-    runs = [Path(name).expanduser() for name in given.words]
+    runs = list(dict.fromkeys(Path(name).expanduser() for name in given.words))
     out = given.path("--out")
     if len(runs) == 1:
         from vit_dist.report.page import write_report
@@ -134,6 +134,8 @@ def _predict(arguments: list[str]) -> int:
     given = parse_usage("predict", arguments)
     out = given.path("--out")
     ending = out.suffix[1:].lower() if out else ""
+    if ending not in ("", "txt", *FORMS) and "--format" not in given.own:
+        raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or say --format {', '.join(FORMS)}")
     form = given.own.get("--format") or (ending if ending in FORMS else "table")
     from vit_dist.console import Console
     from vit_dist.prediction import predict
@@ -158,6 +160,8 @@ def _export(arguments: list[str]) -> int:
 
     name, out = given.words[0], Path(given.words[1]).expanduser()
     asked = "--preprocess" in given.own
+    if out.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onxx", ".onx"):
+        raise UserError(f"export: OUT is FILE.onnx or a folder, not {out}")
     if asked and out.suffix != ".onnx":
         raise UserError("--preprocess: is for FILE.onnx: a folder's config.json says how to prepare images")
     trained = open_model(name, weights=given.own.get("--weights", ""), overrides=given.fields)

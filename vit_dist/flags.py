@@ -234,8 +234,8 @@ def reference() -> str:
             section = flag.split(".")[0]
             lines += ["", f"## {section}", "", "| field | value | default | meaning |", "| --- | --- | --- | --- |"]
         default = field.default_factory() if callable(field.default_factory) else field.default
-        shown = "empty" if default in ("", (), None, {}) else str(default).lower() if kind is bool else str(default)
+        shown = "" if default in ("", (), None, {}) else f"`{str(default).lower() if kind is bool else default}`"
         mark = "" if field.metadata["free"] else " ·"
-        cells = [f"`{flag}`{mark}", describe(kind), f"`{shown}`", field.metadata["meaning"]]
+        cells = [f"`{flag}`{mark}", describe(kind), shown, field.metadata["meaning"]]
         lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines) + "\n"

@@ -27,3 +27,17 @@ class FolderLock:
     def release(self) -> None:
         """Frees the folder."""
         self._file.close()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process has the folder, or may have it: storage without locks does not tell."""
+    try:
+        import fcntl
+
+        with (folder / ".lock").open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return False

@@ -57,7 +57,7 @@ class Run:
 
         Sides other than the model's are resized to it. Raises ValueError for images of another kind.
         """
-        pixels = torch.as_tensor(images)
+        pixels = torch.as_tensor(images) if isinstance(images, (np.ndarray, Tensor)) else torch.empty(0)
         channels = len(self.form.mean)
         if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] != channels or not len(pixels):
             found = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
@@ -87,6 +87,8 @@ def train(config: Config, model: nn.Module | None = None, source: Data | None = 
         precision = found.state["precision"]
     if config.log.level == "debug":
         logging.basicConfig(level=logging.DEBUG)
+        for chatty in ("matplotlib", "PIL"):
+            logging.getLogger(chatty).setLevel(logging.INFO)
     runtime = Runtime(config.run, precision)
     try:
         position = found.position if found else None

@@ -153,6 +153,8 @@ def predict(
             answers = predict_files(trained, [Path(image) for image in images], runtime, top=top)
         else:
             opened = open_split(trained, split, None) if split else keyed_few(trained)
+            for note in opened.notes:
+                console.note(f"note: {note}")
             said = predict_split(trained, opened, runtime, top=top)
             answers, images = iter(said), [answer.image for answer in said]
         with _opened(out) as file:
@@ -165,8 +167,9 @@ def predict(
             few = f"the first {len(first)}" if len(first) < len(images) else f"all {len(first)}"
             console.say(f"{png}: {few} as a picture")
         plural = "s" if len(images) > 1 else ""
-        rate = f"{len(images):,} image{plural} in {seconds:.2f} s, {len(images) / seconds:,.0f} images/s"
-        console.say(f"{tally}; {rate}" if tally else rate)
+        rate = f", {len(images) / seconds:,.0f} images/s" if len(images) >= _GRID else ""
+        told = f"{len(images):,} image{plural} in {seconds:.2f} s{rate}"
+        console.say("; ".join(part for part in (f"{out}: written" if out else "", tally, told) if part))
     finally:
         runtime.end()
 

@@ -28,11 +28,15 @@ _LISTED = 30
 
 @dataclass(frozen=True)
 class Split:
-    """A part of data that a model is asked about: what to call it, its samples, the classes' names for people."""
+    """A part of data that a model is asked about: what to call it, its samples, the classes' names for people.
+
+    notes: what a person should know of it.
+    """
 
     name: str
     subset: Subset
     classes: list[str]
+    notes: tuple[str, ...] = ()
 
 
 def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
@@ -48,7 +52,12 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
         return Split(str(folder), subset, others or trained.names)
     config = trained.config.data
     if config.name in ("", "folder") and not config.root and trained.update is None:
-        raise UserError("data.root: this model does not say its data: set data.root or data.name, or give --folder DIR")
+        raise UserError(
+            "data.root: this model does not say its data: name images (predict) or --folder DIR (evaluate), "
+            "or set data.root or data.name"
+        )
+    if config.root and not Path(config.root).expanduser().is_dir():
+        raise UserError(f"data.root: no folder {config.root} here, where the run had its data: set --data.root DIR")
     data = open_data(config)
     others = _unnamed(trained, data.classes)
     classes = others or trained.classes
@@ -64,7 +73,13 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
     subset = data.splits[name]
     numbers = np.asarray([classes.index(one) for one in data.classes], np.int64)
     source = replace(subset.source, labels=numbers[subset.source.labels])
-    return Split(name, Subset(source, subset.indices), others or trained.names)
+    notes = []
+    if trained.samples is not None and len(data.splits["train"]) != trained.samples:
+        notes = [
+            f"the run had {trained.samples:,} training images, and here are {len(data.splits['train']):,}: "
+            "a split that was held out of them may be another now"
+        ]
+    return Split(name, Subset(source, subset.indices), others or trained.names, tuple(notes))
 
 
 def _unnamed(trained: Trained, found: Sequence[str]) -> list[str]:
@@ -113,6 +128,8 @@ def score(
     """
     if split and folder is not None:
         raise UserError("--split: is of the model's data and --folder is other data: give one of them")
+    if folder is not None and (trained.config.data.root and trained.update is None):
+        raise UserError("data.root: --folder is other data: give one of them")
     if out is not None:
         require_place(out, "--json")
     runtime = Runtime(trained.config.run, precision_of(trained))
@@ -120,6 +137,8 @@ def score(
         console.speaks = runtime.is_main
         with runtime.main_first():
             opened = open_split(trained, split, folder)
+        for note in opened.notes:
+            console.note(f"  note: {note}")
         found = judged(trained, opened.subset, runtime, keep=1)
         values = _values(trained, called, opened, found, runtime)
         _show(trained, values, console)

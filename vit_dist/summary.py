@@ -63,7 +63,8 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
         f"{duration(summary['save_seconds'])} of saving; {duration(summary['total_seconds'])} in all",
     }
     if best:
-        rows["best"] = f"{best['metric']} {best['value']:.4g} on val at update {best['update']}" + (
+        value = f"{best['value']:.4g}" if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
+        rows["best"] = f"{best['metric']} {value} on val at update {best['update']}" + (
             ", averaged weights" if averaged else ""
         )
     if test:

@@ -69,7 +69,7 @@ class Trackers:
 
     def log(self, line: Line) -> None:
         """The numbers of a line as `<kind>/<field>`, at its update."""
-        if not self.names:
+        if not self.names or line["kind"] not in ("train", "eval", "save"):
             return
         values = {
             f"{line['kind']}/{name}": value

@@ -29,7 +29,7 @@ _WEIGHTS = {"model": "raw", "ema": "ema"}
 class Trained:
     """model: on the CPU. form: what its images become. classes: what data calls them; names: what people do.
     weights: raw or ema, of update `update` (None: not of a run). config: its run's, or one that says as much.
-    precision: what it was trained in."""
+    precision: what it was trained in. samples: training images that its run had."""
 
     model: nn.Module
     form: Form
@@ -40,6 +40,7 @@ class Trained:
     names: list[str]
     update: int | None = None
     precision: str = "fp32"
+    samples: int | None = None
 
 
 def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | None = None) -> Trained:
@@ -69,6 +70,10 @@ def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
         return _bare(given, path)
     if (path / "config.json").is_file():
         return _exported(path, given)
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl") and path.is_file():
+        raise UserError(f"{path}: a pickle is never read: convert it to safetensors")
+    if path.suffix == ".onnx" and path.is_file():
+        raise UserError(f"{path}: onnxruntime runs it; here give the run, or the folder, that it was made from")
     if not path.is_dir():
         near = "; timm's models are timm/NAME" if "/" not in name else ""
         raise UserError(f"{name}: no run's folder, checkpoint, exported folder or safetensors file is there{near}")
@@ -114,6 +119,7 @@ def _opened(path: Path, field: str, weights: str, given: Mapping[str, Any], mode
         classes,
         update=found.position,
         precision=found.state["precision"],
+        samples=found.state["plan"]["samples"],
     )
 
 

@@ -14,7 +14,10 @@ from vit_dist.plan import Ints, Purpose, key, permute
 from vit_dist.values import UserError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_EXTENSIONS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
+    *(".ppm", ".pgm"),
+}
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
 
@@ -50,9 +53,20 @@ class FileSource:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return image.convert(self.mode)
+                return eight_bits(image, path).convert(self.mode)
+        except UserError:
+            raise
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: cannot be decoded ({error}): mend or remove the file") from None
+
+
+def eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """An image of 16 bits scaled to 8, which Pillow would cut off; others as they are. Raises UserError for floats."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"{path}: has values of 32 bits, whose range nobody knows: save it with 8 or 16 bits")
+    return image
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _what(trained: Trained, name: str) -> str:
 def _data(trained: Trained) -> str:
     data, form = trained.config.data, trained.form
     more = len(trained.names) - _LISTED
-    classes = ", ".join(trained.names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
+    classes = ", ".join(f"`{name}`" for name in trained.names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
     lines = ["## Data\n"]
     if trained.update is not None:
         lines.append(f"- data: {data.name or ('folder' if data.root else 'digits')}")

@@ -130,6 +130,8 @@ def _onnx(graph: _Logits, trained: Trained, preprocess: bool) -> Any:
 def _properties(trained: Trained, preprocess: bool, source: Mapping[str, Any]) -> dict[str, str]:
     """An ONNX file's metadata: keys and JSON."""
     form = trained.form
+    colours = {1: "grey", 3: "RGB"}.get(trained.channels, "channels")
+    last = "uint8" if preprocess else "value / 255; (value - mean) / std"
     prepared = {
         "image_size": form.image_size,
         "mean": form.mean,
@@ -138,6 +140,8 @@ def _properties(trained: Trained, preprocess: bool, source: Mapping[str, Any]) -
         "channels": trained.channels,
         "interpolation": INTERPOLATION,
         "input": "uint8 pixels" if preprocess else "normalised float32",
+        "steps": f"{colours}; short side to round(image_size / crop), {INTERPOLATION}; centre crop; {last}",
+        "output": "logits",
     }
     values = {"preprocessing": prepared, "classes": trained.names, "source": dict(source)}
     if trained.names != trained.classes:

@@ -32,7 +32,8 @@ def write_comparison(folders: Sequence[Path], out: Path) -> tuple[Path, str]:
     drifts = [drift(runs[0], run) for run in runs[1:]]
     pictures = _pictures(runs, names, drifts)
     rows, told = _rows(runs, names), [*streams(runs, names), *partings(names, drifts)]
-    sentence = verdict(runs, names)
+    others = zip(runs[1:], names[1:], strict=True)
+    sentence = " ".join(verdict([runs[0], run], [names[0], name]) for run, name in others)
     text = _markdown(rows, sentence, told, list(pictures))
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +90,9 @@ def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:
     unfinished = [name for name, run in zip(names, runs, strict=True) if not run.summary]
     if unfinished:
         return f"Not finished yet: {', '.join(unfinished)}; what is below is of the updates done so far."
+    others = [name for name, run in zip(names[1:], runs[1:], strict=True) if _data(run) != _data(runs[0])]
+    if others:
+        return f"Other data than that of {names[0]}: {', '.join(others)}; speeds and accuracies cannot be compared."
     if first.seconds is None or last.seconds is None:
         return "One of the runs has not measured anything."
     assert first.epoch_seconds is not None
@@ -96,6 +100,7 @@ def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:
     ratio = first.epoch_seconds / last.epoch_seconds
     slower = f"needs {1 / ratio:.3g} times as long for an epoch as"
     pace = f"trains an epoch {ratio:.3g} times as fast as" if ratio >= 1 else slower
+    pace = "trains an epoch as fast as" if 0.95 <= ratio <= 1.05 else pace
     speed = (
         f"{names[-1]} ({last.machine}) {pace} {names[0]} ({first.machine}): "
         f"{last.epoch_seconds:.3g} s against {first.epoch_seconds:.3g} s"
@@ -109,6 +114,13 @@ def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:
     if abs(one - two) <= _NEAR:
         return f"{speed}, to the same accuracy within {_NEAR} points {figures}."
     return f"{speed}, and ends {abs(two - one):.2f} points {'better' if two > one else 'worse'} {figures}."
+
+
+def _data(run: Record) -> tuple[Any, ...]:
+    """What two runs must share for their figures to be of the same thing."""
+    data = run.config.data
+    classes = run.inputs.about["classes"] if run.inputs is not None else None
+    return data.name or bool(data.root), data.val_fraction, run.start["plan"]["samples"], classes
 
 
 def metric_of(run: Record) -> str:

@@ -122,13 +122,11 @@ def _grids(run: Record, out: Path) -> None:
 
 
 def _parts(run: Record, pictures: Mapping[str, Figure]) -> Iterator[str]:
-    state = run.status.get("state", "unknown")
-    reason = f": {run.status['reason']}" if "reason" in run.status else ""
     yield f"<h1>{escape(run.name)}</h1>"
     told = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.others[0]["time"]))
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime())
     machine = f"{run.start['world_size']} × {run.start['device']}, {run.start['precision']}"
-    yield f'<p class="note">{escape(state + reason)}; on {escape(machine)}; started {told}</p>'
+    yield f'<p class="note">{escape(run.state)}; on {escape(machine)}; started {told}</p>'
     yield f'<p class="note">This page: {at}, vit_dist {__version__}</p>'
     yield figures(headline(run))
     for line in _warnings(run):

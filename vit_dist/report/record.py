@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from vit_dist.config import Config
 from vit_dist.journal import Floats, Line, Metrics, read_columns
+from vit_dist.locking import is_held
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
 from vit_dist.values import UserError
 from vit_dist.yaml_files import read_yaml
@@ -43,6 +45,14 @@ class Record:
         """Of one split by one kind of weights (raw, ema), in order."""
         found = (line for line in self.metrics.others if line["kind"] == "eval")
         return [line for line in found if line["split"] == split and line["weights"] == weights]
+
+    @property
+    def state(self) -> str:
+        """How it stands, for people: status.json's, where nobody was killed before writing it."""
+        state = str(self.status.get("state", "unknown"))
+        if state == "running" and self.status.get("host") == platform.node() and not is_held(self.folder):
+            return "killed: the same command goes on from its last checkpoint"
+        return f"{state}: {self.status['reason']}" if "reason" in self.status else state
 
     @property
     def memory(self) -> float | None:
@@ -86,7 +96,8 @@ def read_run(folder: Path) -> Record:
     """Raises UserError where no run, or nothing of it yet, is in the folder."""
     for name in ("config.yaml", "metrics.jsonl"):
         if not (folder / name).is_file():
-            what = "no folder is there" if not folder.is_dir() else f"it has no {name}"
+            missing = "it is a file" if folder.exists() else "no folder is there"
+            what = f"it has no {name}" if folder.is_dir() else missing
             raise UserError(f"{folder}: not a run's folder: {what}")
     metrics = read_columns(folder / "metrics.jsonl", COLUMNS)
     if not metrics.starts:
