@@ -1,7 +1,7 @@
 """An exported ONNX file beside torch over a whole test split: how far apart, and how fast, in one run.
 
-    vit-dist export RUN model.onnx
-    python benchmarks/onnx.py RUN model.onnx [DATA_ROOT]
+vit-dist export RUN model.onnx
+python benchmarks/onnx.py RUN model.onnx [DATA_ROOT]
 """
 
 from __future__ import annotations
