@@ -16,7 +16,7 @@ from vit_dist.resume import status
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 SHORT = ["--train.duration", "6 updates", "--schedule.warmup", "1 updates", "--evaluate.every", "3 updates"]
-SHORT += ["--run.threads", "auto"]
+SHORT += ["--run.threads", "auto", "--log.report", "false"]
 
 
 def environment() -> dict[str, str]:
