@@ -51,12 +51,13 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
         subset = read_classes(folder, others or trained.classes, trained.channels)
         return Split(str(folder), subset, others or trained.names)
     config = trained.config.data
-    if config.name in ("", "folder") and not config.root and trained.update is None:
+    in_files = config.name in ("", "folder")
+    if in_files and not config.root and trained.update is None:
         raise UserError(
             "data.root: this model does not say its data: name images (predict) or --folder DIR (evaluate), "
             "or set data.root or data.name"
         )
-    if config.root and not Path(config.root).expanduser().is_dir():
+    if in_files and config.root and not Path(config.root).expanduser().is_dir():
         raise UserError(f"data.root: no folder {config.root} here, where the run had its data: set --data.root DIR")
     data = open_data(config)
     others = _unnamed(trained, data.classes)
@@ -71,7 +72,8 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
     if name not in data.splits:
         raise UserError(f"--split: there is no split {split}{nearest(split, sorted(data.splits))}")
     subset = data.splits[name]
-    numbers = np.asarray([classes.index(one) for one in data.classes], np.int64)
+    number_of = {one: number for number, one in enumerate(classes)}
+    numbers = np.asarray([number_of[one] for one in data.classes], np.int64)
     source = replace(subset.source, labels=numbers[subset.source.labels])
     notes = []
     if trained.samples is not None and len(data.splits["train"]) != trained.samples:
