@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 
@@ -16,6 +17,8 @@ def signalling(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy; at forward number SIGNAL_AT of this process it sends it SIGNAL."""
     global forwards
     forwards += 1
+    if forwards == 1:
+        logging.getLogger("a_library").debug("its own log")
     if forwards == int(os.environ.get("SIGNAL_AT", "0")):
         os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
     return cross_entropy(logits, targets, label_smoothing=0.1)

@@ -20,6 +20,11 @@ from vit_dist.values import UserError
 
 # What a run does not say itself.
 BESIDE = "data.root, data.workers, evaluate.batch_size, run.device, run.threads, run.seed, train.precision"
+# What only a training reads of the sections that the others have too.
+OF_TRAINING = (
+    *("--model.init", "--model.dropout", "--model.attention_dropout", "--model.drop_path", "--model.freeze"),
+    "--model.linear_probe",
+)
 # What people type out of habit → what they mean, with "7" for what they gave.
 MEANT: dict[str, tuple[str, Any]] = {
     "--batch_size": ("evaluate.batch_size", 7),
@@ -65,12 +70,13 @@ def test_help_names_every_flag(name: str, flag: str, capsys: pytest.CaptureFixtu
     fields = [f"--{field}" for field, _, _ in config_flags()]
     if name in USAGES:
         usage = USAGES[name]
-        fields = [one for one in fields if usage.fields and one[2:].startswith(usage.fields)]
+        fields = [one for one in fields if usage.fields and one[2:].startswith(usage.fields) and one not in OF_TRAINING]
         fields += usage.flags
         for word, meaning in usage.words.items():
             assert f"  {word:<8} {meaning}\n" in said.out
     named = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", said.out))
     assert set(fields) <= named
+    assert not named & set(OF_TRAINING if name in USAGES else ())
 
 
 def test_help_shows_the_words_that_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,8 +226,9 @@ def test_flags_are_not_abbreviated() -> None:
 
 @pytest.mark.parametrize("name", list(USAGES))
 def test_flags_of_training_are_no_flags_here(name: str) -> None:
-    (line,) = refusal(name, "x", "y", "--optimizer.lr", "1")
-    assert line.startswith("--optimizer.lr: no such flag; ")
+    for flag in ("--optimizer.lr", *OF_TRAINING):
+        (line,) = refusal(name, "x", "y", flag, "1")
+        assert line.startswith(f"{flag}: no such flag; ")
 
 
 def test_missing_words_and_too_many() -> None:
@@ -490,3 +497,30 @@ def test_a_short_flag_is_refused_in_one_line(words: Sequence[str], capsys: pytes
 @pytest.mark.parametrize("words", [["predict", "x", "-5.png"], ["predict", "--", "x", "-x.png"]])
 def test_other_words_with_a_dash_end_in_lines_too(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, *words)
+
+
+# Where the answers go
+
+
+@pytest.mark.parametrize("out", ["x.json", "x.xml", "some.where/x.parquet"])
+def test_an_ending_of_no_form_is_refused_before_the_model_is_read(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"--out: {out}: name it .csv, .jsonl or .txt, or say --format table, jsonl, csv"
+    assert refused(capsys, "predict", "gone", "--out", out) == [line]
+    (line,) = refused(capsys, "predict", "gone", "--out", out, "--format", "jsonl")
+    assert line.startswith("gone: no run's folder, ")
+
+
+@pytest.mark.parametrize("out", ["x", "x.txt", "x.TXT", "x.csv", "x.jsonl", "x.JSONL"])
+def test_an_ending_of_a_form_is_taken(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "predict", "gone", "--out", out)
+    assert line.startswith("gone: no run's folder, ")
+
+
+@pytest.mark.parametrize("ending", ["pt", "pth", "bin", "ckpt", "safetensors", "json", "onxx", "onx"])
+def test_an_export_is_an_onnx_file_or_a_folder(
+    ending: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"model.{ending}"
+    for words in ([out], [out, "--preprocess"]):
+        assert refused(capsys, "export", run, *words) == [f"export: OUT is FILE.onnx or a folder, not {out}"]
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from vit_dist.data.sources import (
     Data,
@@ -14,6 +14,7 @@ from vit_dist.data.sources import (
     MemorySource,
     Subset,
     class_folders,
+    eight_bits,
     image_files,
     keyed_split,
     read_classes,
@@ -138,7 +139,7 @@ def test_nothing_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "train" / "dog").mkdir()
     assert refusal(tmp_path) == (
         f"data.root: no images in {tmp_path / 'train'} "
-        "(looked for .bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp)"
+        "(looked for .avif, .bmp, .gif, .jfif, .jp2, .jpe, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, .webp)"
     )
 
 
@@ -296,7 +297,7 @@ def test_class_folders_that_are_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "empty" / "ant").mkdir(parents=True)
     assert refused(tmp_path / "empty", ["ant"]).startswith(
-        f"--folder: no images in {tmp_path / 'empty'} (looked for .bmp, "
+        f"--folder: no images in {tmp_path / 'empty'} (looked for .avif, .bmp, "
     )
 
 
@@ -347,3 +348,70 @@ def test_every_kind_of_image_becomes_grey_where_that_is_asked(
     Image.new(saved, (4, 3), colour).save(path)
     image = FileSource([path], np.zeros(1, np.int64), mode="L").image(0)
     assert (image.mode, image.size, image.getpixel((3, 2))) == ("L", (4, 3), grey)
+
+
+# More than 8 bits, and other endings
+
+
+EIGHT = np.random.default_rng(0).integers(0, 256, (9, 11), dtype=np.uint8)
+EIGHT[0, :2] = 0, 255
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("name", "kind"), [("x.png", "<u2"), ("x.tif", "<u2"), ("x.tiff", ">u2"), ("x.jp2", "<u2")])
+def test_16_bits_are_scaled_to_8(tmp_path: Path, name: str, kind: str, mode: str) -> None:
+    path = tmp_path / name
+    Image.fromarray((EIGHT.astype(np.uint16) * 257).astype(kind)).save(path)
+    with Image.open(path) as saved:
+        assert saved.mode.startswith("I")
+    image = FileSource([path], np.zeros(1, np.int64), mode=mode).image(0)
+    assert image.mode == mode
+    expected = EIGHT if mode == "L" else np.stack([EIGHT] * 3, -1)
+    np.testing.assert_array_equal(np.asarray(image), expected)
+
+
+def test_16_bits_are_rounded_to_the_nearest_of_8(tmp_path: Path) -> None:
+    values = np.asarray([[0, 128, 129, 257, 385, 386, 32_767, 65_406, 65_407, 65_535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    found = FileSource([tmp_path / "x.png"], np.zeros(1, np.int64), mode="L").image(0)
+    assert np.asarray(found).tolist() == [[0, 0, 1, 1, 1, 2, 127, 254, 255, 255]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_32_bits_are_refused_with_the_file(tmp_path: Path, kind: type[np.generic]) -> None:
+    path = picture(tmp_path / "dog" / "a.tif")
+    Image.fromarray(EIGHT.astype(kind)).save(path)
+    with pytest.raises(UserError) as error:
+        files(read_folder(tmp_path).splits["train"]).image(0)
+    assert str(error.value) == (f"{path}: has values of 32 bits, whose range nobody knows: save it with 8 or 16 bits")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_8_bits_are_left_as_they_are(mode: str) -> None:
+    image = Image.new(mode, (4, 3))
+    assert eight_bits(image, Path("x.png")) is image
+
+
+@pytest.mark.parametrize("ending", ["avif", "jfif", "jpe", "jp2", "AVIF", "JFIF"])
+def test_further_endings_are_found_and_read(tmp_path: Path, ending: str) -> None:
+    kind = {"avif": "AVIF", "jp2": "JPEG2000"}.get(ending.lower(), "JPEG")
+    needs = {"AVIF": "avif", "JPEG2000": "jpg_2000"}.get(kind, "jpg")
+    if not features.check(needs):
+        pytest.skip(f"this Pillow has no {kind}")
+    path = tmp_path / "dog" / f"a.{ending}"
+    path.parent.mkdir()
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(path, kind)
+    source = files(read_folder(tmp_path).splits["train"])
+    assert source.paths == [path]
+    image = source.image(0)
+    assert (image.mode, image.size) == ("RGB", (16, 16))
+    np.testing.assert_allclose(np.asarray(image)[8, 8], (200, 100, 50), atol=6)
+
+
+def test_a_pgm_of_16_bits_is_scaled(tmp_path: Path) -> None:
+    """Pillow opens it as mode I, which for other files means 32 bits."""
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 16 16 65535\n" + (eight.astype(">u2") * 257).tobytes())
+    source = FileSource([path], np.zeros(1, np.int64), mode="L")
+    np.testing.assert_array_equal(np.asarray(source.image(0)), eight)

@@ -49,3 +49,16 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     missing = [page.name for page in (REPOSITORY / "docs").glob("*.md") if f"docs/{page.name}" not in readme]
     assert missing == []
+
+
+def test_the_reference_shows_defaults_and_nothing_where_they_are_empty() -> None:
+    rows = {line.split("`")[1]: line.split(" | ") for line in reference().splitlines() if line.startswith("| `")}
+    fields = Config().fields()
+    assert rows.keys() == fields.keys()
+    for name, value in fields.items():
+        shown = rows[name][2]
+        assert (shown == "") is (value in ("", (), [], None, {})), name
+        assert shown in ("", f"`{value}`", f"`{str(value).lower()}`"), name
+    assert rows["data.root"][2] == ""
+    assert rows["optimizer.lr"][2] == "`0.001`"
+    assert "`empty`" not in reference()

@@ -55,7 +55,7 @@ def test_it_tells_the_figures_of_the_run(run: Path) -> None:
     assert f"- speed: {summary['samples_per_second']:,.0f} images/s\n" in card
     assert "- on: 1 × cpu, fp32\n" in card
     assert "Trained with vit_dist: the averaged weights of update 60.\n" in card
-    assert "- data: digits\n- classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in card
+    assert "- data: digits\n- classes: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`\n" in card
     assert f"- mean: {list(trained.form.mean)}\n- std: {list(trained.form.std)}\n" in card
 
 
@@ -101,9 +101,9 @@ def test_what_is_not_known_is_left_out() -> None:
     card = model_card(of_no_run(), None, "plain")
     for word in ("Trained", "Figures", "Recipe", "- data:", ": None", "nan"):
         assert word not in card, word
-    assert "- classes: ant, bee, cat, dog, eel\n" in card
+    assert "- classes: `ant`, `bee`, `cat`, `dog`, `eel`\n" in card
     many = dataclasses.replace(of_no_run(), names=[f"n{i}" for i in range(1000)])
-    assert "n18, n19 and 980 more\n" in model_card(many, None, "many")
+    assert "`n18`, `n19` and 980 more\n" in model_card(many, None, "many")
     assert "timm.create_model" not in model_card(of_no_run(channels=2), None, "two channels")
 
 

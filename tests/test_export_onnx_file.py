@@ -123,6 +123,9 @@ def test_its_metadata_say_what_goes_in_and_where_it_is_from(
             "channels": 1,
             "interpolation": "bicubic",
             "input": "uint8 pixels" if preprocess else "normalised float32",
+            "steps": "grey; short side to round(image_size / crop), bicubic; centre crop; "
+            + ("uint8" if preprocess else "value / 255; (value - mean) / std"),
+            "output": "logits",
         },
         "classes": [str(i) for i in range(10)],
         "source": SOURCE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from vit_dist.locking import FolderLock
+from vit_dist.locking import FolderLock, is_held
 from vit_dist.values import UserError
 
 pytest.importorskip("fcntl")
@@ -97,3 +98,49 @@ def test_this_process_refuses_others_and_other_folders_are_free(tmp_path: Path) 
         answers.append(run.stdout)
     lock.release()
     assert answers == [f"{text(tmp_path)}\n", "holds\n"]
+
+
+def test_a_folder_is_held_for_as_long_as_its_process_lives(tmp_path: Path) -> None:
+    assert not is_held(tmp_path)  # no file of a lock
+    assert list(tmp_path.iterdir()) == []
+    with process(HOLDS, tmp_path, "holds") as running:
+        assert is_held(tmp_path)
+        assert is_held(tmp_path)
+        # To ask takes nothing from its holder.
+        assert refusal(tmp_path) == text(tmp_path)
+        running.send_signal(signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+        assert (tmp_path / ".lock").is_file()
+        assert not is_held(tmp_path)
+        # Nor does the asking process keep it.
+        run = subprocess.run(
+            [sys.executable, "-c", ASKS, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        assert run.stdout == "holds\n"
+
+
+def test_a_folder_that_was_freed_is_not_held(tmp_path: Path) -> None:
+    with process(RELEASES, tmp_path, "released") as running:
+        assert not is_held(tmp_path)
+        assert running.poll() is None
+
+
+def test_a_folder_that_does_not_tell_may_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*given: object) -> None:
+        raise OSError("no locks here")
+
+    (tmp_path / ".lock").touch()
+    assert not is_held(tmp_path)
+    monkeypatch.setattr("fcntl.lockf", refuses)
+    assert is_held(tmp_path)
+    assert not is_held(tmp_path / "gone")
+
+
+def test_asking_does_not_free_what_this_process_holds(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    assert is_held(tmp_path)
+    code = f"from pathlib import Path; from vit_dist.locking import is_held; print(is_held(Path({str(tmp_path)!r})))"
+    asked = [sys.executable, "-c", code]
+    assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == "True"
+    lock.release()
+    assert not is_held(tmp_path)

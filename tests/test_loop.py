@@ -302,6 +302,11 @@ def test_what_python_gets_back(tmp_path: Path) -> None:
         run.predict(np.zeros((1, 8), np.float32))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"with n above 0, not uint8 \[0, 1, 8, 8\]$"):
         run.predict(torch.zeros(0, 1, 8, 8, dtype=torch.uint8))
+    for wrong in ("x.png", Path("x.png"), ["x.png"], None):
+        with pytest.raises(
+            ValueError, match=r"^images: uint8 \[n, 1, height, width\] with n above 0, not float32 \[0\]"
+        ):
+            run.predict(wrong)  # type: ignore[arg-type]
     # A finished run predicts by what it saved.
     again = train(config)
     assert torch.equal(again.predict(images), probabilities)
@@ -506,8 +511,9 @@ def test_a_report_is_drawn_at_the_end_and_one_that_fails_ends_no_run(
     assert status(copy)["state"] == "finished"
     assert read_json(copy / "summary.json")["test"] == read_json(folder / "summary.json")["test"]
     assert (copy / "report").read_text() == "not a folder"
-    # The libraries' own logs, which `info` leaves out.
-    assert [line for line in done.stderr.splitlines() if line.startswith("DEBUG:matplotlib")]
+    # The libraries' own logs, which `info` leaves out, but for those of fonts and of files of images.
+    assert "DEBUG:a_library:its own log" in done.stderr.splitlines()
+    assert not [line for line in done.stderr.splitlines() if line.startswith(("DEBUG:matplotlib", "DEBUG:PIL"))]
     assert "Traceback" not in done.stderr
 
 

@@ -318,7 +318,8 @@ def test_out_has_the_form_of_its_ending(
     (tmp_path / name).write_text("what was there before")
     done = command(capsys, "predict", run, files / "8", "--out", name)
     assert (done.code, done.out) == (0, "")
-    assert done.err.startswith("36 images in ")
+    assert done.err.startswith(f"{name}: written; 36 images in ")
+    assert done.err.endswith(" images/s\n")
     assert done.err.count("\n") == 1
     assert (tmp_path / name).read_bytes().decode() == said
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -341,9 +342,9 @@ def test_out_and_png_that_cannot_be_written_are_refused_before_the_work(
     monkeypatch.setattr("vit_dist.prediction.Runtime", works)
     (tmp_path / "folder").mkdir()
     for words in ([files / "8"], ["--split", "test"], []):
-        for flag in ("--out", "--png"):
+        for flag, file in (("--out", "a.csv"), ("--png", "a.png")):
             for name, reason in (
-                ("gone/a.png", "gone/a.png cannot be written: there is no folder gone"),
+                (f"gone/{file}", f"gone/{file} cannot be written: there is no folder gone"),
                 ("folder", "folder is a folder: name a file"),
             ):
                 assert refused(capsys, run, *words, flag, name) == f"vit-dist: {flag}: {reason}\n"
@@ -387,6 +388,46 @@ def test_a_file_whose_name_begins_with_a_dash(
 def test_one_image_is_said_as_one(run: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = command(capsys, "predict", run, next(iter(sorted((files / "1").iterdir()))))
     assert done.err.startswith("1 image in ")
+    assert done.err.endswith(" s\n")
+
+
+def test_a_rate_is_told_of_16_images_and_more(run: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = sorted((files / "1").iterdir())
+    for count, told in ((2, False), (15, False), (16, True)):
+        (line,) = command(capsys, "predict", run, *paths[:count]).err.splitlines()
+        assert line.startswith(f"{count} images in ")
+        assert ("images/s" in line) is told
+
+
+def test_what_was_written_is_said_before_the_tally(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = command(capsys, "predict", run, "--split", "test", "--out", "a.csv")
+    assert done.err.startswith("a.csv: written; ")
+    assert " right, " in done.err
+    assert "written" not in command(capsys, "predict", run, "--split", "test").err
+
+
+def test_another_ending_is_fine_beside_a_format(
+    run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = next(iter(sorted((files / "1").iterdir())))
+    assert command(capsys, "predict", run, one, "--out", "x.json").code == 2
+    assert list(tmp_path.iterdir()) == []
+    assert command(capsys, "predict", run, one, "--out", "x.json", "--format", "jsonl").code == 0
+    assert json.loads((tmp_path / "x.json").read_text())["image"] == str(one)
+
+
+def test_files_of_16_bits_are_answered_as_those_of_8(
+    run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eight = next(iter(sorted((files / "1").iterdir())))
+    Image.fromarray(np.asarray(Image.open(eight)).astype(np.uint16) * 257).save(tmp_path / "x.png")
+    Image.fromarray(np.asarray(Image.open(eight)).astype(np.float32)).save(tmp_path / "y.tif")
+    first, second = answered(capsys, run, eight, "x.png")
+    assert first["top"] == second["top"]
+    done = command(capsys, "predict", run, "x.png", "y.tif", "--format", "jsonl")
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert rows[0]["top"] == first["top"]
+    assert "has values of 32 bits" in rows[1]["error"]
 
 
 def test_the_output_is_answers_alone_and_the_talk_is_on_the_other_stream(

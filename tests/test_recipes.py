@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torchvision.transforms import v2
 
+from vit_dist.cli import main
 from vit_dist.config import AugmentConfig, Config
 from vit_dist.data.sources import MemorySource, whole
 from vit_dist.data.stream import Form, Stream
@@ -333,3 +334,21 @@ def test_deit3_trains_as_a_plain_loop_of_timms_does() -> None:
     # Three copies of a sample in a batch.
     ids = torch.cat([batch.ids for batch in windows[0]]).tolist()
     assert sorted(ids.count(one) for one in set(ids)) == [3, 3, 3, 3]
+
+
+def test_finetune_starts_from_timms_weights_and_is_planned_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config.load("finetune")
+    assert (config.model.name, config.model.pretrained) == ("timm/vit_small_patch16_224", "timm")
+    assert Config.load("finetune", {"model.pretrained": "runs/x"}).model.pretrained == "runs/x"
+
+    def reaches(*given: object, **more: object) -> None:
+        pytest.fail("it asks for what it has not got")
+
+    monkeypatch.setattr("socket.socket.connect", reaches)
+    monkeypatch.setattr("socket.getaddrinfo", reaches)
+    small = ["--data.name", "digits", "--data.image_size", "32", "--model.name", "timm/test_vit"]
+    assert main(["plan", "--config", "finetune", *small]) == 0
+    assert "timm/test_vit" in capsys.readouterr().out

@@ -12,8 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.test_report_record import eval_line, make_run, start_line, train_line
+from tests.test_report_record import eval_line, make_run, some_inputs, start_line, train_line
 from vit_dist import UserError
+from vit_dist.cli import main
+from vit_dist.predictions import INPUTS, write_inputs
 from vit_dist.report.comparison import distinct, write_comparison
 from vit_dist.report.curves import comparison_curve, drift_curve
 from vit_dist.report.drawing import save_png
@@ -142,7 +144,7 @@ def test_nothing_in_common(tmp_path: Path) -> None:
         (
             {},
             {"test": {"loss": 0.5, "top1": 91.25, "top5": None}},
-            f"gpu ({MACHINE}) trains an epoch 1 times as fast as cpu ({MACHINE}): 1 s against 1 s, "
+            f"gpu ({MACHINE}) trains an epoch as fast as cpu ({MACHINE}): 1 s against 1 s, "
             "and ends 1.25 points better (91.25 % against 90.00 % on test).",
         ),
         (
@@ -154,19 +156,19 @@ def test_nothing_in_common(tmp_path: Path) -> None:
         (
             {"test": None, "evaluate__metric": "loss"},
             {"test": None, "evaluate__metric": "loss", "val_loss": 1.0},
-            f"gpu ({MACHINE}) trains an epoch 1 times as fast as cpu ({MACHINE}): 1 s against 1 s; "
+            f"gpu ({MACHINE}) trains an epoch as fast as cpu ({MACHINE}): 1 s against 1 s; "
             "loss on val is 1 against 1.25.",
         ),
         (
             {"test": None, "evaluate__metric": "top1"},
             {"test": None, "evaluate__metric": "top1", "val_top1": 70.0},
-            f"gpu ({MACHINE}) trains an epoch 1 times as fast as cpu ({MACHINE}): 1 s against 1 s, "
+            f"gpu ({MACHINE}) trains an epoch as fast as cpu ({MACHINE}): 1 s against 1 s, "
             "and ends 11.00 points worse (70.00 % against 81.00 % on val).",
         ),
         (
             {},
             {"test": None},
-            f"gpu ({MACHINE}) trains an epoch 1 times as fast as cpu ({MACHINE}): 1 s against 1 s.",
+            f"gpu ({MACHINE}) trains an epoch as fast as cpu ({MACHINE}): 1 s against 1 s.",
         ),
     ],
 )
@@ -181,6 +183,99 @@ def test_the_verdict_of_what_is_not_finished(tmp_path: Path) -> None:
     below = "; what is below is of the updates done so far."
     assert verdict([done, going], ["done", "going"]) == f"Not finished yet: going{below}"
     assert verdict([going, done, empty], ["a", "b", "c"]) == f"Not finished yet: a, c{below}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "pace"),
+    [
+        (3.0 / 1.06, "trains an epoch 1.06 times as fast as"),
+        (3.0 / 1.04, "trains an epoch as fast as"),
+        (3.0 / 0.96, "trains an epoch as fast as"),
+        (3.0 / 0.94, "needs 1.06 times as long for an epoch as"),
+    ],
+)
+def test_a_pace_within_a_twentieth_is_the_same(tmp_path: Path, seconds: float, pace: str) -> None:
+    said = verdict(two(tmp_path, train_seconds=seconds), NAMES)
+    assert said.startswith(f"gpu ({MACHINE}) {pace} cpu ({MACHINE}): ")
+
+
+OTHER_DATA = "speeds and accuracies cannot be compared."
+
+
+def changed(folder: Path, samples: int = 480, classes: str = "", **fields: Any) -> Path:
+    """A finished run on so many images, and with inputs of these classes where some are given."""
+    finished(folder, **fields)
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    text = text.replace('"plan": {"samples": 480', f'"plan": {{"samples": {samples}')
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    if classes:
+        write_inputs(folder / INPUTS, some_inputs(classes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"samples": 2000},
+        {"data__name": "mnist"},
+        {"data__name": "folder", "data__root": "/pictures"},
+        {"data__val_fraction": 0.3},
+        {"classes": "abd"},
+    ],
+    ids=str,
+)
+def test_runs_on_other_data_are_not_compared(tmp_path: Path, other: dict[str, Any]) -> None:
+    first = read_run(changed(tmp_path / "cpu", classes="abc"))
+    last = read_run(changed(tmp_path / "gpu", **{"classes": "abc", **other}))
+    assert verdict([first, last], NAMES) == f"Other data than that of cpu: gpu; {OTHER_DATA}"
+    assert verdict([last, first], NAMES[::-1]) == f"Other data than that of gpu: cpu; {OTHER_DATA}"
+
+
+def test_runs_on_the_same_data_are_compared(tmp_path: Path) -> None:
+    runs = [read_run(changed(tmp_path / name, classes="abc")) for name in NAMES]
+    assert verdict(runs, NAMES).startswith(f"gpu ({MACHINE}) trains an epoch as fast as cpu ({MACHINE}): ")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_each_run_has_its_sentence_against_the_first(tmp_path: Path) -> None:
+    folders = [
+        finished(tmp_path / "one"),
+        finished(tmp_path / "two", train_seconds=1.5),
+        changed(tmp_path / "three", samples=2000),
+        make_run(tmp_path / "four", [start_line(0, 0.0), train_line(10, 1.0)]),
+    ]
+    page, text = write_comparison(folders, tmp_path / "out")
+    sentence = (
+        f"two ({MACHINE}) trains an epoch 2 times as fast as one ({MACHINE}): 0.5 s against 1 s, "
+        "to the same accuracy within 0.5 points (90.00 % against 90.00 % on test). "
+        f"Other data than that of one: three; {OTHER_DATA} "
+        "Not finished yet: four; what is below is of the updates done so far."
+    )
+    assert f"\n**{sentence}**\n" in text
+    assert sentence in page.read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_named_twice_is_reported_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, other = finished(tmp_path / "run"), finished(tmp_path / "other")
+    asked: list[Any] = []
+
+    def report(run: Path, out: Path | None) -> str:
+        asked.append(run)
+        return "a page"
+
+    def comparison(runs: list[Path], out: Path) -> tuple[Path, str]:
+        asked.append(runs)
+        return out / "comparison.html", "a table"
+
+    monkeypatch.setattr("vit_dist.report.page.write_report", report)
+    monkeypatch.setattr("vit_dist.report.comparison.write_comparison", comparison)
+    for words in ([folder, folder], [folder, f"{folder}/", folder]):
+        assert main(["report", *map(str, words)]) == 0
+    assert capsys.readouterr().out == "a page\na page\n"
+    assert main(["report", str(folder), str(other), str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert asked == [folder, folder, [folder, other]]
 
 
 def test_the_last_run_is_held_against_the_first(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -397,6 +398,14 @@ def test_predictions_without_a_line_of_training(tmp_path: Path) -> None:
 def test_a_run_that_was_killed_before_its_first_checkpoint_and_started_again(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0), start_line(0, 60.0)])
     assert "No line of training yet." in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("without_drawing")
+def test_a_run_that_was_killed_is_called_so(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0)])
+    (folder / "status.json").write_text(json.dumps({"state": "running", "update": 10, "host": platform.node()}))
+    said = "killed: the same command goes on from its last checkpoint; on 1 × cpu, fp32; started"
+    assert said in write_report(folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("without_drawing")

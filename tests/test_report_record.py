@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from tests.test_locking import HOLDS, process
 from vit_dist import Config, UserError
 from vit_dist.journal import write_json
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, Predictions, write_inputs, write_predictions
@@ -185,6 +188,9 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert message(missing) == f"{missing}: not a run's folder: no folder is there"
     assert message(tmp_path) == f"{tmp_path}: not a run's folder: it has no config.yaml"
+    file = tmp_path / "file"
+    file.touch()
+    assert message(file) == f"{file}: not a run's folder: it is a file"
     folder = make_run(tmp_path / "run", [])
     assert message(folder) == f"{folder}: the run has not started yet: its metrics.jsonl has no start"
     (folder / "metrics.jsonl").unlink()
@@ -221,3 +227,36 @@ def test_a_file_that_is_none_of_ours_is_a_mistake_that_names_it(tmp_path: Path, 
     assert message(folder) == said
     save_file({array: np.zeros(3, np.float32) for array in arrays}, path)  # without what they are about
     assert message(folder) == said
+
+
+KILLED = "killed: the same command goes on from its last checkpoint"
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 50.0)])
+    here = {"state": "running", "update": 0, "host": platform.node()}
+    write_json(folder / "status.json", here)
+    with process(HOLDS, folder, "holds") as running:
+        assert read_run(folder).state == "running"
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        assert read_run(folder).state == KILLED
+    (folder / ".lock").unlink()
+    assert read_run(folder).state == KILLED
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"state": "running"}, "running"),
+        ({"state": "running", "host": "another host"}, "running"),
+        ({"state": "finished", "host": platform.node()}, "finished"),
+        ({"state": "stopped", "host": platform.node()}, "stopped"),
+        ({"state": "failed", "host": platform.node(), "reason": "OSError: no"}, "failed: OSError: no"),
+        ({}, "unknown"),
+    ],
+)
+def test_how_other_runs_stand(tmp_path: Path, status: dict[str, Any], expected: str) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 50.0)])
+    write_json(folder / "status.json", status)
+    assert read_run(folder).state == expected

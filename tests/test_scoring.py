@@ -395,7 +395,7 @@ def test_folders_and_splits_that_are_refused(
         f"vit-dist: --folder: no folder {tmp_path / 'gone'}\n"
     )
     found = refused(capsys, run, "--folder", tmp_path / "empty")
-    assert found.startswith(f"vit-dist: --folder: no images in {tmp_path / 'empty'} (looked for .bmp, ")
+    assert found.startswith(f"vit-dist: --folder: no images in {tmp_path / 'empty'} (looked for .avif, .bmp, ")
     assert found.count("\n") == 1
     assert refused(capsys, pictures_run, "--split", "test") == (
         "vit-dist: --split: there is no split test; known: train, val\n"
@@ -624,3 +624,89 @@ def test_of_many_classes_the_worst_30_are_listed(tmp_path: Path, capsys: pytest.
     lines = command(capsys, "evaluate", *words).out.splitlines()
     assert lines[-1] == "  … the other 5 of 35 classes are no worse: --json has all"
     assert len(lines[6:-1]) == 30
+
+
+# Data that is gone, or not what it was
+
+
+@pytest.fixture(scope="module")
+def held_out_run(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    """A run on copied files that have no split of their own, in the folder `run` beside those in `data`."""
+    home = tmp_path_factory.mktemp("held_out")
+    shutil.copytree(image_folder / "train", home / "data")
+    settings = {**PICTURES, **QUIET, "train.duration": "2 updates", "schedule.warmup": "1 updates",
+                "evaluate.every": "2 updates", "data.val_fraction": 0.2}  # fmt: skip
+    train(Config.load("folder", {**settings, "data.root": str(home / "data"), "run.dir": str(home / "run")}))
+    return home
+
+
+def test_data_that_is_gone_is_said_with_the_flag_that_names_it(
+    held_out_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(held_out_run / "data", home)
+    run, root = held_out_run / "run", held_out_run / "data"
+    root.rename(held_out_run / "elsewhere")
+    try:
+        line = f"vit-dist: data.root: no folder {root} here: set --data.root to where the data is now\n"
+        for words in ([], ["--split", "train"]):
+            assert refused(capsys, run, *words) == line
+            done = command(capsys, "predict", run, *words)
+            assert (done.code, done.out, done.err) == (2, "", line)
+        done = command(capsys, "evaluate", run, "--data.root", home)
+        assert (done.code, done.err) == (0, "")
+        assert "note:" not in done.out
+        # Folders and files need none of it.
+        assert command(capsys, "evaluate", run, "--folder", home).code == 0
+        assert command(capsys, "predict", run, home / "ant" / "00.png").code == 0
+    finally:
+        (held_out_run / "elsewhere").rename(root)
+
+
+def test_another_number_of_training_images_is_noted(
+    held_out_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, more = held_out_run / "run", tmp_path / "more"
+    shutil.copytree(held_out_run / "data", more)
+    for number in range(5):
+        shutil.copy(more / "ant" / "00.png", more / "ant" / f"new{number}.png")
+    note = (
+        "note: the run had 48 training images, and here are 52: a split that was held out of them may be another now\n"
+    )
+    for words in ([], ["--split", "val"], ["--split", "train"]):
+        done = command(capsys, "evaluate", run, "--data.root", more, *words)
+        assert (done.code, done.err) == (0, "")
+        assert f"  {note}" in done.out
+        assert "note:" not in command(capsys, "evaluate", run, *words).out
+        done = command(capsys, "predict", run, "--data.root", more, "--png", tmp_path / "a.png", *words)
+        assert done.code == 0
+        assert done.err.startswith(note)
+        assert "note:" not in done.out
+        assert "note:" not in command(capsys, "predict", run, "--png", tmp_path / "a.png", *words).err
+    assert open_split(open_model(str(run)), "val", None).notes == ()
+    # Other data has nothing to do with it.
+    assert "note:" not in command(capsys, "evaluate", run, "--folder", more).out
+
+
+def test_a_model_that_does_not_say_its_data(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = numbered(tmp_path / "numbers", 3)
+    line = (
+        "vit-dist: data.root: this model does not say its data: name images (predict) or --folder DIR (evaluate), "
+        "or set data.root or data.name\n"
+    )
+    for words in ([], ["--split", "test"], ["--data.name", "folder"]):
+        assert refused(capsys, model, *words) == line
+        assert command(capsys, "predict", model, *words).err == line
+    assert refused(capsys, model, "--folder", image_folder / "valid", "--data.root", image_folder) == (
+        "vit-dist: data.root: --folder is other data: give one of them\n"
+    )
+
+
+def test_a_run_keeps_its_root_beside_a_folder(
+    pictures_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(capsys, tmp_path, pictures_run, "--folder", image_folder / "valid")
+    again = evaluated(capsys, tmp_path, pictures_run, "--folder", image_folder / "valid", "--data.root", image_folder)
+    assert (found["loss"], found["seen"]) == (again["loss"], again["seen"])

@@ -42,7 +42,7 @@ def test_a_run_with_a_best(capsys: pytest.CaptureFixture[str]) -> None:
         "finished",
         "  trained    20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
         "  beside it  7.0 s of evaluation, 0.4 s of saving; 1 h 02 min in all",
-        "  best       top1 98.12 on val at update 240",
+        "  best       top1 98.12 % on val at update 240",
         "  test       top1 97.50 %, loss 0.1235, of the best weights",
         "  memory     1,536 MiB at most",
         "  files      runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last, checkpoints/best",

@@ -141,7 +141,10 @@ def test_wandb_offline_gets_the_lines_numbers(
     trackers = Trackers(config, runtime, said.append)
     trackers.start(None)
     assert trackers.names == ["wandb"]
+    for kind in ("start", "stop", "other"):
+        trackers.log({"kind": kind, "time": 1.0, "update": 10, "epoch": 1.0, "world_size": 1})
     trackers.log({"kind": "train", "time": 1.0, "update": 10, "loss": 1.5, "top1": None, "grad_norm": "nan"})
+    trackers.log({"kind": "save", "time": 1.5, "update": 10, "seconds": 0.25})
     evaluation = {"kind": "eval", "time": 2.0, "update": 20, "split": "val", "weights": "raw", "loss": 1.25}
     trackers.log(evaluation)
     trackers.end()
@@ -158,7 +161,7 @@ def test_wandb_offline_gets_the_lines_numbers(
         if record.WhichOneof("record_type") == "history":
             found = values_of(record.history.item)
             lines.append({name: value for name, value in found.items() if not name.startswith("_") or name == "_step"})
-    assert lines == [{"_step": 10, "train/loss": 1.5}, {"_step": 20, "eval/val_raw_loss": 1.25}]
+    assert lines == [{"_step": 10, "train/loss": 1.5, "save/seconds": 0.25}, {"_step": 20, "eval/val_raw_loss": 1.25}]
     assert runs[0] == ("digits", "mine", "group", ["a", "b"])
     assert (settings["optimizer.lr"], settings["train.duration"]) == (1e-3, "20 epochs")
 
@@ -188,6 +191,8 @@ def kept_of(folder: Path) -> tuple[Inputs, Kept]:
 def numbers(line: Line) -> dict[str, float]:
     """What a tracker has of a line: its numbers, by the names that charts have."""
     prefix = line["kind"]
+    if prefix not in ("train", "eval", "save"):
+        return {}
     if prefix == "eval":
         prefix = f"eval/{line['split']}_{line['weights']}_"
     else:

@@ -393,3 +393,37 @@ def test_weights_alone_of_timms_are_read_as_timm_says(tmp_path: Path) -> None:
     own = {"data.mean": [0.1, 0.2, 0.3], "data.std": [0.4, 0.5, 0.6], "data.crop": 0.75}
     form = open_model(str(path), overrides={**given, **own}).form
     assert form == Form(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.75)
+
+
+@pytest.mark.parametrize("ending", ["pt", "pth", "bin", "ckpt", "pkl"])
+def test_a_pickle_is_told_to_be_one(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model.{ending}"
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(UserError) as caught:
+        open_model(str(path))
+    assert str(caught.value) == f"{path}: a pickle is never read: convert it to safetensors"
+    path.unlink()
+    with pytest.raises(UserError) as caught:
+        open_model(str(path))
+    assert str(caught.value) == f"{path}: no run's folder, checkpoint, exported folder or safetensors file is there"
+
+
+def test_an_onnx_file_is_no_model_here(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"onnx")
+    with pytest.raises(UserError) as caught:
+        open_model(str(path))
+    assert str(caught.value) == (
+        f"{path}: onnxruntime runs it; here give the run, or the folder, that it was made from"
+    )
+
+
+def test_how_many_images_a_model_was_trained_on(runs: dict[str, Path], tmp_path: Path) -> None:
+    for name, samples in (("averaged", 1294), ("averaged, none chosen", 1438)):
+        last = runs[name] / "checkpoints" / "last"
+        for path in (runs[name], last, last / "model.safetensors"):
+            assert open_model(str(path)).samples == samples
+        data = open_data(config(runs[name], RUNS[name][0]).data)
+        assert len(data.splits["train"]) == samples
+    exported(tmp_path / "out")
+    assert open_model(str(tmp_path / "out")).samples is None

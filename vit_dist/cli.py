@@ -160,13 +160,14 @@ def _export(arguments: list[str]) -> int:
 
     name, out = given.words[0], Path(given.words[1]).expanduser()
     asked = "--preprocess" in given.own
-    if out.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onxx", ".onx"):
+    ending = out.suffix.lower()
+    if ending in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onxx", ".onx"):
         raise UserError(f"export: OUT is FILE.onnx or a folder, not {out}")
-    if asked and out.suffix != ".onnx":
+    if asked and out.suffix.lower() != ".onnx":
         raise UserError("--preprocess: is for FILE.onnx: a folder's config.json says how to prepare images")
     trained = open_model(name, weights=given.own.get("--weights", ""), overrides=given.fields)
     of = f", {trained.weights} weights of update {trained.update}" if trained.update is not None else ""
-    if out.suffix == ".onnx":
+    if ending == ".onnx":
         from vit_dist.export.onnx_file import export_onnx
 
         source = {"model": name, "weights": trained.weights, "update": trained.update, "vit_dist": __version__}

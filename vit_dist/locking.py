@@ -6,11 +6,14 @@ from pathlib import Path
 
 from vit_dist.values import UserError
 
+_HELD: set[Path] = set()
+
 
 class FolderLock:
     """Holds a folder for one process on this host for as long as it lives. Raises UserError where another has it."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
         self._file = (folder / ".lock").open("w")
         try:
             import fcntl
@@ -23,14 +26,18 @@ class FolderLock:
             raise UserError(f"run.dir: another process trains in {folder}: wait for it, or set another") from None
         except OSError:
             return  # storage that has no locks
+        _HELD.add(self._folder)
 
     def release(self) -> None:
         """Frees the folder."""
+        _HELD.discard(self._folder)
         self._file.close()
 
 
 def is_held(folder: Path) -> bool:
     """Whether a living process has the folder, or may have it: storage without locks does not tell."""
+    if folder.resolve() in _HELD:  # to open the file and close it would free it
+        return True
     try:
         import fcntl
 

@@ -58,7 +58,7 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
             "or set data.root or data.name"
         )
     if in_files and config.root and not Path(config.root).expanduser().is_dir():
-        raise UserError(f"data.root: no folder {config.root} here, where the run had its data: set --data.root DIR")
+        raise UserError(f"data.root: no folder {config.root} here: set --data.root to where the data is now")
     data = open_data(config)
     others = _unnamed(trained, data.classes)
     classes = others or trained.classes

@@ -62,7 +62,7 @@ class FileSource:
 
 def eight_bits(image: Image.Image, path: Path) -> Image.Image:
     """An image of 16 bits scaled to 8, which Pillow would cut off; others as they are. Raises UserError for floats."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(f"{path}: has values of 32 bits, whose range nobody knows: save it with 8 or 16 bits")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -90,9 +89,8 @@ def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:
     unfinished = [name for name, run in zip(names, runs, strict=True) if not run.summary]
     if unfinished:
         return f"Not finished yet: {', '.join(unfinished)}; what is below is of the updates done so far."
-    others = [name for name, run in zip(names[1:], runs[1:], strict=True) if _data(run) != _data(runs[0])]
-    if others:
-        return f"Other data than that of {names[0]}: {', '.join(others)}; speeds and accuracies cannot be compared."
+    if not _same_data(runs[0], runs[-1]):
+        return f"Other data than that of {names[0]}: {names[-1]}; speeds and accuracies cannot be compared."
     if first.seconds is None or last.seconds is None:
         return "One of the runs has not measured anything."
     assert first.epoch_seconds is not None
@@ -116,11 +114,14 @@ def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:
     return f"{speed}, and ends {abs(two - one):.2f} points {'better' if two > one else 'worse'} {figures}."
 
 
-def _data(run: Record) -> tuple[Any, ...]:
-    """What two runs must share for their figures to be of the same thing."""
-    data = run.config.data
-    classes = run.inputs.about["classes"] if run.inputs is not None else None
-    return data.name or bool(data.root), data.val_fraction, run.start["plan"]["samples"], classes
+def _same_data(first: Record, other: Record) -> bool:
+    """Whether two runs share what their figures are of, as far as their folders say."""
+    known = [run.inputs.about["classes"] for run in (first, other) if run.inputs is not None]
+    mine, theirs = (
+        (run.config.data.name or bool(run.config.data.root), run.config.data.val_fraction, run.start["plan"]["samples"])
+        for run in (first, other)
+    )
+    return mine == theirs and all(classes == known[0] for classes in known)
 
 
 def metric_of(run: Record) -> str:
