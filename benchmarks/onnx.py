@@ -28,8 +28,8 @@ def main() -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = runtime.threads
     session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
-    name, subset = open_split(trained, "", None)
-    stream = EvaluationStream(subset, trained.form, runtime, batch_size=256, workers=0)
+    split = open_split(trained, "", None)
+    stream = EvaluationStream(split.subset, trained.form, runtime, batch_size=256, workers=0)
     largest, seconds, seen, equal = 0.0, [0.0, 0.0], 0, 0
     with evaluating(trained.model):
         for images, _, weights, _ in stream:
@@ -42,7 +42,7 @@ def main() -> None:
             largest = max(largest, (ours - theirs)[real].abs().max().item())
             equal += int((ours.argmax(1) == theirs.argmax(1))[real].sum())
             seen += int(real.sum())
-    print(f"{sys.argv[1]}, {name}: {seen} images, {Path(sys.argv[2]).stat().st_size / 2**20:.1f} MiB")
+    print(f"{sys.argv[1]}, {split.name}: {seen} images, {Path(sys.argv[2]).stat().st_size / 2**20:.1f} MiB")
     print(f"largest difference of a logit {largest:.2e}; top-1 equal for {equal} of {seen}")
     rates = [seen / one for one in seconds]
     print(f"torch {rates[0]:,.0f} images/s, onnxruntime {rates[1]:,.0f}: ratio {rates[1] / rates[0]:.2f}")
