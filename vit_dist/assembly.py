@@ -17,7 +17,7 @@ from vit_dist.config import Config
 from vit_dist.console import Console
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data
-from vit_dist.data.stream import EvaluationStream, Form, Stream
+from vit_dist.data.stream import EvaluationStream, Form, Stream, worker_count
 from vit_dist.journal import Journal, place, read_metrics, standing
 from vit_dist.locking import FolderLock
 from vit_dist.losses import Loss
@@ -72,7 +72,7 @@ def build(
     prepared = runtime.prepare(model)
     prepared.train()
     updater = _updater(config, model, prepared, loss, plan, state, start, runtime)
-    workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
+    workers = worker_count(config.data.workers, runtime)
     evaluations = {
         name: EvaluationStream(split, form, runtime, batch_size=config.evaluate.batch_size, workers=workers)
         for name, split in data.splits.items()

@@ -20,7 +20,7 @@ from vit_dist.answers import Answer, Writer
 from vit_dist.console import Console
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import FileSource, Subset, image_files, whole
-from vit_dist.data.stream import Form, pictures
+from vit_dist.data.stream import Form, pictures, worker_count
 from vit_dist.data.transforms import EvaluationTransform
 from vit_dist.models.build import evaluating
 from vit_dist.placing import require_place
@@ -72,7 +72,7 @@ def predict_files(trained: Trained, paths: Sequence[Path], runtime: Runtime, *, 
     """An answer for each file, in order, batch by batch."""
     config, form = trained.config, trained.form
     size = config.evaluate.batch_size
-    workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
+    workers = worker_count(config.data.workers, runtime)
     reads = DataLoader(
         ImageFiles(paths, form, trained.channels),
         batch_size=size,

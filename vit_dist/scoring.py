@@ -14,7 +14,7 @@ import torch
 from vit_dist.console import Console, aligned, loss_text
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import SPLITS, Subset, class_folders, read_classes
-from vit_dist.data.stream import EvaluationStream
+from vit_dist.data.stream import EvaluationStream, worker_count
 from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.journal import finite, write_json
 from vit_dist.launch import resolve_precision
@@ -110,7 +110,7 @@ def precision_of(trained: Trained) -> str:
 def judged(trained: Trained, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
     """One exact pass of the model over a part of its data, by all processes."""
     config = trained.config
-    workers = min(runtime.cores, 16) if config.data.workers == "auto" else config.data.workers
+    workers = worker_count(config.data.workers, runtime)
     size = min(config.evaluate.batch_size, max(2, len(subset)))
     stream = EvaluationStream(subset, trained.form, runtime, batch_size=size, workers=workers)
     model = trained.model.to(runtime.device)

@@ -259,6 +259,11 @@ def _evaluation_reader(subset: Subset, form: Form) -> Reader:
     return Reader(subset, None if in_memory else EvaluationTransform(form.crop), 0, form.image_size)
 
 
+def worker_count(asked: int | str, runtime: Runtime) -> int:
+    """`data.workers` as a number: auto is one for each core that this process may use, 16 at most."""
+    return min(runtime.cores, 16) if isinstance(asked, str) else asked
+
+
 def whole_read(read: Read | str) -> Read:
     """What a reader read. Raises the UserError whose text came instead."""
     if isinstance(read, str):
