@@ -147,6 +147,14 @@ def read_json(path: Path) -> Line:
     return values
 
 
+def json_or_nothing(path: Path) -> Line:
+    """A JSON file, or an empty mapping where there is none, or a broken one."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
 def place(plan: Plan, position: int) -> Line:
     """Where in the run a line belongs."""
     samples = plan.samples_at(position)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from vit_dist import checkpoint
 from vit_dist.checkpoint import Checkpoint
 from vit_dist.config import Config
+from vit_dist.journal import json_or_nothing, read_json
 from vit_dist.values import UserError
 from vit_dist.yaml_files import read_yaml
 
@@ -78,19 +78,14 @@ def compare(
 
 def status(folder: Path) -> dict[str, Any]:
     """The content of status.json, empty where there is none."""
-    try:
-        values: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values
+    return json_or_nothing(folder / "status.json")
 
 
 def summary_of(path: Path) -> dict[str, Any] | None:
     """summary.json of the finished run that a folder, or a checkpoint in it, belongs to; None without one."""
     for folder in [path, *path.resolve().parents[:3]]:
         if (folder / "summary.json").is_file() and status(folder).get("state") == "finished":
-            values: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            return values
+            return read_json(folder / "summary.json")
     return None
 
 

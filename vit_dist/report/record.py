@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_dist.config import Config
-from vit_dist.journal import Floats, Line, Metrics, read_columns
+from vit_dist.journal import Floats, Line, Metrics, json_or_nothing, read_columns
 from vit_dist.locking import is_held
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
 from vit_dist.values import UserError
@@ -103,7 +102,7 @@ def read_run(folder: Path) -> Record:
     if not metrics.starts:
         raise UserError(f"{folder}: the run has not started yet: its metrics.jsonl has no start")
     config = Config.from_dict(read_yaml(folder / "config.yaml"))
-    status, summary = _json(folder / "status.json"), _json(folder / "summary.json")
+    status, summary = json_or_nothing(folder / "status.json"), json_or_nothing(folder / "summary.json")
     return Record(
         folder=folder,
         name=config.run.name or folder.resolve().name,
@@ -114,11 +113,3 @@ def read_run(folder: Path) -> Record:
         predictions=read_predictions(folder / PREDICTIONS),
         inputs=read_inputs(folder / INPUTS),
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values
