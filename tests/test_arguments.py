@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from tests.test_scoring import SMALL, a_digits_run, a_pictures_run, command
 from vit_dist.arguments import _HABITS, USAGES, Given, parse_usage
 from vit_dist.cli import main
+from vit_dist.errors import UserError
 from vit_dist.flags import config_flags
-from vit_dist.values import UserError
 
 # What a run does not say itself.
 BESIDE = "data.root, data.workers, evaluate.batch_size, run.device, run.threads, run.seed, train.precision"

@@ -13,8 +13,8 @@ from vit_dist.assembly import form_of, refuse_metrics
 from vit_dist.config import BatchConfig, Config, OptimizerConfig
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data, MemorySource, whole
+from vit_dist.errors import UserError
 from vit_dist.plan import Plan
-from vit_dist.values import UserError
 
 NO_VAL = {"data.val_fraction": 0}
 PATIENCE = {"evaluate.patience": 2}

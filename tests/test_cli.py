@@ -14,12 +14,12 @@ import yaml
 from torch import nn
 
 from tests.conftest import REPOSITORY
-from vit_dist import __version__
 from vit_dist.cli import main
 from vit_dist.config import Config
+from vit_dist.errors import UserError
 from vit_dist.flags import HABITS, config_flags, parse
 from vit_dist.optimizers import build_optimizer
-from vit_dist.values import UserError
+from vit_dist.version import __version__
 from vit_dist.yaml_files import RECIPES
 
 FLAGS = {name for name, _, _ in config_flags()}

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from vit_dist.config import Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
-from vit_dist.values import Length, UserError, import_function, parse_size
+from vit_dist.errors import UserError
+from vit_dist.values import Length, import_function, parse_size
 from vit_dist.yaml_files import RECIPES, find_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))

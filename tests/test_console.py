@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from vit_dist.config import Config, ScheduleConfig, TrainConfig
-from vit_dist.console import Console, big, duration, sketch
+from vit_dist.console import Console
+from vit_dist.formatting import big, duration, sketch
 from vit_dist.plan import Plan
 
 TRAIN: dict[str, Any] = {"update": 40, "epoch": 1.254, "loss": 0.51236, "lr": 3e-4, "samples_per_second": 12345.6,

@@ -22,7 +22,7 @@ from vit_dist.data.sources import (
     whole,
     with_val,
 )
-from vit_dist.values import UserError
+from vit_dist.errors import UserError
 
 
 def picture(path: Path, colour: tuple[int, int, int] = (10, 20, 30)) -> Path:

@@ -24,10 +24,10 @@ from vit_dist.data.sources import FileSource, MemorySource, Subset, read_folder,
 from vit_dist.data.stream import EvaluationStream, Form, Stream
 from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.data.transforms import EvaluationTransform, TrainingTransform
+from vit_dist.errors import UserError
 from vit_dist.plan import Plan, Purpose, key, keys, uniform
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
-from vit_dist.values import UserError
 
 SIDE, DEPTH, GLOBAL, SEED = 13, 3, 11, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

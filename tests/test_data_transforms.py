@@ -20,8 +20,8 @@ from vit_dist.config import AugmentConfig
 from vit_dist.data.sources import MemorySource, whole
 from vit_dist.data.stream import Reader
 from vit_dist.data.transforms import EvaluationTransform, TrainingTransform, Transform, seeded, training_transform
+from vit_dist.errors import UserError
 from vit_dist.plan import Purpose, Slots, keys
-from vit_dist.values import UserError
 
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:

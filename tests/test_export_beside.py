@@ -11,7 +11,8 @@ import torch
 
 from tests.exports_for_tests import of_no_run
 from vit_dist import UserError
-from vit_dist.export.beside import apart, brief, normalised, quiet, random_pixels
+from vit_dist.errors import one_line
+from vit_dist.export.beside import apart, normalised, quiet, random_pixels
 
 
 def test_the_largest_difference_is_measured() -> None:
@@ -73,6 +74,6 @@ def _noisily() -> KeyError:
 
 
 def test_errors_are_told_on_one_line() -> None:
-    assert brief(ValueError("one\n  two")) == "one two"
-    assert brief(ValueError("x" * 300)) == "x" * 200
-    assert brief(ValueError()) == "ValueError"
+    assert one_line(ValueError("one\n  two")) == "one two"
+    assert one_line(ValueError("x" * 300), 200) == "x" * 200
+    assert one_line(ValueError()) == "ValueError"

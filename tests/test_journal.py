@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_dist.journal import Journal, finite, read_columns, read_json, read_metrics, write_json
+from vit_dist.files import json_number, read_json, write_json
+from vit_dist.journal import Journal, read_columns, read_metrics
 
 NAMES = ("loss", "top1", "lr", "never_written")
 
@@ -220,7 +221,12 @@ def test_a_torn_line_stays_one_when_a_journal_goes_on(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_has_none_for() -> None:
-    assert [finite(value) for value in (1.5, float("nan"), float("inf"), -float("inf"))] == [1.5, "nan", "inf", "-inf"]
+    assert [json_number(value) for value in (1.5, float("nan"), float("inf"), -float("inf"))] == [
+        1.5,
+        "nan",
+        "inf",
+        "-inf",
+    ]
 
 
 def test_small_files_are_replaced_in_one_step(tmp_path: Path) -> None:

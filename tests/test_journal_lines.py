@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vit_dist.journal import Journal, finite, read_json, read_metrics, write_json
+from vit_dist.files import json_number, read_json, write_json
+from vit_dist.journal import Journal, read_metrics
 
 
 def test_a_start_line_supersedes_what_lies_beyond_it(tmp_path: Path) -> None:
@@ -72,8 +73,8 @@ def test_json_files_are_replaced_in_one_step(tmp_path: Path) -> None:
 
 
 def test_what_json_has_no_number_for_is_text() -> None:
-    assert finite(-1.5) == -1.5
-    assert [finite(value) for value in (math.nan, math.inf, -math.inf)] == ["nan", "inf", "-inf"]
+    assert json_number(-1.5) == -1.5
+    assert [json_number(value) for value in (math.nan, math.inf, -math.inf)] == ["nan", "inf", "-inf"]
 
 
 def test_a_start_after_a_torn_line_still_supersedes(tmp_path: Path) -> None:

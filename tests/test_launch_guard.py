@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vit_dist import launch as room
-from vit_dist.values import UserError
+from vit_dist.errors import UserError
 
 
 def test_precision_auto_is_a_fixed_rule() -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from vit_dist.errors import UserError
 from vit_dist.locking import FolderLock, is_held
-from vit_dist.values import UserError
 
 pytest.importorskip("fcntl")
 
 _START = (
     "import os, sys\nfrom pathlib import Path\n"
-    "from vit_dist.locking import FolderLock\nfrom vit_dist.values import UserError\n"
+    "from vit_dist.locking import FolderLock\nfrom vit_dist.errors import UserError\n"
 )
 # Holds the folder from its first word to the end of its input.
 HOLDS = _START + "lock = FolderLock(Path(sys.argv[1]))\nprint('holds', flush=True)\nsys.stdin.read()\n"

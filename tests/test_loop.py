@@ -26,7 +26,8 @@ from vit_dist.cli import main
 from vit_dist.data.datasets import open_data
 from vit_dist.data.stream import EvaluationStream, Form, Stream
 from vit_dist.evaluation import evaluate
-from vit_dist.journal import read_json, read_metrics
+from vit_dist.files import read_json
+from vit_dist.journal import read_metrics
 from vit_dist.models.build import build_model
 from vit_dist.plan import Plan
 from vit_dist.resume import status

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vit_dist.config import Config, LossConfig
+from vit_dist.errors import UserError
 from vit_dist.losses import Loss, bce, cross_entropy, hard_distillation, soft_distillation
 from vit_dist.state import Batch
-from vit_dist.values import UserError
 
 Floats = NDArray[np.float64]
 

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_dist.config import ModelConfig
+from vit_dist.errors import UserError
 from vit_dist.models.build import (
     Preprocessing,
     build_model,
@@ -20,7 +21,6 @@ from vit_dist.models.build import (
     imagenet_classes,
     preprocessing,
 )
-from vit_dist.values import UserError
 
 TINY = ModelConfig(patch_size=2, width=16, depth=2, heads=2)
 MODULE = """

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from vit_dist import Config, checkpoint, train
 from vit_dist.config import ModelConfig
+from vit_dist.errors import UserError
 from vit_dist.loop import Run
 from vit_dist.models.build import build_model, parameter_count
 from vit_dist.models.pretrained import classes_and_channels, freeze, load_pretrained, timm_weights
 from vit_dist.optimizers import build_optimizer
 from vit_dist.trained import open_trained, start_from
-from vit_dist.values import UserError
 
 PATCHES = "patch_embed.proj.weight"
 OURS: dict[str, Any] = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}

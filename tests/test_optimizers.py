@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vit_dist.config import Config, ModelConfig, OptimizerConfig
+from vit_dist.errors import UserError
 from vit_dist.models.build import build_model, parameter_count
 from vit_dist.optimizers import build_optimizer, is_decayed, masks_its_step, parameter_groups, peak_lr
-from vit_dist.values import UserError
 
 DECAYED = {
     "patch_embed.proj.weight",

@@ -7,28 +7,28 @@ from pathlib import Path
 import pytest
 
 from vit_dist import UserError
-from vit_dist.placing import aside, place
+from vit_dist.files import publish, staged
 
 
 def make(path: Path, *, folder: bool, error: BaseException | None = None) -> None:
     """Writes a file, or a folder with one; raises where it is half done."""
-    with aside(path) as hidden:
+    with staged(path) as hidden:
         if folder:
             hidden.mkdir()
         (hidden / "half" if folder else hidden).write_text("half")
         if error is not None:
             raise error
-        place(hidden, path)
+        publish(hidden, path)
 
 
 def test_a_file_replaces_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
-    with aside(path) as hidden:
+    with staged(path) as hidden:
         assert (hidden.parent, hidden.name) == (tmp_path, ".writing_file")
         hidden.write_text("after")
         assert path.read_text() == "before"
-        place(hidden, path)
+        publish(hidden, path)
     assert path.read_text() == "after"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -38,10 +38,10 @@ def test_a_folder_replaces_an_empty_one(there: bool, tmp_path: Path) -> None:
     path = tmp_path / "folder"
     if there:
         path.mkdir()
-    with aside(path) as hidden:
+    with staged(path) as hidden:
         hidden.mkdir()
         (hidden / "file").write_text("inside")
-        place(hidden, path)
+        publish(hidden, path)
     assert (path / "file").read_text() == "inside"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -71,8 +71,8 @@ def test_what_a_dead_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / ".writing_model").mkdir()
     (tmp_path / ".writing_model" / "half").write_text("half")
     path = tmp_path / "model"
-    with aside(path) as hidden:
+    with staged(path) as hidden:
         hidden.mkdir()
-        place(hidden, path)
+        publish(hidden, path)
     assert list(path.iterdir()) == []
     assert list(tmp_path.iterdir()) == [path]

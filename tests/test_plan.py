@@ -22,8 +22,9 @@ from vit_dist.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from vit_dist.errors import UserError
 from vit_dist.plan import Plan, Purpose, Slots, _order, evaluation_slots, key, keys, permute, uniform
-from vit_dist.values import Length, UserError
+from vit_dist.values import Length
 
 SPLITS = [
     # samples, global_size, micro_size, world size

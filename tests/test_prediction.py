@@ -31,11 +31,11 @@ from tests.test_scoring import (
 )
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import MemorySource
-from vit_dist.journal import read_json
+from vit_dist.errors import UserError
+from vit_dist.files import read_json
 from vit_dist.prediction import find_images
 from vit_dist.predictions import read_predictions
 from vit_dist.trained import open_trained
-from vit_dist.values import UserError
 
 GREEN, RED = (26, 127, 55), (207, 34, 46)
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from tests.test_report_comparison import finished
 from tests.test_report_page import one_run
-from vit_dist.console import big, duration, loss_text
-from vit_dist.journal import read_json
+from vit_dist.files import read_json
+from vit_dist.formatting import big, duration, loss_text
 from vit_dist.report.comparison import write_comparison
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -32,8 +32,9 @@ from tests.test_report_record import (
 )
 from vit_dist import UserError, train
 from vit_dist.cli import main
-from vit_dist.console import big, duration, loss_text
-from vit_dist.journal import read_json, read_metrics
+from vit_dist.files import read_json
+from vit_dist.formatting import big, duration, loss_text
+from vit_dist.journal import read_metrics
 from vit_dist.predictions import (
     INPUTS,
     PREDICTIONS,

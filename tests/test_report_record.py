@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from tests.test_locking import HOLDS, process
 from vit_dist import Config, UserError
-from vit_dist.journal import write_json
+from vit_dist.files import write_json
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, Predictions, write_inputs, write_predictions
 from vit_dist.report.record import COLUMNS, read_run
 

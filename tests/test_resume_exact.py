@@ -23,7 +23,8 @@ from vit_dist import Config, UserError, checkpoint, train
 from vit_dist.assembly import claim
 from vit_dist.cli import main
 from vit_dist.data.datasets import open_data
-from vit_dist.journal import Line, read_json, read_metrics
+from vit_dist.files import read_json
+from vit_dist.journal import Line, read_metrics
 from vit_dist.loop import Run
 from vit_dist.models.build import build_model
 from vit_dist.resume import status

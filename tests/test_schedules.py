@@ -17,10 +17,10 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, AdamW, Optimizer, lr_scheduler
 
 from vit_dist.config import BatchConfig, Config, ScheduleConfig, TrainConfig
+from vit_dist.errors import UserError
 from vit_dist.optimizers import MuonAndAdamW
 from vit_dist.plan import Plan
 from vit_dist.schedules import Schedule, schedule_metric
-from vit_dist.values import UserError
 
 Floats = NDArray[np.float64]
 # (count from the end of the warmup, updates between warmup and cooldown) → rate.

@@ -26,7 +26,8 @@ from tests.conftest import REPOSITORY
 from tests.test_loop import digits
 from vit_dist import Config, Run, train
 from vit_dist.config import LogConfig, RunConfig
-from vit_dist.journal import Line, read_json, read_metrics
+from vit_dist.files import read_json
+from vit_dist.journal import Line, read_metrics
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
 from vit_dist.runtime import Runtime
 from vit_dist.trackers import Trackers, chosen_trackers, wandb_mode

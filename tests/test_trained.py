@@ -21,7 +21,7 @@ from vit_dist.data.datasets import open_data
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import MemorySource
 from vit_dist.data.stream import Form
-from vit_dist.journal import read_json
+from vit_dist.files import read_json
 from vit_dist.models.build import build_model, evaluating
 from vit_dist.trained import default_weights, open_model, open_trained
 

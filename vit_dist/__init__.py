@@ -5,19 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Config", "Run", "UserError", "train"]
+from vit_dist.version import __version__
 
 if TYPE_CHECKING:
     from vit_dist.config import Config
+    from vit_dist.errors import UserError
     from vit_dist.loop import Run, train
-    from vit_dist.values import UserError
 
-_ROOMS = {"Config": "config", "UserError": "values", "Run": "loop", "train": "loop"}
+__all__ = ["Config", "Run", "UserError", "__version__", "train"]
+
+_MODULES = {"Config": "config", "UserError": "errors", "Run": "loop", "train": "loop"}
 
 
 def __getattr__(name: str) -> Any:
-    """Opens a room when something of it is first asked for, so that `--help` need not wait for torch."""
-    if name not in _ROOMS:
+    """Import a public name when it is first used, so that `--help` does not wait for torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'vit_dist' has no attribute {name!r}")
-    return getattr(import_module(f"vit_dist.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"vit_dist.{_MODULES[name]}"), name)

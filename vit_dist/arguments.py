@@ -12,8 +12,8 @@ import yaml
 
 from vit_dist.answers import FORMS
 from vit_dist.catalog import BESIDE_A_RUN
+from vit_dist.errors import UserError, one_line
 from vit_dist.flags import config_flags, refuse_unknown, take_mappings
-from vit_dist.values import UserError
 
 _MODEL = "a run's folder, a checkpoint's, that of an export, FILE.safetensors, or timm/NAME"
 _HABITS = {
@@ -157,7 +157,7 @@ def parse_usage(command: str, arguments: Sequence[str]) -> Given:
         space = vars(parser.parse_intermixed_args(rest))
     except argparse.ArgumentError as error:
         flag = error.argument_name
-        raise UserError(f"{flag}: needs a value" if flag else " ".join(str(error).split())) from None
+        raise UserError(f"{flag}: needs a value" if flag else one_line(error)) from None
     words: list[str] = [*space.pop("words"), *behind]
     own = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
     fields = {name: _value(space[name], kinds[name][1], name) for name in kinds if space[name] is not None}
@@ -222,4 +222,4 @@ def _value(text: str, kind: Any, name: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--{name}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"--{name}: not YAML: {one_line(error)}") from None

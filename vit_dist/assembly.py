@@ -18,6 +18,7 @@ from vit_dist.console import Console
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream, worker_count
+from vit_dist.errors import UserError
 from vit_dist.journal import Journal, place, read_metrics, standing
 from vit_dist.locking import FolderLock
 from vit_dist.losses import Loss
@@ -42,7 +43,7 @@ from vit_dist.telemetry import Clock, Meter, matmul_flops
 from vit_dist.trackers import Trackers, require_tracker
 from vit_dist.trained import start_from
 from vit_dist.update import Updater
-from vit_dist.values import UserError, parse_size
+from vit_dist.values import parse_size
 
 
 def build(

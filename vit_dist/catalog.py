@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, Union
 
-from vit_dist.values import Length, coerce, describe, nearest
+from vit_dist.errors import nearest
+from vit_dist.values import Length, coerce, describe
 
 PRESETS = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")

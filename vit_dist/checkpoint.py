@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit_dist.averaging import Average
-from vit_dist.placing import sync
-from vit_dist.values import UserError
+from vit_dist.errors import UserError
+from vit_dist.files import fsync, replacing
 
 MANIFEST = "manifest.json"
 _SEPARATOR = "/"
@@ -79,29 +79,29 @@ def save(
     Until its last rename nothing of that name exists; after it, all of it does, on the disk.
     """
     final = folder / f"update_{position:08d}"
-    aside = folder / f".writing_{final.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(weights(model), aside / "model.safetensors")
-    save_file(_moments(optimizer, model), aside / "optimizer.safetensors")
+    hidden = folder / f".writing_{final.name}"
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    save_file(weights(model), hidden / "model.safetensors")
+    save_file(_moments(optimizer, model), hidden / "optimizer.safetensors")
     if average is not None:
-        save_file(average.tensors(), aside / "ema.safetensors")
+        save_file(average.tensors(), hidden / "ema.safetensors")
     state = {**state, "optimizer": _numbers(optimizer, model)}
-    (aside / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
-    files = sorted(aside.iterdir())
+    (hidden / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False), encoding="utf-8")
+    files = sorted(hidden.iterdir())
     for path in files:
-        shutil.copymode(aside / "state.json", path)  # safetensors hides its files from everybody else
+        shutil.copymode(hidden / "state.json", path)  # safetensors hides its files from everybody else
     sizes = {path.name: path.stat().st_size for path in files}
     entries = {path.name: {"bytes": sizes[path.name], "sha256": _sha256(path)} for path in files}
     for path in files:
-        sync(path)
-    (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1), encoding="utf-8")
-    sync(aside / MANIFEST)
-    sync(aside)
+        fsync(path)
+    (hidden / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1), encoding="utf-8")
+    fsync(hidden / MANIFEST)
+    fsync(hidden)
     if final.exists():
         shutil.rmtree(final)
-    aside.rename(final)
-    sync(folder)
+    hidden.rename(final)
+    fsync(folder)
     return final, sum(sizes.values())
 
 
@@ -153,14 +153,13 @@ def _opened(path: Path) -> Checkpoint:
 
 
 def link(folder: Path, name: str, target: Path) -> None:
-    """`folder/name` → `target`, relative, replaced in one step; a one-line text file where links do not exist."""
-    aside = folder / f".{name}"
-    aside.unlink(missing_ok=True)
-    try:
-        aside.symlink_to(target.name)
-    except OSError:
-        aside.write_text(target.name, encoding="utf-8")
-    aside.replace(folder / name)
+    """Point `folder/name` at `target`: a relative link, replaced atomically; a one-line text file without links."""
+    with replacing(folder / name) as hidden:
+        hidden.unlink(missing_ok=True)
+        try:
+            hidden.symlink_to(target.name)
+        except OSError:
+            hidden.write_text(target.name, encoding="utf-8")
 
 
 def follow(folder: Path, name: str) -> Path | None:

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vit_dist import __version__
 from vit_dist.answers import FORMS
 from vit_dist.arguments import parse_usage
+from vit_dist.errors import UserError
 from vit_dist.flags import parse, take
-from vit_dist.values import UserError
+from vit_dist.version import __version__
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 

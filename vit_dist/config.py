@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_type_hints
 
 from vit_dist import validation
-from vit_dist.values import UserError, coerce, describe, merged, nearest
+from vit_dist.errors import UserError, nearest
+from vit_dist.values import coerce, describe, merged
 from vit_dist.yaml_files import find_recipe, read_yaml, recipe_for
 
 

@@ -13,7 +13,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from vit_dist.config import Config
-from vit_dist.values import UserError, describe, merged
+from vit_dist.errors import UserError, one_line
+from vit_dist.values import describe, merged
 from vit_dist.yaml_files import RECIPES
 
 # Fields that hold names of others' own.
@@ -82,7 +83,7 @@ def parse(arguments: Sequence[str], command: str = "train") -> Config | None:
     try:
         space = parser.parse_args(given)
     except argparse.ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(one_line(error)) from None
     flat = {key: value for key, value in vars(space.as_flat()).items() if "." in key and value not in (_UNSET, {})}
     config = Config.load(recipe, {**flat, **mappings})
     if space.print_config:
@@ -182,7 +183,7 @@ def take_mappings(arguments: list[str]) -> dict[str, dict[str, Any]]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"{flag}: not YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"{flag}: not YAML: {one_line(error)}") from None
         path = flag.removeprefix(f"--{field}").removeprefix(".")
         if path and field == "optimizer.overrides" and "." in path and not isinstance(value, dict):
             pattern, _, name = path.rpartition(".")  # the pattern may have dots of its own

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from vit_dist.plan import Plan
 
 Line = dict[str, Any]
+
+
 Floats = NDArray[np.float64]
+
 
 _BLOCK = 4096
 
@@ -134,33 +137,7 @@ def _lines(path: Path) -> Iterator[Line]:
                 continue
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replaces a JSON file in one step."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def read_json(path: Path) -> Line:
-    """A JSON file that `write_json` wrote."""
-    values: Line = json.loads(path.read_text(encoding="utf-8"))
-    return values
-
-
-def json_or_nothing(path: Path) -> Line:
-    """A JSON file, or an empty mapping where there is none, or a broken one."""
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return {}
-
-
 def place(plan: Plan, position: int) -> Line:
     """Where in the run a line belongs."""
     samples = plan.samples_at(position)
     return {"update": position, "epoch": samples / plan.samples, "samples": samples}
-
-
-def finite(value: float) -> float | str:
-    """NaN and infinity as text, which JSON has no numbers for."""
-    return value if abs(value) < float("inf") else str(value)

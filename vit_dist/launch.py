@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vit_dist.values import UserError
+from vit_dist.errors import UserError
 
 _LAUNCHED_BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
 

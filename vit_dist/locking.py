@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vit_dist.values import UserError
+from vit_dist.errors import UserError
 
 _HELD: set[Path] = set()
 

@@ -20,7 +20,9 @@ from vit_dist.console import Console
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
-from vit_dist.journal import Line, place, read_json, read_metrics, write_json
+from vit_dist.errors import UserError, one_line
+from vit_dist.files import read_json, write_json
+from vit_dist.journal import Line, place, read_metrics
 from vit_dist.models.build import evaluating
 from vit_dist.predictions import KEPT
 from vit_dist.resume import Resumption, decide
@@ -30,7 +32,6 @@ from vit_dist.state import Best
 from vit_dist.summary import print_summary, summarise
 from vit_dist.trained import default_weights, open_trained
 from vit_dist.update import at_least_float32
-from vit_dist.values import UserError
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _drawn(run: Run, console: Console) -> Path | None:
         return run.report()
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"report: {type(error).__name__}: "
-        console.note(f"{kind}{' '.join(str(error).split())[:200]}")
+        console.note(f"{kind}{one_line(error, 200)}")
         return None
 
 
@@ -131,7 +132,7 @@ def _run(session: Session) -> Run:
             session.folder, not finished, session.history, session.state.best, summary, session.module, session.form
         )
     except BaseException as error:
-        session.write_status("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        session.write_status("failed", one_line(f"{type(error).__name__}: {error}"))
         raise
     finally:
         session.close()

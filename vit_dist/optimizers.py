@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vit_dist.config import OptimizerConfig
-from vit_dist.values import UserError, coerce, nearest
+from vit_dist.errors import UserError, nearest, one_line
+from vit_dist.values import coerce
 
 _OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum")
 _NOT_TO_SET = ("params", "fused")
@@ -136,7 +137,7 @@ def _built(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, mat
 
             optimizer = create_optimizer_v2(groups, name.removeprefix("timm/"), lr, **momentum, **betas, **args)
     except (TypeError, ValueError, IndexError, AssertionError, ImportError, RuntimeError) as error:
-        raise UserError(f"optimizer.name: {name} cannot be built: {' '.join(str(error).split())}") from None
+        raise UserError(f"optimizer.name: {name} cannot be built: {one_line(error)}") from None
     return optimizer
 
 
@@ -182,9 +183,7 @@ def _probe(config: OptimizerConfig) -> None:
                     one.grad = torch.ones_like(one)
                 optimizer.step()
         except Exception as error:  # whatever it wants that an update does not give
-            raise UserError(
-                f"optimizer.name: {config.name} does not run here: {' '.join(str(error).split())}"
-            ) from None
+            raise UserError(f"optimizer.name: {config.name} does not run here: {one_line(error)}") from None
     for parameter, slots in optimizer.state.items():
         for slot, value in slots.items() if isinstance(parameter, Tensor) else [(parameter, {})]:
             if value is not None and not isinstance(value, (Tensor, int, float)):

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.config import Config
-from vit_dist.values import Length, UserError, parse_size
+from vit_dist.errors import UserError
+from vit_dist.values import Length, parse_size
 
 Ints = NDArray[np.int64]
 Keys = NDArray[np.uint64]

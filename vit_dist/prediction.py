@@ -22,15 +22,15 @@ from vit_dist.data.device import normalise
 from vit_dist.data.sources import FileSource, Subset, image_files, whole
 from vit_dist.data.stream import Form, pictures, worker_count
 from vit_dist.data.transforms import EvaluationTransform
+from vit_dist.errors import UserError
+from vit_dist.files import check_output_path, replacing
 from vit_dist.models.build import evaluating
-from vit_dist.placing import require_place
 from vit_dist.plan import Purpose, key, permute
 from vit_dist.report.grids import Tile, draw_tiles
 from vit_dist.runtime import Runtime
 from vit_dist.scoring import Split, judged, open_split, precision_of
 from vit_dist.trained import Trained
 from vit_dist.update import at_least_float32
-from vit_dist.values import UserError
 
 _GRID, _PICTURED = 16, 64
 
@@ -138,7 +138,7 @@ def predict(
     png = png or (None if names or split else Path("predictions.png"))
     for flag, path in (("--out", out), ("--png", png)):
         if path is not None:
-            require_place(path, flag)
+            check_output_path(path, flag)
     if png is not None and png.suffix.lower() != ".png":
         raise UserError(f"--png: the picture is a PNG: name it so, not {png}")
     runtime = Runtime(trained.config.run, precision_of(trained))
@@ -196,15 +196,11 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
-    aside = out.with_name(f".{out.name}")
     try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
+        with replacing(out) as hidden, hidden.open("w", encoding="utf-8", newline="") as file:
             yield file
-        aside.replace(out)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _written(answers: Iterable[Answer], writer: Writer) -> tuple[list[Answer], str]:

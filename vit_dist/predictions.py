@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from vit_dist.errors import UserError
+from vit_dist.files import replacing
 from vit_dist.plan import Ints
-from vit_dist.values import UserError
 
 Floats32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -123,10 +124,9 @@ def read_inputs(path: Path) -> Inputs | None:
 
 
 def _replace(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}")
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    aside.write_bytes(save(whole, {"about": json.dumps(about)}))
-    aside.replace(path)
+    with replacing(path) as hidden:
+        hidden.write_bytes(save(whole, {"about": json.dumps(about)}))
 
 
 def _read(path: Path, names: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vit_dist.console import loss_text
+from vit_dist.files import write_text
+from vit_dist.formatting import loss_text
 from vit_dist.journal import Line
 
 _HEAD = ["update", "epoch", "train loss", "train top1", "val loss", "val top1", "best", "seconds"]
@@ -14,9 +15,7 @@ _HEAD = ["update", "epoch", "train loss", "train top1", "val loss", "val top1", 
 def write_progress(folder: Path, history: Sequence[Line], metric: str) -> None:
     """Replaces the file in one step. metric: what `best` is by."""
     caption = f"Train and seconds: since the row above. Val loss: plain cross entropy. Best so far: by {metric}."
-    aside = folder / ".progress.md"
-    aside.write_text(f"# {folder.name}\n\n{caption}\n\n{progress_table(history)}", encoding="utf-8")
-    aside.replace(folder / "progress.md")
+    write_text(folder / "progress.md", f"# {folder.name}\n\n{caption}\n\n{progress_table(history)}")
 
 
 def progress_table(history: Sequence[Line]) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from vit_dist import checkpoint
 from vit_dist.checkpoint import Checkpoint
 from vit_dist.config import Config
-from vit_dist.journal import json_or_nothing, read_json
-from vit_dist.values import UserError
+from vit_dist.errors import UserError
+from vit_dist.files import read_json, read_json_or_empty
 from vit_dist.yaml_files import read_yaml
 
 # These belong to the identity, and yet may change in a run: the first may grow, the second changes no result
@@ -78,7 +78,7 @@ def compare(
 
 def status(folder: Path) -> dict[str, Any]:
     """The content of status.json, empty where there is none."""
-    return json_or_nothing(folder / "status.json")
+    return read_json_or_empty(folder / "status.json")
 
 
 def summary_of(path: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.config import RunConfig
+from vit_dist.errors import UserError
 from vit_dist.launch import (
     available_cores,
     check_launch,
@@ -33,7 +34,6 @@ from vit_dist.launch import (
     require_device,
     resolve_precision,
 )
-from vit_dist.values import UserError
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 

@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, Re
 
 from vit_dist.catalog import PRESETS, schedule_arguments
 from vit_dist.config import ScheduleConfig
-from vit_dist.journal import finite
+from vit_dist.errors import UserError
+from vit_dist.files import json_number
 from vit_dist.plan import Plan
-from vit_dist.values import Length, UserError, import_function
+from vit_dist.values import Length, import_function
 
 _MOVED = ("lr", "momentum", "betas")
 # Of a plateau, what evaluations have left; every other scheduler follows from the number of updates.
@@ -67,7 +68,7 @@ class Schedule:
         if self.metric is None:
             return {"updates": self.updates}
         _, rates, scheduler = self._parts[0]
-        counters = {name: finite(getattr(scheduler, name)) for name in _PLATEAU}
+        counters = {name: json_number(getattr(scheduler, name)) for name in _PLATEAU}
         return {"updates": self.updates, "rates": [group["lr"] for group in rates.param_groups], "plateau": counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

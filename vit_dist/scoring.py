@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vit_dist.console import Console, aligned, loss_text
+from vit_dist.console import Console
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import SPLITS, Subset, class_folders, read_classes
 from vit_dist.data.stream import EvaluationStream, worker_count
+from vit_dist.errors import UserError, nearest
 from vit_dist.evaluation import Evaluation, evaluate
-from vit_dist.journal import finite, write_json
+from vit_dist.files import check_output_path, json_number, write_json
+from vit_dist.formatting import aligned, loss_text
 from vit_dist.launch import resolve_precision
-from vit_dist.placing import require_place
 from vit_dist.runtime import Runtime
 from vit_dist.trained import Trained
-from vit_dist.values import UserError, nearest
 
 _LISTED = 30
 
@@ -133,7 +133,7 @@ def score(
     if folder is not None and (trained.config.data.root and trained.update is None):
         raise UserError("data.root: --folder is other data: give one of them")
     if out is not None:
-        require_place(out, "--json")
+        check_output_path(out, "--json")
     runtime = Runtime(trained.config.run, precision_of(trained))
     try:
         console.speaks = runtime.is_main
@@ -160,7 +160,7 @@ def _values(trained: Trained, called: str, opened: Split, found: Evaluation, run
         "update": trained.update,
         "data": opened.name,
         **found.to_dict(),
-        "loss": finite(found.loss),
+        "loss": json_number(found.loss),
         "images_per_second": found.seen / found.seconds,
         "device": runtime.device_name,
         "world_size": runtime.world_size,

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_dist import __version__, checkpoint
+from vit_dist import checkpoint
 from vit_dist.choosing import judge, out_of_patience, value_of, weights_of
 from vit_dist.config import Config
 from vit_dist.console import Console
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream, pictures
+from vit_dist.errors import UserError
 from vit_dist.evaluation import Evaluation, evaluate
-from vit_dist.journal import Journal, Line, finite, place, write_json
+from vit_dist.files import json_number, write_json
+from vit_dist.journal import Journal, Line, place
 from vit_dist.locking import FolderLock
 from vit_dist.plan import Plan
 from vit_dist.predictions import INPUTS, KEPT, PREDICTIONS, Kept, Predictions, write_inputs, write_predictions
@@ -32,7 +34,7 @@ from vit_dist.state import TrainState
 from vit_dist.telemetry import Clock, Meter
 from vit_dist.trackers import Trackers
 from vit_dist.update import Updater
-from vit_dist.values import UserError
+from vit_dist.version import __version__
 
 _MISTAKES = 24
 
@@ -166,7 +168,11 @@ class Session:
     def report(self, split: str, results: dict[str, Evaluation], of: int, *, best: str | None = None) -> None:
         """Records and shows evaluations by the weights of update `of`; those named `best` are the best so far."""
         for weights, result in results.items():
-            values = result.to_dict() | {"loss": finite(result.loss), "best": weights == best, "weights_update": of}
+            values = result.to_dict() | {
+                "loss": json_number(result.loss),
+                "best": weights == best,
+                "weights_update": of,
+            }
             where = place(self.plan, self.state.position)
             self.console.evaluation(self.record("eval", {**where, "split": split, "weights": weights, **values}))
 

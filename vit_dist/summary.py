@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.console import Console, duration, loss_text
-from vit_dist.journal import finite
+from vit_dist.console import Console
+from vit_dist.files import json_number
+from vit_dist.formatting import duration, loss_text
 from vit_dist.session import Session
 
 
@@ -44,7 +45,7 @@ def summarise(session: Session, weights: str, test: dict[str, Any] | None) -> di
         "weights": weights,
         "best": asdict(state.best) if state.best else None,
         "final": {name: of_val[-1][name] for name in ("loss", "top1", "top5")} if of_val else None,
-        "test": {**test, "loss": finite(test["loss"])} if test else None,
+        "test": {**test, "loss": json_number(test["loss"])} if test else None,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
         "goodput": seconds / total,
     }

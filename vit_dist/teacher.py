@@ -15,9 +15,9 @@ from vit_dist import checkpoint
 from vit_dist.config import LossConfig, ModelConfig
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
+from vit_dist.errors import UserError
 from vit_dist.models.build import build_model, preprocessing
 from vit_dist.trained import open_trained
-from vit_dist.values import UserError
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from vit_dist.journal import Line, finite, place
+from vit_dist.files import json_number
+from vit_dist.journal import Line, place
 from vit_dist.plan import Plan
 from vit_dist.runtime import Runtime
 
@@ -93,10 +94,10 @@ class Meter:
         self.restart(position, waited)
         return {
             **place(self.plan, position),
-            "loss": finite(loss / weight),
+            "loss": json_number(loss / weight),
             "top1": None if math.isnan(correct) else 100 * correct / weight,
             "lr": lr,
-            "grad_norm": finite(grad_norm),
+            "grad_norm": json_number(grad_norm),
             "samples_per_second": rate,
             "samples_per_second_per_device": per_device,
             "update_seconds": seconds / (position - before),

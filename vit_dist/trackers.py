@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_dist.config import Config
+from vit_dist.errors import UserError, one_line
 from vit_dist.journal import Line
 from vit_dist.predictions import Inputs, Kept, Pixels
 from vit_dist.runtime import Runtime
-from vit_dist.values import UserError
 
 _TRACKER_SECONDS = 30
 _MOST_CLASSES = 100
@@ -58,7 +58,7 @@ class Trackers:
                 of_each = {"wandb": {**settings, "mode": mode}, "tensorboard": {"purge_step": position + 1}}
                 self.runtime.start_trackers(names, log.project, values, of_each, self.config.folder)
             except Exception as error:  # whatever a tracker does must not end a run
-                self.say(f"tracker: {' '.join(str(error).split())[:200]}")
+                self.say(f"tracker: {one_line(error, 200)}")
                 continue
             self.names = names
             if "wandb" in names:
@@ -82,7 +82,7 @@ class Trackers:
         try:
             self.runtime.track(values, line["update"])
         except Exception as error:
-            self.say(f"tracker: {' '.join(str(error).split())[:200]}: going on without")
+            self.say(f"tracker: {one_line(error, 200)}: going on without")
             self.names = []
 
     def show_inputs(self, inputs: Inputs, tiles: Sequence[str]) -> None:
@@ -125,7 +125,7 @@ class Trackers:
                     share = counts / counts.sum(1, keepdims=True).clip(1)
                     writer.add_image(f"{kept.about['split']}/confusion", share[None], global_step=step)
         except Exception as error:
-            self.say(f"tracker: {' '.join(str(error).split())[:200]}: going on without pictures")
+            self.say(f"tracker: {one_line(error, 200)}: going on without pictures")
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """W&B's table of runs gets the numbers of summary.json."""
@@ -139,7 +139,7 @@ class Trackers:
         try:
             self.runtime.tracker("wandb").summary.update(values)
         except Exception as error:
-            self.say(f"tracker: {' '.join(str(error).split())[:200]}")
+            self.say(f"tracker: {one_line(error, 200)}")
 
     def end(self) -> None:
         """Sends what is left, for at most 30 seconds."""
@@ -156,7 +156,7 @@ class Trackers:
         try:
             self.runtime.end_trackers()
         except Exception as error:
-            self.say(f"tracker: {' '.join(str(error).split())[:200]}")
+            self.say(f"tracker: {one_line(error, 200)}")
 
 
 def require_tracker(asked: str) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vit_dist.catalog import METRICS, loss_problems, optimizer_problems, schedule_problems
-from vit_dist.values import Length, coerce, nearest, parse_size
+from vit_dist.errors import nearest
+from vit_dist.values import Length, coerce, parse_size
 
 if TYPE_CHECKING:
     from vit_dist.config import Config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import math
@@ -15,9 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Union, get_args, get_origin
 
-
-class UserError(ValueError):
-    """A person's mistake: one clear line for each problem, shown without a traceback, exit code 2."""
+from vit_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,6 @@ def parse_size(text: str) -> tuple[int, Length]:
     if not word or not side.strip().isdigit() or int(side) == 0:
         raise ValueError(f"not a size for a length of time: {text!r}")
     return int(side), Length.parse(length)
-
-
-def nearest(name: str, known: Any) -> str:
-    """` (did you mean X?)` where something known is near, else the known names."""
-    spelled = {str(one).lower(): one for one in known}
-    close = difflib.get_close_matches(name.lower(), list(spelled), 1)
-    return f" (did you mean {spelled[close[0]]}?)" if close else f"; known: {', '.join(known)}"
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

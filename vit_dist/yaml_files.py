@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_dist.values import UserError
+from vit_dist.errors import UserError, one_line
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold sections such as `optimizer:` with fields below them")
     return values

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vit_dist.config import DataConfig
 from vit_dist.data.sources import Data, MemorySource, keyed_split, read_folder, whole, with_val
-from vit_dist.values import UserError, nearest
+from vit_dist.errors import UserError, nearest
 
 
 def open_data(config: DataConfig) -> Data:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vit_dist.errors import UserError
 from vit_dist.plan import Ints, Purpose, key, permute
-from vit_dist.values import UserError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _EXTENSIONS = {

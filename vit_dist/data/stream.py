@@ -22,11 +22,11 @@ from vit_dist.data.device import erase, erase_with_noise, flip, mix, mix_targets
 from vit_dist.data.draws import affine, erasures, flips, mixes, shifts
 from vit_dist.data.sources import FileSource, MemorySource, Subset
 from vit_dist.data.transforms import EvaluationTransform, Transform, training_transform
+from vit_dist.errors import UserError
 from vit_dist.plan import Ints, Keys, Plan, Purpose, Slots, evaluation_slots, key, keys, uniform
 from vit_dist.predictions import Inputs, Pixels
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
-from vit_dist.values import UserError
 
 Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vit_dist.data.device import normalise
+from vit_dist.errors import UserError
 from vit_dist.trained import Trained
-from vit_dist.values import UserError
 
 # How files are resized before a model sees them.
 INTERPOLATION = "bicubic"
@@ -49,11 +49,6 @@ def apart(found: Tensor, expected: Tensor, tolerance: float, what: str, instead:
     if (found.argmax(1) != expected.argmax(1))[clear].any():
         raise UserError(f"{what} chooses other classes: {instead}")
     return largest
-
-
-def brief(error: Exception) -> str:
-    """Its text on one line, 200 characters at most."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_dist.export.beside import INTERPOLATION, apart, brief, normalised, quiet, random_pixels
+from vit_dist.errors import UserError, one_line
+from vit_dist.export.beside import INTERPOLATION, apart, normalised, quiet, random_pixels
+from vit_dist.files import publish, staged
 from vit_dist.models.build import evaluating
-from vit_dist.placing import aside, place
 from vit_dist.trained import Trained
-from vit_dist.values import UserError
 
 # All versions of torch in use write it without converting, and it has antialiased resizing.
 _OPSET = 18
@@ -57,13 +57,13 @@ def export_onnx(trained: Trained, path: Path, *, preprocess: bool = False, sourc
     import onnx
 
     path = path.expanduser().absolute()
-    with aside(path) as hidden:
+    with staged(path) as hidden:
         hidden.touch()
         proto = _onnx(_Logits(trained, preprocess), trained, preprocess)
         onnx.helper.set_model_props(proto, _properties(trained, preprocess, source))
         hidden.write_bytes(proto.SerializeToString())
         check = OnnxCheck(_run_beside(hidden, trained, preprocess), sum(_BATCHES), _OPSET, hidden.stat().st_size)
-        place(hidden, path)
+        publish(hidden, path)
     return check
 
 
@@ -122,7 +122,7 @@ def _onnx(graph: _Logits, trained: Trained, preprocess: bool) -> Any:
     except Exception as error:  # of many kinds, and any model may be told to do anything
         name = trained.config.model.name
         raise UserError(
-            f"model.name: torch.onnx cannot write {name}: {brief(error)}: export a timm folder instead"
+            f"model.name: torch.onnx cannot write {name}: {one_line(error, 200)}: export a timm folder instead"
         ) from None
     return proto
 
@@ -166,7 +166,7 @@ def _run_beside(path: Path, trained: Trained, preprocess: bool) -> float:
         for batch in torch.split(pixels if preprocess else images, list(_BATCHES)):
             found.append(torch.from_numpy(session.run(["output"], {"input": batch.numpy()})[0]))
     except Exception as error:  # onnxruntime's are of no common kind
-        reason = f"onnxruntime does not run {name}: {brief(error)}"
+        reason = f"onnxruntime does not run {name}: {one_line(error, 200)}"
         raise UserError(f"model.name: {reason}: export a timm folder instead") from None
     with evaluating(trained.model):
         expected = trained.model(images).float()

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from vit_dist.checkpoint import weights
 from vit_dist.config import ModelConfig
-from vit_dist.export.beside import INTERPOLATION, apart, brief, normalised, quiet, random_pixels
+from vit_dist.errors import UserError, one_line
+from vit_dist.export.beside import INTERPOLATION, apart, normalised, quiet, random_pixels
+from vit_dist.files import publish, staged
 from vit_dist.models.build import evaluating
 from vit_dist.models.vit import PRESETS, ViT
-from vit_dist.placing import aside, place
 from vit_dist.trained import Trained
-from vit_dist.values import UserError
 
 _EPSILON = 1e-6
 # Of max(1, largest |logit|), in float64.
@@ -37,7 +37,7 @@ def export_timm(trained: Trained, folder: Path, *, card: str) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: is there already: name a new folder")
     architecture, args = _timms(trained)
-    with aside(folder) as hidden:
+    with staged(folder) as hidden:
         hidden.mkdir()
         values = _timm_config(trained, architecture, args)
         (hidden / "config.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -48,7 +48,7 @@ def export_timm(trained: Trained, folder: Path, *, card: str) -> None:
             raise OSError(str(error)) from error
         shutil.copymode(hidden / "config.json", hidden / "model.safetensors")  # else nobody else may read it
         _load_beside(hidden, trained, architecture)
-        place(hidden, folder)
+        publish(hidden, folder)
 
 
 def _timms(trained: Trained) -> tuple[str, dict[str, Any]]:
@@ -105,7 +105,7 @@ def _timm_config(trained: Trained, architecture: str, args: dict[str, Any]) -> d
             built = timm.create_model(architecture, **args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"model.name: timm does not build {architecture} so: {brief(error)}: export ONNX instead"
+            f"model.name: timm does not build {architecture} so: {one_line(error, 200)}: export ONNX instead"
         ) from None
     form, classes, made = trained.form, trained.classes, built.pretrained_cfg
     side = form.image_size
@@ -155,7 +155,7 @@ def _load_beside(folder: Path, trained: Trained, architecture: str) -> None:
         with quiet():
             loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # timm's own, torch's, safetensors'
-        raise UserError(f"model.name: {what} does not load: {brief(error)}: export ONNX instead") from None
+        raise UserError(f"model.name: {what} does not load: {one_line(error, 200)}: export ONNX instead") from None
     tensors, found = _timm_tensors(trained.model), loaded.state_dict()
     if found.keys() != tensors.keys() or any(not torch.equal(found[name], tensors[name]) for name in tensors):
         raise UserError(f"model.name: {what} has other tensors: export ONNX instead")

@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_dist.config import ModelConfig
+from vit_dist.errors import UserError, one_line
 from vit_dist.models.vit import PRESETS, ViT
 from vit_dist.plan import Purpose, key
 from vit_dist.validation import image_problems
-from vit_dist.values import UserError, import_function
+from vit_dist.values import import_function
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def build_model(
             with evaluating(model):
                 model(torch.zeros(1, channels, side, side))
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise UserError(f"augment.sizes: {config.name} does not take {side} pixels: {reason}") from None
     return model
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vit_dist.config import ModelConfig
-from vit_dist.values import UserError
+from vit_dist.errors import UserError, one_line
 
 _PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"
 _LISTED = 5
@@ -32,7 +32,7 @@ def timm_weights(name: str) -> Path:
     try:
         return Path(hf_hub_download(cfg.hf_hub_id, "model.safetensors"))
     except Exception as error:  # many kinds: no network, no such file, no right to it
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"model.pretrained: {cfg.hf_hub_id} cannot be had ({reason}): give a file") from None
 
 

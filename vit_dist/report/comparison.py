@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_dist.console import duration
+from vit_dist.errors import UserError
+from vit_dist.files import write_text
+from vit_dist.formatting import duration
 from vit_dist.journal import Floats
 from vit_dist.report import curves
 from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.html import charts, document, table
 from vit_dist.report.measures import Drift, Measures, drift, measured, metric_of, partings, streams, verdict
 from vit_dist.report.record import Record, read_run
-from vit_dist.values import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,8 +51,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> tuple[Path, str]:
             ("comparison.md", text),
             ("comparison.html", document(f"{' · '.join(names)}: comparison", parts)),
         ):
-            (out / f".{name}").write_text(content, encoding="utf-8")
-            (out / f".{name}").replace(out / name)
+            write_text(out / name, content)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
     return out / "comparison.html", text

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from vit_dist.console import duration
+from vit_dist.formatting import duration
 from vit_dist.journal import Floats
 from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SERIES, new_figure, plain, save_png, short
 from vit_dist.report.record import Record
@@ -38,12 +38,17 @@ def thin(x: Floats, y: Floats, bins: int = _BINS) -> Thinned:
         return Thinned(x, y, y, y)
     edges = np.linspace(0, len(y), bins, endpoint=False).astype(np.int64)
     counts = np.diff([*edges, len(y)])
-    finite = np.where(np.isfinite(y), y, np.nan)
+    json_number = np.where(np.isfinite(y), y, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        mean = np.add.reduceat(np.nan_to_num(finite), edges) / np.add.reduceat(np.isfinite(y).astype(np.float64), edges)
+        mean = np.add.reduceat(np.nan_to_num(json_number), edges) / np.add.reduceat(
+            np.isfinite(y).astype(np.float64), edges
+        )
         return Thinned(
-            np.add.reduceat(x, edges) / counts, mean, np.fmin.reduceat(finite, edges), np.fmax.reduceat(finite, edges)
+            np.add.reduceat(x, edges) / counts,
+            mean,
+            np.fmin.reduceat(json_number, edges),
+            np.fmax.reduceat(json_number, edges),
         )
 
 

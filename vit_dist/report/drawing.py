@@ -14,6 +14,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vit_dist.files import replacing
+
 INK, FAINT = "#1c2128", "#8b949e"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0969da", "#bc4c00", "#1a7f37", "#cf222e", "#8250df"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED)
@@ -49,10 +51,8 @@ def new_figure(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
 
 def save_png(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Replaces a PNG in one step. Raises OSError."""
-    aside = path.with_name(f".{path.name}")
-    with _drawing(_STYLE):
-        figure.savefig(aside, dpi=dpi, format="png", facecolor="white")
-    aside.replace(path)
+    with replacing(path) as hidden, _drawing(_STYLE):
+        figure.savefig(hidden, dpi=dpi, format="png", facecolor="white")
 
 
 def short(text: str, length: int = 22) -> str:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from vit_dist import __version__
-from vit_dist.console import big, duration, loss_text
+from vit_dist.errors import UserError
+from vit_dist.files import write_text
+from vit_dist.formatting import big, duration, loss_text
 from vit_dist.predictions import Kept
 from vit_dist.report import curves, grids
 from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.html import charts, confusion_table, document, figures, folded, table, tiles
 from vit_dist.report.record import Record, read_run
-from vit_dist.values import UserError
+from vit_dist.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,9 +41,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
             save_png(figure, out / f"{name}.png")
         _grids(run, out)
         page = out / "index.html"
-        aside = out / ".index.html"
-        aside.write_text(document(f"{run.name}: report", _parts(run, pictures)), encoding="utf-8")
-        aside.replace(page)
+        write_text(page, document(f"{run.name}: report", _parts(run, pictures)))
     except OSError as error:
         raise UserError(f"report: {out} cannot be written: {error.strerror}") from None
     return page

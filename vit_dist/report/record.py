@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from vit_dist.config import Config
-from vit_dist.journal import Floats, Line, Metrics, json_or_nothing, read_columns
+from vit_dist.errors import UserError
+from vit_dist.files import read_json_or_empty
+from vit_dist.journal import Floats, Line, Metrics, read_columns
 from vit_dist.locking import is_held
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
-from vit_dist.values import UserError
 from vit_dist.yaml_files import read_yaml
 
 COLUMNS = (
@@ -102,7 +103,7 @@ def read_run(folder: Path) -> Record:
     if not metrics.starts:
         raise UserError(f"{folder}: the run has not started yet: its metrics.jsonl has no start")
     config = Config.from_dict(read_yaml(folder / "config.yaml"))
-    status, summary = json_or_nothing(folder / "status.json"), json_or_nothing(folder / "summary.json")
+    status, summary = read_json_or_empty(folder / "status.json"), read_json_or_empty(folder / "summary.json")
     return Record(
         folder=folder,
         name=config.run.name or folder.resolve().name,

@@ -1,0 +1,23 @@
+"""Errors shown to the user: `UserError`, and how errors are worded in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line for each problem, shown without a traceback, exit code 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean X?)` if a known name is close to `name`, else `; known: X, Y`."""
+    names = list(known)
+    spelled = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), list(spelled), 1)
+    return f" (did you mean {spelled[close[0]]}?)" if close else f"; known: {', '.join(names)}"
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """Return an error's text on one line, cut to `limit` characters; its type's name if it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,0 +1,117 @@
+"""Write files and folders atomically, and read and write small JSON files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_dist.errors import UserError, one_line
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `path` to write to; it becomes `path` at the end, and is removed after an error.
+
+    Readers see the old file or the new one, never half of either. Not forced to the disk. Raises OSError.
+    """
+    hidden = path.with_name(f".{path.name}")
+    try:
+        yield hidden
+        hidden.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            hidden.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a UTF-8 text file atomically. Raises OSError."""
+    with replacing(path) as hidden:
+        hidden.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically. Raises OSError."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file. Raises OSError, ValueError."""
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file; an empty one if the file is missing or broken."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def json_number(value: float) -> float | str:
+    """Return a number as JSON holds it: NaN and infinity, which JSON does not have, as text."""
+    return value if abs(value) < float("inf") else str(value)
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `path` at which to build a file or folder; `publish` gives it its name.
+
+    Whatever is left at the hidden path at the end is removed. Raises UserError, naming `path`, for an OSError.
+    """
+    hidden = path.with_name(f".writing_{path.name}")
+    _remove(hidden)
+    try:
+        yield hidden
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise UserError(f"{path}: cannot be written: {reason}: name a place in a folder of yours that exists") from None
+    finally:
+        _remove(hidden)
+
+
+def publish(hidden: Path, path: Path) -> None:
+    """Force what was built at `hidden` to the disk and rename it to `path`.
+
+    A file replaces a file, a folder an empty folder. Raises OSError.
+    """
+    for file in hidden.iterdir() if hidden.is_dir() else ():
+        fsync(file)
+    fsync(hidden)
+    if hidden.is_dir() and path.is_dir():
+        path.rmdir()  # Windows replaces no folder
+    hidden.replace(path)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk. Raises OSError."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_output_path(path: Path, flag: str) -> None:
+    """Check, before the work rather than after it, that a file can be written to `path`.
+
+    Raises UserError that names the flag.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder: name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{flag}: {path} cannot be written: there is no folder {path.parent}")
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,56 @@
+"""Format numbers, durations, tables and curves as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds for people; tenths below ten seconds."""
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "<0.1 s"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def big(value: float) -> str:
+    """A count for people: 1.8 M, 62.1 M, 17.6 G."""
+    for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= 0.9995 * limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def loss_text(value: float | str) -> str:
+    """A loss for people, which may be the text that JSON has for NaN."""
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
+def sketch(values: Sequence[float], width: int = 72, height: int = 8) -> list[str]:
+    """A curve in a few lines of text, from 0 to the highest value; each column is the mean of its share of values."""
+    columns = min(width, len(values))
+    edges = [len(values) * i // columns for i in range(columns + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    top = max(means) or 1.0
+    eighths = [round(8 * height * max(0.0, mean) / top) for mean in means]
+    rows = []
+    for row in reversed(range(height)):
+        label = f"{top:.1e}" if row == height - 1 else "0" if row == 0 else ""
+        rows.append(f"  {label:>8} ┤" + "".join(_BLOCKS[min(8, max(0, level - 8 * row))] for level in eighths))
+    return rows

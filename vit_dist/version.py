@@ -1,0 +1,3 @@
+"""The version of vit_dist."""
+
+__version__ = "0.1.0"
