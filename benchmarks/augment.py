@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from vit_dist.config import AugmentConfig, BatchConfig, Config, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.data.sources import MemorySource, whole
 from vit_dist.data.stream import Form, Stream
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
 
 CASES = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from vit_dist.config import RunConfig
+from vit_dist.config.schema import RunConfig
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.models.build import evaluating
 from vit_dist.runtime import Runtime

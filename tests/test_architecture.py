@@ -224,7 +224,8 @@ def test_no_public_name_shares_the_name_of_a_room_beside_it() -> None:
 
 
 def test_the_packages_face_opens_its_rooms_lazily() -> None:
-    from vit_dist import config, loop
+    from vit_dist import loop
+    from vit_dist.config.config import config
 
     assert [getattr(vit_dist, name) for name in ("Config", "UserError", "Run", "train")] == [
         config.Config,

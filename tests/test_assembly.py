@@ -10,11 +10,12 @@ import pytest
 
 from vit_dist.announcement import peak_text, plan_rows
 from vit_dist.assembly import form_of, refuse_metrics
-from vit_dist.config import BatchConfig, Config, OptimizerConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import BatchConfig, OptimizerConfig
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data, MemorySource, whole
 from vit_dist.errors import UserError
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 
 NO_VAL = {"data.val_fraction": 0}
 PATIENCE = {"evaluate.patience": 2}

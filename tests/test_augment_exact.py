@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from tests import losses_for_tests
 from tests.processes import run_world
 from vit_dist import Config, UserError, train
-from vit_dist.config import RunConfig
+from vit_dist.config.schema import RunConfig
 from vit_dist.data.sources import Subset, read_folder
 from vit_dist.data.stream import Form, Stream
 from vit_dist.journal import read_metrics
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.resume import status
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch

@@ -10,18 +10,9 @@ import torch
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer, lr_scheduler
 
-from vit_dist.catalog import (
-    LOSSES,
-    METRICS,
-    OPTIMIZERS,
-    PRESETS,
-    SCHEDULERS,
-    loss_problems,
-    optimizer_problems,
-    schedule_arguments,
-    schedule_problems,
-)
-from vit_dist.values import Length
+from vit_dist.config.catalog import LOSSES, METRICS, OPTIMIZERS, PRESETS, loss_problems, optimizer_problems
+from vit_dist.config.schedulers import SCHEDULERS, schedule_arguments, schedule_problems
+from vit_dist.config.values import Length
 
 LENGTH = 'a length with its unit, as "30 epochs"'
 LENGTHS = "a list of lengths with their units, as [30 epochs, 60 epochs]"

@@ -18,7 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from tests.test_optimizers import ACCEPTED
 from vit_dist import checkpoint
 from vit_dist.averaging import Average
-from vit_dist.config import ModelConfig, OptimizerConfig
+from vit_dist.config.schema import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model
 from vit_dist.optimizers import build_optimizer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vit_dist.choosing import better, judge, out_of_patience, value_of, weights_of
-from vit_dist.config import EvaluateConfig
+from vit_dist.config.schema import EvaluateConfig
 from vit_dist.state import Best, TrainState
 
 BOTH = {

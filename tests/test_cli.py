@@ -15,12 +15,12 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from vit_dist.cli import main
-from vit_dist.config import Config
+from vit_dist.config.config import Config
+from vit_dist.config.recipe import RECIPES
 from vit_dist.errors import UserError
 from vit_dist.flags import HABITS, config_flags, parse
 from vit_dist.optimizers import build_optimizer
 from vit_dist.version import __version__
-from vit_dist.yaml_files import RECIPES
 
 FLAGS = {name for name, _, _ in config_flags()}
 # What people type → the field they mean, and the value it gets for what they gave.
@@ -423,7 +423,7 @@ def test_help_waits_for_no_heavy_package() -> None:
     status, modules = json.loads(run.stdout.splitlines()[-1])
     assert status == 0
     assert "--optimizer.lr" in run.stdout
-    assert "vit_dist.config" in modules
+    assert "vit_dist.config.config" in modules
     heavy = {"torch", "accelerate", "torchvision", "timm", "wandb", "sklearn", "numpy"}
     assert heavy.intersection(modules) == set()
 

@@ -11,10 +11,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from vit_dist.config import Config, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from vit_dist.config.config import Config
+from vit_dist.config.recipe import RECIPES, find_recipe
+from vit_dist.config.schema import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from vit_dist.config.values import Length, import_function, parse_size
 from vit_dist.errors import UserError
-from vit_dist.values import Length, import_function, parse_size
-from vit_dist.yaml_files import RECIPES, find_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vit_dist.config import Config, DataConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import DataConfig
 from vit_dist.data.datasets import CIFAR10, CIFAR100, CifarArchive, _idx, default_root, open_data, read_cifar
 from vit_dist.data.sources import Data, MemorySource, Subset
 from vit_dist.errors import UserError
-from vit_dist.plan import Ints
+from vit_dist.plan.keys import Ints
 
 HERE = "http://127.0.0.1:1/"
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

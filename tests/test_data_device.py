@@ -24,7 +24,7 @@ from vit_dist.data.device import (
     shift,
     warp,
 )
-from vit_dist.plan import Purpose, keys
+from vit_dist.plan.keys import Purpose, keys
 
 
 def pixels(*shape: int) -> Tensor:

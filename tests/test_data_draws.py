@@ -15,10 +15,10 @@ from timm.data.mixup import Mixup, rand_bbox
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
-from vit_dist.config import AugmentConfig
+from vit_dist.config.schema import AugmentConfig
 from vit_dist.data.device import mix, mix_targets, warp
 from vit_dist.data.draws import Erasures, Mixes, affine, erasures, flips, mixes, shifts
-from vit_dist.plan import Purpose, keys, uniform
+from vit_dist.plan.keys import Purpose, keys, uniform
 
 MOVING = AugmentConfig(rotate=25, translate=0.15, scale=0.2, flip=0.4, shift=2)
 MIXING = AugmentConfig(mixup=0.8, cutmix=1.0, mix_prob=0.9)

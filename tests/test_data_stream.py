@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vit_dist.config import AugmentConfig, BatchConfig, Config, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.data.device import erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
 from vit_dist.data.draws import affine, erasures, mixes
 from vit_dist.data.sources import FileSource, MemorySource, Subset, read_folder, whole
@@ -25,7 +26,8 @@ from vit_dist.data.stream import EvaluationStream, Form, Stream
 from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.data.transforms import EvaluationTransform, TrainingTransform
 from vit_dist.errors import UserError
-from vit_dist.plan import Plan, Purpose, key, keys, uniform
+from vit_dist.plan.keys import Purpose, key, keys, uniform
+from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch
 

@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from tests.processes import run_world
-from vit_dist.config import AugmentConfig
+from vit_dist.config.schema import AugmentConfig
 from vit_dist.data.sources import MemorySource, whole
 from vit_dist.data.stream import Reader
 from vit_dist.data.transforms import EvaluationTransform, TrainingTransform, Transform, seeded, training_transform
 from vit_dist.errors import UserError
-from vit_dist.plan import Purpose, Slots, keys
+from vit_dist.plan.keys import Purpose, keys
+from vit_dist.plan.plan import Slots
 
 
 def noise(width: int = 40, height: int = 30) -> Image.Image:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from vit_dist.arguments import USAGES
-from vit_dist.config import Config
+from vit_dist.config.config import Config
 from vit_dist.flags import reference
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]

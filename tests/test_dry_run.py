@@ -15,11 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from vit_dist import Config, train
 from vit_dist.cli import main
-from vit_dist.config import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
+from vit_dist.config.schema import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
 from vit_dist.dry_run import Memory, estimate, rate_curve
 from vit_dist.models.build import build_model, drop_path_depth
 from vit_dist.optimizers import build_optimizer
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.schedules import Schedule
 
 SIDE, CLASSES = 16, 10

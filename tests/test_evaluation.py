@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.processes import run_world
-from vit_dist.config import DataConfig, RunConfig
+from vit_dist.config.schema import DataConfig, RunConfig
 from vit_dist.data.datasets import open_data
 from vit_dist.data.stream import EvaluationStream, Form
 from vit_dist.evaluation import evaluate

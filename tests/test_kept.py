@@ -22,7 +22,7 @@ from vit_dist.data.sources import MemorySource
 from vit_dist.data.stream import Form, Stream
 from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.journal import Line
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions, write_predictions
 from vit_dist.resume import status
 from vit_dist.runtime import Runtime

@@ -29,7 +29,7 @@ from vit_dist.evaluation import evaluate
 from vit_dist.files import read_json
 from vit_dist.journal import read_metrics
 from vit_dist.models.build import build_model
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.resume import status
 from vit_dist.runtime import Runtime
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vit_dist.config import Config, LossConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import LossConfig
 from vit_dist.errors import UserError
 from vit_dist.losses import Loss, bce, cross_entropy, hard_distillation, soft_distillation
 from vit_dist.state import Batch

@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vit_dist.config import ModelConfig
+from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import (
     Preprocessing,

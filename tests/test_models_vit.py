@@ -16,7 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_dist.config import Config, ModelConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import ModelConfig
 from vit_dist.models.build import build_model, parameter_count
 from vit_dist.models.vit import PRESETS, Block, LayerScale, PatchEmbed, ViT, sincos
 

@@ -16,7 +16,8 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from vit_dist.config import Config, ModelConfig, OptimizerConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model, parameter_count
 from vit_dist.optimizers import build_optimizer, is_decayed, masks_its_step, parameter_groups, peak_lr

@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vit_dist.config import (
+from vit_dist.config.config import Config
+from vit_dist.config.schema import (
     AugmentConfig,
     BatchConfig,
     CheckpointConfig,
-    Config,
     EvaluateConfig,
     LogConfig,
     RunConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from vit_dist.config.values import Length
 from vit_dist.errors import UserError
-from vit_dist.plan import Plan, Purpose, Slots, _order, evaluation_slots, key, keys, permute, uniform
-from vit_dist.values import Length
+from vit_dist.plan.keys import Purpose, key, keys, uniform
+from vit_dist.plan.order import _order, permute
+from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 
 SPLITS = [
     # samples, global_size, micro_size, world size

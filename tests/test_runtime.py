@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.processes import run_world
-from vit_dist.config import RunConfig
+from vit_dist.config.schema import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.launch import available_cores
 from vit_dist.runtime import Runtime

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, AdamW, Optimizer, lr_scheduler
 
-from vit_dist.config import BatchConfig, Config, ScheduleConfig, TrainConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import BatchConfig, ScheduleConfig, TrainConfig
 from vit_dist.errors import UserError
 from vit_dist.optimizers import MuonAndAdamW
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.schedules import Schedule, schedule_metric
 
 Floats = NDArray[np.float64]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from vit_dist.config import BatchConfig, Config, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.config import Config
+from vit_dist.config.schema import BatchConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.journal import place
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
 from vit_dist.telemetry import Clock, Meter, matmul_flops, peak_flops
 

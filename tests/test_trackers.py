@@ -25,7 +25,7 @@ from tests import losses_for_tests
 from tests.conftest import REPOSITORY
 from tests.test_loop import digits
 from vit_dist import Config, Run, train
-from vit_dist.config import LogConfig, RunConfig
+from vit_dist.config.schema import LogConfig, RunConfig
 from vit_dist.files import read_json
 from vit_dist.journal import Line, read_metrics
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions

@@ -15,10 +15,10 @@ from torch import nn
 
 from tests.processes import run_world
 from vit_dist.averaging import Average
-from vit_dist.config import (
+from vit_dist.config.config import Config
+from vit_dist.config.schema import (
     AugmentConfig,
     BatchConfig,
-    Config,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
@@ -32,7 +32,8 @@ from vit_dist.data.stream import Form, Stream
 from vit_dist.losses import Loss, cross_entropy
 from vit_dist.models.build import build_model
 from vit_dist.optimizers import build_optimizer
-from vit_dist.plan import Plan, Purpose, keys, uniform
+from vit_dist.plan.keys import Purpose, keys, uniform
+from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
 from vit_dist.schedules import Schedule
 from vit_dist.state import Batch, TrainState

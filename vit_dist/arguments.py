@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn, get_origin
 import yaml
 
 from vit_dist.answers import FORMS
-from vit_dist.catalog import BESIDE_A_RUN
+from vit_dist.config.catalog import BESIDE_A_RUN
 from vit_dist.errors import UserError, one_line
 from vit_dist.flags import config_flags, refuse_unknown, take_mappings
 

@@ -13,7 +13,8 @@ from torch import nn
 from vit_dist.announcement import announce
 from vit_dist.averaging import Average
 from vit_dist.checkpoint import Checkpoint
-from vit_dist.config import Config
+from vit_dist.config.config import Config
+from vit_dist.config.values import parse_size
 from vit_dist.console import Console
 from vit_dist.data.datasets import open_data
 from vit_dist.data.sources import Data
@@ -32,7 +33,7 @@ from vit_dist.models.build import (
 )
 from vit_dist.models.pretrained import freeze
 from vit_dist.optimizers import build_optimizer, peak_lr
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.resume import Resumption
 from vit_dist.runtime import Runtime
 from vit_dist.schedules import Schedule, schedule_metric
@@ -43,7 +44,6 @@ from vit_dist.telemetry import Clock, Meter, matmul_flops
 from vit_dist.trackers import Trackers, require_tracker
 from vit_dist.trained import start_from
 from vit_dist.update import Updater
-from vit_dist.values import parse_size
 
 
 def build(

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, track
 from rich.table import Column
 
 from vit_dist.formatting import duration, loss_text
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 
 Item = TypeVar("Item")
 

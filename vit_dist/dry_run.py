@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from vit_dist.announcement import augment_notes, plan_rows
 from vit_dist.assembly import build_loss, form_of, own_model, refuse_metrics
-from vit_dist.config import Config
+from vit_dist.config.config import Config
 from vit_dist.console import Console
 from vit_dist.data.datasets import open_data
 from vit_dist.data.transforms import training_transform
@@ -21,7 +21,7 @@ from vit_dist.formatting import sketch
 from vit_dist.launch import resolve_precision
 from vit_dist.models.build import drop_path_depth, forward_flops, parameter_count
 from vit_dist.optimizers import build_optimizer, peak_lr
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.report.curves import draw_rates
 from vit_dist.schedules import Schedule
 

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
-from vit_dist.config import Config
+from vit_dist.config.config import Config
+from vit_dist.config.recipe import RECIPES
+from vit_dist.config.values import describe, merged
 from vit_dist.errors import UserError, one_line
-from vit_dist.values import describe, merged
-from vit_dist.yaml_files import RECIPES
 
 # Fields that hold names of others' own.
 _MAPPINGS = ("model.args", "optimizer.args", "optimizer.overrides", "schedule.args")

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 
 Line = dict[str, Any]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vit_dist import checkpoint
 from vit_dist.assembly import build
-from vit_dist.config import Config
+from vit_dist.config.config import Config
 from vit_dist.console import Console
 from vit_dist.data.device import normalise
 from vit_dist.data.sources import Data

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_dist.config import LossConfig
+from vit_dist.config.schema import LossConfig
+from vit_dist.config.values import import_function
 from vit_dist.errors import UserError
 from vit_dist.state import Batch
-from vit_dist.values import import_function
 
 # (outputs, targets) → one value per slot.
 SlotLoss = Callable[[Tensor, Tensor], Tensor]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from vit_dist.config import OptimizerConfig
+from vit_dist.config.schema import OptimizerConfig
+from vit_dist.config.values import coerce
 from vit_dist.errors import UserError, nearest, one_line
-from vit_dist.values import coerce
 
 _OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum")
 _NOT_TO_SET = ("params", "fused")

@@ -25,7 +25,8 @@ from vit_dist.data.transforms import EvaluationTransform
 from vit_dist.errors import UserError
 from vit_dist.files import check_output_path, replacing
 from vit_dist.models.build import evaluating
-from vit_dist.plan import Purpose, key, permute
+from vit_dist.plan.keys import Purpose, key
+from vit_dist.plan.order import permute
 from vit_dist.report.grids import Tile, draw_tiles
 from vit_dist.runtime import Runtime
 from vit_dist.scoring import Split, judged, open_split, precision_of

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from vit_dist.errors import UserError
 from vit_dist.files import replacing
-from vit_dist.plan import Ints
+from vit_dist.plan.keys import Ints
 
 Floats32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

@@ -9,10 +9,10 @@ from typing import Any
 
 from vit_dist import checkpoint
 from vit_dist.checkpoint import Checkpoint
-from vit_dist.config import Config
+from vit_dist.config.config import Config
+from vit_dist.config.recipe import read_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json, read_json_or_empty
-from vit_dist.yaml_files import read_yaml
 
 # These belong to the identity, and yet may change in a run: the first may grow, the second changes no result
 # but where dropout draws by micro-batch. Both are noted.

@@ -24,7 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vit_dist.config import RunConfig
+from vit_dist.config.schema import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.launch import (
     available_cores,

@@ -13,12 +13,13 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from vit_dist.catalog import PRESETS, schedule_arguments
-from vit_dist.config import ScheduleConfig
+from vit_dist.config.catalog import PRESETS
+from vit_dist.config.schedulers import schedule_arguments
+from vit_dist.config.schema import ScheduleConfig
+from vit_dist.config.values import Length, import_function
 from vit_dist.errors import UserError
 from vit_dist.files import json_number
-from vit_dist.plan import Plan
-from vit_dist.values import Length, import_function
+from vit_dist.plan.plan import Plan
 
 _MOVED = ("lr", "momentum", "betas")
 # Of a plateau, what evaluations have left; every other scheduler follows from the number of updates.

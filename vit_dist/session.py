@@ -17,7 +17,7 @@ from torch import nn
 
 from vit_dist import checkpoint
 from vit_dist.choosing import judge, out_of_patience, value_of, weights_of
-from vit_dist.config import Config
+from vit_dist.config.config import Config
 from vit_dist.console import Console
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import EvaluationStream, Form, Stream, pictures
@@ -26,7 +26,7 @@ from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.files import json_number, write_json
 from vit_dist.journal import Journal, Line, place
 from vit_dist.locking import FolderLock
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.predictions import INPUTS, KEPT, PREDICTIONS, Kept, Predictions, write_inputs, write_predictions
 from vit_dist.progress import write_progress
 from vit_dist.runtime import Runtime

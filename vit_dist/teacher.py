@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_dist import checkpoint
-from vit_dist.config import LossConfig, ModelConfig
+from vit_dist.config.schema import LossConfig, ModelConfig
 from vit_dist.data.sources import Data
 from vit_dist.data.stream import Form
 from vit_dist.errors import UserError

@@ -11,7 +11,7 @@ import torch
 
 from vit_dist.files import json_number
 from vit_dist.journal import Line, place
-from vit_dist.plan import Plan
+from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
 
 # Dense peaks of the data sheets, in FLOP/s, without sparsity; SXM parts where a name has several.

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vit_dist.config import Config
+from vit_dist.config.config import Config
 from vit_dist.errors import UserError, one_line
 from vit_dist.journal import Line
 from vit_dist.predictions import Inputs, Kept, Pixels

@@ -11,16 +11,17 @@ from typing import Any
 from torch import nn
 
 from vit_dist import checkpoint
-from vit_dist.catalog import BESIDE_A_RUN
 from vit_dist.checkpoint import Checkpoint
-from vit_dist.config import Config, ModelConfig
+from vit_dist.config.catalog import BESIDE_A_RUN
+from vit_dist.config.config import Config
+from vit_dist.config.schema import ModelConfig
+from vit_dist.config.values import merged
 from vit_dist.data.stream import Form
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
 from vit_dist.models.build import build_model, check_model_name, imagenet_classes, preprocessing
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.state import Best
-from vit_dist.values import merged
 
 # Files of a checkpoint → whose weights they hold.
 _WEIGHTS = {"model": "raw", "ema": "ema"}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_dist.config import DataConfig
+from vit_dist.config.schema import DataConfig
 from vit_dist.data.sources import Data, MemorySource, keyed_split, read_folder, whole, with_val
 from vit_dist.errors import UserError, nearest
 

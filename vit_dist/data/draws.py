@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtri
 
-from vit_dist.config import AugmentConfig
-from vit_dist.plan import Ints, Keys, Purpose, keys, uniform
+from vit_dist.config.schema import AugmentConfig
+from vit_dist.plan.keys import Ints, Keys, Purpose, keys, uniform
 
 Floats = NDArray[np.float32]
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vit_dist.errors import UserError
-from vit_dist.plan import Ints, Purpose, key, permute
+from vit_dist.plan.keys import Ints, Purpose, key
+from vit_dist.plan.order import permute
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _EXTENSIONS = {

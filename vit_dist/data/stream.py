@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from vit_dist.config import AugmentConfig
+from vit_dist.config.schema import AugmentConfig
 from vit_dist.data.device import erase, erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
 from vit_dist.data.draws import affine, erasures, flips, mixes, shifts
 from vit_dist.data.sources import FileSource, MemorySource, Subset
 from vit_dist.data.transforms import EvaluationTransform, Transform, training_transform
 from vit_dist.errors import UserError
-from vit_dist.plan import Ints, Keys, Plan, Purpose, Slots, evaluation_slots, key, keys, uniform
+from vit_dist.plan.keys import Ints, Keys, Purpose, key, keys, uniform
+from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 from vit_dist.predictions import Inputs, Pixels
 from vit_dist.runtime import Runtime
 from vit_dist.state import Batch

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from vit_dist.config import AugmentConfig
+from vit_dist.config.schema import AugmentConfig
+from vit_dist.config.values import import_function
 from vit_dist.errors import UserError
-from vit_dist.values import import_function
 
 # (image, key, side in pixels) → uint8 [channels, height, width].
 Transform = Callable[[Image.Image, int, int], Tensor]

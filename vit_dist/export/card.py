@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vit_dist.config import Config
+from vit_dist.config.config import Config
 from vit_dist.formatting import duration
 from vit_dist.models.build import parameter_count
 from vit_dist.trained import Trained

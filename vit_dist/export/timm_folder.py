@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vit_dist.checkpoint import weights
-from vit_dist.config import ModelConfig
+from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError, one_line
 from vit_dist.export.beside import INTERPOLATION, apart, normalised, quiet, random_pixels
 from vit_dist.files import publish, staged

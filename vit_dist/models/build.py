@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_dist.config import ModelConfig
+from vit_dist.config.schema import ModelConfig
+from vit_dist.config.validation import image_problems
+from vit_dist.config.values import import_function
 from vit_dist.errors import UserError, one_line
 from vit_dist.models.vit import PRESETS, ViT
-from vit_dist.plan import Purpose, key
-from vit_dist.validation import image_problems
-from vit_dist.values import import_function
+from vit_dist.plan.keys import Purpose, key
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vit_dist.config import ModelConfig
+from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError, one_line
 
 _PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.config import Config
+from vit_dist.config.config import Config
+from vit_dist.config.recipe import read_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
 from vit_dist.journal import Floats, Line, Metrics, read_columns
 from vit_dist.locking import is_held
 from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
-from vit_dist.yaml_files import read_yaml
 
 COLUMNS = (
     *("time", "epoch", "loss", "top1", "lr", "grad_norm", "samples_per_second", "update_seconds"),

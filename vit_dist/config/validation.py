@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
-from vit_dist.catalog import METRICS, loss_problems, optimizer_problems, schedule_problems
+from vit_dist.config.catalog import METRICS, loss_problems, optimizer_problems
+from vit_dist.config.schedulers import schedule_problems
+from vit_dist.config.schema import Schema
+from vit_dist.config.values import Length, coerce, parse_size
 from vit_dist.errors import nearest
-from vit_dist.values import Length, coerce, parse_size
-
-if TYPE_CHECKING:
-    from vit_dist.config import Config
 
 
-def problems(config: Config) -> Iterator[str]:
+def problems(config: Schema) -> Iterator[str]:
     """Every field out of its range and every contradiction between fields, with the fix."""
     yield from _part_problems(config)
     yield from _sign_problems(config)
@@ -33,7 +31,7 @@ def problems(config: Config) -> Iterator[str]:
     yield from _length_problems(config)
 
 
-def _part_problems(config: Config) -> Iterator[str]:
+def _part_problems(config: Schema) -> Iterator[str]:
     """Parts of a whole that are not between 0 and 1."""
     model, optimizer = config.model, config.optimizer
     fractions = {
@@ -65,7 +63,7 @@ def _part_problems(config: Config) -> Iterator[str]:
         yield f"optimizer.layer_decay: must be above 0 and at most 1, not {optimizer.layer_decay}"
 
 
-def _sign_problems(config: Config) -> Iterator[str]:
+def _sign_problems(config: Schema) -> Iterator[str]:
     """Numbers that must be above 0, or not below it."""
     model, data, batch, optimizer = config.model, config.data, config.batch, config.optimizer
     if config.run.seed >= 2**63:
@@ -112,7 +110,7 @@ def _sign_problems(config: Config) -> Iterator[str]:
             yield f"{name}: must be 0 or more, not {value}"
 
 
-def _other_problems(config: Config) -> Iterator[str]:
+def _other_problems(config: Schema) -> Iterator[str]:
     """A part, a size and decay rates with bounds of their own, and what an optimizer does not have."""
     data, batch, optimizer = config.data, config.batch, config.optimizer
     if not 0 <= data.val_fraction <= 0.5:
@@ -129,7 +127,7 @@ def _other_problems(config: Config) -> Iterator[str]:
         yield f"optimizer.momentum: {optimizer.name} has optimizer.betas in its place: leave it empty"
 
 
-def _model_problems(config: Config) -> Iterator[str]:
+def _model_problems(config: Schema) -> Iterator[str]:
     """Sizes that do not fit each other."""
     model, data = config.model, config.data
     ours = not model.name.startswith("timm/") and ":" not in model.name
@@ -155,7 +153,7 @@ def _model_problems(config: Config) -> Iterator[str]:
         yield f"model.args: only for timm/NAME and package.module:function; {model.name} has its own fields"
 
 
-def _data_problems(config: Config) -> Iterator[str]:
+def _data_problems(config: Schema) -> Iterator[str]:
     """Means and deviations that do not go together."""
     data = config.data
     if len(data.mean) != len(data.std):
@@ -164,7 +162,7 @@ def _data_problems(config: Config) -> Iterator[str]:
         yield f"data.std: must be above 0, not {list(data.std)}"
 
 
-def _augment_problems(config: Config) -> Iterator[str]:
+def _augment_problems(config: Schema) -> Iterator[str]:
     """Of augmentation that cannot be."""
     augment = config.augment
     if not 0 <= augment.rotate <= 180:
@@ -184,7 +182,7 @@ def _augment_problems(config: Config) -> Iterator[str]:
             yield f"augment.sizes: must be for more than nothing, not {text!r}"
 
 
-def _sides(config: Config) -> list[int]:
+def _sides(config: Schema) -> list[int]:
     """Of augment.sizes; those that cannot be read are told elsewhere."""
     sides = []
     for text in config.augment.sizes:
@@ -193,7 +191,7 @@ def _sides(config: Config) -> list[int]:
     return sides
 
 
-def _idle_problems(config: Config) -> Iterator[str]:
+def _idle_problems(config: Schema) -> Iterator[str]:
     """Of distillation, and of fields that would do nothing."""
     loss = config.loss
     if loss.teacher.startswith("timm/") and not loss.teacher_weights:
@@ -209,7 +207,7 @@ def _idle_problems(config: Config) -> Iterator[str]:
         yield f"schedule.cooldown_end: {schedule.name} has no cooldown: set schedule.cooldown, or leave it out"
 
 
-def _override_problems(config: Config) -> Iterator[str]:
+def _override_problems(config: Schema) -> Iterator[str]:
     """Of optimizer.overrides: a regular expression for each mapping of numbers."""
     for pattern, given in config.optimizer.overrides.items():
         where = f"optimizer.overrides.{pattern}"
@@ -233,7 +231,7 @@ def _override_problems(config: Config) -> Iterator[str]:
                 yield f"{where}.{name}: must be 0 or more, not {value}"
 
 
-def _length_problems(config: Config) -> Iterator[str]:
+def _length_problems(config: Schema) -> Iterator[str]:
     """Lengths of time that are none, or nothing."""
     lengths = {
         "train.duration": config.train.duration,

@@ -9,40 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from enum import IntEnum
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_dist.config import Config
+from vit_dist.config.config import Config
+from vit_dist.config.values import Length, parse_size
 from vit_dist.errors import UserError
-from vit_dist.values import Length, parse_size
-
-Ints = NDArray[np.int64]
-Keys = NDArray[np.uint64]
-
-_FEISTEL_ROUNDS = 6
-_CHUNK = 16_384
-
-
-class Purpose(IntEnum):
-    """What a key is for: draws for one purpose say nothing about those for another."""
-
-    ORDER = 1
-    SPLIT = 2
-    INIT = 3
-    SAMPLE = 4
-    FLIP = 5
-    SHIFT = 6
-    DROP_PATH = 7
-    FORWARD = 8
-    AFFINE = 9
-    ERASE = 10
-    MIX = 11
-    GRID = 12
+from vit_dist.plan.keys import Ints
+from vit_dist.plan.order import CHUNK, order_chunk
 
 
 @dataclass(frozen=True)
@@ -175,10 +152,10 @@ class Plan:
             place = batch * distinct + within
         epoch, in_epoch = np.divmod(place, self.samples)
         index = np.empty_like(place)
-        chunk = in_epoch // _CHUNK
+        chunk = in_epoch // CHUNK
         for e, c in sorted(set(zip(epoch.tolist(), chunk.tolist(), strict=True))):
             here = (epoch == e) & (chunk == c)
-            index[here] = _order(self.seed, e, self.samples, c)[in_epoch[here] % _CHUNK]
+            index[here] = order_chunk(self.seed, e, self.samples, c)[in_epoch[here] % CHUNK]
         epoch = epoch * self.repeats + copy
         return Slots(index, epoch, real.astype(np.float32), self.size_at(position))
 
@@ -199,66 +176,6 @@ def evaluation_slots(length: int, batch_size: int, rank: int, world_size: int) -
         index = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64)
         real = index < length
         yield Slots(np.where(real, index, 0), np.zeros_like(index), real.astype(np.float32))
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, samples: int, chunk: int) -> Ints:
-    """Indices at a run of places of an epoch: computed together, since a call costs more than a place."""
-    places = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, samples), dtype=np.int64)
-    return permute(places, samples, key(seed, Purpose.ORDER, epoch))
-
-
-def key(*parts: int) -> int:
-    """The 64-bit key of integers (seed, purpose, epoch, index …)."""
-    return int(keys(*parts))
-
-
-def keys(*parts: int | Ints | Keys) -> Keys:
-    """Keys of integers and arrays of them, broadcast together."""
-    state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            state = _mix(state ^ _mix(np.asarray(part).astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
-    return state
-
-
-def uniform(of: Keys, *shape: int) -> NDArray[np.float32]:
-    """Draws from [0, 1) for each key: [keys, *shape], multiples of 2^-24."""
-    count = np.arange(math.prod(shape), dtype=np.int64)
-    bits = keys(of[:, None], count) >> np.uint64(40)
-    return (bits.astype(np.float32) * np.float32(2.0**-24)).reshape(len(of), *shape)
-
-
-def permute(place: Ints, length: int, of: int) -> Ints:
-    """A keyed permutation of range(length), computed on demand: the images of `place`.
-
-    A balanced Feistel network on the next power of four, with cycle-walking (Black and Rogaway, "Ciphers
-    with Arbitrary Finite Domains", 2002): O(1) memory for any length.
-    """
-    half = max(1, ((length - 1).bit_length() + 1) // 2)
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    rounds = [np.uint64(key(of, number)) for number in range(_FEISTEL_ROUNDS)]
-
-    def once(values: Keys) -> Keys:
-        left, right = values >> shift, values & mask
-        with np.errstate(over="ignore"):
-            for one in rounds:
-                left, right = right, left ^ (_mix(right + one) & mask)
-        return (left << shift) | right
-
-    values = once(place.astype(np.uint64))
-    outside = np.flatnonzero(values >= length)
-    while outside.size:
-        values[outside] = once(values[outside])
-        outside = outside[values[outside] >= length]
-    return values.astype(np.int64)
-
-
-def _mix(values: Any) -> Any:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _samples(length: Length, samples: int, global_size: int, total: int) -> Fraction:

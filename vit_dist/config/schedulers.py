@@ -1,21 +1,19 @@
-"""The names that a config may use, and what each takes: schedules, optimizers, losses, metrics."""
+"""The arguments that torch's learning-rate schedulers take here, and their checks."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, Union
 
+from vit_dist.config.catalog import METRICS, PRESETS
+from vit_dist.config.values import Length, coerce, describe
 from vit_dist.errors import nearest
-from vit_dist.values import Length, coerce, describe
-
-PRESETS = ("cosine", "wsd", "constant")
-OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
-LOSSES = ("cross_entropy", "bce")
-# Of val, by the averaged weights where train.ema keeps some; raw_ asks for the others.
-METRICS = ("top1", "top5", "loss", "raw_top1", "raw_top5", "raw_loss")
 
 _FUNCTION = Union[tuple[str, ...], str]
+
+
 _MOMENTUM = {"cycle_momentum": bool, "base_momentum": float, "max_momentum": float}
+
 
 # torch's schedulers with the arguments that they take here: torch's own names, lengths in place of counts of steps.
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -62,6 +60,8 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "ChainedScheduler": {"schedulers": list},
     "SequentialLR": {"schedulers": list, "milestones": tuple[Length, ...]},
 }
+
+
 # What has no default here. torch's default of five steps for some lengths is of no use where steps are updates:
 # those of PolynomialLR, LinearLR and CosineAnnealingLR are what is left of the run.
 _REQUIRED = {
@@ -77,8 +77,14 @@ _REQUIRED = {
     "ChainedScheduler": ("schedulers",),
     "SequentialLR": ("schedulers", "milestones"),
 }
+
+
 _FUNCTIONS = ("lr_lambda", "scale_fn")
+
+
 _FROM_THE_PLAN = ("total_steps", "epochs", "steps_per_epoch", "last_epoch")
+
+
 _NOT_INSIDE = ("ReduceLROnPlateau", "ChainedScheduler", "SequentialLR")
 
 
@@ -130,25 +136,6 @@ def schedule_problems(
             yield f"{where}.args.milestones: {parts} schedulers have {max(0, parts - 1)} between them, not {milestones}"
 
 
-def optimizer_problems(name: str) -> Iterator[str]:
-    """What is wrong with an optimizer's name."""
-    if name not in OPTIMIZERS and not name.startswith("timm/"):
-        hint = nearest(name, [*OPTIMIZERS, "timm/NAME"])
-        timms = "" if "did you mean" in hint or not name else f"; if timm has it: timm/{name.lower()}"
-        yield f"optimizer.name: no optimizer {name}{hint}{timms}"
-
-
-def loss_problems(name: str) -> Iterator[str]:
-    """What is wrong with a loss's name."""
-    if name == "clip":
-        yield (
-            "loss.name: clip needs a two-tower model (images and texts), which is not built: "
-            f"use {' or '.join(LOSSES)}, or package.module:function"
-        )
-    elif name not in LOSSES and ":" not in name:
-        yield f"loss.name: no loss {name}{nearest(name, [*LOSSES, 'package.module:function'])}"
-
-
 def _known(name: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(argument, value, kind) of those that the scheduler takes."""
     takes = SCHEDULERS.get(name, {})
@@ -174,10 +161,3 @@ def _inner_problems(name: str, given: Any, where: str) -> Iterator[str]:
             known = [scheduler for scheduler in SCHEDULERS if scheduler not in _NOT_INSIDE]
             for problem in schedule_problems(one["name"], inner, here, known):
                 yield problem.replace(f"{here}.args.", f"{here}.")
-
-
-# Fields that may be set beside a trained run, which says all else itself.
-BESIDE_A_RUN = (
-    *("data.root", "data.workers", "evaluate.batch_size"),
-    *("run.device", "run.threads", "run.seed", "train.precision"),
-)

@@ -1,0 +1,60 @@
+"""Keyed random draws: integers (seed, purpose, epoch, index, …) → 64-bit keys → numbers."""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+Keys = NDArray[np.uint64]
+
+
+class Purpose(IntEnum):
+    """What a key is for: draws for one purpose say nothing about those for another."""
+
+    ORDER = 1
+    SPLIT = 2
+    INIT = 3
+    SAMPLE = 4
+    FLIP = 5
+    SHIFT = 6
+    DROP_PATH = 7
+    FORWARD = 8
+    AFFINE = 9
+    ERASE = 10
+    MIX = 11
+    GRID = 12
+
+
+def key(*parts: int) -> int:
+    """The 64-bit key of integers (seed, purpose, epoch, index …)."""
+    return int(keys(*parts))
+
+
+def keys(*parts: int | Ints | Keys) -> Keys:
+    """Keys of integers and arrays of them, broadcast together."""
+    state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            state = mix_bits(state ^ mix_bits(np.asarray(part).astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
+    return state
+
+
+def uniform(of: Keys, *shape: int) -> NDArray[np.float32]:
+    """Draws from [0, 1) for each key: [keys, *shape], multiples of 2^-24."""
+    count = np.arange(math.prod(shape), dtype=np.int64)
+    bits = keys(of[:, None], count) >> np.uint64(40)
+    return (bits.astype(np.float32) * np.float32(2.0**-24)).reshape(len(of), *shape)
+
+
+def mix_bits(values: Any) -> Any:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
