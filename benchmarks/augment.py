@@ -19,8 +19,10 @@ from PIL import Image, ImageDraw
 
 from vit_dist.config.config import Config
 from vit_dist.config.schema import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
-from vit_dist.data.sources import MemorySource, whole
-from vit_dist.data.stream import Form, Stream
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import whole
+from vit_dist.data.stream import Stream
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
 

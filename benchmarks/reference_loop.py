@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from vit_dist.cli import parse
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import MemorySource
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
 from vit_dist.models.build import build_model
 from vit_dist.runtime import available_cores
 

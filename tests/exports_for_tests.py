@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist import Config, train
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import MemorySource
-from vit_dist.data.stream import Form
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
 from vit_dist.models.build import build_model
 from vit_dist.trained import Trained
 

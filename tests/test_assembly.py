@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from vit_dist.announcement import peak_text, plan_rows
-from vit_dist.assembly import form_of, refuse_metrics
+from vit_dist.assembly import refuse_metrics
 from vit_dist.config.config import Config
 from vit_dist.config.schema import BatchConfig, OptimizerConfig
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import Data, MemorySource, whole
+from vit_dist.data.preprocessing import form_of
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import Data, whole
 from vit_dist.errors import UserError
 from vit_dist.plan.plan import Plan
 

@@ -18,13 +18,15 @@ from tests import losses_for_tests
 from tests.processes import run_world
 from vit_dist import Config, UserError, train
 from vit_dist.config.schema import RunConfig
-from vit_dist.data.sources import Subset, read_folder
-from vit_dist.data.stream import Form, Stream
+from vit_dist.data.batch import Batch
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.folder import read_folder
+from vit_dist.data.sources.splits import Subset
+from vit_dist.data.stream import Stream
 from vit_dist.journal import read_metrics
 from vit_dist.plan.plan import Plan
 from vit_dist.resume import status
 from vit_dist.runtime import Runtime
-from vit_dist.state import Batch
 
 EVERYTHING: dict[str, Any] = {
     "model.drop_path": 0.2,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vit_dist.averaging import Average
-from vit_dist.checkpoint import weights
+from vit_dist.models.weights import weights
+from vit_dist.optim.ema import Average
 
 DECAY = 0.28
 # min(decay, n / (9 + n)) of updates 1 to 5.

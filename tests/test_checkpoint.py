@@ -17,11 +17,12 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from tests.test_optimizers import ACCEPTED
 from vit_dist import checkpoint
-from vit_dist.averaging import Average
 from vit_dist.config.schema import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model
-from vit_dist.optimizers import build_optimizer
+from vit_dist.models.weights import load_weights, weights
+from vit_dist.optim.ema import Average
+from vit_dist.optim.optimizers import build_optimizer
 
 STATE = {"train": {"position": 7}}
 
@@ -87,7 +88,7 @@ def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
     path, _ = checkpoint.save(tmp_path, 1, model, SGD(model.parameters(), lr=0.1), STATE)
     assert load_file(path / "model.safetensors").keys() == {"0.weight", "0.bias", "1.bias"}
     other = tied()
-    checkpoint.load_weights(other, path / "model.safetensors")
+    load_weights(other, path / "model.safetensors")
     assert torch.equal(other[1].weight, model[0].weight)
     assert other[1].weight is other[0].weight
 
@@ -124,13 +125,13 @@ def test_without_its_manifest_a_checkpoint_does_not_exist(tmp_path: Path) -> Non
 def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
     path = saved(tmp_path) / "model.safetensors"
     with pytest.raises(UserError) as caught:
-        checkpoint.load_weights(nn.Sequential(nn.Linear(3, 5), nn.Flatten(), nn.Linear(5, 2)), path)
+        load_weights(nn.Sequential(nn.Linear(3, 5), nn.Flatten(), nn.Linear(5, 2)), path)
     assert str(caught.value) == (
         f"{path}: of another model: 2.bias is missing; 2.weight is missing; 1.bias is not in the model and 3 more"
     )
     path.write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(UserError, match=f"^{path}: not a safetensors file: "):
-        checkpoint.load_weights(trained()[0], path)
+        load_weights(trained()[0], path)
 
 
 def test_moments_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -385,11 +386,11 @@ def test_the_average_of_tied_weights_and_buffers(tmp_path: Path) -> None:
 
 def test_a_file_that_only_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     model = trained()[0]
-    weights = checkpoint.weights(model)
+    held = weights(model)
     path = tmp_path / "weights.safetensors"
-    save_file({name: weights[name] for name in weights if name != "1.bias"}, path)
+    save_file({name: held[name] for name in held if name != "1.bias"}, path)
     with pytest.raises(UserError) as caught:
-        checkpoint.load_weights(model, path)
+        load_weights(model, path)
     assert str(caught.value) == f"{path}: of another model: 1.bias is missing"
 
 

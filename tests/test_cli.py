@@ -19,7 +19,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
 from vit_dist.errors import UserError
 from vit_dist.flags import HABITS, config_flags, parse
-from vit_dist.optimizers import build_optimizer
+from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.version import __version__
 
 FLAGS = {name for name, _, _ in config_flags()}

@@ -14,8 +14,10 @@ import pytest
 
 from vit_dist.config.config import Config
 from vit_dist.config.schema import DataConfig
-from vit_dist.data.datasets import CIFAR10, CIFAR100, CifarArchive, _idx, default_root, open_data, read_cifar
-from vit_dist.data.sources import Data, MemorySource, Subset
+from vit_dist.data.sources.builtin import CIFAR10, CIFAR100, CifarArchive, _idx, read_cifar
+from vit_dist.data.sources.open import default_root, open_data
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import Data, Subset
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
 

@@ -13,7 +13,7 @@ from scipy.special import ndtri
 from scipy.stats import kstest
 from torch import Tensor
 
-from vit_dist.data.device import (
+from vit_dist.data.augmentation.ops import (
     erase,
     erase_with_noise,
     flip,

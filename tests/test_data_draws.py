@@ -16,8 +16,8 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
 from vit_dist.config.schema import AugmentConfig
-from vit_dist.data.device import mix, mix_targets, warp
-from vit_dist.data.draws import Erasures, Mixes, affine, erasures, flips, mixes, shifts
+from vit_dist.data.augmentation.draws import Erasures, Mixes, affine, erasures, flips, mixes, shifts
+from vit_dist.data.augmentation.ops import mix, mix_targets, warp
 from vit_dist.plan.keys import Purpose, keys, uniform
 
 MOVING = AugmentConfig(rotate=25, translate=0.15, scale=0.2, flip=0.4, shift=2)

@@ -8,20 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from vit_dist.data.sources import (
-    Data,
-    FileSource,
-    MemorySource,
-    Subset,
-    class_folders,
-    eight_bits,
-    image_files,
-    keyed_split,
-    read_classes,
-    read_folder,
-    whole,
-    with_val,
-)
+from vit_dist.data.sources.folder import class_folders, image_files, read_classes, read_folder
+from vit_dist.data.sources.source import FileSource, MemorySource, eight_bits
+from vit_dist.data.sources.splits import Data, Subset, keyed_split, whole, with_val
 from vit_dist.errors import UserError
 
 

@@ -19,17 +19,20 @@ from torch import Tensor
 
 from vit_dist.config.config import Config
 from vit_dist.config.schema import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
-from vit_dist.data.device import erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
-from vit_dist.data.draws import affine, erasures, mixes
-from vit_dist.data.sources import FileSource, MemorySource, Subset, read_folder, whole
-from vit_dist.data.stream import EvaluationStream, Form, Stream
+from vit_dist.data.augmentation.draws import affine, erasures, mixes
+from vit_dist.data.augmentation.ops import erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
+from vit_dist.data.augmentation.transforms import EvaluationTransform, TrainingTransform
+from vit_dist.data.batch import Batch
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.folder import read_folder
+from vit_dist.data.sources.source import FileSource, MemorySource
+from vit_dist.data.sources.splits import Subset, whole
+from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.data.stream import pictures as pictures_at
-from vit_dist.data.transforms import EvaluationTransform, TrainingTransform
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
-from vit_dist.state import Batch
 
 SIDE, DEPTH, GLOBAL, SEED = 13, 3, 11, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -17,9 +17,16 @@ from torchvision.transforms import v2
 
 from tests.processes import run_world
 from vit_dist.config.schema import AugmentConfig
-from vit_dist.data.sources import MemorySource, whole
-from vit_dist.data.stream import Reader
-from vit_dist.data.transforms import EvaluationTransform, TrainingTransform, Transform, seeded, training_transform
+from vit_dist.data.augmentation.transforms import (
+    EvaluationTransform,
+    TrainingTransform,
+    Transform,
+    seeded,
+    training_transform,
+)
+from vit_dist.data.reader import Reader
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import whole
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Purpose, keys
 from vit_dist.plan.plan import Slots

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tests.processes import run_world
 from vit_dist.config.schema import DataConfig, RunConfig
-from vit_dist.data.datasets import open_data
-from vit_dist.data.stream import EvaluationStream, Form
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.stream import EvaluationStream
 from vit_dist.evaluation import evaluate
 from vit_dist.runtime import Runtime
 

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from tests.conftest import REPOSITORY
 from tests.exports_for_tests import digits_run, digits_tested, of_no_run
 from vit_dist import Config, UserError
-from vit_dist.data.device import normalise
-from vit_dist.data.stream import Form
+from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.preprocessing import Form
 from vit_dist.export.onnx_file import OnnxCheck, export_onnx
-from vit_dist.models.build import build_model, evaluating
+from vit_dist.models.build import build_model
+from vit_dist.models.forward import evaluating
 from vit_dist.trained import Trained, open_model
 
 SOURCE = {"run": "a run", "weights": "ema", "update": 60, "vit_dist": "0.1.0"}

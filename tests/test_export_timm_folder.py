@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from tests.exports_for_tests import digits_run, digits_tested, of_no_run
 from vit_dist import Config, UserError
-from vit_dist.data.device import normalise
+from vit_dist.data.augmentation.ops import normalise
 from vit_dist.export.timm_folder import export_timm
-from vit_dist.models.build import evaluating
+from vit_dist.models.forward import evaluating
 from vit_dist.models.vit import ViT
 from vit_dist.trained import Trained, open_model
 

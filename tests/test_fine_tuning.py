@@ -16,8 +16,9 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from vit_dist import Config, UserError, checkpoint, train
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import Data, MemorySource, whole
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import Data, whole
 from vit_dist.loop import Run
 from vit_dist.models.build import build_model
 from vit_dist.trained import open_trained

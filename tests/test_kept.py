@@ -17,9 +17,10 @@ from tests import losses_for_tests
 from tests.processes import run_world
 from tests.test_loop import digits
 from vit_dist import Config, Run, train
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import MemorySource
-from vit_dist.data.stream import Form, Stream
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.stream import Stream
 from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.journal import Line
 from vit_dist.plan.plan import Plan

@@ -23,8 +23,9 @@ from tests.conftest import REPOSITORY
 from tests.processes import run_world
 from vit_dist import Config, Run, UserError, train
 from vit_dist.cli import main
-from vit_dist.data.datasets import open_data
-from vit_dist.data.stream import EvaluationStream, Form, Stream
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.evaluation import evaluate
 from vit_dist.files import read_json
 from vit_dist.journal import read_metrics

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from vit_dist.config.config import Config
 from vit_dist.config.schema import LossConfig
+from vit_dist.data.batch import Batch
 from vit_dist.errors import UserError
 from vit_dist.losses import Loss, bce, cross_entropy, hard_distillation, soft_distillation
-from vit_dist.state import Batch
 
 Floats = NDArray[np.float64]
 

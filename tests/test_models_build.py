@@ -12,15 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_dist.config.schema import ModelConfig
+from vit_dist.data.preprocessing import Preprocessing, preprocessing
 from vit_dist.errors import UserError
-from vit_dist.models.build import (
-    Preprocessing,
-    build_model,
-    drop_path_depth,
-    forward_flops,
-    imagenet_classes,
-    preprocessing,
-)
+from vit_dist.models.build import build_model, drop_path_depth
+from vit_dist.models.forward import forward_flops
+from vit_dist.models.timm_models import imagenet_classes
 
 TINY = ModelConfig(patch_size=2, width=16, depth=2, heads=2)
 MODULE = """

@@ -15,13 +15,15 @@ from timm.models import adapt_input_conv
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vit_dist import Config, checkpoint, train
+from vit_dist import Config, train
 from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError
 from vit_dist.loop import Run
-from vit_dist.models.build import build_model, parameter_count
+from vit_dist.models.build import build_model
+from vit_dist.models.forward import parameter_count
 from vit_dist.models.pretrained import classes_and_channels, freeze, load_pretrained, timm_weights
-from vit_dist.optimizers import build_optimizer
+from vit_dist.models.weights import weights
+from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.trained import open_trained, start_from
 
 PATCHES = "patch_embed.proj.weight"
@@ -67,7 +69,7 @@ def saved(model: nn.Module, folder: Path) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     path = folder / "weights.safetensors"
-    save_file(checkpoint.weights(model), path)
+    save_file(weights(model), path)
     return path
 
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from vit_dist.config.config import Config
 from vit_dist.config.schema import ModelConfig
-from vit_dist.models.build import build_model, parameter_count
+from vit_dist.models.build import build_model
+from vit_dist.models.forward import parameter_count
 from vit_dist.models.vit import PRESETS, Block, LayerScale, PatchEmbed, ViT, sincos
 
 SMALL: dict[str, Any] = {"image_size": 12, "patch_size": 4, "channels": 2, "classes": 5, "width": 24, "depth": 3,

@@ -19,8 +19,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from vit_dist.config.config import Config
 from vit_dist.config.schema import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
-from vit_dist.models.build import build_model, parameter_count
-from vit_dist.optimizers import build_optimizer, is_decayed, masks_its_step, parameter_groups, peak_lr
+from vit_dist.models.build import build_model
+from vit_dist.models.forward import parameter_count
+from vit_dist.optim.optimizers import build_optimizer, is_decayed, masks_its_step, parameter_groups, peak_lr
 
 DECAYED = {
     "patch_embed.proj.weight",

@@ -25,7 +25,7 @@ from vit_dist.config.schema import (
 from vit_dist.config.values import Length
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Purpose, key, keys, uniform
-from vit_dist.plan.order import _order, permute
+from vit_dist.plan.order import order_chunk, permute
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 
 SPLITS = [
@@ -168,7 +168,7 @@ def test_a_jump_gives_what_walking_gives() -> None:
     walking, jumping = (plan_of(40_000, global_size=9000, micro_size=4000, duration="3 epochs") for _ in range(2))
     walked = [real(global_batch(walking, position)) for position in range(walking.updates)]
     for position in (13, 4, 0, 8):
-        _order.cache_clear()
+        order_chunk.cache_clear()
         assert real(global_batch(jumping, position)) == walked[position]
 
 

@@ -29,8 +29,8 @@ from tests.test_scoring import (
     numbered,
     shares,
 )
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import MemorySource
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
 from vit_dist.prediction import find_images

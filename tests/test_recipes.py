@@ -27,17 +27,21 @@ from vit_dist.cli import main
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
 from vit_dist.config.schema import AugmentConfig
-from vit_dist.data.sources import MemorySource, whole
-from vit_dist.data.stream import Form, Stream
-from vit_dist.data.transforms import TrainingTransform
+from vit_dist.data.augmentation.transforms import TrainingTransform
+from vit_dist.data.batch import Batch
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import whole
+from vit_dist.data.stream import Stream
 from vit_dist.losses import Loss
-from vit_dist.models.build import build_model, parameter_count
+from vit_dist.models.build import build_model
+from vit_dist.models.forward import parameter_count
 from vit_dist.models.vit import ViT
-from vit_dist.optimizers import build_optimizer, parameter_groups, peak_lr
+from vit_dist.optim.optimizers import build_optimizer, parameter_groups, peak_lr
+from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
-from vit_dist.schedules import Schedule
-from vit_dist.state import Batch, TrainState
+from vit_dist.state import TrainState
 from vit_dist.update import Updater
 
 # ImageNet's 1,281,167 images without the hundredth that is held out.

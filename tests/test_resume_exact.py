@@ -22,7 +22,7 @@ from tests.processes import run_world
 from vit_dist import Config, UserError, checkpoint, train
 from vit_dist.assembly import claim
 from vit_dist.cli import main
-from vit_dist.data.datasets import open_data
+from vit_dist.data.sources.open import open_data
 from vit_dist.files import read_json
 from vit_dist.journal import Line, read_metrics
 from vit_dist.loop import Run

@@ -19,9 +19,9 @@ from torch.optim import SGD, Adagrad, AdamW, Optimizer, lr_scheduler
 from vit_dist.config.config import Config
 from vit_dist.config.schema import BatchConfig, ScheduleConfig, TrainConfig
 from vit_dist.errors import UserError
-from vit_dist.optimizers import MuonAndAdamW
+from vit_dist.optim.optimizers import MuonAndAdamW
+from vit_dist.optim.schedules import Schedule, schedule_metric
 from vit_dist.plan.plan import Plan
-from vit_dist.schedules import Schedule, schedule_metric
 
 Floats = NDArray[np.float64]
 # (count from the end of the warmup, updates between warmup and cooldown) → rate.

@@ -22,12 +22,12 @@ from tests.processes import run_world
 from tests.test_trained import exported
 from vit_dist import Config, train
 from vit_dist.cli import main
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import FileSource, MemorySource
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import FileSource, MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
 from vit_dist.journal import Line, read_metrics
-from vit_dist.models.build import evaluating
+from vit_dist.models.forward import evaluating
 from vit_dist.predictions import read_predictions
 from vit_dist.scoring import Split, open_split, precision_of
 from vit_dist.trained import open_model, open_trained

@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from vit_dist import Config, UserError, train
 from vit_dist.config.schema import LossConfig, RunConfig
-from vit_dist.data.datasets import open_data
-from vit_dist.data.device import normalise
-from vit_dist.data.sources import Data, MemorySource, whole
-from vit_dist.data.stream import Form, Stream
+from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.batch import Batch
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import Data, whole
+from vit_dist.data.stream import Stream
 from vit_dist.journal import read_metrics
 from vit_dist.losses import Loss
 from vit_dist.models.build import build_model
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
-from vit_dist.state import Batch
 from vit_dist.teacher import Teacher, build_teacher
 from vit_dist.trained import open_trained
 

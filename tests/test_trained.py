@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from vit_dist import Config, UserError, train
 from vit_dist.checkpoint import link
-from vit_dist.data.datasets import open_data
-from vit_dist.data.device import normalise
-from vit_dist.data.sources import MemorySource
-from vit_dist.data.stream import Form
+from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
 from vit_dist.files import read_json
-from vit_dist.models.build import build_model, evaluating
+from vit_dist.models.build import build_model
+from vit_dist.models.forward import evaluating
 from vit_dist.trained import default_weights, open_model, open_trained
 
 SETTINGS: dict[str, Any] = {

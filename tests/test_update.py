@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.processes import run_world
-from vit_dist.averaging import Average
 from vit_dist.config.config import Config
 from vit_dist.config.schema import (
     AugmentConfig,
@@ -26,17 +25,21 @@ from vit_dist.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
-from vit_dist.data.device import normalise
-from vit_dist.data.sources import MemorySource, whole
-from vit_dist.data.stream import Form, Stream
+from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.batch import Batch
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import whole
+from vit_dist.data.stream import Stream
 from vit_dist.losses import Loss, cross_entropy
 from vit_dist.models.build import build_model
-from vit_dist.optimizers import build_optimizer
+from vit_dist.optim.ema import Average
+from vit_dist.optim.optimizers import build_optimizer
+from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.keys import Purpose, keys, uniform
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
-from vit_dist.schedules import Schedule
-from vit_dist.state import Batch, TrainState
+from vit_dist.state import TrainState
 from vit_dist.update import Updater
 
 GLOBAL, SAMPLES, DEPTH = 21, 30, 3

@@ -10,10 +10,10 @@ import torch
 from vit_dist.checkpoint import Checkpoint
 from vit_dist.config.config import Config
 from vit_dist.config.schema import AugmentConfig
-from vit_dist.data.sources import Data
-from vit_dist.data.stream import Form
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.splits import Data
 from vit_dist.formatting import big
-from vit_dist.optimizers import peak_lr
+from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime import Runtime
 from vit_dist.session import Session

@@ -11,32 +11,28 @@ import yaml
 from torch import nn
 
 from vit_dist.announcement import announce
-from vit_dist.averaging import Average
 from vit_dist.checkpoint import Checkpoint
 from vit_dist.config.config import Config
 from vit_dist.config.values import parse_size
 from vit_dist.console import Console
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import Data
-from vit_dist.data.stream import EvaluationStream, Form, Stream, worker_count
+from vit_dist.data.preprocessing import Form, form_of
+from vit_dist.data.reader import worker_count
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.splits import Data
+from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import UserError
 from vit_dist.journal import Journal, place, read_metrics, standing
 from vit_dist.locking import FolderLock
 from vit_dist.losses import Loss
-from vit_dist.models.build import (
-    build_model,
-    drop_path_depth,
-    forward_flops,
-    parameter_count,
-    preprocessing,
-    refuse_batch_norm,
-)
+from vit_dist.models.build import build_model, drop_path_depth, refuse_batch_norm
+from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.models.pretrained import freeze
-from vit_dist.optimizers import build_optimizer, peak_lr
+from vit_dist.optim.ema import Average
+from vit_dist.optim.optimizers import build_optimizer, peak_lr
+from vit_dist.optim.schedules import Schedule, schedule_metric
 from vit_dist.plan.plan import Plan
 from vit_dist.resume import Resumption
 from vit_dist.runtime import Runtime
-from vit_dist.schedules import Schedule, schedule_metric
 from vit_dist.session import Session, versions, write_status
 from vit_dist.state import TrainState
 from vit_dist.teacher import Autocast, build_teacher
@@ -228,19 +224,6 @@ def claim(folder: Path, config: Config, runtime: Runtime, position: int) -> Fold
 
     runtime.on_main(make)
     return locks[0] if locks else None
-
-
-def form_of(config: Config, data: Data) -> Form:
-    """Side, mean and std: the config's, else the timm model's where they fit, else the data's. Raises UserError."""
-    model = preprocessing(config.model)
-    side = config.data.image_size or (model.image_size if model and data.image_size == 224 else data.image_size)
-    mean, std = config.data.mean, config.data.std
-    if not mean and model and len(model.mean) == data.channels:
-        mean, std = model.mean, model.std
-    mean, std = mean or data.mean, std or data.std
-    if len(mean) != data.channels:
-        raise UserError(f"data.mean: has {len(mean)} values and the images {data.channels} channels: give one each")
-    return Form(side, tuple(mean), tuple(std), crop=config.data.crop or (model.crop if model else 0.875))
 
 
 def _record_start(session: Session, prepared: nn.Module, resumption: Resumption) -> None:

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vit_dist.averaging import Average
 from vit_dist.errors import UserError
 from vit_dist.files import fsync, replacing
+from vit_dist.models.weights import fitting, load_weights, read_file, weights
+from vit_dist.optim.ema import Average
 
 MANIFEST = "manifest.json"
+
+
 _SEPARATOR = "/"
+
+
 # Of a group's numbers, those that the config and the schedule give; what else there is, the optimizer counts.
 _FROM_THE_CONFIG = ("lr", "momentum", "weight_decay", "scale")
 
@@ -47,7 +51,7 @@ class Checkpoint:
         """Raises UserError where the moments are of parameters that are not this optimizer's."""
         by_name: dict[str, dict[str, Any]] = {}
         kept = self.state.get("optimizer", {"state": {}, "groups": []})
-        slots = {**_read(self.path / "optimizer.safetensors"), **kept["state"]}
+        slots = {**read_file(self.path / "optimizer.safetensors"), **kept["state"]}
         for name, value in slots.items():
             parameter, _, slot = name.rpartition(_SEPARATOR)
             by_name.setdefault(parameter, {})[slot] = value
@@ -182,38 +186,6 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors by name, on the host; tied ones once, under their first name."""
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach().cpu().contiguous()
-    return tensors
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a safetensors file by name. Raises UserError that lists what does not fit."""
-    model.load_state_dict(fitting(model, path), strict=False)
-
-
-def fitting(model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that has all of a model's. Raises UserError that lists what does not fit."""
-    found, wanted = _read(path), weights(model)
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name} is not in the model" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{name} is {list(found[name].shape)}, the model's {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name].shape != found[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{path}: of another model: {'; '.join(problems[:3])}{more}")
-    return found
-
-
 def _moments(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     return {
         name: value.detach().cpu().contiguous()
@@ -258,13 +230,6 @@ def _names(optimizer: Optimizer, model: nn.Module) -> list[str]:
     """The parameters' names in the order of the optimizer's numbers."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a safetensors file: {error}") from None
 
 
 def _sha256(path: Path) -> str:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_dist.models.build import evaluating
+from vit_dist.models.forward import at_least_float32, evaluating
 from vit_dist.predictions import Predictions
 from vit_dist.runtime import Runtime
-from vit_dist.update import at_least_float32
 
 _MEASURES = ("loss", "top1", "top5", "seen", "seconds")
 

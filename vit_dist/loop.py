@@ -17,13 +17,13 @@ from vit_dist import checkpoint
 from vit_dist.assembly import build
 from vit_dist.config.config import Config
 from vit_dist.console import Console
-from vit_dist.data.device import normalise
-from vit_dist.data.sources import Data
-from vit_dist.data.stream import Form
+from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.splits import Data
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import read_json, write_json
 from vit_dist.journal import Line, place, read_metrics
-from vit_dist.models.build import evaluating
+from vit_dist.models.forward import at_least_float32, evaluating
 from vit_dist.predictions import KEPT
 from vit_dist.resume import Resumption, decide
 from vit_dist.runtime import Runtime
@@ -31,7 +31,6 @@ from vit_dist.session import Session
 from vit_dist.state import Best
 from vit_dist.summary import print_summary, summarise
 from vit_dist.trained import default_weights, open_trained
-from vit_dist.update import at_least_float32
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from vit_dist.config.schema import LossConfig
 from vit_dist.config.values import import_function
+from vit_dist.data.batch import Batch
 from vit_dist.errors import UserError
-from vit_dist.state import Batch
 
 # (outputs, targets) → one value per slot.
 SlotLoss = Callable[[Tensor, Tensor], Tensor]

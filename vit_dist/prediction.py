@@ -18,20 +18,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from vit_dist.answers import Answer, Writer
 from vit_dist.console import Console
-from vit_dist.data.device import normalise
-from vit_dist.data.sources import FileSource, Subset, image_files, whole
-from vit_dist.data.stream import Form, pictures, worker_count
-from vit_dist.data.transforms import EvaluationTransform
+from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.augmentation.transforms import EvaluationTransform
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.reader import worker_count
+from vit_dist.data.sources.folder import image_files
+from vit_dist.data.sources.source import FileSource
+from vit_dist.data.sources.splits import Subset, whole
+from vit_dist.data.stream import pictures
 from vit_dist.errors import UserError
 from vit_dist.files import check_output_path, replacing
-from vit_dist.models.build import evaluating
+from vit_dist.models.forward import at_least_float32, evaluating
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.order import permute
 from vit_dist.report.grids import Tile, draw_tiles
 from vit_dist.runtime import Runtime
 from vit_dist.scoring import Split, judged, open_split, precision_of
 from vit_dist.trained import Trained
-from vit_dist.update import at_least_float32
 
 _GRID, _PICTURED = 16, 64
 

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from vit_dist.console import Console
-from vit_dist.data.datasets import open_data
-from vit_dist.data.sources import SPLITS, Subset, class_folders, read_classes
-from vit_dist.data.stream import EvaluationStream, worker_count
+from vit_dist.data.reader import worker_count
+from vit_dist.data.sources.folder import class_folders, read_classes
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.splits import SPLITS, Subset
+from vit_dist.data.stream import EvaluationStream
 from vit_dist.errors import UserError, nearest
 from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.files import check_output_path, json_number, write_json

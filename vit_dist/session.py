@@ -19,8 +19,9 @@ from vit_dist import checkpoint
 from vit_dist.choosing import judge, out_of_patience, value_of, weights_of
 from vit_dist.config.config import Config
 from vit_dist.console import Console
-from vit_dist.data.sources import Data
-from vit_dist.data.stream import EvaluationStream, Form, Stream, pictures
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.splits import Data
+from vit_dist.data.stream import EvaluationStream, Stream, pictures
 from vit_dist.errors import UserError
 from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.files import json_number, write_json

@@ -4,29 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch on the device.
-
-    images: float, [slots, channels, height, width], normalised. targets: class numbers int64 [slots], or,
-    where slots are mixed, probabilities float32 [slots, classes].
-    weights: float32, [slots]; 0 where a slot only fills the shape. ids: the samples' indices in their
-    source, int64, [slots], on the host. drop_path: float32 in 0..1, [slots, depth, 2], or None.
-    seed: what the default generators are set to before the forward pass.
-    """
-
-    images: Tensor
-    targets: Tensor
-    weights: Tensor
-    ids: Tensor
-    drop_path: Tensor | None
-    seed: int
+from typing import Any
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_dist import checkpoint
 from vit_dist.config.schema import LossConfig, ModelConfig
-from vit_dist.data.sources import Data
-from vit_dist.data.stream import Form
+from vit_dist.data.preprocessing import Form, preprocessing
+from vit_dist.data.sources.splits import Data
 from vit_dist.errors import UserError
-from vit_dist.models.build import build_model, preprocessing
+from vit_dist.models.build import build_model
+from vit_dist.models.weights import load_weights
 from vit_dist.trained import open_trained
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -78,7 +78,7 @@ def build_teacher(
         weights = Path(config.teacher_weights).expanduser()
         if not weights.is_file():
             raise UserError(f"loss.teacher_weights: {weights} does not exist")
-        checkpoint.load_weights(model, weights)
+        load_weights(model, weights)
     else:
         found = open_trained(Path(config.teacher).expanduser(), "loss.teacher")
         if found.classes != list(data.classes) or found.channels != data.channels:

@@ -16,11 +16,13 @@ from vit_dist.config.catalog import BESIDE_A_RUN
 from vit_dist.config.config import Config
 from vit_dist.config.schema import ModelConfig
 from vit_dist.config.values import merged
-from vit_dist.data.stream import Form
+from vit_dist.data.preprocessing import Form, preprocessing
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
-from vit_dist.models.build import build_model, check_model_name, imagenet_classes, preprocessing
+from vit_dist.models.build import build_model
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
+from vit_dist.models.timm_models import check_model_name, imagenet_classes
+from vit_dist.models.weights import load_weights
 from vit_dist.state import Best
 
 # Files of a checkpoint → whose weights they hold.
@@ -107,7 +109,7 @@ def _opened(path: Path, field: str, weights: str, given: Mapping[str, Any], mode
         image_size=form.image_size,
         seed=config.run.seed,
     )
-    checkpoint.load_weights(model, _weights_file(found, weights))
+    load_weights(model, _weights_file(found, weights))
     named = config.data.name or ("folder" if config.data.root else "digits")
     if named != "folder":
         form = dataclasses.replace(form, crop=1.0)  # it was trained on images that fill their frame
@@ -143,7 +145,7 @@ def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
     if problems:
         raise UserError("\n".join(problems))
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
-    checkpoint.load_weights(model, path)
+    load_weights(model, path)
     form = Form(side, tuple(mean), tuple(std), crop=config.data.crop or (made.crop if made else 0.875))
     identifiers, names = imagenet_classes(config.model.name, classes)
     return Trained(model, form, identifiers, channels, "raw", config, names)
@@ -163,7 +165,7 @@ def _exported(folder: Path, given: Mapping[str, Any]) -> Trained:
         raise UserError(f"{folder / 'config.json'}: not one that timm would load: {error!r}") from None
     config = Config.load("folder", {**given, "model.name": name, "model.args": args})
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
-    checkpoint.load_weights(model, folder / "model.safetensors")
+    load_weights(model, folder / "model.safetensors")
     known = said.get("label_names")
     labels = [str(one) for one in known] if isinstance(known, list) else [str(number) for number in range(classes)]
     told = said.get("label_descriptions") or {}

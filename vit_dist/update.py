@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vit_dist.averaging import Average
+from vit_dist.data.batch import Batch
 from vit_dist.losses import Loss
-from vit_dist.optimizers import masks_its_step
+from vit_dist.models.forward import at_least_float32
+from vit_dist.optim.ema import Average
+from vit_dist.optim.optimizers import masks_its_step
+from vit_dist.optim.schedules import Schedule
 from vit_dist.runtime import Runtime
-from vit_dist.schedules import Schedule
-from vit_dist.state import Batch, TrainState
+from vit_dist.state import TrainState
 
 
 class Updater:
@@ -119,8 +121,3 @@ class Updater:
         loss, correct, weight = self.runtime.sum(self.sums).tolist()
         self.sums.zero_()
         return loss, correct, weight
-
-
-def at_least_float32(outputs: Tensor) -> Tensor:
-    """Half precision widened; float64 left as it is."""
-    return outputs if outputs.dtype == torch.float64 else outputs.float()

@@ -2,96 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vit_dist.config.schema import AugmentConfig
-from vit_dist.data.device import erase, erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
-from vit_dist.data.draws import affine, erasures, flips, mixes, shifts
-from vit_dist.data.sources import FileSource, MemorySource, Subset
-from vit_dist.data.transforms import EvaluationTransform, Transform, training_transform
-from vit_dist.errors import UserError
-from vit_dist.plan.keys import Ints, Keys, Purpose, key, keys, uniform
+from vit_dist.data.augmentation.draws import affine, erasures, flips, mixes, shifts
+from vit_dist.data.augmentation.ops import erase, erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
+from vit_dist.data.augmentation.transforms import EvaluationTransform, training_transform
+from vit_dist.data.batch import Batch
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.reader import Read, Reader, loader, whole_read
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import Subset
+from vit_dist.plan.keys import Ints, Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 from vit_dist.predictions import Inputs, Pixels
 from vit_dist.runtime import Runtime
-from vit_dist.state import Batch
-
-Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-_GRACE_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Form:
-    """What images become: their side in pixels, mean and std per channel, and the model's keyed drop-path depth.
-
-    crop: the part of the side that evaluation keeps of files.
-    """
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    drop_path_depth: int = 0
-    crop: float = 0.875
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Form:
-        """Of plain values, as JSON holds them."""
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
-
-
-class Reader(Dataset[Read | str]):
-    """Reads one micro-batch: slots → (pixels uint8, labels, ids, epochs, weights), all on the host.
-
-    A person's mistake comes back as its text: raised in a worker, it would arrive inside torch's traceback.
-    """
-
-    def __init__(self, subset: Subset, transform: Transform | None, seed: int, image_size: int) -> None:
-        """transform: of decoded images; None for images in memory as they are."""
-        self.subset = subset
-        self.transform = transform
-        self.seed = seed
-        self.image_size = image_size
-
-    def __getitem__(self, slots: Slots) -> Read | str:
-        ids = self.subset.indices[slots.index]
-        source = self.subset.source
-        if self.transform is None:
-            assert isinstance(source, MemorySource)
-            pixels = torch.from_numpy(source.pixels[ids])
-        else:
-            of = keys(self.seed, Purpose.SAMPLE, slots.epoch, ids)
-            try:
-                pixels = self._transformed(source, self.transform, ids, of, slots.image_size or self.image_size)
-            except UserError as error:
-                return str(error)
-        labels = torch.from_numpy(source.labels[ids])
-        return pixels, labels, torch.from_numpy(ids), torch.from_numpy(slots.epoch), torch.from_numpy(slots.weight)
-
-    def _transformed(
-        self, source: MemorySource | FileSource, transform: Transform, ids: Ints, of: Keys, side: int
-    ) -> Tensor:
-        """Slots that repeat a sample of the same key are made once. Raises UserError."""
-        made: dict[int, Tensor] = {}
-        rows = []
-        for index, sample_key in zip(ids.tolist(), of.tolist(), strict=True):
-            if sample_key not in made:
-                made[sample_key] = transform(source.image(index), sample_key, side)
-            rows.append(made[sample_key])
-        return torch.stack(rows)
 
 
 class Stream:
@@ -258,40 +191,3 @@ def pictures(subset: Subset, places: Ints, form: Form) -> Pixels:
 def _evaluation_reader(subset: Subset, form: Form) -> Reader:
     in_memory = isinstance(subset.source, MemorySource)
     return Reader(subset, None if in_memory else EvaluationTransform(form.crop), 0, form.image_size)
-
-
-def worker_count(asked: int | str, runtime: Runtime) -> int:
-    """`data.workers` as a number: auto is one for each core that this process may use, 16 at most."""
-    return min(runtime.cores, 16) if isinstance(asked, str) else asked
-
-
-def whole_read(read: Read | str) -> Read:
-    """What a reader read. Raises the UserError whose text came instead."""
-    if isinstance(read, str):
-        raise UserError(read)
-    return read
-
-
-def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtime) -> DataLoader[Read | str]:
-    """Micro-batches in the order of `slots`, read by `workers` processes that live as long as the loader."""
-    return DataLoader(
-        reader,
-        batch_size=None,
-        sampler=slots,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=runtime.device.type == "cuda",
-        worker_init_fn=_outlive_stop_signals,
-    )
-
-
-def _outlive_stop_signals(worker: int) -> None:
-    """A stop signal sent to every process must not take the images away before the run has saved."""
-
-    def end_later(number: int, frame: FrameType | None) -> None:
-        timer = threading.Timer(_GRACE_SECONDS, os._exit, [0])
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end_later)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vit_dist.data.device import normalise
+from vit_dist.data.augmentation.ops import normalise
 from vit_dist.errors import UserError
 from vit_dist.trained import Trained
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_dist.config.config import Config
 from vit_dist.formatting import duration
-from vit_dist.models.build import parameter_count
+from vit_dist.models.forward import parameter_count
 from vit_dist.trained import Trained
 
 _LISTED = 20

@@ -7,14 +7,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError, one_line
+from vit_dist.models.weights import read_tensors
 
 _PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"
+
+
 _LISTED = 5
 
 
@@ -66,16 +67,6 @@ def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str
         notes.append(f"in the file, not in the model: {_listed(unused)}")
     model.load_state_dict(taken, strict=False)
     return notes
-
-
-def read_tensors(path: Path, field: str = "model.pretrained: ") -> dict[str, Tensor]:
-    """Of a safetensors file of weights. Raises UserError that begins with `field`."""
-    if not path.is_file():
-        raise UserError(f"{field}{path} does not exist")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{field}{path} is not a safetensors file: {error}") from None
 
 
 def classes_and_channels(name: str, path: Path) -> tuple[int, int]:

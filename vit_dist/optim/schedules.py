@@ -22,6 +22,8 @@ from vit_dist.files import json_number
 from vit_dist.plan.plan import Plan
 
 _MOVED = ("lr", "momentum", "betas")
+
+
 # Of a plateau, what evaluations have left; every other scheduler follows from the number of updates.
 _PLATEAU = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
 

@@ -14,9 +14,14 @@ from vit_dist.plan.keys import Ints, Keys, Purpose, keys, uniform
 
 Floats = NDArray[np.float32]
 
+
 # Of the erased rectangle, as in timm: part of the area, and the logarithm of its aspect ratio's bounds.
 _ERASED_AREA = (0.02, 1 / 3)
+
+
 _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+
+
 _ERASING_ATTEMPTS = 10
 
 

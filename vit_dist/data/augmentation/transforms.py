@@ -20,6 +20,7 @@ from vit_dist.errors import UserError
 # (image, key, side in pixels) → uint8 [channels, height, width].
 Transform = Callable[[Image.Image, int, int], Tensor]
 
+
 _TIMM = ("rand", "augmix", "original", "v0", "3a")
 
 

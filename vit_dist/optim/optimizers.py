@@ -17,6 +17,8 @@ from vit_dist.config.values import coerce
 from vit_dist.errors import UserError, nearest, one_line
 
 _OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum")
+
+
 _NOT_TO_SET = ("params", "fused")
 
 

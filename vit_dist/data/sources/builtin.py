@@ -1,4 +1,4 @@
-"""The named data sets, read by one function each, and the one place that opens any of them."""
+"""Built-in data sets: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, each read without a pickle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import hashlib
 import io
-import os
 import tarfile
 import urllib.error
 import urllib.request
@@ -18,27 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_dist.config.schema import DataConfig
-from vit_dist.data.sources import Data, MemorySource, keyed_split, read_folder, whole, with_val
-from vit_dist.errors import UserError, nearest
-
-
-def open_data(config: DataConfig) -> Data:
-    """The data of a config, downloaded where it is not there yet. Raises UserError."""
-    name = config.name or ("folder" if config.root else "digits")
-    if name not in _READERS:
-        raise UserError(f"data.name: no data set {name}{nearest(name, _READERS)}")
-    if name == "digits" and config.root:
-        raise UserError("data.root: digits come with scikit-learn: drop data.root, or set data.name folder")
-    if name == "folder" and not config.root:
-        raise UserError("data.root: set the folder of your images")
-    root = Path(config.root).expanduser() if config.root else default_root() / name
-    return with_val(_READERS[name](root), config.val_fraction)
-
-
-def default_root() -> Path:
-    """Where downloads go without `data.root`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_dist"
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import Data, keyed_split, whole
+from vit_dist.errors import UserError
 
 
 def _digits(root: Path) -> Data:
@@ -131,6 +112,8 @@ CIFAR10 = CifarArchive(
     ("test_batch.bin",),
     "batches.meta.txt",
 )
+
+
 CIFAR100 = CifarArchive(
     "cifar-100-binary.tar.gz",
     "03b5dce01913d631647c71ecec9e9cb8",
@@ -185,11 +168,11 @@ def _download(url: str, path: Path) -> None:
 
 
 _FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_READERS: dict[str, Callable[[Path], Data]] = {
+# Name → reader of the data in a folder, which downloads it first if it is not there.
+BUILTIN: dict[str, Callable[[Path], Data]] = {
     "digits": _digits,
     "mnist": _mnist_like("MNIST", [str(i) for i in range(10)], 0.1307, 0.3081),
     "fashion_mnist": _mnist_like("FashionMNIST", _FASHION, 0.2860, 0.3530),
     "cifar10": lambda root: read_cifar(CIFAR10, root),
     "cifar100": lambda root: read_cifar(CIFAR100, root),
-    "folder": read_folder,
 }

@@ -1,0 +1,26 @@
+"""One micro-batch on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device.
+
+    images: float, [slots, channels, height, width], normalised. targets: class numbers int64 [slots], or,
+    where slots are mixed, probabilities float32 [slots, classes].
+    weights: float32, [slots]; 0 where a slot only fills the shape. ids: the samples' indices in their
+    source, int64, [slots], on the host. drop_path: float32 in 0..1, [slots, depth, 2], or None.
+    seed: what the default generators are set to before the forward pass.
+    """
+
+    images: Tensor
+    targets: Tensor
+    weights: Tensor
+    ids: Tensor
+    drop_path: Tensor | None
+    seed: int

@@ -1,0 +1,32 @@
+"""Open the data that a config names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vit_dist.config.schema import DataConfig
+from vit_dist.data.sources.builtin import BUILTIN
+from vit_dist.data.sources.folder import read_folder
+from vit_dist.data.sources.splits import Data, with_val
+from vit_dist.errors import UserError, nearest
+
+_READERS = {**BUILTIN, "folder": read_folder}
+
+
+def open_data(config: DataConfig) -> Data:
+    """The data of a config, downloaded where it is not there yet. Raises UserError."""
+    name = config.name or ("folder" if config.root else "digits")
+    if name not in _READERS:
+        raise UserError(f"data.name: no data set {name}{nearest(name, _READERS)}")
+    if name == "digits" and config.root:
+        raise UserError("data.root: digits come with scikit-learn: drop data.root, or set data.name folder")
+    if name == "folder" and not config.root:
+        raise UserError("data.root: set the folder of your images")
+    root = Path(config.root).expanduser() if config.root else default_root() / name
+    return with_val(_READERS[name](root), config.val_fraction)
+
+
+def default_root() -> Path:
+    """Where downloads go without `data.root`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_dist"

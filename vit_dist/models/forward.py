@@ -1,0 +1,42 @@
+"""What a forward pass needs and costs: evaluation mode, output precision, parameters, FLOPs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable scalars."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:
+    """FLOPs of one image's forward pass, 2 per multiply-add, attention counted."""
+    device = next(model.parameters()).device
+    dtype = next(model.parameters()).dtype
+    with evaluating(model), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype))
+    return int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own mode comes back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def at_least_float32(outputs: Tensor) -> Tensor:
+    """Half precision widened; float64 left as it is."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()

@@ -1,0 +1,81 @@
+"""timm's models: build them, check their names, name their classes."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+from vit_dist.config.schema import ModelConfig
+from vit_dist.errors import UserError
+from vit_dist.models.vit import PRESETS
+
+
+def check_model_name(name: str) -> None:
+    """Raises UserError, with near names, where it is neither one of our presets, nor of timm's, nor a path of code."""
+    if ":" in name:
+        return
+    if not name.startswith("timm/"):
+        if name not in PRESETS:
+            close = difflib.get_close_matches(name, list(PRESETS), 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            known = ", ".join([*PRESETS, "timm/NAME", "package.module:function"])
+            raise UserError(f"model.name: no model {name}; {hint}known: {known}")
+        return
+    import timm
+
+    known = name.removeprefix("timm/")
+    if not timm.is_model(known):
+        close = difflib.get_close_matches(known, timm.list_models(), 3)
+        hint = f"did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else "see timm.list_models()"
+        raise UserError(f"model.name: timm has no model {known}: {hint}")
+
+
+def imagenet_classes(name: str, classes: int) -> tuple[list[str], list[str]]:
+    """(identifiers, names for people) of timm/NAME's classes: ImageNet's where their number is, else numbers."""
+    numbers = [str(number) for number in range(classes)]
+    if not name.startswith("timm/") or classes not in _IMAGENETS:
+        return numbers, numbers
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(_IMAGENETS[classes])
+    return list(info.label_names()), [info.index_to_description(number).split(",")[0] for number in range(classes)]
+
+
+# Classes → timm's name for that part of ImageNet.
+_IMAGENETS = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k"}
+
+
+def build_timm_model(config: ModelConfig, classes: int, channels: int, image_size: int, *, dynamic: bool) -> nn.Module:
+    import timm
+
+    check_model_name(config.name)
+    name = config.name.removeprefix("timm/")
+    for argument, field in (("img_size", "data.image_size is"), ("num_classes", "the data's classes are")):
+        if argument in config.args:
+            raise UserError(f"model.args.{argument}: {field} what says it: leave it out")
+    arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels, **config.args}
+    if dynamic:
+        arguments.setdefault("dynamic_img_size", True)
+    for argument, value in (("drop_path_rate", config.drop_path), ("drop_rate", config.dropout)):
+        if value:
+            arguments[argument] = value
+    try:
+        try:
+            model = timm.create_model(name, img_size=image_size, **arguments)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            arguments.pop("dynamic_img_size", None)
+            model = timm.create_model(name, **arguments)  # convolutional models take any size
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise UserError(f"model.name: timm/{name} cannot be built for {image_size} pixels: {error}") from None
+    assert isinstance(model, nn.Module)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and image_size % patch[0]:
+        raise UserError(
+            f"data.image_size: timm/{name} has patches of {patch[0]} pixels: "
+            f"set {max(1, round(image_size / patch[0])) * patch[0]}, not {image_size}"
+        )
+    return model

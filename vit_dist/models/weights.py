@@ -1,0 +1,60 @@
+"""Read and load safetensors weights by name, and say what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vit_dist.errors import UserError
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors by name, on the host; tied ones once, under their first name."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a safetensors file by name. Raises UserError that lists what does not fit."""
+    model.load_state_dict(fitting(model, path), strict=False)
+
+
+def fitting(model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that has all of a model's. Raises UserError that lists what does not fit."""
+    found, wanted = read_file(path), weights(model)
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is not in the model" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {list(found[name].shape)}, the model's {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name].shape != found[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path}: of another model: {'; '.join(problems[:3])}{more}")
+    return found
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a safetensors file: {error}") from None
+
+
+def read_tensors(path: Path, field: str = "model.pretrained: ") -> dict[str, Tensor]:
+    """Of a safetensors file of weights. Raises UserError that begins with `field`."""
+    if not path.is_file():
+        raise UserError(f"{field}{path} does not exist")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{field}{path} is not a safetensors file: {error}") from None
