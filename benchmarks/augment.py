@@ -24,7 +24,7 @@ from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import whole
 from vit_dist.data.stream import Stream
 from vit_dist.plan.plan import Plan
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.runtime import Runtime
 
 CASES = {
     "none": {},

@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from vit_dist.assembly import build
 from vit_dist.cli import parse
-from vit_dist.console import Console
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.loop import loop
 from vit_dist.resume import Resumption
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.runtime import Runtime
 from vit_dist.session import Session
-from vit_dist.telemetry import Clock
+from vit_dist.telemetry.clock import Clock
+from vit_dist.telemetry.console import Console
 
 
 class BareLoop:

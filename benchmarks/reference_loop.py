@@ -17,7 +17,7 @@ from vit_dist.cli import parse
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.models.build import build_model
-from vit_dist.runtime import available_cores
+from vit_dist.runtime.runtime import available_cores
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.splits import Subset
 from vit_dist.data.stream import Stream
-from vit_dist.journal import read_metrics
 from vit_dist.plan.plan import Plan
-from vit_dist.resume import status
-from vit_dist.runtime import Runtime
+from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.run_folder.status import status
+from vit_dist.runtime.runtime import Runtime
 
 EVERYTHING: dict[str, Any] = {
     "model.drop_path": 0.2,

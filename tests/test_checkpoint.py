@@ -16,7 +16,8 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from tests.test_optimizers import ACCEPTED
-from vit_dist import checkpoint
+from vit_dist.checkpointing import checkpoint
+from vit_dist.checkpointing.folder import complete, find, follow, link, prune
 from vit_dist.config.schema import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model
@@ -47,7 +48,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     files = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
     assert {one.name for one in path.iterdir()} == files
     assert size == sum((path / name).stat().st_size for name in files - {"manifest.json"})
-    found, wrong = checkpoint.find(tmp_path)
+    found, wrong = find(tmp_path)
     assert wrong == []
     assert found is not None
     assert found.position == 7
@@ -100,7 +101,7 @@ def test_each_file_that_breaks_is_named_and_the_checkpoint_before_is_used(name: 
     content = bytearray(broken.read_bytes())
     content[len(content) // 2] ^= 1
     broken.write_bytes(content)
-    found, wrong = checkpoint.find(tmp_path)
+    found, wrong = find(tmp_path)
     assert found is not None
     assert found.position == 3
     assert wrong == [f"{broken}: its SHA-256 is not the manifest's"]
@@ -116,10 +117,10 @@ def test_without_its_manifest_a_checkpoint_does_not_exist(tmp_path: Path) -> Non
     saved(tmp_path, 3)
     (saved(tmp_path, 5) / "manifest.json").unlink()
     (tmp_path / ".writing_update_00000009").mkdir()
-    found, wrong = checkpoint.find(tmp_path)
+    found, wrong = find(tmp_path)
     assert found is not None
     assert (found.position, wrong) == (3, [])
-    assert checkpoint.find(tmp_path / "nowhere") == (None, [])
+    assert find(tmp_path / "nowhere") == (None, [])
 
 
 def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
@@ -145,11 +146,11 @@ def test_moments_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for position in (1, 2, 3, 4, 5):
         path = saved(tmp_path, position)
-        checkpoint.link(tmp_path, "last", path)
+        link(tmp_path, "last", path)
         if position == 2:
-            checkpoint.link(tmp_path, "best", path)
+            link(tmp_path, "best", path)
     (tmp_path / ".writing_update_00000006").mkdir()
-    checkpoint.prune(tmp_path, 2)
+    prune(tmp_path, 2)
     assert {one.name for one in tmp_path.iterdir()} == {
         "best",
         "last",
@@ -157,18 +158,18 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         "update_00000004",
         "update_00000005",
     }
-    assert checkpoint.follow(tmp_path, "best") == tmp_path / "update_00000002"
-    assert checkpoint.follow(tmp_path, "last") == tmp_path / "update_00000005"
+    assert follow(tmp_path, "best") == tmp_path / "update_00000002"
+    assert follow(tmp_path, "last") == tmp_path / "update_00000005"
     (tmp_path / "best").unlink()
     (tmp_path / "best").write_text("update_00000004\n")
-    assert checkpoint.follow(tmp_path, "best") == tmp_path / "update_00000004"
-    assert checkpoint.follow(tmp_path, "other") is None
+    assert follow(tmp_path, "best") == tmp_path / "update_00000004"
+    assert follow(tmp_path, "other") is None
 
 
 def test_numbers_are_never_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         checkpoint.save(tmp_path, 1, *trained(), {"loss": float("nan")})
-    assert checkpoint.complete(tmp_path) == []
+    assert complete(tmp_path) == []
 
 
 # What optimizers keep
@@ -322,7 +323,7 @@ def test_a_broken_average_breaks_the_checkpoint(how: str, tmp_path: Path) -> Non
         "cut": f"{len(content) - 1} bytes, not {len(content)}",
         "removed": "missing",
     }
-    assert checkpoint.find(tmp_path) == (None, [f"{ema}: {text[how]}"])
+    assert find(tmp_path) == (None, [f"{ema}: {text[how]}"])
     with pytest.raises(UserError) as caught:
         checkpoint.open_checkpoint(path)
     assert str(caught.value) == f"{ema}: {text[how]}: this checkpoint cannot be used"

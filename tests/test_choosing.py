@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from vit_dist.checkpointing.state import Best, TrainState
 from vit_dist.choosing import better, judge, out_of_patience, value_of, weights_of
 from vit_dist.config.schema import EvaluateConfig
-from vit_dist.state import Best, TrainState
 
 BOTH = {
     "raw": {"loss": 0.5, "top1": 80.0, "top5": 98.0},

@@ -9,9 +9,9 @@ import pytest
 
 from vit_dist.config.config import Config
 from vit_dist.config.schema import ScheduleConfig, TrainConfig
-from vit_dist.console import Console
 from vit_dist.formatting import big, duration, sketch
 from vit_dist.plan.plan import Plan
+from vit_dist.telemetry.console import Console
 
 TRAIN: dict[str, Any] = {"update": 40, "epoch": 1.254, "loss": 0.51236, "lr": 3e-4, "samples_per_second": 12345.6,
                          "data_wait_fraction": 0.031, "update_seconds": 2.0}  # fmt: skip

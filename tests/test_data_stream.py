@@ -32,7 +32,7 @@ from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.runtime import Runtime
 
 SIDE, DEPTH, GLOBAL, SEED = 13, 3, 11, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -18,7 +18,7 @@ from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.evaluation import evaluate
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.runtime import Runtime
 
 LOGITS = torch.tensor(
     [

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from vit_dist import Config, UserError, checkpoint, train
+from vit_dist import Config, UserError, train
+from vit_dist.checkpointing.folder import follow
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import Data, whole
@@ -84,7 +85,7 @@ def grey_pictures() -> Data:
 
 
 def last_weights(run: Run) -> dict[str, Tensor]:
-    path = checkpoint.follow(run.folder / "checkpoints", "last")
+    path = follow(run.folder / "checkpoints", "last")
     assert path is not None
     return load_file(path / "model.safetensors")
 

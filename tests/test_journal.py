@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vit_dist.files import json_number, read_json, write_json
-from vit_dist.journal import Journal, read_columns, read_metrics
+from vit_dist.run_folder.metrics import Journal, read_columns, read_metrics
 
 NAMES = ("loss", "top1", "lr", "never_written")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vit_dist.files import json_number, read_json, write_json
-from vit_dist.journal import Journal, read_metrics
+from vit_dist.run_folder.metrics import Journal, read_metrics
 
 
 def test_a_start_line_supersedes_what_lies_beyond_it(tmp_path: Path) -> None:

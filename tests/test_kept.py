@@ -22,11 +22,19 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.stream import Stream
 from vit_dist.data.stream import pictures as pictures_at
-from vit_dist.journal import Line
 from vit_dist.plan.plan import Plan
-from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions, write_predictions
-from vit_dist.resume import status
-from vit_dist.runtime import Runtime
+from vit_dist.run_folder.metrics import Line
+from vit_dist.run_folder.predictions import (
+    INPUTS,
+    PREDICTIONS,
+    Inputs,
+    Kept,
+    read_inputs,
+    read_predictions,
+    write_predictions,
+)
+from vit_dist.run_folder.status import status
+from vit_dist.runtime.runtime import Runtime
 
 # A rate so high that the best weights are not the last ones, and that weights and their average say different things.
 FAST = {

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from vit_dist.journal import Line, read_metrics
-from vit_dist.resume import status
+from vit_dist.run_folder.metrics import Line, read_metrics
+from vit_dist.run_folder.status import status
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 SHORT = ["--train.duration", "6 updates", "--schedule.warmup", "1 updates", "--evaluate.every", "3 updates"]

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vit_dist import launch as room
 from vit_dist.errors import UserError
+from vit_dist.runtime import launch as room
+from vit_dist.runtime.devices import available_cores, cgroup_quota, resolve_precision
 
 
 def test_precision_auto_is_a_fixed_rule() -> None:
-    assert room.resolve_precision("auto", cpu=True) == "fp32"
-    assert room.resolve_precision("bf16", cpu=True) == "bf16"
+    assert resolve_precision("auto", cpu=True) == "fp32"
+    assert resolve_precision("bf16", cpu=True) == "bf16"
 
 
 def test_what_the_launcher_was_told_in_vain_is_said() -> None:
@@ -37,15 +38,15 @@ def test_worlds_that_disagree_are_refused() -> None:
 
 
 def test_cores_are_those_that_the_control_group_gives(tmp_path: Path) -> None:
-    assert room.cgroup_quota(tmp_path) is None
+    assert cgroup_quota(tmp_path) is None
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert room.cgroup_quota(tmp_path) is None
+    assert cgroup_quota(tmp_path) is None
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("350000\n")
-    assert room.cgroup_quota(tmp_path) == 3.5
+    assert cgroup_quota(tmp_path) == 3.5
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert room.cgroup_quota(tmp_path) == 1.5
+    assert cgroup_quota(tmp_path) == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert room.cgroup_quota(tmp_path) is None
-    assert 1 <= room.available_cores() <= (os.cpu_count() or 1)
+    assert cgroup_quota(tmp_path) is None
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)

@@ -13,13 +13,13 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from vit_dist.errors import UserError
-from vit_dist.locking import FolderLock, is_held
+from vit_dist.run_folder.lock import FolderLock, is_held
 
 pytest.importorskip("fcntl")
 
 _START = (
     "import os, sys\nfrom pathlib import Path\n"
-    "from vit_dist.locking import FolderLock\nfrom vit_dist.errors import UserError\n"
+    "from vit_dist.run_folder.lock import FolderLock\nfrom vit_dist.errors import UserError\n"
 )
 # Holds the folder from its first word to the end of its input.
 HOLDS = _START + "lock = FolderLock(Path(sys.argv[1]))\nprint('holds', flush=True)\nsys.stdin.read()\n"
@@ -139,7 +139,8 @@ def test_a_folder_that_does_not_tell_may_be_held(tmp_path: Path, monkeypatch: py
 def test_asking_does_not_free_what_this_process_holds(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     assert is_held(tmp_path)
-    code = f"from pathlib import Path; from vit_dist.locking import is_held; print(is_held(Path({str(tmp_path)!r})))"
+    imports = "from pathlib import Path; from vit_dist.run_folder.lock import is_held"
+    code = f"{imports}; print(is_held(Path({str(tmp_path)!r})))"
     asked = [sys.executable, "-c", code]
     assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == "True"
     lock.release()

@@ -28,11 +28,11 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.evaluation import evaluate
 from vit_dist.files import read_json
-from vit_dist.journal import read_metrics
 from vit_dist.models.build import build_model
 from vit_dist.plan.plan import Plan
-from vit_dist.resume import status
-from vit_dist.runtime import Runtime
+from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.run_folder.status import status
+from vit_dist.runtime.runtime import Runtime
 
 DIGITS = {
     "model.width": 32,
@@ -386,9 +386,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    holding = (
-        "import sys, pathlib; from vit_dist.locking import FolderLock; lock = FolderLock(pathlib.Path(sys.argv[1]))"
-    )
+    imports = "import sys, pathlib; from vit_dist.run_folder.lock import FolderLock"
+    holding = f"{imports}; lock = FolderLock(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", f"{holding}; print(flush=True); sys.stdin.read()", str(folder)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdin is not None

@@ -34,7 +34,7 @@ from vit_dist.data.sources.source import MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
 from vit_dist.prediction import find_images
-from vit_dist.predictions import read_predictions
+from vit_dist.run_folder.predictions import read_predictions
 from vit_dist.trained import open_trained
 
 GREEN, RED = (26, 127, 55), (207, 34, 46)

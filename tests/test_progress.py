@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vit_dist.journal import Line, read_metrics
-from vit_dist.progress import progress_table, write_progress
+from vit_dist.run_folder.metrics import Line, read_metrics
+from vit_dist.run_folder.progress import progress_table, write_progress
 
 
 def trained(update: int, loss: float | str, top1: float | None, seconds: float) -> Line:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torchvision.transforms import v2
 
+from vit_dist.checkpointing.state import TrainState
 from vit_dist.cli import main
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
@@ -40,8 +41,7 @@ from vit_dist.models.vit import ViT
 from vit_dist.optim.optimizers import build_optimizer, parameter_groups, peak_lr
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan
-from vit_dist.runtime import Runtime
-from vit_dist.state import TrainState
+from vit_dist.runtime.runtime import Runtime
 from vit_dist.update import Updater
 
 # ImageNet's 1,281,167 images without the hundredth that is held out.

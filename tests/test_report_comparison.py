@@ -15,12 +15,12 @@ from PIL import Image
 from tests.test_report_record import eval_line, make_run, some_inputs, start_line, train_line
 from vit_dist import UserError
 from vit_dist.cli import main
-from vit_dist.predictions import INPUTS, write_inputs
 from vit_dist.report.comparison import distinct, write_comparison
 from vit_dist.report.curves import comparison_curve, drift_curve
 from vit_dist.report.drawing import save_png
 from vit_dist.report.measures import drift, measured, partings, streams, verdict
-from vit_dist.report.record import Record, read_run
+from vit_dist.run_folder.predictions import INPUTS, write_inputs
+from vit_dist.run_folder.record import Record, read_run
 
 
 @pytest.fixture

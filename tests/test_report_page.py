@@ -34,8 +34,10 @@ from vit_dist import UserError, train
 from vit_dist.cli import main
 from vit_dist.files import read_json
 from vit_dist.formatting import big, duration, loss_text
-from vit_dist.journal import read_metrics
-from vit_dist.predictions import (
+from vit_dist.report.drawing import short
+from vit_dist.report.page import write_report
+from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
     read_inputs,
@@ -43,9 +45,7 @@ from vit_dist.predictions import (
     write_inputs,
     write_predictions,
 )
-from vit_dist.report.drawing import short
-from vit_dist.report.page import write_report
-from vit_dist.report.record import Record, read_run
+from vit_dist.run_folder.record import Record, read_run
 
 CURVES = {"loss", "accuracy", "rate", "gradient_norm", "throughput", "utilisation", "seconds"}
 OF_PREDICTIONS = {"classes", "confusion", "mistakes"}

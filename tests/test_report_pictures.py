@@ -18,7 +18,9 @@ from PIL import Image
 
 from tests.test_report_record import make_run as run_by_hand
 from tests.test_report_record import some_inputs, some_predictions, start_line, train_line
-from vit_dist.predictions import (
+from vit_dist.report import curves, drawing, grids
+from vit_dist.report.html import confusion_table, document, table
+from vit_dist.run_folder.predictions import (
     Inputs,
     Predictions,
     read_inputs,
@@ -26,9 +28,7 @@ from vit_dist.predictions import (
     write_inputs,
     write_predictions,
 )
-from vit_dist.report import curves, drawing, grids
-from vit_dist.report.html import confusion_table, document, table
-from vit_dist.report.record import read_run
+from vit_dist.run_folder.record import read_run
 
 # Curves of few points.
 

@@ -17,8 +17,16 @@ from safetensors.numpy import save_file
 from tests.test_locking import HOLDS, process
 from vit_dist import Config, UserError
 from vit_dist.files import write_json
-from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, Predictions, write_inputs, write_predictions
-from vit_dist.report.record import COLUMNS, read_run
+from vit_dist.run_folder.predictions import (
+    INPUTS,
+    PREDICTIONS,
+    Inputs,
+    Kept,
+    Predictions,
+    write_inputs,
+    write_predictions,
+)
+from vit_dist.run_folder.record import COLUMNS, read_run
 
 PIXELS = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
 

@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from tests import losses_for_tests
 from tests.processes import run_world
-from vit_dist import Config, UserError, checkpoint, train
+from vit_dist import Config, UserError, train
 from vit_dist.assembly import claim
+from vit_dist.checkpointing.folder import follow
 from vit_dist.cli import main
 from vit_dist.data.sources.open import open_data
 from vit_dist.files import read_json
-from vit_dist.journal import Line, read_metrics
 from vit_dist.loop import Run
 from vit_dist.models.build import build_model
-from vit_dist.resume import status
-from vit_dist.runtime import Runtime
+from vit_dist.run_folder.metrics import Line, read_metrics
+from vit_dist.run_folder.status import status
+from vit_dist.runtime.runtime import Runtime
 
 DIGITS = {
     "model.width": 16,
@@ -287,7 +288,7 @@ def train_and_stop(values: dict[str, Any], rank: str, forward: int) -> bool:
 
 
 def last_of(folder: Path) -> Path:
-    found = checkpoint.follow(folder / "checkpoints", "last")
+    found = follow(folder / "checkpoints", "last")
     assert found is not None
     return found
 

@@ -14,8 +14,8 @@ from torch import nn
 from tests.processes import run_world
 from vit_dist.config.schema import RunConfig
 from vit_dist.errors import UserError
-from vit_dist.launch import available_cores
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.devices import available_cores
+from vit_dist.runtime.runtime import Runtime
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:

@@ -26,9 +26,9 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import FileSource, MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
-from vit_dist.journal import Line, read_metrics
 from vit_dist.models.forward import evaluating
-from vit_dist.predictions import read_predictions
+from vit_dist.run_folder.metrics import Line, read_metrics
+from vit_dist.run_folder.predictions import read_predictions
 from vit_dist.scoring import Split, open_split, precision_of
 from vit_dist.trained import open_model, open_trained
 

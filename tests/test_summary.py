@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vit_dist.console import Console
 from vit_dist.summary import print_summary
+from vit_dist.telemetry.console import Console
 
 SUMMARY: dict[str, Any] = {
     "updates": 300,

@@ -27,10 +27,10 @@ from tests.test_loop import digits
 from vit_dist import Config, Run, train
 from vit_dist.config.schema import LogConfig, RunConfig
 from vit_dist.files import read_json
-from vit_dist.journal import Line, read_metrics
-from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
-from vit_dist.runtime import Runtime
-from vit_dist.trackers import Trackers, chosen_trackers, wandb_mode
+from vit_dist.run_folder.metrics import Line, read_metrics
+from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
+from vit_dist.runtime.runtime import Runtime
+from vit_dist.telemetry.trackers import Trackers, chosen_trackers, wandb_mode
 
 NOT_LOGGED_IN = "wandb: not logged in, so metrics stay in this folder; `wandb login` sends them along"
 SIGNALLING = "tests.losses_for_tests:signalling"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vit_dist import Config, UserError, train
-from vit_dist.checkpoint import link
+from vit_dist.checkpointing.folder import link
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.open import open_data

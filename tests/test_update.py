@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.processes import run_world
+from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.schema import (
     AugmentConfig,
@@ -38,8 +39,7 @@ from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.keys import Purpose, keys, uniform
 from vit_dist.plan.plan import Plan
-from vit_dist.runtime import Runtime
-from vit_dist.state import TrainState
+from vit_dist.runtime.runtime import Runtime
 from vit_dist.update import Updater
 
 GLOBAL, SAMPLES, DEPTH = 21, 30, 3

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from vit_dist.checkpoint import Checkpoint
+from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.config.config import Config
 from vit_dist.config.schema import AugmentConfig
 from vit_dist.data.preprocessing import Form
@@ -15,7 +15,7 @@ from vit_dist.data.sources.splits import Data
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.runtime import Runtime
 from vit_dist.session import Session
 from vit_dist.version import __version__
 

@@ -11,18 +11,16 @@ import yaml
 from torch import nn
 
 from vit_dist.announcement import announce
-from vit_dist.checkpoint import Checkpoint
+from vit_dist.checkpointing.checkpoint import Checkpoint
+from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.values import parse_size
-from vit_dist.console import Console
 from vit_dist.data.preprocessing import Form, form_of
 from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import Data
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import UserError
-from vit_dist.journal import Journal, place, read_metrics, standing
-from vit_dist.locking import FolderLock
 from vit_dist.losses import Loss
 from vit_dist.models.build import build_model, drop_path_depth, refuse_batch_norm
 from vit_dist.models.forward import forward_flops, parameter_count
@@ -32,12 +30,17 @@ from vit_dist.optim.optimizers import build_optimizer, peak_lr
 from vit_dist.optim.schedules import Schedule, schedule_metric
 from vit_dist.plan.plan import Plan
 from vit_dist.resume import Resumption
-from vit_dist.runtime import Runtime
-from vit_dist.session import Session, versions, write_status
-from vit_dist.state import TrainState
+from vit_dist.run_folder.lock import FolderLock
+from vit_dist.run_folder.metrics import Journal, place, read_metrics, standing
+from vit_dist.run_folder.status import versions, write_status
+from vit_dist.runtime.runtime import Runtime
+from vit_dist.session import Session
 from vit_dist.teacher import Autocast, build_teacher
-from vit_dist.telemetry import Clock, Meter, matmul_flops
-from vit_dist.trackers import Trackers, require_tracker
+from vit_dist.telemetry.clock import Clock
+from vit_dist.telemetry.console import Console
+from vit_dist.telemetry.meter import Meter
+from vit_dist.telemetry.peaks import matmul_flops
+from vit_dist.telemetry.trackers import Trackers, require_tracker
 from vit_dist.trained import start_from
 from vit_dist.update import Updater
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from vit_dist.checkpointing.state import Best, TrainState
 from vit_dist.config.schema import EvaluateConfig
-from vit_dist.state import Best, TrainState
 
 # Of one evaluation, by weights (raw, ema) and measure (loss, top1, top5).
 Scores = Mapping[str, Mapping[str, float | None]]

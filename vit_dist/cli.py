@@ -88,8 +88,8 @@ def _plan(arguments: list[str]) -> int:
     config = parse(arguments, "plan")
     if config is None:
         return 0
-    from vit_dist.console import Console
     from vit_dist.dry_run import show_plan
+    from vit_dist.telemetry.console import Console
 
     show_plan(config, Console(speaks=True), processes=int(processes), picture=Path(picture))
     return 0
@@ -114,8 +114,8 @@ def _report(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     given = parse_usage("evaluate", arguments)
-    from vit_dist.console import Console
     from vit_dist.scoring import score
+    from vit_dist.telemetry.console import Console
     from vit_dist.trained import open_model
 
     trained = open_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields)
@@ -137,8 +137,8 @@ def _predict(arguments: list[str]) -> int:
     if ending not in ("", "txt", *FORMS) and "--format" not in given.own:
         raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or say --format {', '.join(FORMS)}")
     form = given.own.get("--format") or (ending if ending in FORMS else "table")
-    from vit_dist.console import Console
     from vit_dist.prediction import predict
+    from vit_dist.telemetry.console import Console
     from vit_dist.trained import open_model
 
     predict(
@@ -177,7 +177,7 @@ def _export(arguments: list[str]) -> int:
         return 0
     from vit_dist.export.card import model_card
     from vit_dist.export.timm_folder import export_timm
-    from vit_dist.resume import summary_of
+    from vit_dist.run_folder.status import summary_of
 
     export_timm(trained, out, card=model_card(trained, summary_of(Path(name).expanduser()), out.name))
     print(f'{out}: {name}{of}; timm.create_model("local-dir:{out}", pretrained=True) loads it')

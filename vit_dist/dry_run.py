@@ -13,19 +13,19 @@ from torch.optim import Optimizer
 from vit_dist.announcement import augment_notes, plan_rows
 from vit_dist.assembly import build_loss, own_model, refuse_metrics
 from vit_dist.config.config import Config
-from vit_dist.console import Console
 from vit_dist.data.augmentation.transforms import training_transform
 from vit_dist.data.preprocessing import form_of
 from vit_dist.data.sources.open import open_data
 from vit_dist.errors import UserError
 from vit_dist.formatting import sketch
-from vit_dist.launch import resolve_precision
 from vit_dist.models.build import drop_path_depth
 from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.optim.optimizers import build_optimizer, peak_lr
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan
 from vit_dist.report.curves import draw_rates
+from vit_dist.runtime.devices import resolve_precision
+from vit_dist.telemetry.console import Console
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_dist.models.forward import at_least_float32, evaluating
-from vit_dist.predictions import Predictions
-from vit_dist.runtime import Runtime
+from vit_dist.run_folder.predictions import Predictions
+from vit_dist.runtime.runtime import Runtime
 
 _MEASURES = ("loss", "top1", "top5", "seen", "seconds")
 

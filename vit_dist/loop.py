@@ -13,23 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vit_dist import checkpoint
 from vit_dist.assembly import build
+from vit_dist.checkpointing import checkpoint
+from vit_dist.checkpointing.folder import follow
+from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config
-from vit_dist.console import Console
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.splits import Data
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import read_json, write_json
-from vit_dist.journal import Line, place, read_metrics
 from vit_dist.models.forward import at_least_float32, evaluating
-from vit_dist.predictions import KEPT
 from vit_dist.resume import Resumption, decide
-from vit_dist.runtime import Runtime
+from vit_dist.run_folder.metrics import Line, place, read_metrics
+from vit_dist.run_folder.predictions import KEPT
+from vit_dist.runtime.runtime import Runtime
 from vit_dist.session import Session
-from vit_dist.state import Best
 from vit_dist.summary import print_summary, summarise
+from vit_dist.telemetry.console import Console
 from vit_dist.trained import default_weights, open_trained
 
 
@@ -165,7 +166,7 @@ def _finish(session: Session) -> dict[str, Any]:
     """The test split, once, on the best weights (the last where none were chosen), and the summary."""
     state, config = session.state, session.config
     weights = state.best.weights if state.best else default_weights(config)
-    best_path = checkpoint.follow(session.checkpoints, "best")
+    best_path = follow(session.checkpoints, "best")
     average = session.updater.average
     if state.best is not None and best_path is not None:
         chosen = checkpoint.open_checkpoint(best_path)

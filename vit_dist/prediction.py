@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_dist.answers import Answer, Writer
-from vit_dist.console import Console
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.preprocessing import Form
@@ -32,8 +31,9 @@ from vit_dist.models.forward import at_least_float32, evaluating
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.order import permute
 from vit_dist.report.grids import Tile, draw_tiles
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.runtime import Runtime
 from vit_dist.scoring import Split, judged, open_split, precision_of
+from vit_dist.telemetry.console import Console
 from vit_dist.trained import Trained
 
 _GRID, _PICTURED = 16, 64

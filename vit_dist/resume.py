@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_dist import checkpoint
-from vit_dist.checkpoint import Checkpoint
+from vit_dist.checkpointing import checkpoint
+from vit_dist.checkpointing.checkpoint import Checkpoint
+from vit_dist.checkpointing.folder import find
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
 from vit_dist.errors import UserError
-from vit_dist.files import read_json, read_json_or_empty
+from vit_dist.run_folder.status import status
 
 # These belong to the identity, and yet may change in a run: the first may grow, the second changes no result
 # but where dropout draws by micro-batch. Both are noted.
@@ -43,7 +44,7 @@ def decide(config: Config) -> Resumption:
     if used:
         before = Config.from_dict(read_yaml(stored))
         changed, notes = compare(before.fields(), config.fields(), config.fields(free=False), folder)
-        own, wrong = checkpoint.find(folder / "checkpoints")
+        own, wrong = find(folder / "checkpoints")
         notes += [f"{one}: not used" for one in wrong]
         finished = status(folder).get("state") == "finished" and "train.duration" not in changed
         if own is not None:
@@ -76,24 +77,11 @@ def compare(
     return changed, notes
 
 
-def status(folder: Path) -> dict[str, Any]:
-    """The content of status.json, empty where there is none."""
-    return read_json_or_empty(folder / "status.json")
-
-
-def summary_of(path: Path) -> dict[str, Any] | None:
-    """summary.json of the finished run that a folder, or a checkpoint in it, belongs to; None without one."""
-    for folder in [path, *path.resolve().parents[:3]]:
-        if (folder / "summary.json").is_file() and status(folder).get("state") == "finished":
-            return read_json(folder / "summary.json")
-    return None
-
-
 def _at(path: Path) -> Checkpoint:
     """The checkpoint at a path, or the newest whole one of the run there. Raises UserError."""
     if (path / checkpoint.MANIFEST).is_file() or path.name.startswith("update_"):
         return checkpoint.open_checkpoint(path)
-    found, wrong = checkpoint.find(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    found, wrong = find(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     if found is None:
         raise UserError(f"run.resume: no whole checkpoint at {path}" + "".join(f"; {one}" for one in wrong))
     return found

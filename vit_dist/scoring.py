@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vit_dist.console import Console
 from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.folder import class_folders, read_classes
 from vit_dist.data.sources.open import open_data
@@ -21,8 +20,9 @@ from vit_dist.errors import UserError, nearest
 from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.files import check_output_path, json_number, write_json
 from vit_dist.formatting import aligned, loss_text
-from vit_dist.launch import resolve_precision
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.devices import resolve_precision
+from vit_dist.runtime.runtime import Runtime
+from vit_dist.telemetry.console import Console
 from vit_dist.trained import Trained
 
 _LISTED = 30

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 
-from vit_dist import checkpoint
+from vit_dist.checkpointing import checkpoint
+from vit_dist.checkpointing.folder import link, prune
+from vit_dist.checkpointing.state import TrainState
 from vit_dist.choosing import judge, out_of_patience, value_of, weights_of
 from vit_dist.config.config import Config
-from vit_dist.console import Console
 from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.splits import Data
 from vit_dist.data.stream import EvaluationStream, Stream, pictures
 from vit_dist.errors import UserError
 from vit_dist.evaluation import Evaluation, evaluate
-from vit_dist.files import json_number, write_json
-from vit_dist.journal import Journal, Line, place
-from vit_dist.locking import FolderLock
+from vit_dist.files import json_number
 from vit_dist.plan.plan import Plan
-from vit_dist.predictions import INPUTS, KEPT, PREDICTIONS, Kept, Predictions, write_inputs, write_predictions
-from vit_dist.progress import write_progress
-from vit_dist.runtime import Runtime
-from vit_dist.state import TrainState
-from vit_dist.telemetry import Clock, Meter
-from vit_dist.trackers import Trackers
+from vit_dist.run_folder.lock import FolderLock
+from vit_dist.run_folder.metrics import Journal, Line, place
+from vit_dist.run_folder.predictions import (
+    INPUTS,
+    KEPT,
+    PREDICTIONS,
+    Kept,
+    Predictions,
+    write_inputs,
+    write_predictions,
+)
+from vit_dist.run_folder.progress import write_progress
+from vit_dist.run_folder.status import versions, write_status
+from vit_dist.runtime.runtime import Runtime
+from vit_dist.telemetry.clock import Clock
+from vit_dist.telemetry.console import Console
+from vit_dist.telemetry.meter import Meter
+from vit_dist.telemetry.trackers import Trackers
 from vit_dist.update import Updater
-from vit_dist.version import __version__
 
 _MISTAKES = 24
 
@@ -212,10 +216,10 @@ class Session:
             path, size = checkpoint.save(
                 self.checkpoints, state.position, self.module, self.updater.optimizer, content, self.updater.average
             )
-            checkpoint.link(self.checkpoints, "last", path)
+            link(self.checkpoints, "last", path)
             if state.best is not None and state.best.update == state.position:
-                checkpoint.link(self.checkpoints, "best", path)
-            checkpoint.prune(self.checkpoints, self.config.checkpoint.keep)
+                link(self.checkpoints, "best", path)
+            prune(self.checkpoints, self.config.checkpoint.keep)
         except OSError as error:
             raise UserError(f"{self.checkpoints}: a checkpoint cannot be written: {error}") from None
         return str(path.relative_to(self.folder)), size
@@ -235,20 +239,3 @@ class Session:
         self.journal.close()
         if self.lock is not None:
             self.lock.release()
-
-
-def write_status(folder: Path, state: str, position: int, reason: str | None = None) -> None:
-    """Replaces status.json."""
-    values: dict[str, Any] = {"state": state, "update": position, "pid": os.getpid()}
-    values |= {"host": platform.node(), "time": time.time()}
-    write_json(folder / "status.json", {**values, **({"reason": reason} if reason else {})})
-
-
-def versions() -> dict[str, str]:
-    """What made the numbers."""
-    return {
-        "vit_dist": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "accelerate": version("accelerate"),
-    }

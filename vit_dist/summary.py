@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.console import Console
 from vit_dist.files import json_number
 from vit_dist.formatting import duration, loss_text
 from vit_dist.session import Session
+from vit_dist.telemetry.console import Console
 
 
 def summarise(session: Session, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from vit_dist import checkpoint
-from vit_dist.checkpoint import Checkpoint
+from vit_dist.checkpointing import checkpoint
+from vit_dist.checkpointing.checkpoint import Checkpoint
+from vit_dist.checkpointing.folder import follow
+from vit_dist.checkpointing.state import Best
 from vit_dist.config.catalog import BESIDE_A_RUN
 from vit_dist.config.config import Config
 from vit_dist.config.schema import ModelConfig
@@ -23,7 +25,6 @@ from vit_dist.models.build import build_model
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.models.timm_models import check_model_name, imagenet_classes
 from vit_dist.models.weights import load_weights
-from vit_dist.state import Best
 
 # Files of a checkpoint → whose weights they hold.
 _WEIGHTS = {"model": "raw", "ema": "ema"}
@@ -195,7 +196,7 @@ def _chosen(path: Path, field: str) -> tuple[Checkpoint, str]:
     """The checkpoint of a run that was chosen, or the one at `path`; and which of its weights were."""
     if not (path / checkpoint.MANIFEST).is_file():
         folder = path if path.name == "checkpoints" else path / "checkpoints"
-        path = checkpoint.follow(folder, "best") or checkpoint.follow(folder, "last") or path
+        path = follow(folder, "best") or follow(folder, "last") or path
     if not (path / checkpoint.MANIFEST).is_file():
         prefix = f"{field}: " if field else ""
         raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint")

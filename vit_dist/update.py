@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vit_dist.checkpointing.state import TrainState
 from vit_dist.data.batch import Batch
 from vit_dist.losses import Loss
 from vit_dist.models.forward import at_least_float32
 from vit_dist.optim.ema import Average
 from vit_dist.optim.optimizers import masks_its_step
 from vit_dist.optim.schedules import Schedule
-from vit_dist.runtime import Runtime
-from vit_dist.state import TrainState
+from vit_dist.runtime.runtime import Runtime
 
 
 class Updater:

@@ -18,7 +18,7 @@ from vit_dist.data.sources.splits import Subset
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints, Keys, Purpose, keys
 from vit_dist.plan.plan import Slots
-from vit_dist.runtime import Runtime
+from vit_dist.runtime.runtime import Runtime
 
 Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -23,8 +23,8 @@ from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import Subset
 from vit_dist.plan.keys import Ints, Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
-from vit_dist.predictions import Inputs, Pixels
-from vit_dist.runtime import Runtime
+from vit_dist.run_folder.predictions import Inputs, Pixels
+from vit_dist.runtime.runtime import Runtime
 
 
 class Stream:

@@ -12,12 +12,12 @@ import numpy as np
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
 from vit_dist.formatting import duration
-from vit_dist.journal import Floats
 from vit_dist.report import curves
 from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.html import charts, document, table
 from vit_dist.report.measures import Drift, Measures, drift, measured, metric_of, partings, streams, verdict
-from vit_dist.report.record import Record, read_run
+from vit_dist.run_folder.metrics import Floats
+from vit_dist.run_folder.record import Record, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

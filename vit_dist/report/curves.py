@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from vit_dist.formatting import duration
-from vit_dist.journal import Floats
 from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SERIES, new_figure, plain, save_png, short
-from vit_dist.report.record import Record
+from vit_dist.run_folder.metrics import Floats
+from vit_dist.run_folder.record import Record
 
 _BINS = 600
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_dist.predictions import Inputs, Kept, Pixels, Predictions
 from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, RED, new_figure, plain, save_png, short
+from vit_dist.run_folder.predictions import Inputs, Kept, Pixels, Predictions
 
 _WORST = 30
 

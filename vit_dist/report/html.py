@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vit_dist.predictions import Pixels
 from vit_dist.report.drawing import short
 from vit_dist.report.grids import Tile
+from vit_dist.run_folder.predictions import Pixels
 
 _STYLE = Path(__file__).with_name("style.css")
 _SMALL = 64

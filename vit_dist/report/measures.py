@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vit_dist.journal import Floats
-from vit_dist.report.page import best_of
-from vit_dist.report.record import Record
+from vit_dist.run_folder.metrics import Floats
+from vit_dist.run_folder.record import Record, best_of
 
 # Accuracies that are this near, in percent, are called the same.
 _NEAR = 0.5

@@ -6,23 +6,21 @@ import time
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
+from matplotlib.figure import Figure
 
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
 from vit_dist.formatting import big, duration, loss_text
-from vit_dist.predictions import Kept
 from vit_dist.report import curves, grids
 from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.html import charts, confusion_table, document, figures, folded, table, tiles
-from vit_dist.report.record import Record, read_run
+from vit_dist.run_folder.predictions import Kept
+from vit_dist.run_folder.record import Record, best_of, read_run
 from vit_dist.version import __version__
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _FULL_TABLE, _PICTURED = 25, 100
 
@@ -75,15 +73,6 @@ def headline(run: Record) -> dict[str, str]:
         shown["memory at most"] = f"{run.memory / 2**20:,.0f} MiB"
     shown["parameters"] = big(run.start["parameters"])
     return shown
-
-
-def best_of(run: Record) -> dict[str, Any] | None:
-    """update, metric and value of the best evaluation so far."""
-    lines = [line for line in run.metrics.others if line["kind"] == "eval" and line["split"] == "val" and line["best"]]
-    if not lines:
-        return None
-    metric = run.config.evaluate.metric
-    return {"update": lines[-1]["update"], "metric": metric, "value": float(lines[-1][metric.removeprefix("raw_")])}
 
 
 def _curves(run: Record) -> Mapping[str, Any]:

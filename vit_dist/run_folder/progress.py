@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_dist.files import write_text
 from vit_dist.formatting import loss_text
-from vit_dist.journal import Line
+from vit_dist.run_folder.metrics import Line
 
 _HEAD = ["update", "epoch", "train loss", "train top1", "val loss", "val top1", "best", "seconds"]
 

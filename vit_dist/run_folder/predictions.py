@@ -18,9 +18,14 @@ from vit_dist.files import replacing
 from vit_dist.plan.keys import Ints
 
 Floats32 = NDArray[np.float32]
+
+
 Pixels = NDArray[np.uint8]
 
+
 KEPT = 5
+
+
 PREDICTIONS, INPUTS = "predictions.safetensors", "inputs.safetensors"
 
 

@@ -26,14 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.config.schema import RunConfig
 from vit_dist.errors import UserError
-from vit_dist.launch import (
-    available_cores,
-    check_launch,
-    check_world,
-    overruled,
-    require_device,
-    resolve_precision,
-)
+from vit_dist.runtime.devices import available_cores, require_device, resolve_precision
+from vit_dist.runtime.launch import check_launch, check_world, overruled
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 

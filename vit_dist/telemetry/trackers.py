@@ -12,11 +12,13 @@ from typing import Any
 
 from vit_dist.config.config import Config
 from vit_dist.errors import UserError, one_line
-from vit_dist.journal import Line
-from vit_dist.predictions import Inputs, Kept, Pixels
-from vit_dist.runtime import Runtime
+from vit_dist.run_folder.metrics import Line
+from vit_dist.run_folder.predictions import Inputs, Kept, Pixels
+from vit_dist.runtime.runtime import Runtime
 
 _TRACKER_SECONDS = 30
+
+
 _MOST_CLASSES = 100
 
 

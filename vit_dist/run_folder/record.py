@@ -13,9 +13,9 @@ from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
-from vit_dist.journal import Floats, Line, Metrics, read_columns
-from vit_dist.locking import is_held
-from vit_dist.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
+from vit_dist.run_folder.lock import is_held
+from vit_dist.run_folder.metrics import Floats, Line, Metrics, read_columns
+from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
 
 COLUMNS = (
     *("time", "epoch", "loss", "top1", "lr", "grad_norm", "samples_per_second", "update_seconds"),
@@ -114,3 +114,12 @@ def read_run(folder: Path) -> Record:
         predictions=read_predictions(folder / PREDICTIONS),
         inputs=read_inputs(folder / INPUTS),
     )
+
+
+def best_of(run: Record) -> dict[str, Any] | None:
+    """update, metric and value of the best evaluation so far."""
+    lines = [line for line in run.metrics.others if line["kind"] == "eval" and line["split"] == "val" and line["best"]]
+    if not lines:
+        return None
+    metric = run.config.evaluate.metric
+    return {"update": lines[-1]["update"], "metric": metric, "value": float(lines[-1][metric.removeprefix("raw_")])}

@@ -1,0 +1,45 @@
+"""status.json: whether a run is running, finished, stopped or failed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_dist.files import read_json, read_json_or_empty, write_json
+from vit_dist.version import __version__
+
+
+def write_status(folder: Path, state: str, position: int, reason: str | None = None) -> None:
+    """Replaces status.json."""
+    values: dict[str, Any] = {"state": state, "update": position, "pid": os.getpid()}
+    values |= {"host": platform.node(), "time": time.time()}
+    write_json(folder / "status.json", {**values, **({"reason": reason} if reason else {})})
+
+
+def versions() -> dict[str, str]:
+    """What made the numbers."""
+    return {
+        "vit_dist": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": version("accelerate"),
+    }
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """The content of status.json, empty where there is none."""
+    return read_json_or_empty(folder / "status.json")
+
+
+def summary_of(path: Path) -> dict[str, Any] | None:
+    """summary.json of the finished run that a folder, or a checkpoint in it, belongs to; None without one."""
+    for folder in [path, *path.resolve().parents[:3]]:
+        if (folder / "summary.json").is_file() and status(folder).get("state") == "finished":
+            return read_json(folder / "summary.json")
+    return None

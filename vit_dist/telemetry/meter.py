@@ -1,0 +1,64 @@
+"""What a run measures: its clock, its meters, and the peaks that its speed is held against."""
+
+from __future__ import annotations
+
+import math
+
+from vit_dist.files import json_number
+from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.metrics import Line, place
+from vit_dist.runtime.runtime import Runtime
+from vit_dist.telemetry.clock import Clock
+from vit_dist.telemetry.peaks import peak_flops
+
+
+class Meter:
+    """Turns sums and times since the last line into a `train` line."""
+
+    def __init__(self, plan: Plan, runtime: Runtime, clock: Clock, *, flops: int, matmul: float) -> None:
+        """flops: of one image's forward pass. matmul: measured FLOP/s of one device."""
+        self.plan = plan
+        self.runtime = runtime
+        self.clock = clock
+        self.flops = flops
+        self.matmul = matmul
+        self.peak = peak_flops(runtime.device_name, runtime.precision)
+        self.last: tuple[int, float, float] | None = None
+
+    def restart(self, position: int, waited: float) -> None:
+        """The next line counts from here."""
+        self.last = position, self.clock.seconds, waited
+
+    def line(
+        self,
+        position: int,
+        waited: float,
+        sums: tuple[float, float, float],
+        *,
+        lr: float,
+        grad_norm: float,
+        skipped: int,
+    ) -> Line:
+        """The measures since the last line. The caller has waited for the device."""
+        assert self.last is not None
+        before, seconds_before, waited_before = self.last
+        seconds = max(self.clock.seconds - seconds_before, 1e-9)
+        loss, correct, weight = sums
+        rate = (self.plan.samples_at(position) - self.plan.samples_at(before)) / seconds
+        per_device = rate / self.runtime.world_size
+        self.restart(position, waited)
+        return {
+            **place(self.plan, position),
+            "loss": json_number(loss / weight),
+            "top1": None if math.isnan(correct) else 100 * correct / weight,
+            "lr": lr,
+            "grad_norm": json_number(grad_norm),
+            "samples_per_second": rate,
+            "samples_per_second_per_device": per_device,
+            "update_seconds": seconds / (position - before),
+            "data_wait_fraction": (waited - waited_before) / seconds,
+            "mfu": 3 * self.flops * per_device / self.peak if self.peak else None,
+            "matmul_fraction": 3 * self.flops * per_device / self.matmul,
+            "peak_memory_bytes": self.runtime.peak_memory_bytes(),
+            "skipped_updates": skipped,
+        }

@@ -1,0 +1,49 @@
+"""Peak FLOP/s of devices: from data sheets, and measured by a matrix product."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from vit_dist.runtime.runtime import Runtime
+
+# Dense peaks of the data sheets, in FLOP/s, without sparsity; SXM parts where a name has several.
+PEAKS: dict[str, dict[str, float]] = {
+    "B200": {"bf16": 2250e12, "fp16": 2250e12},
+    "H200": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
+    "H100": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
+    "A100": {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12},
+    "L40S": {"bf16": 362e12, "fp16": 362e12, "fp32": 91.6e12},
+    "L4": {"bf16": 121e12, "fp16": 121e12, "fp32": 30.3e12},
+    "A10": {"bf16": 125e12, "fp16": 125e12, "fp32": 31.2e12},
+    "V100": {"fp16": 125e12, "fp32": 15.7e12},
+    "T4": {"fp16": 65e12, "fp32": 8.1e12},
+    "RTX 4090": {"bf16": 165e12, "fp16": 165e12, "fp32": 82.6e12},
+    "RTX 3090": {"bf16": 71e12, "fp16": 71e12, "fp32": 35.6e12},
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """The data sheet's dense peak for a device and a precision (fp32 without TF32), if known."""
+    words = device_name.replace("-", " ")
+    for name, peaks in PEAKS.items():
+        if f" {name} " in f" {words} ":
+            return peaks.get(precision)
+    return None
+
+
+def matmul_flops(runtime: Runtime) -> float:
+    """FLOP/s of a square matrix product on one device in the run's precision: the best of a few, about 0.2 s."""
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    size = 1024 if runtime.device.type == "cpu" else 8192
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(size, size, generator=generator).to(runtime.device, kinds[runtime.precision])
+    best = float("inf")
+    for _ in range(5):
+        runtime.synchronize()
+        start = time.perf_counter()
+        torch.mm(a, a)
+        runtime.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
