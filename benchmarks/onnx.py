@@ -15,10 +15,10 @@ import torch
 
 from vit_dist.config.schema import RunConfig
 from vit_dist.data.stream import EvaluationStream
+from vit_dist.inference.load import open_model
+from vit_dist.inference.splits import open_split
 from vit_dist.models.forward import evaluating
 from vit_dist.runtime.runtime import Runtime
-from vit_dist.scoring import open_split
-from vit_dist.trained import open_model
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from vit_dist.assembly import build
-from vit_dist.cli import parse
+from vit_dist.cli.main import parse
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.loop import loop
 from vit_dist.resume import Resumption

@@ -13,7 +13,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from vit_dist.cli import parse
+from vit_dist.cli.main import parse
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.models.build import build_model

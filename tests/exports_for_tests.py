@@ -12,8 +12,8 @@ from vit_dist import Config, train
 from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
+from vit_dist.inference.load import Trained
 from vit_dist.models.build import build_model
-from vit_dist.trained import Trained
 
 DIGITS: dict[str, Any] = {
     "model.width": 32,

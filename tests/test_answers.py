@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from vit_dist.answers import FORMS, Answer, Writer
+from vit_dist.inference.output import FORMS, Answer, Writer
 
 PLAIN = [
     Answer("a.png", (("cat", 0.5), ("dog", 0.25))),

@@ -13,10 +13,11 @@ import timm
 from safetensors.torch import save_file
 
 from tests.test_scoring import SMALL, a_digits_run, a_pictures_run, command
-from vit_dist.arguments import _HABITS, USAGES, Given, parse_usage
 from vit_dist.cli import main
+from vit_dist.cli.arguments import USAGES, Given, parse_usage
+from vit_dist.cli.flags import config_flags
+from vit_dist.cli.habits import MODEL_ALIASES
 from vit_dist.errors import UserError
-from vit_dist.flags import config_flags
 
 # What a run does not say itself.
 BESIDE = "data.root, data.workers, evaluate.batch_size, run.device, run.threads, run.seed, train.precision"
@@ -173,7 +174,7 @@ def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("habit", list(MEANT))
 def test_habits_are_answered_with_what_works(habit: str) -> None:
-    assert habit in _HABITS
+    assert habit in MODEL_ALIASES
     flag, value = MEANT[habit]
     name = "evaluate" if flag in USAGES["evaluate"].flags else "predict"
     for typed in ([habit, "7"], [f"{habit}=7"]):
@@ -184,7 +185,7 @@ def test_habits_are_answered_with_what_works(habit: str) -> None:
         assert {**given.own, **given.fields} == {flag: value}
 
 
-@pytest.mark.parametrize("habit", sorted(_HABITS.keys() - MEANT.keys()))
+@pytest.mark.parametrize("habit", sorted(MODEL_ALIASES.keys() - MEANT.keys()))
 def test_habits_that_are_words_here(habit: str) -> None:
     where = "a word behind the model" if habit.startswith("--image") else "the first word"
     assert refusal("predict", habit, "runs/x") == [f"{habit}: here it is {where}, without a flag: runs/x"]

@@ -15,10 +15,11 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from vit_dist.cli import main
+from vit_dist.cli.flags import config_flags, parse
+from vit_dist.cli.habits import TRAIN_ALIASES
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
 from vit_dist.errors import UserError
-from vit_dist.flags import HABITS, config_flags, parse
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.version import __version__
 
@@ -281,7 +282,7 @@ def test_overrides_that_are_none(arguments: tuple[str, ...], text: str) -> None:
 def test_a_flag_of_habit_is_answered_with_the_flag_that_does_it_here(flag: str) -> None:
     field, given, value = MEANT[flag]
     answer = refusal(flag, given)
-    assert answer == f"{flag}: here it is {HABITS[flag].replace('{}', given)}"
+    assert answer == f"{flag}: here it is {TRAIN_ALIASES[flag].replace('{}', given)}"
     assert refusal(f"{flag}={given}") == answer
     assert config().fields()[field] != value
     advice = shlex.split(answer.partition("here it is ")[2].partition(", or ")[0])
@@ -298,8 +299,8 @@ def test_an_optimizer_of_habit_may_be_one_of_timms(flag: str) -> None:
 
 
 def test_every_habit_is_answered_with_flags_that_exist() -> None:
-    assert HABITS.keys() == MEANT.keys() | {"--gradient_accumulation_steps"}
-    assert FLAGS.issuperset(name for text in HABITS.values() for name in re.findall(r"--([\w.]+)", text))
+    assert TRAIN_ALIASES.keys() == MEANT.keys() | {"--gradient_accumulation_steps"}
+    assert FLAGS.issuperset(name for text in TRAIN_ALIASES.values() for name in re.findall(r"--([\w.]+)", text))
     assert refusal("--gradient_accumulation_steps", "4") == (
         "--gradient_accumulation_steps: here it is --batch.micro_size, the slots of one forward pass: "
         "batch.global_size / (micro_size × processes) passes are accumulated"
@@ -308,7 +309,7 @@ def test_every_habit_is_answered_with_flags_that_exist() -> None:
 
 @pytest.mark.parametrize("flag", sorted(FLAGS))
 def test_names_in_habits_are_never_flags_of_ours(flag: str) -> None:
-    assert f"--{flag}" not in HABITS
+    assert f"--{flag}" not in TRAIN_ALIASES
     assert refusal(f"--{flag}x", "1") == f"--{flag}x: no such flag; did you mean --{flag}?"
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from vit_dist.arguments import USAGES
+from vit_dist.cli.arguments import USAGES
+from vit_dist.cli.reference import reference
 from vit_dist.config.config import Config
-from vit_dist.flags import reference
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 # Of the commands alone, and of others' programs.

@@ -15,12 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from vit_dist import Config, train
 from vit_dist.cli import main
+from vit_dist.cli.plan import rate_curve
 from vit_dist.config.schema import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
-from vit_dist.dry_run import Memory, estimate, rate_curve
 from vit_dist.models.build import build_model, drop_path_depth
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan
+from vit_dist.sizing.memory import Memory, estimate
 
 SIDE, CLASSES = 16, 10
 VIT: dict[str, Any] = {"patch_size": 4, "width": 48, "depth": 3, "heads": 3}

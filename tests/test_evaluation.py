@@ -17,7 +17,7 @@ from vit_dist.config.schema import DataConfig, RunConfig
 from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.stream import EvaluationStream
-from vit_dist.evaluation import evaluate
+from vit_dist.inference.evaluation import evaluate
 from vit_dist.runtime.runtime import Runtime
 
 LOGITS = torch.tensor(

@@ -12,7 +12,7 @@ import torch
 from tests.exports_for_tests import of_no_run
 from vit_dist import UserError
 from vit_dist.errors import one_line
-from vit_dist.export.beside import apart, normalised, quiet, random_pixels
+from vit_dist.export.verify import apart, normalised, quiet, random_pixels
 
 
 def test_the_largest_difference_is_measured() -> None:

@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.exports_for_tests import DIGITS, digits_run, digits_tested, of_no_run
 from vit_dist import Config
-from vit_dist.export.card import model_card
+from vit_dist.export.model_card import model_card
 from vit_dist.export.timm_folder import export_timm
 from vit_dist.files import read_json
-from vit_dist.trained import open_model
+from vit_dist.inference.load import open_model
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from vit_dist import Config, UserError
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.preprocessing import Form
 from vit_dist.export.onnx_file import OnnxCheck, export_onnx
+from vit_dist.inference.load import Trained, open_model
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import evaluating
-from vit_dist.trained import Trained, open_model
 
 SOURCE = {"run": "a run", "weights": "ema", "update": 60, "vit_dist": "0.1.0"}
 

@@ -20,9 +20,9 @@ from tests.exports_for_tests import digits_run, digits_tested, of_no_run
 from vit_dist import Config, UserError
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.export.timm_folder import export_timm
+from vit_dist.inference.load import Trained, open_model
 from vit_dist.models.forward import evaluating
 from vit_dist.models.vit import ViT
-from vit_dist.trained import Trained, open_model
 
 TINY = {"depth": 1, "embed_dim": 24, "num_heads": 3, "patch_size": 8}
 # Our ViT in every form that timm has too, and models that are timm's.

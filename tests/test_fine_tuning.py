@@ -20,9 +20,9 @@ from vit_dist.checkpointing.folder import follow
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import Data, whole
+from vit_dist.inference.load import open_trained
 from vit_dist.loop import Run
 from vit_dist.models.build import build_model
-from vit_dist.trained import open_trained
 
 TIMM: dict[str, Any] = {"depth": 2, "embed_dim": 16}
 SHORT: dict[str, Any] = {

@@ -26,8 +26,8 @@ from vit_dist.cli import main
 from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.stream import EvaluationStream, Stream
-from vit_dist.evaluation import evaluate
 from vit_dist.files import read_json
+from vit_dist.inference.evaluation import evaluate
 from vit_dist.models.build import build_model
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import read_metrics

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from vit_dist import Config, train
 from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError
+from vit_dist.inference.load import open_trained, start_from
 from vit_dist.loop import Run
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import parameter_count
 from vit_dist.models.pretrained import classes_and_channels, freeze, load_pretrained, timm_weights
 from vit_dist.models.weights import weights
 from vit_dist.optim.optimizers import build_optimizer
-from vit_dist.trained import open_trained, start_from
 
 PATCHES = "patch_embed.proj.weight"
 OURS: dict[str, Any] = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}

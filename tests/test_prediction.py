@@ -33,9 +33,9 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
-from vit_dist.prediction import find_images
+from vit_dist.inference.load import open_trained
+from vit_dist.inference.predict import find_images
 from vit_dist.run_folder.predictions import read_predictions
-from vit_dist.trained import open_trained
 
 GREEN, RED = (26, 127, 55), (207, 34, 46)
 
@@ -339,7 +339,7 @@ def test_out_and_png_that_cannot_be_written_are_refused_before_the_work(
     def works(*given: object) -> None:
         pytest.fail("it began to work")
 
-    monkeypatch.setattr("vit_dist.prediction.Runtime", works)
+    monkeypatch.setattr("vit_dist.cli.predict.Runtime", works)
     (tmp_path / "folder").mkdir()
     for words in ([files / "8"], ["--split", "test"], []):
         for flag, file in (("--out", "a.csv"), ("--png", "a.png")):

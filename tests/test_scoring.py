@@ -26,11 +26,12 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import FileSource, MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
+from vit_dist.inference.evaluation import precision_of
+from vit_dist.inference.load import open_model, open_trained
+from vit_dist.inference.splits import Split, open_split
 from vit_dist.models.forward import evaluating
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.predictions import read_predictions
-from vit_dist.scoring import Split, open_split, precision_of
-from vit_dist.trained import open_model, open_trained
 
 DIGITS: dict[str, Any] = {
     "model.width": 32,
@@ -417,7 +418,7 @@ def test_json_that_cannot_be_written_is_refused_before_the_work(
     def works(*given: object) -> None:
         pytest.fail("it began to work")
 
-    monkeypatch.setattr("vit_dist.scoring.Runtime", works)
+    monkeypatch.setattr("vit_dist.cli.evaluate.Runtime", works)
     path = tmp_path / "gone" / "found.json"
     assert refused(capsys, run, "--json", path) == (
         f"vit-dist: --json: {path} cannot be written: there is no folder {path.parent}\n"

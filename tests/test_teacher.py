@@ -23,13 +23,13 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import Data, whole
 from vit_dist.data.stream import Stream
+from vit_dist.inference.load import open_trained
 from vit_dist.losses import Loss
 from vit_dist.models.build import build_model
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import read_metrics
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.teacher import Teacher, build_teacher
-from vit_dist.trained import open_trained
 
 DIGITS: dict[str, Any] = {
     "model.width": 16,

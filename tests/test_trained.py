@@ -22,9 +22,9 @@ from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.files import read_json
+from vit_dist.inference.load import default_weights, open_model, open_trained
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import evaluating
-from vit_dist.trained import default_weights, open_model, open_trained
 
 SETTINGS: dict[str, Any] = {
     "model.width": 16,

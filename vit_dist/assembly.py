@@ -21,6 +21,7 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import Data
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import UserError
+from vit_dist.inference.load import start_from
 from vit_dist.losses import Loss
 from vit_dist.models.build import build_model, drop_path_depth, refuse_batch_norm
 from vit_dist.models.forward import forward_flops, parameter_count
@@ -41,7 +42,6 @@ from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.meter import Meter
 from vit_dist.telemetry.peaks import matmul_flops
 from vit_dist.telemetry.trackers import Trackers, require_tracker
-from vit_dist.trained import start_from
 from vit_dist.update import Updater
 
 

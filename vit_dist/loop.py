@@ -23,6 +23,7 @@ from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.splits import Data
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import read_json, write_json
+from vit_dist.inference.load import default_weights, open_trained
 from vit_dist.models.forward import at_least_float32, evaluating
 from vit_dist.resume import Resumption, decide
 from vit_dist.run_folder.metrics import Line, place, read_metrics
@@ -31,7 +32,6 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.session import Session
 from vit_dist.summary import print_summary, summarise
 from vit_dist.telemetry.console import Console
-from vit_dist.trained import default_weights, open_trained
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from vit_dist.data.preprocessing import Form
 from vit_dist.data.sources.splits import Data
 from vit_dist.data.stream import EvaluationStream, Stream, pictures
 from vit_dist.errors import UserError
-from vit_dist.evaluation import Evaluation, evaluate
 from vit_dist.files import json_number
+from vit_dist.inference.evaluation import Evaluation, evaluate
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.metrics import Journal, Line, place

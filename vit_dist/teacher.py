@@ -15,9 +15,9 @@ from vit_dist.config.schema import LossConfig, ModelConfig
 from vit_dist.data.preprocessing import Form, preprocessing
 from vit_dist.data.sources.splits import Data
 from vit_dist.errors import UserError
+from vit_dist.inference.load import open_trained
 from vit_dist.models.build import build_model
 from vit_dist.models.weights import load_weights
-from vit_dist.trained import open_trained
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 

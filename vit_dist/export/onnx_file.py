@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.errors import UserError, one_line
-from vit_dist.export.beside import INTERPOLATION, apart, normalised, quiet, random_pixels
+from vit_dist.export.verify import INTERPOLATION, apart, normalised, quiet, random_pixels
 from vit_dist.files import publish, staged
+from vit_dist.inference.load import Trained
 from vit_dist.models.forward import evaluating
-from vit_dist.trained import Trained
 
 # All versions of torch in use write it without converting, and it has antialiased resizing.
 _OPSET = 18

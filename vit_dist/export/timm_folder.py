@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError, one_line
-from vit_dist.export.beside import INTERPOLATION, apart, normalised, quiet, random_pixels
+from vit_dist.export.verify import INTERPOLATION, apart, normalised, quiet, random_pixels
 from vit_dist.files import publish, staged
+from vit_dist.inference.load import Trained
 from vit_dist.models.forward import evaluating
 from vit_dist.models.vit import PRESETS, ViT
 from vit_dist.models.weights import weights
-from vit_dist.trained import Trained
 
 _EPSILON = 1e-6
 # Of max(1, largest |logit|), in float64.

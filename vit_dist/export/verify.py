@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.errors import UserError
-from vit_dist.trained import Trained
+from vit_dist.inference.load import Trained
 
 # How files are resized before a model sees them.
 INTERPOLATION = "bicubic"

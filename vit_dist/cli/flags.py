@@ -12,56 +12,16 @@ from typing import Any, Literal, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from vit_dist.cli.habits import TRAIN_ALIASES
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
-from vit_dist.config.values import describe, merged
+from vit_dist.config.values import merged
 from vit_dist.errors import UserError, one_line
 
 # Fields that hold names of others' own.
 _MAPPINGS = ("model.args", "optimizer.args", "optimizer.overrides", "schedule.args")
-# What people type out of habit, and the flag that does it here.
-HABITS = {
-    "--epochs": '--train.duration "{} epochs"',
-    "--num_epochs": '--train.duration "{} epochs"',
-    "--max_steps": '--train.duration "{} updates"',
-    "--batch_size": "--batch.global_size {}",
-    "--batch-size": "--batch.global_size {}",
-    "--lr": "--optimizer.lr {}",
-    "--learning_rate": "--optimizer.lr {}",
-    "--weight_decay": "--optimizer.weight_decay {}",
-    "--weight-decay": "--optimizer.weight_decay {}",
-    "--grad_clip": "--optimizer.clip_norm {}",
-    "--clip_grad": "--optimizer.clip_norm {}",
-    "--device": "--run.device {}",
-    "--seed": "--run.seed {}",
-    "--resume": "--run.resume {}",
-    "--output_dir": "--run.dir {}",
-    "--output-dir": "--run.dir {}",
-    "--data_dir": "--data.root {}",
-    "--model": "--model.name {}",
-    "--num_workers": "--data.workers {}",
-    "--workers": "--data.workers {}",
-    "--gradient_accumulation_steps": "--batch.micro_size, the slots of one forward pass: "
-    "batch.global_size / (micro_size × processes) passes are accumulated",
-    "--warmup_steps": '--schedule.warmup "{} updates"',
-    "--mixed_precision": "--train.precision {}",
-    "--scheduler": "--schedule.name {}",
-    "--sched": "--schedule.name {}",
-    "--opt": "--optimizer.name {}, or timm/{} for one of timm's",
-    "--optimizer": "--optimizer.name {}, or timm/{} for one of timm's",
-    "--momentum": "--optimizer.momentum {}",
-    "--layer-decay": "--optimizer.layer_decay {}",
-    "--warmup-epochs": '--schedule.warmup "{} epochs"',
-    "--warmup_epochs": '--schedule.warmup "{} epochs"',
-    "--ema": "--train.ema {}",
-    "--model-ema-decay": "--train.ema {}",
-    "--smoothing": "--loss.label_smoothing {}",
-    "--label-smoothing": "--loss.label_smoothing {}",
-    "--label_smoothing": "--loss.label_smoothing {}",
-    "--drop-path": "--model.drop_path {}",
-    "--patience": "--evaluate.patience {}",
-    "--amp": "--train.precision bf16",
-}
+
+
 _DESCRIPTIONS = {
     "train": "Trains a Vision Transformer.",
     "plan": "Shows what `train` with the same flags would do: every number of the run, its memory, the curve of its "
@@ -79,7 +39,7 @@ def parse(arguments: Sequence[str], command: str = "train") -> Config | None:
     mappings = take_mappings(given)
     parser = _parser(command)
     known = {action.dest for action in parser._actions}
-    refuse_unknown(given, known, HABITS)
+    refuse_unknown(given, known, TRAIN_ALIASES)
     try:
         space = parser.parse_args(given)
     except argparse.ArgumentError as error:
@@ -217,26 +177,3 @@ def refuse_unknown(arguments: Sequence[str], known: set[str], habits: Mapping[st
         problems.append(f"{flag}: no such flag; {hint}")
     if problems:
         raise UserError("\n".join(problems))
-
-
-def reference() -> str:
-    """docs/config.md: every field of the config, from the dataclasses themselves."""
-    lines = [
-        "# Config reference",
-        "",
-        "Every field, as `--section.field VALUE` on the command line or `section: {field: VALUE}` in YAML; recipes set",
-        "other values than these defaults. Fields marked · belong to a run's identity: they can change its result.",
-        "Lengths of time have units: `20 epochs`, `5000 updates`, `1e6 samples`, and inside a run `5%`.",
-        "This page is written by `python scripts/config_reference.py > docs/config.md`.",
-    ]
-    section = ""
-    for flag, field, kind in config_flags():
-        if flag.split(".")[0] != section:
-            section = flag.split(".")[0]
-            lines += ["", f"## {section}", "", "| field | value | default | meaning |", "| --- | --- | --- | --- |"]
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        shown = "" if default in ("", (), None, {}) else f"`{str(default).lower() if kind is bool else default}`"
-        mark = "" if field.metadata["free"] else " ·"
-        cells = [f"`{flag}`{mark}", describe(kind), shown, field.metadata["meaning"]]
-        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
-    return "\n".join(lines) + "\n"

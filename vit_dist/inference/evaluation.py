@@ -11,9 +11,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vit_dist.data.reader import worker_count
+from vit_dist.data.sources.splits import Subset
+from vit_dist.data.stream import EvaluationStream
+from vit_dist.inference.load import Trained
 from vit_dist.models.forward import at_least_float32, evaluating
 from vit_dist.run_folder.predictions import Predictions
+from vit_dist.runtime.devices import resolve_precision
 from vit_dist.runtime.runtime import Runtime
+
+
+def precision_of(trained: Trained) -> str:
+    """The one asked for, else that of the training where it runs here, else fp32. Raises UserError."""
+    cpu = trained.config.run.device == "cpu" or not torch.cuda.is_available()
+    asked = trained.config.train.precision
+    if asked not in ("auto", trained.precision):
+        return resolve_precision(asked, cpu=cpu)
+    return "fp32" if trained.precision == "fp16" and cpu else resolve_precision(trained.precision, cpu=cpu)
+
+
+def judged(trained: Trained, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
+    """One exact pass of the model over a part of its data, by all processes."""
+    config = trained.config
+    workers = worker_count(config.data.workers, runtime)
+    size = min(config.evaluate.batch_size, max(2, len(subset)))
+    stream = EvaluationStream(subset, trained.form, runtime, batch_size=size, workers=workers)
+    model = trained.model.to(runtime.device)
+    try:
+        with runtime.autocast():
+            return evaluate(model, stream, stream.length, runtime, keep=keep)
+    finally:
+        stream.close()
+
 
 _MEASURES = ("loss", "top1", "top5", "seen", "seconds")
 

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vit_dist.answers import FORMS
-from vit_dist.arguments import parse_usage
+from vit_dist.cli.arguments import parse_usage
+from vit_dist.cli.flags import parse, take
 from vit_dist.errors import UserError
-from vit_dist.flags import parse, take
+from vit_dist.inference.output import FORMS
 from vit_dist.version import __version__
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
+
 
 _HELP = {
     "train": "train a Vision Transformer, or go on where its folder left off",
@@ -88,7 +89,7 @@ def _plan(arguments: list[str]) -> int:
     config = parse(arguments, "plan")
     if config is None:
         return 0
-    from vit_dist.dry_run import show_plan
+    from vit_dist.cli.plan import show_plan
     from vit_dist.telemetry.console import Console
 
     show_plan(config, Console(speaks=True), processes=int(processes), picture=Path(picture))
@@ -114,9 +115,9 @@ def _report(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     given = parse_usage("evaluate", arguments)
-    from vit_dist.scoring import score
+    from vit_dist.cli.evaluate import score
+    from vit_dist.inference.load import open_model
     from vit_dist.telemetry.console import Console
-    from vit_dist.trained import open_model
 
     trained = open_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields)
     score(
@@ -137,9 +138,9 @@ def _predict(arguments: list[str]) -> int:
     if ending not in ("", "txt", *FORMS) and "--format" not in given.own:
         raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or say --format {', '.join(FORMS)}")
     form = given.own.get("--format") or (ending if ending in FORMS else "table")
-    from vit_dist.prediction import predict
+    from vit_dist.cli.predict import predict
+    from vit_dist.inference.load import open_model
     from vit_dist.telemetry.console import Console
-    from vit_dist.trained import open_model
 
     predict(
         open_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields),
@@ -156,7 +157,7 @@ def _predict(arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     given = parse_usage("export", arguments)
-    from vit_dist.trained import open_model
+    from vit_dist.inference.load import open_model
 
     name, out = given.words[0], Path(given.words[1]).expanduser()
     asked = "--preprocess" in given.own
@@ -175,7 +176,7 @@ def _export(arguments: list[str]) -> int:
         print(f"{out}: {name}{of}; {found.bytes / 2**20:.1f} MiB, opset {found.opset}, input, output, any batch")
         print(f"  beside torch: {found.largest_difference:.1e} apart at most over {found.images} images")
         return 0
-    from vit_dist.export.card import model_card
+    from vit_dist.export.model_card import model_card
     from vit_dist.export.timm_folder import export_timm
     from vit_dist.run_folder.status import summary_of
 

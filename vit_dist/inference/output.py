@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 FORMS = ("table", "jsonl", "csv")
+
+
 _WIDEST_NAME, _WIDEST_CLASS = 60, 24
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from vit_dist.config.config import Config
 from vit_dist.formatting import duration
+from vit_dist.inference.load import Trained
 from vit_dist.models.forward import parameter_count
-from vit_dist.trained import Trained
 
 _LISTED = 20
+
+
 _FRONT = """---
 tags:
 - image-classification
@@ -20,7 +22,11 @@ library_name: timm
 pipeline_tag: image-classification
 ---
 """
+
+
 _WEIGHTS = {"raw": "the weights themselves", "ema": "the averaged weights"}
+
+
 _SNIPPET = """import timm
 import torch
 from PIL import Image

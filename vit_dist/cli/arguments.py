@@ -10,45 +10,22 @@ from typing import Any, Literal, NoReturn, get_origin
 
 import yaml
 
-from vit_dist.answers import FORMS
+from vit_dist.cli.flags import config_flags, refuse_unknown, take_mappings
+from vit_dist.cli.habits import MODEL_ALIASES
 from vit_dist.config.catalog import BESIDE_A_RUN
 from vit_dist.errors import UserError, one_line
-from vit_dist.flags import config_flags, refuse_unknown, take_mappings
+from vit_dist.inference.output import FORMS
 
 _MODEL = "a run's folder, a checkpoint's, that of an export, FILE.safetensors, or timm/NAME"
-_HABITS = {
-    "--batch_size": "--evaluate.batch_size {}",
-    "--batch-size": "--evaluate.batch_size {}",
-    "--device": "--run.device {}",
-    "--threads": "--run.threads {}",
-    "--seed": "--run.seed {}",
-    "--precision": "--train.precision {}",
-    "--amp": "--train.precision bf16",
-    "--data": "--data.root {}",
-    "--data_dir": "--data.root {}",
-    "--data-dir": "--data.root {}",
-    "--root": "--data.root {}",
-    "--workers": "--data.workers {}",
-    "--num_workers": "--data.workers {}",
-    "--model": "the first word, without a flag: {}",
-    "--checkpoint": "the first word, without a flag: {}",
-    "--ckpt": "the first word, without a flag: {}",
-    "--run": "the first word, without a flag: {}",
-    "--image": "a word behind the model, without a flag: {}",
-    "--images": "a word behind the model, without a flag: {}",
-    "--topk": "--top {}",
-    "--top_k": "--top {}",
-    "--k": "--top {}",
-    "--output": "--out {}",
-    "--output_dir": "--out {}",
-    "--dir": "--folder {}",
-    "--ema": "--weights ema",
-}
+
+
 # What only a training reads.
 _OF_TRAINING = (
     *("model.init", "model.dropout", "model.attention_dropout", "model.drop_path", "model.freeze"),
     "model.linear_probe",
 )
+
+
 _FIELDS = ("model.", "data.", "evaluate.batch_size", "run.device", "run.threads", "train.precision")
 
 
@@ -81,6 +58,8 @@ class Given:
 
 
 _WEIGHTS = ("raw|ema", "the last weights or their average; default: what the run chose by")
+
+
 USAGES = {
     "report": Usage(
         "Draws a run's curves, mistakes and inputs on a page that opens from the disk (RUN/report/index.html), "
@@ -133,6 +112,8 @@ USAGES = {
         ("model.", "data.image_size", "data.mean", "data.std", "data.crop"),
     ),
 }
+
+
 _CHOICES = {"--weights": ("raw", "ema"), "--format": FORMS}
 
 
@@ -151,7 +132,9 @@ def parse_usage(command: str, arguments: Sequence[str]) -> Given:
     }
     parser = _parser(command, usage, kinds)
     known = {*kinds, *(flag[2:] for flag in usage.flags)}
-    habits = {flag: ours for flag, ours in _HABITS.items() if not ours.startswith("--") or ours.split()[0][2:] in known}
+    habits = {
+        flag: ours for flag, ours in MODEL_ALIASES.items() if not ours.startswith("--") or ours.split()[0][2:] in known
+    }
     refuse_unknown(rest, known, habits)
     try:
         space = vars(parser.parse_intermixed_args(rest))

@@ -1,0 +1,88 @@
+"""How good a trained model is on a split or a folder: exact, on any number of processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vit_dist.data.sources.folder import class_folders, read_classes
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.splits import SPLITS, Subset
+from vit_dist.errors import UserError, nearest
+from vit_dist.inference.load import Trained
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of data that a model is asked about: what to call it, its samples, the classes' names for people.
+
+    notes: what a person should know of it.
+    """
+
+    name: str
+    subset: Subset
+    classes: list[str]
+    notes: tuple[str, ...] = ()
+
+
+def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
+    """Class folders, or a split of the model's data; empty: test, else val.
+
+    A model whose classes have no names, only numbers, takes as many others in their sorted order, as timm does.
+    Raises UserError where the data is not of the model's classes.
+    """
+    if folder is not None:
+        found = class_folders(folder, trained.classes)
+        others = _unnamed(trained, found)
+        subset = read_classes(folder, others or trained.classes, trained.channels)
+        return Split(str(folder), subset, others or trained.names)
+    config = trained.config.data
+    in_files = config.name in ("", "folder")
+    if in_files and not config.root and trained.update is None:
+        raise UserError(
+            "data.root: this model does not say its data: name images (predict) or --folder DIR (evaluate), "
+            "or set data.root or data.name"
+        )
+    if in_files and config.root and not Path(config.root).expanduser().is_dir():
+        raise UserError(f"data.root: no folder {config.root} here: set --data.root to where the data is now")
+    data = open_data(config)
+    others = _unnamed(trained, data.classes)
+    classes = others or trained.classes
+    if data.channels != trained.channels or set(data.classes) != set(classes):
+        theirs, known = _kind(data.classes, data.channels), _kind(trained.classes, trained.channels)
+        raise UserError(
+            f"data: has {theirs}, the model knows {known}: give it the data that it was trained on, "
+            "or --folder with folders named like its classes"
+        )
+    name = SPLITS.get(split, split) if split else next(one for one in ("test", "val", "train") if one in data.splits)
+    if name not in data.splits:
+        raise UserError(f"--split: there is no split {split}{nearest(split, sorted(data.splits))}")
+    subset = data.splits[name]
+    number_of = {one: number for number, one in enumerate(classes)}
+    numbers = np.asarray([number_of[one] for one in data.classes], np.int64)
+    source = replace(subset.source, labels=numbers[subset.source.labels])
+    notes = []
+    if trained.samples is not None and len(data.splits["train"]) != trained.samples:
+        notes = [
+            f"the run had {trained.samples:,} training images, and here are {len(data.splits['train']):,}: "
+            "a split that was held out of them may be another now"
+        ]
+    return Split(name, Subset(source, subset.indices), others or trained.names, tuple(notes))
+
+
+def _unnamed(trained: Trained, found: Sequence[str]) -> list[str]:
+    """The classes found, in timm's order (9 before 10), where the model's are as many and mere numbers; else none."""
+    numbers = [str(number) for number in range(len(found))]
+    if trained.update is not None or trained.classes != numbers or set(found) == set(numbers):
+        return []
+    return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def _kind(classes: Sequence[str], channels: int) -> str:
+    """Of data, for people."""
+    more = " …" if len(classes) > 3 else ""
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{more}) in {channels} channel{'s' if channels > 1 else ''}"

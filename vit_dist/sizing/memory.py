@@ -1,0 +1,77 @@
+"""Estimate the memory that a process needs to train a model."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vit_dist.config.config import Config
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per process. activations: what one micro-batch's forward pass keeps for its backward pass."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, at the end of a forward pass."""
+        return sum(astuple(self))
+
+
+def estimate(
+    model: nn.Module, optimizer: Optimizer, config: Config, image: tuple[int, int, int], drop_paths: int, precision: str
+) -> Memory:
+    """Memory of a process that trains the model on micro-batches of images [channels, side, side].
+
+    Measured, not modelled: the optimizer makes one step of the model with gradients of zero, and activations are
+    what autograd keeps of two small batches, their difference scaled to the micro-batch. Without the device's own
+    context, work space and fragmentation.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights = total_bytes([*model.parameters(), *model.buffers()])
+    model.train()
+    two, four = (_kept(model, slots, image, drop_paths, precision) for slots in (2, 4))
+    activations = two + (four - two) * (config.batch.micro_size - 2) // 2
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    state = [value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor)]
+    return Memory(weights, total_bytes(trained), total_bytes(state), weights if config.train.ema else 0, activations)
+
+
+def _kept(model: nn.Module, slots: int, image: tuple[int, int, int], drop_paths: int, precision: str) -> int:
+    """Bytes that autograd keeps of a forward pass, but for the model's own."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own:
+            kept[address] = tensor
+        return tensor
+
+    inputs = [torch.zeros(slots, *image)] + ([torch.zeros(slots, drop_paths, 2)] if drop_paths else [])
+    with _autocast(precision), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(*inputs).float().logsumexp(1).sum()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _autocast(precision: str) -> contextlib.AbstractContextManager[object]:
+    return torch.autocast("cpu", _AUTOCAST[precision]) if precision in _AUTOCAST else contextlib.nullcontext()
+
+
+def total_bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
