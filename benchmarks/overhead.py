@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--config RECIPE] [--updates 10] [--rounds 20] [--section.field VALUE …]
 
-The trainer's side is `vit_dist.loop.loop` itself: stream, augmentation, exact update, logging; checkpoints and
+The trainer's side is `vit_dist.training.loop.loop` itself: stream, augmentation, exact update, logging; checkpoints and
 evaluations are left out on both sides. The bare loop indexes images that were normalised beforehand. Prints the
 images/s of each round, and the median of the rounds' ratios.
 """
@@ -20,15 +20,15 @@ import time
 import torch
 from torch.nn import functional as F
 
-from vit_dist.assembly import build
-from vit_dist.cli.main import parse
+from vit_dist.cli.flags import parse
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.loop import loop
-from vit_dist.resume import Resumption
 from vit_dist.runtime.runtime import Runtime
-from vit_dist.session import Session
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
+from vit_dist.training.loop import loop
+from vit_dist.training.resume import Resumption
+from vit_dist.training.setup import build
+from vit_dist.training.trainer import Session
 
 
 class BareLoop:

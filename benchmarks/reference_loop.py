@@ -13,11 +13,11 @@ import time
 import torch
 from torch.nn import functional as F
 
-from vit_dist.cli.main import parse
+from vit_dist.cli.flags import parse
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.models.build import build_model
-from vit_dist.runtime.runtime import available_cores
+from vit_dist.runtime.devices import available_cores
 
 
 def main() -> None:

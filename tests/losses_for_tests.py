@@ -8,7 +8,7 @@ import signal
 
 from torch import Tensor
 
-from vit_dist.losses import cross_entropy
+from vit_dist.training.losses import cross_entropy
 
 forwards = 0
 

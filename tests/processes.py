@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "accelerate", "torchvision.transforms.v2", "vit_dist.loop"])
+_CONTEXT.set_forkserver_preload(["torch", "accelerate", "torchvision.transforms.v2", "vit_dist.training.loop"])
 
 
 def run_world(size: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:

@@ -1,57 +1,63 @@
-"""The house: who may import whom, where third-party packages live, and what the code never does."""
+"""The architecture: who may import whom, where third-party packages are imported, and what the code never does."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 import vit_dist
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "vit_dist"
-FLOORS = {
-    0: ["config", "catalog", "validation", "values", "yaml_files", "plan", "state", "choosing"],
-    1: ["runtime", "launch", "locking", "journal", "placing", "telemetry", "predictions", "progress", "trackers",
-        "console", "answers", "losses", "optimizers", "schedules", "averaging",
-        "models", "models.vit", "models.build", "models.pretrained",
-        "data", "data.datasets", "data.device", "data.draws", "data.sources", "data.stream", "data.transforms"],
-    2: ["update", "evaluation", "checkpoint", "resume", "trained", "teacher",
-        "report", "report.record", "report.drawing", "report.curves", "report.grids", "report.html", "report.page",
-        "report.measures", "report.comparison"],
-    3: ["session", "announcement", "assembly", "summary", "loop"],
-    4: ["dry_run", "scoring", "prediction",
-        "export", "export.beside", "export.card", "export.onnx_file", "export.timm_folder"],
-    5: ["cli", "flags", "arguments", "__main__"],
-}  # fmt: skip
-FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-MODELS, DATA = (
-    ("models.vit", "models.build", "models.pretrained"),
-    tuple(room for room in FLOOR if room.startswith("data")),
+# From the bottom up: a package imports only those before it. Modules beside the packages come first.
+PACKAGES = (
+    *("version", "errors", "files", "formatting"),
+    "config",
+    "runtime",
+    "plan",
+    "sizing",
+    "optim",
+    "models",
+    "run_folder",
+    "data",
+    "checkpointing",
+    "telemetry",
+    "report",
+    "inference",
+    "export",
+    "training",
+    "cli",
+    "__main__",
 )
-# A package → the only rooms that may import it.
-ROOMS_OF = {
-    "jsonargparse": ("flags",),
-    "accelerate": ("runtime",),
+# A third-party package → the packages or modules that may import it.
+ALLOWED = {
+    "accelerate": ("runtime", "telemetry.trackers"),
     "torch.distributed": ("runtime",),
-    "timm": (*MODELS, "optimizers", "data.transforms", "export.timm_folder"),
-    "torchvision": DATA,
-    "wandb": ("trackers",),
-    "tensorboard": ("trackers",),
-    "rich": ("console",),
-    "matplotlib": ("report.drawing", "report.curves", "report.grids"),
-    "sklearn": ("data.datasets",),
-    "scipy": ("data.draws",),
+    "timm": ("models", "optim", "data.augmentation", "export"),
+    "torchvision": ("data",),
+    "wandb": ("telemetry.trackers",),
+    "tensorboard": ("telemetry.trackers",),
+    "rich": ("telemetry.console",),
+    "matplotlib": ("report",),
+    "sklearn": ("data.sources.builtin",),
+    "scipy": ("data.augmentation.draws",),
     "huggingface_hub": ("models.pretrained",),
     "onnx": ("export.onnx_file",),
     "onnxruntime": ("export.onnx_file",),
     "onnxscript": ("export.onnx_file",),
-    "orjson": ("journal",),
-    "yaml": ("yaml_files", "flags", "arguments", "assembly", "report.page"),
-    "torch": tuple(room for room in FLOOR if room not in FLOORS[0]),
-}
+    "orjson": ("run_folder.metrics",),
+    "yaml": ("config", "cli", "training", "report"),
+    # Not in version, errors, files, formatting, config and plan, which `--help` and a report import.
+    "torch": tuple(PACKAGES[PACKAGES.index("plan") + 1 : -1]) + ("runtime",),
+}  # fmt: skip
+# Imported by torch.onnx, and by name.
+NOT_IMPORTED_BY_US = {"onnxscript", "tensorboard"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 LONGEST_FILE, LONGEST_LOOP = 300, 60
 
@@ -64,7 +70,7 @@ class Import(NamedTuple):
 
 
 class Imports(ast.NodeVisitor):
-    """Every import of a file, those inside functions too; not what only type checkers see."""
+    """Collects every import of a file, those inside functions too; not what only type checkers see."""
 
     def __init__(self) -> None:
         self.found: list[Import] = []
@@ -100,16 +106,18 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def room(path: Path) -> str:
-    """data.stream for vit_dist/data/stream.py; empty for the package's own __init__."""
+def dotted(path: Path) -> str:
+    """data.stream for vit_dist/data/stream.py; data for its package's __init__; empty for vit_dist's own."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def rooms() -> dict[str, Path]:
-    return {room(path): path for path in sources() if PACKAGE in path.parents}
+@cache
+def modules() -> dict[str, Path]:
+    return {dotted(path): path for path in sources() if PACKAGE in path.parents}
 
 
+@cache
 def imports(path: Path) -> list[Import]:
     visitor = Imports()
     visitor.visit(tree(path))
@@ -117,84 +125,96 @@ def imports(path: Path) -> list[Import]:
 
 
 def own_imports(path: Path) -> Iterator[tuple[str, int]]:
-    """The rooms that a file imports; the package's face itself is not one."""
-    known = rooms()
+    """The modules of vit_dist that a file imports, with the line."""
     for module, line in imports(path):
         parts = module.split(".")
-        if parts[0] != "vit_dist":
-            continue
-        named = next((name for end in (len(parts), -1) if (name := ".".join(parts[1:end])) in known and name), None)
-        if named is not None:
-            yield named, line
-        else:
-            assert parts[1:] == ["__version__"], f"{path}:{line}: {module} leaves a room through the package's face"
+        if parts[0] == "vit_dist":
+            names = (".".join(parts[1:end]) for end in (len(parts), len(parts) - 1))
+            yield next(name for name in names if name in modules()), line
+
+
+def graph() -> dict[str, set[str]]:
+    """Module → the modules of vit_dist that it imports; __init__ files left out, which hold names alone."""
+    inits = {name for name, path in modules().items() if path.name == "__init__.py"}
+    return {
+        name: {other for other, _ in own_imports(path)} - inits for name, path in modules().items() if name not in inits
+    }
+
+
+def layers(edges: dict[str, set[str]]) -> tuple[list[set[str]], dict[str, set[str]]]:
+    """(modules by layer, from those that import nothing up; what is left in circles)."""
+    left, found = dict(edges), []
+    while ends := {name for name, others in left.items() if not others & left.keys()}:
+        found.append(ends)
+        left = {name: others for name, others in left.items() if name not in ends}
+    return found, {name: others & left.keys() for name, others in left.items()}
+
+
+def package(name: str) -> str:
+    return name.split(".")[0]
+
+
+def upward() -> list[str]:
+    """Imports that run upwards between packages."""
+    return [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in sorted(others)
+        if PACKAGES.index(package(other)) > PACKAGES.index(package(name))
+    ]
 
 
 def where(path: Path, line: int) -> str:
     return f"{path.relative_to(REPOSITORY)}:{line}"
 
 
-def test_every_room_has_a_floor() -> None:
-    assert sorted(rooms()) == sorted(["", *FLOOR])
+def within(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(name == place or name.startswith(f"{place}.") for place in allowed)
 
 
-def test_a_room_imports_its_own_floor_or_below() -> None:
-    wrong = [
-        f"{where(path, line)}: floor {FLOOR[name]} imports {other} on floor {FLOOR[other]}"
-        for name, path in rooms().items()
-        if name
-        for other, line in own_imports(path)
-        if FLOOR[other] > FLOOR[name]
-    ]
-    assert wrong == []
+def test_every_package_has_its_place_in_the_order() -> None:
+    assert {package(name) for name in modules()} - {""} == set(PACKAGES)
 
 
-def test_imports_never_run_in_a_circle() -> None:
-    ahead = {name: {other for other, _ in own_imports(path)} for name, path in rooms().items() if name}
-    assert ahead["loop"] >= {"checkpoint", "session", "runtime"}
-    assert sum(map(len, ahead.values())) > 50
-    while True:
-        ends = {name for name, others in ahead.items() if not others & ahead.keys()}
-        if not ends:
-            break
-        ahead = {name: others for name, others in ahead.items() if name not in ends}
-    assert {name: sorted(others & ahead.keys()) for name, others in ahead.items()} == {}
+def test_a_package_imports_only_packages_below_it() -> None:
+    assert upward() == []
 
 
-def test_third_party_packages_keep_to_their_rooms() -> None:
+def test_imports_never_run_in_a_circle_inside_a_package_either() -> None:
+    edges = graph()
+    assert edges["training.run"] >= {"training.setup", "runtime.runtime"}
+    assert sum(map(len, edges.values())) > 100
+    found, circles = layers(edges)
+    assert circles == {}
+    assert sum(map(len, found)) == len(edges)
+
+
+def test_third_party_packages_are_imported_where_they_belong() -> None:
     wrong, used = [], set()
-    for name, path in rooms().items():
+    for name, path in modules().items():
         for module, line in imports(path):
-            for package, allowed in ROOMS_OF.items():
-                if module == package or module.startswith(f"{package}."):
-                    used.add(package)
-                    if name not in allowed:
+            for third, allowed in ALLOWED.items():
+                if module == third or module.startswith(f"{third}."):
+                    used.add(third)
+                    if not within(name, allowed):
                         wrong.append(f"{where(path, line)}: imports {module}, which only {', '.join(allowed)} may")
     assert wrong == []
-    # onnxscript is looked for there, and imported by torch.onnx; tensorboard is asked for by its name.
-    assert used == ROOMS_OF.keys() - {"tensorboard", "onnxscript"}
-
-
-def test_accelerate_is_read_for_its_version_alone_outside_runtime() -> None:
-    for path in (PACKAGE / "session.py", PACKAGE / "assembly.py"):
-        used = {
-            node.attr
-            for node in ast.walk(tree(path))
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "accelerate"
-        }
-        assert used <= {"__version__"}, path
-        assert {module for module, _ in imports(path) if module.startswith("accelerate")} <= {"accelerate"}, path
+    assert used == ALLOWED.keys() - NOT_IMPORTED_BY_US
 
 
 def test_torch_distributed_is_not_reached_by_its_attribute_either() -> None:
     wrong = [
         where(path, node.lineno)
         for path in sources()
-        if path != PACKAGE / "runtime.py"
+        if not dotted_or_script(path).startswith("runtime.")
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.distributed")
     ]
     assert wrong == []
+
+
+def dotted_or_script(path: Path) -> str:
+    return dotted(path) if PACKAGE in path.parents else path.name
 
 
 def test_nothing_is_pickled() -> None:
@@ -211,33 +231,15 @@ def test_nothing_is_pickled() -> None:
     assert wrong == []
 
 
-def test_no_public_name_shares_the_name_of_a_room_beside_it() -> None:
-    assert not FLOOR.keys() & set(vit_dist.__all__)
-    clashes = [
-        f"{name}.{node.name}"
-        for name, path in rooms().items()
-        for node in tree(path).body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (path.parent / f"{node.name}.py").exists()
-    ]
-    # `loop` is not part of the package's face; `train` is.
-    assert clashes == ["loop.loop"]
-
-
-def test_the_packages_face_opens_its_rooms_lazily() -> None:
-    from vit_dist import loop
-    from vit_dist.config.config import config
-
-    assert [getattr(vit_dist, name) for name in ("Config", "UserError", "Run", "train")] == [
-        config.Config,
-        config.UserError,
-        loop.Run,
-        loop.train,
-    ]
-    assert list(own_imports(PACKAGE / "__init__.py")) == []
+@pytest.mark.parametrize(("name", "home"), [("Config", "config.config"), ("UserError", "errors"),
+                                            ("Run", "training.run"), ("train", "training.run")])  # fmt: skip
+def test_public_names_are_imported_lazily_from_their_module(name: str, home: str) -> None:
+    assert getattr(vit_dist, name) is getattr(importlib.import_module(f"vit_dist.{home}"), name)
+    assert [module for module, _ in own_imports(PACKAGE / "__init__.py")] == ["version"]
 
 
 def test_the_loop_is_read_on_one_screen_and_files_in_one_sitting() -> None:
-    functions = {node.name: node for node in tree(PACKAGE / "loop.py").body if isinstance(node, ast.FunctionDef)}
+    functions = {n.name: n for n in tree(PACKAGE / "training/loop.py").body if isinstance(n, ast.FunctionDef)}
     loop = functions["loop"]
     assert loop.end_lineno is not None
     assert loop.end_lineno - loop.lineno + 1 <= LONGEST_LOOP
@@ -245,3 +247,19 @@ def test_the_loop_is_read_on_one_screen_and_files_in_one_sitting() -> None:
     long = {name: length for name, length in lengths.items() if length > LONGEST_FILE}
     assert long == {}
     assert [name for name, length in lengths.items() if name.startswith("scripts/") and length > 12] == []
+
+
+def test_tests_mirror_the_packages() -> None:
+    folders = {path.parent.relative_to(REPOSITORY / "tests") for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (PACKAGE / folder).is_dir()] == []
+
+
+if __name__ == "__main__":
+    found, circles = layers(graph())
+    for number, names in enumerate(found):
+        print(f"layer {number}: {' '.join(sorted(names))}")
+    print(f"{len(found)} layers, {len(circles)} modules in circles, {len(upward())} imports upwards between packages")
+    for name in PACKAGES:
+        paths = [path for module, path in modules().items() if package(module) == name and path.name != "__init__.py"]
+        lines = [len(path.read_text().splitlines()) for path in paths]
+        print(f"{name}: {len(paths)} modules, {sum(lines)} lines, the longest {max(lines)}")

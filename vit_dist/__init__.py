@@ -10,11 +10,11 @@ from vit_dist.version import __version__
 if TYPE_CHECKING:
     from vit_dist.config.config import Config
     from vit_dist.errors import UserError
-    from vit_dist.loop import Run, train
+    from vit_dist.training.run import Run, train
 
 __all__ = ["Config", "Run", "UserError", "__version__", "train"]
 
-_MODULES = {"Config": "config.config", "UserError": "errors", "Run": "loop", "train": "loop"}
+_MODULES = {"Config": "config.config", "UserError": "errors", "Run": "training.run", "train": "training.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -75,7 +75,7 @@ def _train(arguments: list[str]) -> int:
     config = parse(arguments)
     if config is None:
         return 0
-    from vit_dist.loop import train
+    from vit_dist.training.run import train
 
     return STOPPED if train(config).stopped else 0
 

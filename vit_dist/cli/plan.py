@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-from vit_dist.announcement import augment_notes, plan_rows
-from vit_dist.assembly import build_loss, own_model, refuse_metrics
 from vit_dist.config.config import Config
 from vit_dist.data.augmentation.transforms import training_transform
 from vit_dist.data.preprocessing import form_of
@@ -25,6 +23,8 @@ from vit_dist.report.curves import draw_rates
 from vit_dist.runtime.devices import resolve_precision
 from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
+from vit_dist.training.components import build_loss, own_model, refuse_metrics
+from vit_dist.training.overview import augment_notes, plan_rows
 
 
 def show_plan(config: Config, console: Console, *, processes: int, picture: Path) -> None:

@@ -1,0 +1,539 @@
+"""What the commands of trained models are given: words, flags, fields; what is refused, and how."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from tests.cli.test_evaluate import SMALL, a_digits_run, a_pictures_run, command
+from vit_dist.cli import main
+from vit_dist.cli.arguments import USAGES, Given, parse_usage
+from vit_dist.cli.flags import config_flags
+from vit_dist.cli.habits import MODEL_ALIASES
+from vit_dist.errors import UserError
+
+# What a run does not say itself.
+BESIDE = "data.root, data.workers, evaluate.batch_size, run.device, run.threads, run.seed, train.precision"
+# What only a training reads of the sections that the others have too.
+OF_TRAINING = (
+    *("--model.init", "--model.dropout", "--model.attention_dropout", "--model.drop_path", "--model.freeze"),
+    "--model.linear_probe",
+)
+# What people type out of habit → what they mean, with "7" for what they gave.
+MEANT: dict[str, tuple[str, Any]] = {
+    "--batch_size": ("evaluate.batch_size", 7),
+    "--batch-size": ("evaluate.batch_size", 7),
+    "--device": ("run.device", "7"),
+    "--threads": ("run.threads", 7),
+    "--seed": ("run.seed", 7),
+    "--precision": ("train.precision", "7"),
+    "--amp": ("train.precision", "bf16"),
+    "--data": ("data.root", "7"),
+    "--data_dir": ("data.root", "7"),
+    "--data-dir": ("data.root", "7"),
+    "--root": ("data.root", "7"),
+    "--workers": ("data.workers", 7),
+    "--num_workers": ("data.workers", 7),
+    "--topk": ("--top", "7"),
+    "--top_k": ("--top", "7"),
+    "--k": ("--top", "7"),
+    "--output": ("--out", "7"),
+    "--output_dir": ("--out", "7"),
+    "--dir": ("--folder", "7"),
+    "--ema": ("--weights", "ema"),
+}
+
+
+def refusal(command: str, *words: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse_usage(command, words)
+    return str(caught.value).splitlines()
+
+
+# Help
+
+
+@pytest.mark.parametrize("name", ["train", "plan", *USAGES])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_flag(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, flag])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.err) == (0, "")
+    assert said.out.startswith(f"usage: vit-dist {name} ")
+    fields = [f"--{field}" for field, _, _ in config_flags()]
+    if name in USAGES:
+        usage = USAGES[name]
+        fields = [one for one in fields if usage.fields and one[2:].startswith(usage.fields) and one not in OF_TRAINING]
+        fields += usage.flags
+        for word, meaning in usage.words.items():
+            assert f"  {word:<8} {meaning}\n" in said.out
+    named = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", said.out))
+    assert set(fields) <= named
+    assert not named & set(OF_TRAINING if name in USAGES else ())
+
+
+def test_help_shows_the_words_that_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for name in USAGES:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        shown[name] = capsys.readouterr().out.splitlines()[0]
+    assert shown["evaluate"] == "usage: vit-dist evaluate MODEL [--flag VALUE …]"
+    assert shown["predict"] == "usage: vit-dist predict MODEL [IMAGE …] [--flag VALUE …]"
+    assert shown["export"] == "usage: vit-dist export MODEL OUT [--flag VALUE …]"
+
+
+def test_help_says_which_fields_go_beside_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    about = "  beside a run, which says the others itself: data.root, data.workers, evaluate.batch_size, run.device, "
+    for name, fields in (
+        ("evaluate", "run.threads, train.precision"),
+        ("predict", "run.threads, run.seed, train.precision"),
+    ):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert f"\nfields of the config:\n{about}{fields}\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    assert "fields of the config" not in capsys.readouterr().out
+
+
+def test_no_help_breaks_off(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "which says the others \n" not in capsys.readouterr().out
+
+
+def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for name in ("train", "plan", *USAGES):
+        assert f"\n  {name} " in said
+    assert main(["evaluat"]) == 2
+    assert capsys.readouterr().err.startswith("vit-dist: evaluat: no such command; known: train, plan, ")
+
+
+# What is understood
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--split", "val", "--run.threads", "3", "runs/x", "a.png", "b.png"],
+        ["runs/x", "--split", "val", "a.png", "--run.threads", "3", "b.png"],
+        ["runs/x", "a.png", "b.png", "--run.threads", "3", "--split", "val"],
+        ["--split=val", "runs/x", "a.png", "--run.threads=3", "b.png"],
+        ["runs/x", "--split", "test", "a.png", "--run.threads", "4", "b.png", "--split=val", "--run.threads=3"],
+    ],
+)
+def test_flags_before_between_and_behind_words(words: list[str]) -> None:
+    assert parse_usage("predict", words) == Given(["runs/x", "a.png", "b.png"], {"--split": "val"}, {"run.threads": 3})
+
+
+def test_fields_have_the_values_that_they_mean() -> None:
+    given = parse_usage(
+        "evaluate",
+        ["x", "--data.root", "007", "--data.mean", "[0.5, 0.25]", "--run.threads", "auto", "--train.precision=bf16",
+         "--evaluate.batch_size", "7", "--model.args.x", "1", "--model.args", "{y: a, z: {w: 2.5}}"],
+    )  # fmt: skip
+    assert given.fields == {
+        "data.root": "007",
+        "data.mean": [0.5, 0.25],
+        "run.threads": "auto",
+        "train.precision": "bf16",
+        "evaluate.batch_size": 7,
+        "model.args": {"x": 1, "y": "a", "z": {"w": 2.5}},
+    }
+    assert given.own == {}
+
+
+def test_a_field_that_is_no_yaml() -> None:
+    (line,) = refusal("evaluate", "x", "--data.mean", "[0.5")
+    assert line.startswith("--data.mean: not YAML: ")
+
+
+def test_flags_without_a_value() -> None:
+    assert parse_usage("export", ["x", "y.onnx", "--preprocess"]).own.keys() == {"--preprocess"}
+    assert parse_usage("export", ["x", "y.onnx"]).own == {}
+
+
+def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    given = parse_usage("predict", ["x", "--out", "~/a.csv", "--png", "b.png"])
+    assert given.path("--out") == Path("/home/someone/a.csv")
+    assert given.path("--png") == Path("b.png")
+    assert parse_usage("predict", ["x"]).path("--out") is None
+
+
+@pytest.mark.parametrize("habit", list(MEANT))
+def test_habits_are_answered_with_what_works(habit: str) -> None:
+    assert habit in MODEL_ALIASES
+    flag, value = MEANT[habit]
+    name = "evaluate" if flag in USAGES["evaluate"].flags else "predict"
+    for typed in ([habit, "7"], [f"{habit}=7"]):
+        (line,) = refusal(name, "x", *typed)
+        assert line.startswith(f"{habit}: here it is --")
+        hint = line.removeprefix(f"{habit}: here it is ").split()
+        given = parse_usage(name, ["x", *hint])
+        assert {**given.own, **given.fields} == {flag: value}
+
+
+@pytest.mark.parametrize("habit", sorted(MODEL_ALIASES.keys() - MEANT.keys()))
+def test_habits_that_are_words_here(habit: str) -> None:
+    where = "a word behind the model" if habit.startswith("--image") else "the first word"
+    assert refusal("predict", habit, "runs/x") == [f"{habit}: here it is {where}, without a flag: runs/x"]
+
+
+def test_no_command_offers_for_a_habit_what_it_then_refuses() -> None:
+    offered = set()
+    for name, usage in USAGES.items():
+        fields = {f"--{one}" for one, _, _ in config_flags() if usage.fields and one.startswith(usage.fields)}
+        for habit in MEANT:
+            (line,) = refusal(name, *["x"] * usage.least, habit, "7")
+            if line.startswith(f"{habit}: here it is "):
+                flag = line.removeprefix(f"{habit}: here it is ").split()[0]
+                offered |= {(name, habit, flag)} - {(name, habit, one) for one in (*usage.flags, *fields)}
+    assert offered == set()
+
+
+def test_habits_of_other_commands_are_flags_that_there_are_none_of() -> None:
+    for name, habit in (("report", "--ema"), ("predict", "--dir"), ("evaluate", "--seed"), ("export", "x --device")):
+        *words, flag = habit.split()
+        assert refusal(name, "x", *words, flag, "7") == [f"{flag}: no such flag; see --help for all flags"]
+
+
+# What is refused
+
+
+def test_unknown_flags_get_the_nearest_all_at_once() -> None:
+    assert refusal("evaluate", "x", "--spilt", "val", "--wieghts=raw", "--run.thread", "1", "--zzzz") == [
+        "--spilt: no such flag; did you mean --split?",
+        "--wieghts: no such flag; did you mean --weights?",
+        "--run.thread: no such flag; did you mean --run.threads?",
+        "--zzzz: no such flag; see --help for all flags",
+    ]
+
+
+def test_flags_are_not_abbreviated() -> None:
+    assert refusal("predict", "x", "--form", "csv") == ["--form: no such flag; did you mean --format?"]
+
+
+@pytest.mark.parametrize("name", list(USAGES))
+def test_flags_of_training_are_no_flags_here(name: str) -> None:
+    for flag in ("--optimizer.lr", *OF_TRAINING):
+        (line,) = refusal(name, "x", "y", flag, "1")
+        assert line.startswith(f"{flag}: no such flag; ")
+
+
+def test_missing_words_and_too_many() -> None:
+    assert refusal("evaluate") == [f"evaluate: needs MODEL: {USAGES['evaluate'].words['MODEL']}"]
+    assert refusal("predict", "--top", "3") == [f"predict: needs MODEL: {USAGES['predict'].words['MODEL']}"]
+    assert refusal("report") == [f"report: needs RUN: {USAGES['report'].words['RUN']}"]
+    assert refusal("export", "x") == [f"export: needs OUT: {USAGES['export'].words['OUT']}"]
+    assert refusal("export") == [f"export: needs MODEL: {USAGES['export'].words['MODEL']}"]
+    assert refusal("evaluate", "x", "y", "z") == ["evaluate: takes MODEL alone, not y z too"]
+    assert refusal("export", "x", "y", "z") == ["export: takes MODEL OUT alone, not z too"]
+    assert parse_usage("report", ["x", "y", "z"]).words == ["x", "y", "z"]
+
+
+def test_wrong_choices_all_at_once() -> None:
+    assert refusal("predict", "--weights", "best", "--format", "xml", "--top", "0") == [
+        "--weights: must be raw or ema, not best",
+        "--format: must be table or jsonl or csv, not xml",
+        "--top: must be a whole number above 0, not 0",
+        f"predict: needs MODEL: {USAGES['predict'].words['MODEL']}",
+    ]
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "abc", "1.5", "1e3"])
+def test_top_is_a_number_of_classes(top: str) -> None:
+    assert refusal("predict", "x", f"--top={top}") == [f"--top: must be a whole number above 0, not {top}"]
+
+
+@pytest.mark.parametrize("flag", ["--split", "--run.threads", "--model.args.x", "--model.args"])
+def test_a_flag_without_its_value(flag: str) -> None:
+    for words in (["x", flag], [flag, "--weights", "raw", "x"]):
+        assert refusal("evaluate", *words) == [f"{flag}: needs a value"]
+
+
+def test_values_that_are_empty_all_at_once() -> None:
+    assert refusal("predict", "x", "--format", "", "--top=", "--out=", "--data.root=", "--weights=best") == [
+        "--top: needs a value",
+        "--format: needs a value",
+        "--out: needs a value",
+        "data.root: needs a value",
+        "--weights: must be raw or ema, not best",
+    ]
+    for flag in ("--split", "--folder", "--weights", "--json"):
+        assert refusal("evaluate", "x", f"{flag}=") == [f"{flag}: needs a value"]
+
+
+def test_words_that_begin_with_a_dash_stand_behind_two() -> None:
+    assert parse_usage("predict", ["x", "--", "-x.png"]) == Given(["x", "-x.png"])
+    assert parse_usage("predict", ["x", "a.png", "--top", "2", "--", "-y.png", "--top"]) == Given(
+        ["x", "a.png", "-y.png", "--top"], {"--top": "2"}
+    )
+    (line,) = refusal("predict", "x", "-x.png")
+    assert line.startswith("-x.png: no such flag; ")
+    assert parse_usage("predict", ["x", "--out=-x.csv"]).own == {"--out": "-x.csv"}
+
+
+# Through the command: a line each, exit code 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_digits_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a tiny timm model of 3 classes, as --model.args says below."""
+    path = tmp_path_factory.mktemp("timm") / "weights.safetensors"
+    args = {"depth": 1, "embed_dim": 12, "num_heads": 2}
+    save_file(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, **args).state_dict(), path)
+    return path
+
+
+SIZES = ["--model.args", "{depth: 1, embed_dim: 12, num_heads: 2}"]
+IMAGE = ["a.png"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
+    found = command(capsys, *words)
+    assert (found.code, found.out) == (2, "")
+    assert "Traceback" not in found.err
+    lines = found.err.splitlines()
+    assert all(line.startswith("vit-dist: ") for line in lines)
+    return [line.removeprefix("vit-dist: ") for line in lines]
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_what_is_no_model(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_text("")
+    nothing = "no run's folder, checkpoint, exported folder or safetensors file is there"
+    assert refused(capsys, name, "runs/gone") == [f"runs/gone: {nothing}"]
+    assert refused(capsys, name, "vit_tiny_patch16_224") == [
+        f"vit_tiny_patch16_224: {nothing}; timm's models are timm/NAME"
+    ]
+    assert refused(capsys, name, "./gone.safetensors") == [f"./gone.safetensors: {nothing}"]
+    assert refused(capsys, name, "./a.png") == [f"./a.png: {nothing}"]
+    assert refused(capsys, name, "empty") == ["empty is neither a run's folder with a checkpoint nor a checkpoint"]
+    optimizer = run / "checkpoints" / "last" / "optimizer.safetensors"
+    assert optimizer.is_file()
+    assert refused(capsys, name, optimizer) == [
+        f"{optimizer}: holds no model: its weights are in model.safetensors beside it"
+    ]
+
+
+def damaged(run: Path, folder: Path, file: str) -> Path:
+    """A copy of a run in which one bit of a file of its best checkpoint is another."""
+    copied = folder / "run"
+    shutil.copytree(run, copied, symlinks=True)
+    path = copied / "checkpoints" / "best" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return copied
+
+
+@pytest.mark.parametrize("file", ["ema.safetensors", "model.safetensors", "state.json"])
+def test_a_damaged_checkpoint(file: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = damaged(run, tmp_path, file)
+    path = copied / "checkpoints" / "update_00000060" / file
+    for words in (["evaluate", copied], ["predict", copied, "--split", "val"], ["evaluate", path]):
+        if words[1] == path and file == "state.json":
+            continue
+        assert refused(capsys, *words) == [f"{path}: its SHA-256 is not the manifest's: this checkpoint cannot be used"]
+
+
+def test_a_checkpoint_without_a_whole_manifest(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied, symlinks=True)
+    manifest = copied / "checkpoints" / "update_00000060" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:-9])
+    assert refused(capsys, "evaluate", copied) == [f"{manifest}: missing or broken: this checkpoint cannot be used"]
+
+
+def test_fields_that_a_run_says_itself_are_refused_all_at_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in (run, run / "checkpoints" / "last", run / "checkpoints" / "last" / "model.safetensors"):
+        assert refused(capsys, "evaluate", model, "--model.width", 64, "--data.name", "mnist", "--data.mean", "[0.5]",
+                       "--model.args.x", 1, "--run.threads", 1) == [
+            f"{field}: cannot be set here: the run says it itself; --help names what can"
+            for field in ("model.width", "data.name", "data.mean", "model.args")
+        ]  # fmt: skip
+
+
+def test_values_that_a_run_does_not_take(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, line in (
+        (["--evaluate.batch_size", 0], "evaluate.batch_size: must be above 0, not 0"),
+        (["--run.threads", "many"], "run.threads: must be a whole number or auto, not 'many'"),
+        (["--run.device", "gpu"], "run.device: must be auto or cpu or cuda or mps, not 'gpu'"),
+        (["--train.precision", "int8"], "train.precision: must be auto or fp32 or bf16 or fp16, not 'int8'"),
+        (["--train.precision", "fp16"], "train.precision: fp16 needs a CUDA GPU: set bf16 or fp32"),
+    ):
+        assert refused(capsys, "evaluate", run, *words) == [line]
+
+
+def test_weights_of_other_kinds(run: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = ["--model.name", "timm/vit_tiny_patch16_224"]
+    text = tmp_path / "text.safetensors"
+    text.write_text("no weights")
+    (line,) = refused(capsys, "evaluate", text, *name)
+    assert line.startswith(f"{text} is not a safetensors file: ")
+    (line,) = refused(capsys, "evaluate", weights, "--model.name", "vit_tinny")
+    assert line.startswith("model.name: no model vit_tinny; did you mean vit_tiny? known: vit_tiny, ")
+    assert line.endswith(", timm/NAME, package.module:function")
+    assert refused(capsys, "evaluate", weights) == [
+        f"model.name: {weights} holds weights alone: say whose they are, as timm/vit_small_patch16_224"
+    ]
+    (line,) = refused(capsys, "evaluate", weights, *SMALL)
+    assert line.startswith(f"{weights}: of another model: ")
+    (line,) = refused(capsys, "evaluate", weights, "--model.name", "timm/resnet18")
+    assert line == f"{weights}: has no fc.weight, so it is not of a timm/resnet18: set model.name to whose it is"
+    (line,) = refused(capsys, "evaluate", weights, *SIZES, *SMALL[2:], "--model.name", "timm/vit_tiny_patch8_224",
+                      "--data.mean", "[0.5, 0.5, 0.5]", "--data.std", "[0.5, 0.5, 0.5]")  # fmt: skip
+    assert line.startswith("model.name: timm has no model vit_tiny_patch8_224: did you mean timm/vit_")
+    ours = tmp_path / "ours.safetensors"
+    shutil.copy(run / "checkpoints" / "best" / "model.safetensors", ours)
+    (line,) = refused(capsys, "evaluate", ours, "--model.name", "vit_tiny", "--data.image_size", 8,
+                      "--data.mean", "[0.3]", "--data.std", "[0.4]", "--model.patch_size", 4)  # fmt: skip
+    assert line.startswith(f"{ours}: of another model: ")
+
+
+def test_what_a_file_of_our_own_weights_does_not_say(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = tmp_path / "ours.safetensors"
+    shutil.copy(run / "checkpoints" / "best" / "model.safetensors", ours)
+    assert refused(capsys, "evaluate", ours, "--model.name", "vit_tiny") == [
+        "data.image_size: set the side in pixels that the model was trained at",
+        "data.mean: set what the model was trained with, one value",
+        "data.std: set what the model was trained with, one value",
+    ]
+
+
+def test_how_many_values_are_missing(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "evaluate", weights, *SIZES, *SMALL, "--data.mean", "[0.5]", "--data.std", "[0.5]") == [
+        "data.mean: set what the model was trained with, 3 values",
+        "data.std: set what the model was trained with, 3 values",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"), [("img_size: 32", "data.image_size is"), ("num_classes: 3", "the data's classes are")]
+)
+def test_arguments_of_timms_that_are_given_otherwise(
+    argument: str, says: str, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, line = argument.split(":")[0], "what says it: leave it out"
+    for words in (["--model.args", f"{{{argument}, depth: 1, embed_dim: 12, num_heads: 2}}"],
+                  [*SIZES, f"--model.args.{name}", argument.split()[1]]):  # fmt: skip
+        assert refused(capsys, "evaluate", weights, *SMALL, *words) == [f"model.args.{name}: {says} {line}"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/no_such_model",
+        "timm/vit_tiny_patch16_224.no_such_tag",
+        "timm/",
+    ],
+)
+def test_a_timm_name_that_does_not_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "predict", name, *IMAGE)
+    assert name.removeprefix("timm/") in line
+
+
+def test_a_tag_that_does_not_exist_beside_a_file(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [weights, *SIZES, *SMALL[2:], "--model.name", "timm/vit_tiny_patch16_224.no_such_tag"]
+    (line,) = refused(capsys, "predict", *words, *IMAGE)
+    assert line.startswith("model.name: timm/vit_tiny_patch16_224.no_such_tag: ")
+    assert "no_such_tag" in line.removeprefix("model.name: timm/vit_tiny_patch16_224.no_such_tag: ")
+
+
+def test_weights_where_there_is_one_set_alone(run: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = run / "checkpoints" / "last"
+    for model in ("timm/vit_tiny_patch16_224", weights, last / "model.safetensors", last / "ema.safetensors"):
+        for asked in ("raw", "ema"):
+            line = f"--weights: {model} is one set of weights: leave it out"
+            assert refused(capsys, "predict", model, *IMAGE, "--weights", asked) == [line]
+            assert refused(capsys, "evaluate", model, *SMALL, "--weights", asked) == [line]
+
+
+def test_what_is_of_the_models_data_and_of_other_data_too(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "evaluate", run, "--split", "test", "--folder", "gone") == [
+        "--split: is of the model's data and --folder is other data: give one of them"
+    ]
+    assert refused(capsys, "predict", run, *IMAGE, "--split", "test") == [
+        "--split: is of the model's data and images are named too: give one of them"
+    ]
+
+
+def test_averaged_weights_of_a_run_that_has_none(
+    tmp_path: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_pictures_run(tmp_path_factory, image_folder)
+    (line,) = refused(capsys, "evaluate", run, "--weights", "ema")
+    assert line.startswith(f"--weights: {run / 'checkpoints' / 'update_'}")
+    assert line.endswith(" has no averaged weights: its run had no train.ema")
+
+
+@pytest.mark.parametrize("words", [["evaluate", "x", "-j", "f"], ["predict", "x", "-k", "3"]])
+def test_a_short_flag_is_refused_in_one_line(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, *words) == [f"{words[2]}: no such flag; see --help for all flags"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["predict", "x", "-5.png"], "unrecognized arguments: -5.png: words that begin with a dash go behind --"),
+        (
+            ["predict", "--", "gone", "-x.png"],
+            "gone: no run's folder, checkpoint, exported folder or safetensors file ",
+        ),
+    ],
+)
+def test_other_words_with_a_dash_end_in_lines_too(
+    words: Sequence[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (said,) = refused(capsys, *words)
+    assert said.startswith(line)
+
+
+# Where the answers go
+
+
+@pytest.mark.parametrize("out", ["x.json", "x.xml", "some.where/x.parquet"])
+def test_an_ending_of_no_form_is_refused_before_the_model_is_read(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"--out: {out}: name it .csv, .jsonl or .txt, or say --format table, jsonl, csv"
+    assert refused(capsys, "predict", "gone", "--out", out) == [line]
+    (line,) = refused(capsys, "predict", "gone", "--out", out, "--format", "jsonl")
+    assert line.startswith("gone: no run's folder, ")
+
+
+@pytest.mark.parametrize("out", ["x", "x.txt", "x.TXT", "x.csv", "x.jsonl", "x.JSONL"])
+def test_an_ending_of_a_form_is_taken(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(capsys, "predict", "gone", "--out", out)
+    assert line.startswith("gone: no run's folder, ")
+
+
+@pytest.mark.parametrize("ending", ["pt", "pth", "bin", "ckpt", "safetensors", "json", "onxx", "onx"])
+def test_an_export_is_an_onnx_file_or_a_folder(
+    ending: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"model.{ending}"
+    for words in ([out], [out, "--preprocess"]):
+        assert refused(capsys, "export", run, *words) == [f"export: OUT is FILE.onnx or a folder, not {out}"]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,369 @@
+"""What happens to one decoded image in a worker, under its key and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_train
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from tests.processes import run_world
+from vit_dist.config.schema import AugmentConfig
+from vit_dist.data.augmentation.transforms import (
+    EvaluationTransform,
+    TrainingTransform,
+    Transform,
+    seeded,
+    training_transform,
+)
+from vit_dist.data.reader import Reader
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import whole
+from vit_dist.errors import UserError
+from vit_dist.plan.keys import Purpose, keys
+from vit_dist.plan.plan import Slots
+
+
+def noise(width: int = 40, height: int = 30) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+MEAN = (0.485, 0.456, 0.406)
+KNOWN = (
+    "rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a, trivial, autoaugment-imagenet, autoaugment-cifar10, "
+    "autoaugment-svhn"
+)
+
+
+def cropping(crop_min: float, side: int) -> TrainingTransform:
+    return TrainingTransform(AugmentConfig(crop_min=crop_min), MEAN, side, EvaluationTransform(0.875))
+
+
+def training(augment: AugmentConfig, side: int) -> Transform:
+    transform = training_transform(augment, MEAN, side, EvaluationTransform(0.875))
+    assert transform is not None
+    return transform
+
+
+def disturb(seed: int) -> None:
+    """Leaves the global generators in a state of its own."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def test_same_key_same_pixels_whatever_was_drawn_before() -> None:
+    transform = cropping(0.2, 16)
+    found = []
+    for state in range(5):
+        disturb(state)
+        found.append(transform(noise(), 2**63 + 12345, 16))
+    # A second transform of the same form, as in another worker.
+    found.append(cropping(0.2, 16)(noise(), 2**63 + 12345, 16))
+    assert found[0].dtype == torch.uint8
+    assert found[0].shape == (3, 16, 16)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_keys_differ_pixels_differ() -> None:
+    transform = cropping(0.2, 16)
+    of = keys(0, Purpose.SAMPLE, 0, np.arange(50)).tolist()
+    assert len({transform(noise(), one, 16).numpy().tobytes() for one in of}) == 50
+
+
+def test_generators_of_every_library_are_seeded() -> None:
+    def draws(of: int) -> tuple[float, float, float]:
+        with seeded(of):
+            return random.random(), float(np.random.random()), torch.rand(1, dtype=torch.float64).item()
+
+    disturb(1)
+    first = draws(2**64 - 1)
+    disturb(2)
+    assert draws(2**64 - 1) == first
+    for other in (2**64 - 3, 2**63 - 3):
+        assert all(a != b for a, b in zip(draws(other), first, strict=True))
+    # Python's reads all 64 bits.
+    assert draws(2**63 - 1)[0] != first[0]
+    assert draws(0)[1] == np.random.RandomState(0).random()
+
+
+@pytest.mark.parametrize(("size", "box", "resized"), [((64, 48), (7, 2), (42, 32)), ((48, 64), (2, 7), (32, 42))])
+def test_evaluation_takes_the_centre_of_the_short_sides_size(
+    size: tuple[int, int], box: tuple[int, int], resized: tuple[int, int]
+) -> None:
+    image = noise(*size)
+    # 28 / 0.875 = 32 on the short side.
+    whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
+    expected = whole[box[1] : box[1] + 28, box[0] : box[0] + 28].transpose(2, 0, 1)
+    found = EvaluationTransform(0.875)(image, 0, 28)
+    assert (found.dtype, found.shape) == (torch.uint8, (3, 28, 28))
+    assert np.array_equal(found.numpy(), expected)
+
+
+def test_evaluation_draws_nothing() -> None:
+    transform = EvaluationTransform(0.875)
+    disturb(0)
+    before = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+    first = transform(noise(), 1, 20)
+    after = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+    assert before[0] == after[0]
+    np.testing.assert_equal(after[1], before[1])
+    assert torch.equal(before[2], after[2])
+    disturb(1)
+    assert torch.equal(transform(noise(), 2, 20), first)
+
+
+def test_training_without_a_crop_is_what_evaluation_does() -> None:
+    augment = AugmentConfig(crop_min=0.0, flip=0.5, shift=3)
+    transform = training(augment, 20)
+    for of in (0, 1, 2**64 - 1):
+        assert torch.equal(transform(noise(), of, 20), EvaluationTransform(0.875)(noise(), 0, 20))
+    cropped = training(AugmentConfig(crop_min=0.2), 20)
+    assert not torch.equal(cropped(noise(), 1, 20), EvaluationTransform(0.875)(noise(), 0, 20))
+
+
+def test_flip_and_shift_are_not_the_workers_business() -> None:
+    plain = training(AugmentConfig(crop_min=0.3), 20)(noise(), 7, 20)
+    assert torch.equal(training(AugmentConfig(crop_min=0.3, flip=1.0, shift=4), 20)(noise(), 7, 20), plain)
+
+
+@pytest.mark.parametrize("crop_min", [0.2, 0.6])
+def test_crops_are_of_the_areas_and_shapes_asked_for(crop_min: float) -> None:
+    # Red counts columns and green rows, so that a crop tells where it was.
+    side = 64
+    ramp = np.arange(side, dtype=np.uint8) * 4
+    image = Image.fromarray(np.stack([*np.meshgrid(ramp, ramp), np.zeros((side, side), np.uint8)], axis=2))
+    transform = cropping(crop_min, side)
+    crops = []
+    for of in keys(0, Purpose.SAMPLE, 0, np.arange(400)).tolist():
+        red, green, _ = transform(image, of, side).numpy().astype(float) / 4
+        spans = [(found.max() - found.min() + 1) / side for found in (red, green)]
+        crops.append([*spans, (red.max() + red.min() + 1) / 2 / side, (green.max() + green.min() + 1) / 2 / side])
+    width, height, middle_x, middle_y = np.array(crops).T
+    area, shape = width * height, width / height
+    # A pixel more or less of 64 is 3 % of the smallest area here.
+    assert crop_min - 0.04 < area.min() < crop_min + 0.06
+    assert area.max() <= 1
+    assert area.max() > 0.9
+    assert shape.min() > 3 / 4 - 0.08
+    assert shape.max() < 4 / 3 + 0.08
+    assert abs(np.log(shape).mean()) < 0.03
+    # Large areas of a far shape do not fit and are drawn again, hence a mean somewhat below the middle.
+    assert (1 + crop_min) / 2 - 0.08 < area.mean() < (1 + crop_min) / 2 + 0.02
+    assert abs(middle_x.mean() - 0.5) < 0.03
+    assert abs(middle_y.mean() - 0.5) < 0.03
+    assert middle_x.std() > 0.02
+
+
+AUTOS = ["rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "v0", "3a", "trivial", "autoaugment-cifar10"]
+
+
+def speckled(image: Image.Image) -> Image.Image:
+    """Named by import path below: draws from the generators of all three libraries, and of torch's own kind."""
+    pixels = np.asarray(image).copy()
+    for _ in range(20):
+        place = random.randrange(pixels.shape[0]), np.random.randint(pixels.shape[1])
+        pixels[place] = torch.randint(0, 256, (1,)).item()
+    return Image.fromarray(pixels)
+
+
+def broken(image: Image.Image) -> Image.Image:
+    """Draws from all three, and fails."""
+    speckled(image)
+    raise OSError("no more of this")
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    **{name: {"auto": name} for name in AUTOS},
+    "color_jitter": {"color_jitter": 0.4},
+    "transform": {"transform": "tests.data.augmentation.test_transforms:speckled"},
+    "all": {
+        "crop_min": 0.3,
+        "auto": AUTOS[0],
+        "color_jitter": 0.4,
+        "transform": "tests.data.augmentation.test_transforms:speckled",
+    },
+}
+KEYS = keys(0, Purpose.SAMPLE, 0, np.arange(12)).tolist()
+
+
+def grey(side: int = 8) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (side, side), dtype=np.uint8))
+
+
+def made(recipe: str, image: Image.Image, of: list[int]) -> torch.Tensor:
+    """Of a new transform, in memory: the image keeps its size where nothing crops it."""
+    mean = (0.3,) if image.mode == "L" else MEAN
+    transform = training_transform(AugmentConfig(**RECIPES[recipe]), mean, 16, None)
+    assert transform is not None
+    return torch.stack([transform(image, one, 16) for one in of])
+
+
+def digests() -> dict[str, list[str]]:
+    """SHA-256 of each recipe's pixels, in colour and in grey."""
+    return {
+        recipe: [hashlib.sha256(made(recipe, image, KEYS).numpy().tobytes()).hexdigest() for image in (noise(), grey())]
+        for recipe in RECIPES
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe_depends_on_the_key_alone(recipe: str) -> None:
+    for image, channels in ((noise(), 3), (grey(), 1)):
+        disturb(1)
+        first = made(recipe, image, KEYS)
+        size = (16, 16) if recipe == "all" else (image.height, image.width)
+        assert (first.dtype, first.shape) == (torch.uint8, (12, channels, *size))
+        disturb(2)
+        assert torch.equal(made(recipe, image, KEYS[::-1]).flip(0), first)
+        # Some policies have few outcomes, and with some probability none.
+        assert len({one.numpy().tobytes() for one in first}) > 3
+
+
+def test_each_recipe_is_the_same_in_another_process(tmp_path: Path) -> None:
+    disturb(3)
+    [elsewhere] = run_world(1, digests, tmp_path)
+    assert elsewhere == digests()
+    assert len({one for both in elsewhere.values() for one in both}) == 2 * len(RECIPES)
+
+
+def test_each_recipe_is_the_same_in_workers() -> None:
+    source = MemorySource(np.random.default_rng(0).integers(0, 256, (12, 3, 9, 9), dtype=np.uint8), np.arange(12))
+    for recipe in ("rand-m9-mstd0.5-inc1", "augmix-m3-w3", "all"):
+        transform = training_transform(AugmentConfig(**RECIPES[recipe]), MEAN, 9, None)
+        reader = Reader(whole(source), transform, 0, 9)
+        places = np.arange(12).reshape(4, 3)
+        slots = [Slots(one, np.zeros(3, np.int64), np.ones(3, np.float32)) for one in places]
+        found = [
+            torch.cat([read[0] for read in DataLoader(reader, None, sampler=slots, num_workers=n)]) for n in (0, 2)
+        ]
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "broken"])
+def test_the_main_processs_generators_go_on_as_if_nothing_were_drawn(recipe: str) -> None:
+    def states() -> tuple[Any, Any, torch.Tensor]:
+        return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+
+    disturb(5)
+    # Of every generator a normal draw, which leaves something in store.
+    random.gauss(), np.random.standard_normal(), torch.randn(1)
+    before = states()
+    if recipe == "broken":
+        config = AugmentConfig(crop_min=0.3, color_jitter=0.4, transform="tests.data.augmentation.test_transforms:broken")
+        with pytest.raises(OSError, match=r"^no more of this$"):
+            training(config, 16)(noise(), 1, 16)
+    else:
+        made(recipe, noise(), KEYS[:4])
+    after = states()
+    assert after[0] == before[0]
+    np.testing.assert_equal(after[1], before[1])
+    assert torch.equal(after[2], before[2])
+
+
+@pytest.mark.parametrize("name", AUTOS[:5])
+@pytest.mark.parametrize("side", [16, 30])
+def test_timms_names_are_what_timms_own_pipeline_does(name: str, side: int) -> None:
+    # Of (crop and flip, augmentation, tensor), the one in the middle.
+    _, theirs, _ = transforms_imagenet_train(
+        side, auto_augment=name, interpolation="bicubic", mean=MEAN, separate=True, color_jitter=None
+    )
+    image = noise()
+    transform = TrainingTransform(AugmentConfig(auto=name), MEAN, side, None)
+    for of in KEYS:
+        found = transform(image, of, side)
+        random.seed(of)
+        np.random.seed(of % 2**32)
+        torch.manual_seed(of // 2)
+        expected = np.asarray(theirs(image)).transpose(2, 0, 1)
+        assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "theirs"),
+    [
+        ("trivial", v2.TrivialAugmentWide()),
+        ("autoaugment-cifar10", v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)),
+        ("color_jitter", v2.ColorJitter(0.4, 0.4, 0.4)),
+    ],
+)
+def test_torchvisions_names_are_its_transforms(recipe: str, theirs: Any) -> None:
+    for of, found in zip(KEYS, made(recipe, noise(), KEYS), strict=True):
+        torch.manual_seed(of // 2)
+        assert np.array_equal(found.numpy(), np.asarray(theirs(noise())).transpose(2, 0, 1))
+
+
+def test_steps_are_crop_augmentation_jitter_and_the_users_own_in_turn() -> None:
+    of, crop = KEYS[0], v2.RandomResizedCrop(16, (0.3, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    _, automatic, _ = transforms_imagenet_train(
+        16, auto_augment=AUTOS[0], interpolation="bicubic", mean=MEAN, separate=True, color_jitter=None
+    )
+    with seeded(of):
+        expected = speckled(v2.ColorJitter(0.4, 0.4, 0.4)(automatic(crop(noise()))))
+    transform = training_transform(AugmentConfig(**RECIPES["all"]), MEAN, 16, None)
+    assert transform is not None
+    assert np.array_equal(transform(noise(), of, 16).numpy(), np.asarray(expected).transpose(2, 0, 1))
+    # Files that nothing crops are cut as evaluation cuts them, and then augmented.
+    jittered = training(AugmentConfig(color_jitter=0.4), 20)(noise(), of, 20)
+    with seeded(of):
+        plain = v2.functional.to_pil_image(EvaluationTransform(0.875)(noise(), 0, 20))
+        assert np.array_equal(jittered.numpy(), np.asarray(v2.ColorJitter(0.4, 0.4, 0.4)(plain)).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("augment", "text"),
+    [
+        (
+            {"auto": "nosuch"},
+            "augment.auto: no augmentation nosuch; known: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a, "
+            "trivial, autoaugment-imagenet, autoaugment-cifar10, autoaugment-svhn (the first five as timm writes them)",
+        ),
+        (
+            {"auto": "rand-m9-q3"},
+            f"augment.auto: timm does not understand rand-m9-q3: write it as {KNOWN}",
+        ),
+        ({"auto": "v0x"}, f"augment.auto: timm does not understand v0x: write it as {KNOWN}"),
+        (
+            {"transform": "tests.data.augmentation.test_transforms:nosuch"},
+            "augment.transform: tests.data.augmentation.test_transforms:nosuch cannot be imported: module "
+            "'tests.data.augmentation.test_transforms' has no attribute 'nosuch'; write it as package.module:function",
+        ),
+    ],
+)
+def test_what_cannot_be_made_is_named_in_one_line(augment: dict[str, str], text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        training_transform(AugmentConfig(**augment), MEAN, 16, None)  # type: ignore[arg-type]
+    assert str(caught.value) == text
+
+
+def test_images_in_memory_need_no_transform_where_nothing_is_asked_of_workers() -> None:
+    device_only = AugmentConfig(flip=0.5, shift=2, rotate=9, erasing=0.5, mixup=0.8, repeats=2)
+    assert training_transform(device_only, MEAN, 16, None) is None
+    plain = EvaluationTransform(0.875)
+    assert training_transform(device_only, MEAN, 16, plain) is plain
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.zeros(3, 4, 4)
+
+
+def halved(image: Image.Image) -> Image.Image:
+    return image.resize((image.width // 2, image.height // 2))
+
+
+@pytest.mark.parametrize(("name", "found"), [("as_tensor", "Tensor"), ("halved", "10 × 10")])
+def test_a_transform_that_returns_something_else_is_refused(name: str, found: str) -> None:
+    transform = training(AugmentConfig(transform=f"tests.data.augmentation.test_transforms:{name}"), 20)
+    with pytest.raises(UserError) as caught:
+        transform(noise(), 1, 20)
+    assert str(caught.value) == (
+        f"augment.transform: must return a PIL image of the size that it was given, not {found}"
+    )

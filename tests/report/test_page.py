@@ -1,0 +1,525 @@
+"""The report of a run: its numbers are the run's, its text is escaped, and it is of the folder alone."""
+
+from __future__ import annotations
+
+import html
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.run_folder.test_record import (
+    eval_line,
+    make_run,
+    save_line,
+    some_inputs,
+    some_predictions,
+    start_line,
+    train_line,
+)
+from tests.training.test_run import digits
+from vit_dist import UserError, train
+from vit_dist.cli import main
+from vit_dist.files import read_json
+from vit_dist.formatting import big, duration, loss_text
+from vit_dist.report.drawing import short
+from vit_dist.report.page import write_report
+from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.run_folder.predictions import (
+    INPUTS,
+    PREDICTIONS,
+    read_inputs,
+    read_predictions,
+    write_inputs,
+    write_predictions,
+)
+from vit_dist.run_folder.record import Record, read_run
+
+CURVES = {"loss", "accuracy", "rate", "gradient_norm", "throughput", "utilisation", "seconds"}
+OF_PREDICTIONS = {"classes", "confusion", "mistakes"}
+ODD = "<b>&\"'</b><script>alert(1)</script>"
+
+
+def one_run(factory: pytest.TempPathFactory) -> Path:
+    """A finished run of digits with its report, made once; its weights are averaged.
+
+    It is of 30 updates and then made longer: it goes on from a checkpoint.
+    """
+    folder = factory.getbasetemp() / "a run of digits"
+    if not folder.exists():
+        fields = {"log__trackers": "none", "train__ema": 0.9, "evaluate__every": "10 updates", "augment__mixup": 0.2}
+        for length in ("30 updates", "60 updates"):
+            train(digits(folder, **{**fields, "train__duration": length}))
+        assert write_report(folder) == folder / "report" / "index.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return one_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return (run / "report" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of words: drawing takes a second."""
+    monkeypatch.setattr("vit_dist.report.page._curves", lambda run: {})
+
+
+def figures(page: str) -> dict[str, str]:
+    """The large numbers: what they are → their text."""
+    return {
+        html.unescape(name): html.unescape(value)
+        for value, name in re.findall(r"<div><b>(.*?)</b><span>(.*?)</span></div>", page)
+    }
+
+
+def section(page: str, title: str) -> str:
+    found = re.search(rf"<h2>{title}</h2>(.*?)(?=<h2>|</body>)", page, re.DOTALL)
+    assert found is not None, title
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the first table in a text."""
+    [table, *_] = re.findall(r"<table.*?</table>", text, re.DOTALL)
+    lines = ElementTree.fromstring(table).iter("tr")
+    return [["".join(cell.itertext()) for cell in line] for line in lines]
+
+
+def test_the_large_numbers_are_those_of_the_summary(run: Path, page: str) -> None:
+    summary, found = read_json(run / "summary.json"), figures(page)
+    test, best = summary["test"], summary["best"]
+    assert found["top1 on test"] == f"{test['top1']:.2f} %"
+    assert found["top5 on test"] == f"{test['top5']:.2f} %"
+    assert found["loss on test"] == loss_text(test["loss"])
+    [(name, value)] = [(name, value) for name, value in found.items() if name.startswith("best ")]
+    assert name == f"best loss on val, update {best['update']}"
+    assert value == f"{best['value']:.4f}"
+    assert found["updates"] == str(summary["updates"]) == "60"
+    assert found["epochs"] == f"{summary['epochs']:.4g}"
+    assert found["training"] == duration(summary["train_seconds"])
+    assert found["an epoch"] == f"{summary['seconds_per_epoch']:.3g} s"
+    assert found["images/s"] == f"{summary['samples_per_second']:,.0f}"
+    assert found["parameters"] == big(summary["parameters"])
+    assert "machine" not in found
+    machine = html.escape(f"1 × {summary['device']}, {summary['precision']}")
+    assert re.search(
+        rf'<p class="note">finished; on {re.escape(machine)}; started \d{{4}}-\d\d-\d\d \d\d:\d\d</p>', page
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_summary", "of_lines", "expected"),
+    [
+        (200, (100, 150), "200 MiB"),
+        (100, (150, 2048), "2,048 MiB"),
+        (None, (100, 150), "150 MiB"),
+        (200, (None, None), "200 MiB"),
+        (200, (), "200 MiB"),
+        (None, (None, 70), "70 MiB"),
+        (None, (), None),
+    ],
+)
+@pytest.mark.usefixtures("without_drawing")
+def test_the_memory_is_the_larger_of_the_summary_s_and_the_lines(
+    tmp_path: Path, of_summary: int | None, of_lines: tuple[int | None, ...], expected: str | None
+) -> None:
+    """In MiB. The lines of a run that went on elsewhere are also of the machine before."""
+    lines = [start_line(0, 0.0, planned=20)]
+    for number, value in enumerate(of_lines, 1):
+        bytes_ = None if value is None else value * 2**20
+        lines.append(train_line(10 * number, float(number), peak_memory_bytes=bytes_))
+    summary = {"train_seconds": 1.0, "total_seconds": 1.0}
+    if of_summary is not None:
+        summary["peak_memory_bytes"] = of_summary * 2**20
+    folder = make_run(tmp_path / "run", lines, state="finished", summary=summary)
+    assert figures(write_report(folder).read_text(encoding="utf-8")).get("memory at most") == expected
+
+
+def test_where_the_time_went_adds_up_to_the_summary(run: Path) -> None:
+    summary, spent = read_json(run / "summary.json"), read_run(run).seconds
+    assert sum(spent.values()) == pytest.approx(summary["total_seconds"])
+    assert spent["updates"] + spent["waiting for images"] == pytest.approx(summary["train_seconds"], rel=0.02)
+    assert spent["evaluating"] == pytest.approx(summary["evaluate_seconds"])
+    assert spent["saving"] == pytest.approx(summary["save_seconds"])
+    assert min(spent.values()) >= 0
+    # The clock of the lines agrees with the summary's, which was made a moment before the last line.
+    assert read_run(run).metrics.seconds == pytest.approx(summary["total_seconds"], abs=0.5)
+
+
+def test_predictions_agree_with_the_summary(run: Path, page: str) -> None:
+    summary, kept = read_json(run / "summary.json"), read_predictions(run / PREDICTIONS)
+    assert kept is not None
+    found = kept.predictions
+    assert found.top1() == summary["test"]["top1"]
+    among = (found.top == found.label[:, None]).any(1)
+    assert 100 * int(among.sum()) / len(found) == summary["test"]["top5"]
+    assert kept.about["split"] == "test"
+    assert kept.about["weights"] == summary["weights"] == "ema"
+    assert kept.about["update"] == summary["best"]["update"]
+    shown = section(page, "On test")
+    text = f"359 images by the averaged weights of update {kept.about['update']}: {found.top1():.2f} % right"
+    assert text in shown
+    table = rows(shown)
+    assert table[0] == ["", *map(str, range(10))]
+    assert [[int(cell or 0) for cell in row[1:]] for row in table[1:]] == found.confusion(10).tolist()
+    seen, right = found.per_class(10)
+    chart = shown[: shown.index("</svg>")]
+    for share in 100 * right / seen:
+        assert f">\u00a0\u00a0{share:.1f}<" in chart
+
+
+def test_mistakes_are_shown_with_what_was_said(run: Path, page: str) -> None:
+    kept = read_predictions(run / PREDICTIONS)
+    assert kept is not None
+    wrong = np.flatnonzero(kept.predictions.top[:, 0] != kept.predictions.label)
+    assert len(kept.shown) == min(24, len(wrong))
+    sure = kept.predictions.probability[kept.shown, 0]
+    assert sure.tolist() == sorted(kept.predictions.probability[wrong, 0].tolist(), reverse=True)[:24]
+    tiles = re.findall(
+        r'<figure class="wrong">.*?<figcaption>(.*?)<br>is (.*?)</figcaption>',
+        section(page, "The most confident mistakes"),
+    )
+    assert tiles == kept.captions()
+    assert len(tiles) == len(kept.shown) > 0
+    frequent = rows(section(page, "On test").split("The most frequent mistakes:")[1])
+    assert sum(int(row[2]) for row in frequent[1:]) <= len(wrong)
+    assert [int(row[2]) for row in frequent[1:]] == sorted((int(row[2]) for row in frequent[1:]), reverse=True)
+
+
+def test_inputs_are_shown_with_their_classes(run: Path, page: str) -> None:
+    inputs = read_inputs(run / INPUTS)
+    assert inputs is not None
+    shown = section(page, "What the model sees")
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", shown) == inputs.captions()
+    assert ">The first training images, augmented, exactly as the model gets them.<" in shown
+
+
+def test_evaluations_and_starts_are_the_run_s(run: Path, page: str) -> None:
+    history = read_metrics(run / "metrics.jsonl")
+    evaluations = [line for line in history if line["kind"] == "eval"]
+    table = rows(section(page, "Evaluations"))[1:]
+    assert len(table) == len(evaluations) == 14
+    for row, line in zip(table, evaluations, strict=True):
+        weights = {"raw": "raw", "ema": "averaged"}[line["weights"]]
+        assert row[:3] == [line["split"], weights, str(line["weights_update"])]
+        assert row[4:7] == [loss_text(line["loss"]), f"{line['top1']:.2f}", f"{line['top5']:.2f}"]
+        assert row[7] == ("best" if line["best"] else "")
+    first, second = rows(section(page, "Starts"))[1:]
+    assert [first[0], first[-1], second[0], second[-1]] == ["0", "", "30", "train.duration 60 updates"]
+
+
+def test_the_config_is_escaped_yaml(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0)], run__name=ODD)
+    page = write_report(folder).read_text(encoding="utf-8")
+    found = re.search(r"<pre>(.*?)</pre>", section(page, "Config"), re.DOTALL)
+    assert found is not None
+    assert yaml.safe_load(html.unescape(found[1])) == read_run(folder).config.to_dict()
+    assert "<b>" not in found[1]
+    assert f"<h1>{html.escape(ODD)}</h1>" in page
+    assert f"<title>{html.escape(ODD)}: report</title>" in page
+
+
+def test_pictures_lie_beside_the_page(run: Path) -> None:
+    out = run / "report"
+    assert {path.name for path in out.iterdir()} == {
+        "index.html",
+        *(f"{name}.png" for name in CURVES | OF_PREDICTIONS | {"inputs"}),
+    }
+    for name in sorted(CURVES):
+        with Image.open(out / f"{name}.png") as image:
+            assert image.format == "PNG"
+            assert image.size == ((720, 330) if name == "seconds" else (720, 435))
+            assert len(image.convert("RGB").getcolors(2**20) or []) > 2
+
+
+def test_ids_on_the_page_are_unique_and_nothing_is_fetched(page: str) -> None:
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) > 50
+    for reference in re.findall(r'\b(?:href|src|srcset|action|poster|data)="([^"]*)"', page):
+        assert reference.startswith(("data:", "#")), reference[:80]
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert "@import" not in page
+    assert set(re.findall(r"url\((.)", page)) <= {"#"}
+    assert "<script" not in page
+
+
+def test_the_page_is_of_the_folder_alone(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / run.name
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("report", "checkpoints"))
+
+    def without_its_time(path: Path) -> str:
+        text, count = re.subn(r"This page: [\d-]+ [\d:]+", "", path.read_text(encoding="utf-8"))
+        assert count == 1
+        return text
+
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    out = tmp_path / "out" / "of it"
+    assert write_report(other, out) == out / "index.html"
+    assert without_its_time(out / "index.html") == without_its_time(run / "report" / "index.html")
+    for name in ("loss.png", "mistakes.png"):
+        with Image.open(out / name) as mine, Image.open(run / "report" / name) as theirs:
+            assert mine.tobytes() == theirs.tobytes()
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+
+
+def test_a_class_may_have_any_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vit_dist.report.page._grids", lambda run, out: None)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report", "checkpoints"))
+    kept, inputs = read_predictions(folder / PREDICTIONS), read_inputs(folder / INPUTS)
+    assert kept is not None
+    assert inputs is not None
+    names = [f"{ODD}{number}" for number in range(10)]
+    write_predictions(folder / PREDICTIONS, replace(kept, about={**kept.about, "classes": names}))
+    write_inputs(folder / INPUTS, replace(inputs, about={**inputs.about, "classes": names}))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "<b>&" not in page
+    assert "<script" not in page
+    table = rows(section(page, "On test"))
+    assert table[0] == ["", *(short(name, 14) for name in names)]
+    assert [row[0] for row in table] == table[0]
+    titles = re.findall(r'<span title="([^"]*)">', section(page, "On test"))
+    assert [html.unescape(title) for title in titles] == 2 * names
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(svg)
+    assert "<b>&amp;" not in page
+    assert page.count(html.escape(ODD)) > 40
+    assert 'alt="&lt;b&gt;&amp;&quot;' in page
+
+
+def test_many_classes_get_a_picture_and_more_get_the_most_frequent_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vit_dist.report.page._CAPTIONS", {})
+    lines = [start_line(0, 0.0), train_line(10, 1.0)]
+    for count, has_picture in ((25, False), (26, True), (101, False)):
+        folder = make_run(tmp_path / f"{count}", lines)
+        write_predictions(folder / PREDICTIONS, some_predictions([f"class {number}" for number in range(count)]))
+        page = write_report(folder).read_text(encoding="utf-8")
+        assert ('<table class="confusion">' in page) == (count <= 25)
+        assert ('aria-label="confusion"' in page) == has_picture
+        assert (folder / "report" / "confusion.png").exists() == (count <= 100)
+        assert rows(page.split("The most frequent mistakes:")[1])[1:] == [
+            ["class 1", "class 2", "1"],
+            ["class 2", "class 0", "1"],
+        ]
+
+
+def test_a_run_that_goes_on(tmp_path: Path) -> None:
+    lines = [start_line(0, 0.0, planned=30), train_line(10, 1.0, samples_per_second=123.0), eval_line(10, 1.5)]
+    lines += [train_line(20, 2.0, samples_per_second=125.0), save_line(20, 2.5, 0.1)]
+    folder = make_run(tmp_path / "run", lines, evaluate__metric="top1")
+    page = write_report(folder).read_text(encoding="utf-8")
+    found = figures(page)
+    assert '<p class="note">running; on 1 × cpu, fp32; started ' in page
+    assert found["updates"] == "20 of 30"
+    assert found["images/s"] == "124"
+    assert found["training"] == "2.0 s"
+    assert not [name for name in found if "test" in name or name.startswith("best")]
+    for title in ("On test", "The most confident mistakes", "What the model sees"):
+        assert f"<h2>{title}</h2>" not in page
+    assert {path.stem for path in (folder / "report").glob("*.png")} == CURVES
+
+
+@pytest.mark.usefixtures("without_drawing")
+def test_the_best_so_far_is_of_the_metric_that_chooses(tmp_path: Path) -> None:
+    lines = [start_line(0, 0.0), train_line(10, 1.0), eval_line(10, 1.5, best=True, top1=71.25)]
+    lines += [eval_line(10, 1.6, weights="ema", top1=99.0), eval_line(20, 2.0, top1=70.0)]
+    folder = make_run(tmp_path / "run", lines, evaluate__metric="raw_top1")
+    found = figures(write_report(folder).read_text(encoding="utf-8"))
+    assert found["best raw_top1 on val, update 10"] == "71.25 %"
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "expected"),
+    [
+        ("loss", {"loss": 0.123456}, "0.1235"),
+        ("raw_loss", {"loss": 12.0}, "12.0000"),
+        ("loss", {"loss": "nan"}, "nan"),
+        ("top1", {"top1": 9.876}, "9.88 %"),
+        ("raw_top5", {"top5": 100.0}, "100.00 %"),
+    ],
+)
+@pytest.mark.usefixtures("without_drawing")
+def test_the_best_is_a_loss_or_in_percent(tmp_path: Path, metric: str, values: dict[str, Any], expected: str) -> None:
+    lines = [start_line(0, 0.0), train_line(10, 1.0), eval_line(1234, 1.5, best=True, **values)]
+    folder = make_run(tmp_path / "run", lines, evaluate__metric=metric)
+    found = figures(write_report(folder).read_text(encoding="utf-8"))
+    assert found[f"best {metric} on val, update 1,234"] == expected
+
+
+def test_a_run_without_a_line_of_training(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0)])
+    write_inputs(folder / INPUTS, some_inputs("abc"))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "No line of training yet." in page
+    assert figures(page) == {"parameters": "18.2 k"}
+    assert {path.name for path in (folder / "report").iterdir()} == {"index.html", "inputs.png"}
+    assert "a 75%, b 25%" in page
+
+
+@pytest.mark.usefixtures("without_drawing")
+def test_inputs_of_a_later_update_are_said_to_be(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(1234, 0.0)])
+    inputs = some_inputs("abc")
+    write_inputs(folder / INPUTS, replace(inputs, about={**inputs.about, "position": 1234}))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert ">The first training images, of update 1,235, augmented, exactly as the model gets them.<" in page
+
+
+def test_predictions_without_a_line_of_training(tmp_path: Path) -> None:
+    """The lines of an end may be superseded, its predictions are still there."""
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0), start_line(5, 2.0)])
+    write_predictions(folder / PREDICTIONS, some_predictions("abc"))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "50.00 % right" in page
+    assert "No line of training yet." in page
+    assert [re.search(r'aria-label="(.*?)"', svg)[1] for svg in re.findall(r"<svg.*?>", page)] == ["classes"]  # type: ignore[index]
+    assert {path.stem for path in (folder / "report").glob("*.png")} == OF_PREDICTIONS
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_and_started_again(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0), start_line(0, 60.0)])
+    assert "No line of training yet." in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("without_drawing")
+def test_a_run_that_was_killed_is_called_so(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0)])
+    (folder / "status.json").write_text(json.dumps({"state": "running", "update": 10, "host": platform.node()}))
+    said = "killed: the same command goes on from its last checkpoint; on 1 × cpu, fp32; started"
+    assert said in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("without_drawing")
+def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
+    reason = "UserError: data.root: <missing> & gone"
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0)], state="failed", reason=reason)
+    said = f"failed: {html.escape(reason)}; on 1 × cpu, fp32; started"
+    assert said in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_run_that_diverged(tmp_path: Path) -> None:
+    lines = [start_line(0, 0.0), train_line(10, 1.0), train_line(20, 2.0, loss="nan", grad_norm="inf")]
+    lines.append(eval_line(20, 3.0, loss="nan"))
+    page = write_report(make_run(tmp_path / "run", lines)).read_text(encoding="utf-8")
+    assert rows(section(page, "Evaluations"))[1][4] == "nan"
+    assert warnings_of(page) == ["The training loss is no number at update 20."]
+
+
+def warnings_of(page: str) -> list[str]:
+    return [html.unescape(text) for text in re.findall(r"<p><b>(.*?)</b></p>", page)]
+
+
+@pytest.mark.usefixtures("without_drawing")
+def test_what_a_curve_does_not_show_is_said(tmp_path: Path) -> None:
+    def said(name: str, losses: list[Any], skipped: list[int]) -> list[str]:
+        lines = [start_line(0, 0.0, planned=10**6)]
+        for number, (loss, count) in enumerate(zip(losses, skipped, strict=True), 1):
+            lines.append(train_line(1000 * number, float(number), loss=loss, skipped_updates=count))
+        return warnings_of(write_report(make_run(tmp_path / name, lines)).read_text(encoding="utf-8"))
+
+    assert said("none", [], []) == []
+    assert said("fine", [2.0, 1.0, 0.0], [0, 0, 0]) == []
+    lost = "The training loss is no number at update 2,000, and in 2 lines in all."
+    assert said("lost", [2.0, "nan", "inf"], [0, 0, 0]) == [lost]
+    # Of those so far, each line tells.
+    skipped = "Updates skipped, because their gradient was not finite: 1,002."
+    assert said("skipped", [2.0, 1.0, 0.5], [1, 1, 1002]) == [skipped]
+    assert said("both", [2.0, None, "-inf"], [0, 500, 1002]) == [lost, skipped]
+
+
+def test_a_folder_is_made_before_anything_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that cannot be written is not found out after seconds of drawing."""
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0)])
+    drawn: list[bool] = []
+    monkeypatch.setattr("vit_dist.report.page._curves", lambda run: drawn.append((folder / "report").is_dir()) or {})
+    write_report(folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError):
+        write_report(folder, tmp_path / "file")
+    assert drawn == [True]
+
+
+def test_a_place_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0)])
+    out = tmp_path / "file"
+    out.touch()
+    with pytest.raises(UserError) as found:
+        write_report(folder, out)
+    assert str(found.value) == f"report: {out} cannot be written: File exists"
+
+
+def test_the_command_writes_the_page_and_imports_no_torch(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0)])
+    other = make_run(tmp_path / "other", [start_line(0, 0.0), train_line(10, 1.0)])
+    code = (
+        "import sys\nfrom vit_dist.cli import main\n"
+        f"codes = main(['report', {str(folder)!r}, '--out', {str(tmp_path / 'out')!r}]), "
+        f"main(['report', {str(folder)!r}, {str(other)!r}, '--out', {str(tmp_path / 'both')!r}])\n"
+        "print(codes, [name for name in ('torch', 'accelerate', 'pandas') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=80, check=True)
+    said = done.stdout.splitlines()
+    assert [said[0], said[-2], said[-1]] == [
+        str(tmp_path / "out" / "index.html"),
+        str(tmp_path / "both" / "comparison.html"),
+        "(0, 0) []",
+    ]
+    assert (tmp_path / "out" / "loss.png").is_file()
+
+
+def test_the_command_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"vit-dist: {tmp_path}: not a run's folder: it has no config.yaml\n"
+
+
+@pytest.mark.slow
+def test_a_million_lines(
+    tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("takes a quarter of a minute: run with -m slow")
+    count = 10**6
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0, planned=count)])
+    # One line with places for what changes: a million of json.dumps take longer than the report.
+    line = json.dumps({**train_line(1, 0.0), "time": "@", "update": "@", "epoch": "@", "loss": "@"})
+    line = line.replace("%", "%%").replace('"@"', "%s") + "\n"
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for update in range(1, count + 1):
+            file.write(line % (float(update), update, update / 10, 100.0 if update == 654_321 else 2.0))
+    read: list[float] = []
+
+    def reading(folder: Path) -> Record:
+        begun = time.perf_counter()
+        run = read_run(folder)
+        read.append(time.perf_counter() - begun)
+        return run
+
+    monkeypatch.setattr("vit_dist.report.page.read_run", reading)
+    begun = time.perf_counter()
+    page = write_report(folder)
+    seconds = time.perf_counter() - begun
+    with capsys.disabled():
+        size = page.stat().st_size / 2**20
+        print(f"\nreport of {count:,} lines: {seconds:.1f} s, of these {read[0]:.1f} s of reading; {size:.1f} MiB")
+    assert figures(page.read_text(encoding="utf-8"))["updates"] == "1,000,000"
+    assert page.stat().st_size < 2**21

@@ -1,0 +1,303 @@
+"""What a run leaves to look at: inputs.safetensors from its start, predictions.safetensors from its end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import losses_for_tests
+from tests.processes import run_world
+from tests.training.test_run import digits
+from vit_dist import Config, Run, train
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.stream import Stream
+from vit_dist.data.stream import pictures as pictures_at
+from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.metrics import Line
+from vit_dist.run_folder.predictions import (
+    INPUTS,
+    PREDICTIONS,
+    Inputs,
+    Kept,
+    read_inputs,
+    read_predictions,
+    write_predictions,
+)
+from vit_dist.run_folder.status import status
+from vit_dist.runtime.runtime import Runtime
+
+# A rate so high that the best weights are not the last ones, and that weights and their average say different things.
+FAST = {
+    "optimizer__lr": 5e-2,
+    "schedule__name": "constant",
+    "log__every": "10 updates",
+    "log__trackers": "none",
+    "evaluate__every": "5 updates",
+}
+
+
+def folder_of_pictures(root: Path, folder: Path, **more: Any) -> Config:
+    changes = {
+        "data.root": str(root),
+        "data.image_size": 16,
+        "data.workers": 0,
+        "model.width": 24,
+        "model.depth": 1,
+        "model.heads": 2,
+        "model.patch_size": 8,
+        "batch.global_size": 14,
+        "batch.micro_size": 8,
+        "optimizer.lr": 2e-2,
+        "schedule.name": "constant",
+        "schedule.warmup": "0%",
+        "train.duration": "30 updates",
+        "evaluate.every": "3 updates",
+        "run.dir": str(folder),
+        "run.device": "cpu",
+        "run.threads": 1,
+        "log.report": False,
+        "log.trackers": "none",
+    }
+    return Config.load("folder", changes | {name.replace("__", "."): value for name, value in more.items()})
+
+
+def kept_of(folder: Path) -> Kept:
+    kept = read_predictions(folder / PREDICTIONS)
+    assert kept is not None
+    return kept
+
+
+def inputs_of(folder: Path) -> Inputs:
+    inputs = read_inputs(folder / INPUTS)
+    assert inputs is not None
+    return inputs
+
+
+def evaluations(run: Run, split: str, weights: str) -> dict[int, Line]:
+    """By update."""
+    lines = [line for line in run.history if line["kind"] == "eval"]
+    return {line["update"]: line for line in lines if (line["split"], line["weights"]) == (split, weights)}
+
+
+def assert_by_its_model(run: Run, kept: Kept, split: str) -> None:
+    """Of every sample of the split, in its order, what the run's own model says; pictures of the worst mistakes."""
+    config = Config.load(run.folder / "config.yaml")
+    data = open_data(config.data)
+    subset, found = data.splits[split], kept.predictions
+    pixels = pictures_at(subset, np.arange(len(subset)), run.form)
+    probabilities = run.predict(pixels).numpy()
+    best = np.argsort(-probabilities, 1, kind="stable")[:, :5]
+    assert found.index.tolist() == subset.indices.tolist()
+    assert found.label.tolist() == subset.source.labels[subset.indices].tolist()
+    assert found.top.tolist() == best.tolist()
+    np.testing.assert_allclose(found.probability, np.take_along_axis(probabilities, best, 1), atol=1e-6)
+    wrong = np.flatnonzero(found.top[:, 0] != found.label)
+    shown = sorted(wrong, key=lambda row: -found.probability[row, 0])[:24]
+    assert kept.shown.tolist() == shown
+    np.testing.assert_array_equal(kept.pictures, pixels[shown])
+    assert (kept.about["split"], kept.about["classes"]) == (split, list(data.classes))
+
+
+def test_inputs_stay_and_predictions_are_of_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped, goes on to its end at 15, and is made longer."""
+    folder = tmp_path / "run"
+    given = {**FAST, "optimizer__lr": 1e-2, "loss__name": "tests.losses_for_tests:signalling", "augment__shift": 1}
+    losses_for_tests.forwards = 0
+    monkeypatch.setenv("SIGNAL", "SIGTERM")
+    monkeypatch.setenv("SIGNAL_AT", "21")
+    assert train(digits(folder, train__duration="15 updates", **given)).stopped
+    monkeypatch.setenv("SIGNAL_AT", "0")
+    assert not (folder / PREDICTIONS).exists()
+    inputs, before = inputs_of(folder), (folder / INPUTS).stat()
+
+    config = digits(folder, train__duration="15 updates", **given)
+    data, runtime = open_data(config.data), Runtime(config.run, "fp32")
+    split = data.splits["train"]
+    stream = Stream(
+        split, Plan.of(config, len(split), 1), Form(8, data.mean, data.std), config.augment, runtime, workers=0
+    )
+    [first, *_] = stream.window(0)
+    runtime.end()
+    seen = (first.images * torch.tensor(data.std)[0] + torch.tensor(data.mean)[0]) * 255
+    assert inputs.pixels.shape == (16, 1, 8, 8)
+    assert np.abs(inputs.pixels - seen.numpy()).max() <= 0.5 + 1e-3
+    assert inputs.classes[:, 0].tolist() == first.targets.tolist()
+    assert inputs.about == {"position": 0, "classes": [str(number) for number in range(10)]}
+
+    run = train(config)
+    assert not run.stopped
+    kept = kept_of(folder)
+    assert run.best is not None
+    assert kept.about["update"] == run.best.update <= 15
+    assert kept.predictions.top1() == run.summary["test"]["top1"]
+    assert_by_its_model(run, kept, "test")
+
+    longer = train(digits(folder, train__duration="30 updates", **given))
+    assert longer.best is not None
+    assert longer.best.update > 15
+    replaced = kept_of(folder)
+    assert replaced.about == {**kept.about, "update": longer.best.update}
+    assert replaced.predictions.top1() == longer.summary["test"]["top1"] != kept.predictions.top1()
+    assert_by_its_model(longer, replaced, "test")
+
+    after = (folder / INPUTS).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not [path.name for path in folder.iterdir() if path.name.startswith((".pre", ".inp"))]
+
+
+@pytest.mark.parametrize(("metric", "updates", "weights"), [("top1", 15, "ema"), ("raw_loss", 25, "raw")])
+def test_predictions_are_by_the_weights_that_were_chosen(
+    tmp_path: Path, metric: str, updates: int, weights: str
+) -> None:
+    config = digits(
+        tmp_path / "run", **FAST, train__duration=f"{updates} updates", train__ema=0.9, evaluate__metric=metric
+    )
+    run = train(config)
+    kept = kept_of(run.folder)
+    assert run.best is not None
+    best = run.best.update
+    assert kept.about | {"classes": []} == {"split": "test", "weights": weights, "update": best, "classes": []}
+    lines = {name: evaluations(run, "test", name)[updates] for name in ("raw", "ema")}
+    assert kept.predictions.top1() == lines[weights]["top1"] == run.summary["test"]["top1"]
+    assert lines["raw"]["top1"] != lines["ema"]["top1"]
+    assert_by_its_model(run, kept, "test")
+    # Those weights are the ones that val chose, at that update.
+    val = open_data(config.data).splits["val"]
+    assert isinstance(val.source, MemorySource)
+    said = run.predict(val.source.pixels[val.indices]).argmax(1).numpy()
+    top1 = 100 * (said == val.source.labels[val.indices]).mean()
+    assert top1 == pytest.approx(evaluations(run, "val", weights)[best]["top1"])
+    if best != updates:  # which of them it is, the version of torch decides
+        assert top1 != pytest.approx(evaluations(run, "val", weights)[updates]["top1"])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.8])
+def test_without_a_test_split_predictions_are_of_val_by_the_best_weights(
+    image_folder: Path, tmp_path: Path, ema: float
+) -> None:
+    run = train(folder_of_pictures(image_folder, tmp_path / "run", train__ema=ema))
+    weights = "ema" if ema else "raw"
+    kept = kept_of(run.folder)
+    assert run.best is not None
+    assert kept.about == {
+        "split": "val",
+        "weights": weights,
+        "update": run.best.update,
+        "classes": ["ant", "bee", "cat"],
+    }
+    of_val = evaluations(run, "val", weights)
+    assert len(of_val) == 10
+    best = of_val[run.best.update]
+    assert kept.predictions.top1() == best["top1"]
+    assert run.best.update < 30
+    assert best["loss"] != of_val[30]["loss"]
+    assert kept.predictions.top.shape == (21, 3)
+    np.testing.assert_allclose(kept.predictions.probability.sum(1), 1, rtol=1e-5)
+    truth = kept.predictions.top == kept.predictions.label[:, None]
+    assert -np.log(kept.predictions.probability[truth]).mean() == pytest.approx(best["loss"], rel=1e-5)
+    assert_by_its_model(run, kept, "val")
+
+
+def test_without_test_and_val_there_are_no_predictions(image_folder: Path, tmp_path: Path) -> None:
+    config = folder_of_pictures(
+        image_folder / "train", tmp_path / "run", data__val_fraction=0, train__duration="3 updates"
+    )
+    run = train(config)
+    assert run.best is None
+    assert not (run.folder / PREDICTIONS).exists()
+    inputs = inputs_of(run.folder)
+    assert inputs.pixels.shape == (8, 3, 16, 16)
+    assert set(inputs.captions()) <= {"ant", "bee", "cat"}
+
+
+def test_without_val_predictions_are_of_test_by_the_last_weights(tmp_path: Path) -> None:
+    run = train(digits(tmp_path / "run", **FAST, train__duration="12 updates", data__val_fraction=0, train__ema=0.5))
+    kept = kept_of(run.folder)
+    assert run.best is None
+    assert (kept.about["split"], kept.about["weights"], kept.about["update"]) == ("test", "ema", 12)
+    assert kept.predictions.top1() == evaluations(run, "test", "ema")[12]["top1"]
+    assert_by_its_model(run, kept, "test")
+
+
+def test_files_to_look_at_that_cannot_be_written_are_told_and_end_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def full(path: Path, content: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def in_the_way(path: Path, content: Any) -> None:
+        aside = path.with_name(f".{path.name}")
+        aside.mkdir()
+        try:
+            write_predictions(path, content)
+        finally:
+            aside.rmdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vit_dist.training.trainer.write_inputs", full)
+        patch.setattr("vit_dist.training.trainer.write_predictions", in_the_way)
+        run = train(digits(folder, **FAST, train__duration="6 updates", log__level="warning"))
+    assert not run.stopped
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder / INPUTS}: cannot be written: No space left on device",
+        f"{folder / PREDICTIONS}: cannot be written: Is a directory",
+    ]
+    assert status(folder)["state"] == "finished"
+    assert not (folder / INPUTS).exists()
+    assert not (folder / PREDICTIONS).exists()
+    assert run.summary["test"] is not None
+    # Once there is room for them, a longer run writes them; its inputs are of where it went on.
+    longer = train(digits(folder, **FAST, train__duration="12 updates", log__level="warning"))
+    assert capsys.readouterr().out.splitlines() == ["  note: train.duration: 6 updates before, 12 updates now"]
+    assert inputs_of(folder).about["position"] == 6
+    assert kept_of(folder).predictions.top1() == longer.summary["test"]["top1"]
+
+
+def test_other_mistakes_of_what_is_kept_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, content: Any) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr("vit_dist.training.trainer.write_inputs", broken)
+    with pytest.raises(ValueError, match=r"^broken$"):
+        train(digits(tmp_path / "run", **FAST, train__duration="6 updates"))
+    assert status(tmp_path / "run")["state"] == "failed"
+
+
+def printed_by(folder: str) -> list[str]:
+    """What a run of digits leaves on this process's outputs."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        train(digits(Path(folder), **{**FAST, "optimizer__lr": 5e-3}, train__duration="30 updates"))
+    return [out.getvalue(), err.getvalue()]
+
+
+def test_two_processes_leave_what_one_does_and_rank_1_says_nothing(tmp_path: Path) -> None:
+    first, second = run_world(2, printed_by, tmp_path / "logs", str(tmp_path / "two"))
+    assert second == ["", ""]
+    lines = first[0].splitlines()
+    assert lines[0].startswith("vit_dist ")
+    assert [line for line in lines if line.startswith("finished")] == ["finished"]
+    assert "2 × cpu" in first[0]
+    printed_by(str(tmp_path / "one"))
+    one, two = (inputs_of(tmp_path / name) for name in ("one", "two"))
+    assert np.array_equal(one.pixels, two.pixels)
+    assert (one.captions(), one.about) == (two.captions(), two.about)
+    alone, both = (kept_of(tmp_path / name) for name in ("one", "two"))
+    assert alone.about == both.about
+    for name in ("index", "label", "top"):
+        assert np.array_equal(getattr(alone.predictions, name), getattr(both.predictions, name)), name
+    np.testing.assert_allclose(both.predictions.probability, alone.predictions.probability, atol=1e-5)
+    assert alone.shown.tolist() == both.shown.tolist()
+    assert np.array_equal(alone.pictures, both.pictures)

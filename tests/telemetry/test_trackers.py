@@ -1,0 +1,566 @@
+"""W&B and TensorBoard, offline for real: their own files are read back and held to metrics.jsonl and summary.json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests import losses_for_tests
+from tests.conftest import REPOSITORY
+from tests.training.test_run import digits
+from vit_dist import Config, Run, train
+from vit_dist.config.schema import LogConfig, RunConfig
+from vit_dist.files import read_json
+from vit_dist.run_folder.metrics import Line, read_metrics
+from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
+from vit_dist.runtime.runtime import Runtime
+from vit_dist.telemetry.trackers import Trackers, chosen_trackers, wandb_mode
+
+NOT_LOGGED_IN = "wandb: not logged in, so metrics stay in this folder; `wandb login` sends them along"
+SIGNALLING = "tests.losses_for_tests:signalling"
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    yield runtime
+    runtime.end()
+
+
+@pytest.mark.parametrize(
+    ("environ", "names", "reason"),
+    [
+        ({}, [], NOT_LOGGED_IN),
+        ({"WANDB_API_KEY": "k"}, ["wandb"], None),
+        ({"WANDB_MODE": "offline"}, ["wandb"], None),
+        ({"WANDB_MODE": "online"}, [], NOT_LOGGED_IN),
+        ({"WANDB_MODE": "disabled"}, [], None),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "k"}, [], None),
+        ({"WANDB_DISABLED": "true", "WANDB_API_KEY": "k"}, [], None),
+    ],
+)
+def test_auto_is_wandb_where_the_user_is_logged_in(
+    environ: dict[str, str], names: list[str], reason: str | None, tmp_path: Path
+) -> None:
+    environ = {"NETRC": str(tmp_path / "none"), **environ}
+    assert chosen_trackers("auto", environ) == (names, reason)
+    assert chosen_trackers("none", environ) == ([], None)
+    assert chosen_trackers("wandb", environ) == (["wandb"], None)
+
+
+def test_a_login_in_netrc_counts_for_its_host(tmp_path: Path) -> None:
+    path = tmp_path / "netrc"
+    environ = {"NETRC": str(path)}
+    path.write_text("machine api.wandb.ai login user password k\n")
+    assert chosen_trackers("auto", environ) == (["wandb"], None)
+    own = {**environ, "WANDB_BASE_URL": "https://wandb.example.com/"}
+    assert chosen_trackers("auto", own) == ([], NOT_LOGGED_IN)
+    path.write_text("machine wandb.example.com login user password k\n")
+    assert chosen_trackers("auto", own) == (["wandb"], None)
+    assert chosen_trackers("auto", environ) == ([], NOT_LOGGED_IN)
+    path.write_text("machine {\n")
+    assert chosen_trackers("auto", environ) == ([], NOT_LOGGED_IN)
+
+
+def test_wandb_is_offline_where_its_server_is_not_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}/"}
+        assert wandb_mode(url) == "online"
+    assert wandb_mode(url) == "offline"
+    assert wandb_mode({**url, "HTTPS_PROXY": "http://proxy"}) == "online"
+    assert wandb_mode({**url, "WANDB_MODE": "disabled"}) == "disabled"
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: LevelDB's log format, 32 KiB blocks, behind a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = path.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        left = 32_768 - at % 32_768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def whole_records(path: Path) -> list[Any]:
+    """The records of a .wandb file that has its end: wandb's own process may write it a little after `finish`."""
+    from google.protobuf.message import DecodeError
+
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        with contextlib.suppress(DecodeError):
+            records = list(wandb_records(path))
+            if any(record.WhichOneof("record_type") == "exit" for record in records):
+                return records
+        time.sleep(0.05)
+    raise AssertionError(f"{path} has no end")
+
+
+def values_of(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def test_wandb_offline_gets_the_lines_numbers(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = Config(
+        run=RunConfig(name="mine", dir=str(folder), device="cpu"),
+        log=LogConfig(trackers="auto", project="digits", group="group", tags=("a", "b")),
+    )
+    said: list[str] = []
+    trackers = Trackers(config, runtime, said.append)
+    trackers.start(None)
+    assert trackers.names == ["wandb"]
+    for kind in ("start", "stop", "other"):
+        trackers.log({"kind": kind, "time": 1.0, "update": 10, "epoch": 1.0, "world_size": 1})
+    trackers.log({"kind": "train", "time": 1.0, "update": 10, "loss": 1.5, "top1": None, "grad_norm": "nan"})
+    trackers.log({"kind": "save", "time": 1.5, "update": 10, "seconds": 0.25})
+    evaluation = {"kind": "eval", "time": 2.0, "update": 20, "split": "val", "weights": "raw", "loss": 1.25}
+    trackers.log(evaluation)
+    trackers.end()
+    assert trackers.names == []
+    assert said == [f"wandb: offline; later: wandb sync {folder / 'wandb'}/offline-run-*"]
+    assert trackers.run_id
+
+    (path,) = folder.glob(f"wandb/offline-run-*/run-{trackers.run_id}.wandb")
+    lines, settings, runs = [], {}, []
+    for record in whole_records(path):
+        settings |= values_of(record.config.update) | values_of(record.run.config.update)
+        if record.WhichOneof("record_type") == "run":
+            runs.append((record.run.project, record.run.display_name, record.run.run_group, list(record.run.tags)))
+        if record.WhichOneof("record_type") == "history":
+            found = values_of(record.history.item)
+            lines.append({name: value for name, value in found.items() if not name.startswith("_") or name == "_step"})
+    assert lines == [{"_step": 10, "train/loss": 1.5, "save/seconds": 0.25}, {"_step": 20, "eval/val_raw_loss": 1.25}]
+    assert runs[0] == ("digits", "mine", "group", ["a", "b"])
+    assert (settings["optimizer.lr"], settings["train.duration"]) == (1e-3, "20 epochs")
+
+
+def test_without_a_login_nothing_starts_and_one_line_says_so(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    said: list[str] = []
+    trackers = Trackers(Config(run=RunConfig(dir=str(tmp_path))), runtime, said.append)
+    trackers.start(None)
+    trackers.log({"kind": "train", "update": 1, "loss": 1.0})
+    trackers.end()
+    assert (said, trackers.names, trackers.run_id) == ([NOT_LOGGED_IN], [], None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def kept_of(folder: Path) -> tuple[Inputs, Kept]:
+    inputs, kept = read_inputs(folder / INPUTS), read_predictions(folder / PREDICTIONS)
+    assert inputs is not None
+    assert kept is not None
+    return inputs, kept
+
+
+def numbers(line: Line) -> dict[str, float]:
+    """What a tracker has of a line: its numbers, by the names that charts have."""
+    prefix = line["kind"]
+    if prefix not in ("train", "eval", "save"):
+        return {}
+    if prefix == "eval":
+        prefix = f"eval/{line['split']}_{line['weights']}_"
+    else:
+        prefix += "/"
+    hidden = ("time", "update")
+    return {
+        f"{prefix}{name}": value
+        for name, value in line.items()
+        if type(value) in (int, float, bool) and name not in hidden
+    }
+
+
+def stopped_at(update: int, config: Config, patch: pytest.MonkeyPatch) -> Run:
+    """A run that a signal stops after an update of 3 micro-batches."""
+    losses_for_tests.forwards = 0
+    patch.setenv("SIGNAL", "SIGTERM")
+    patch.setenv("SIGNAL_AT", str(3 * update))
+    run = train(config)
+    assert run.stopped
+    patch.setenv("SIGNAL_AT", "0")
+    return run
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """What a .wandb file holds. lines: of its history, by step; config, summary: by name; run: its own record."""
+
+    run: Any
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    lines: dict[int, dict[str, Any]]
+    files: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Wandb:
+        run, config, summary, lines = None, {}, {}, {}
+        for record in whole_records(path):
+            config |= values_of(record.config.update) | values_of(record.run.config.update)
+            summary |= values_of(record.summary.update)
+            if record.WhichOneof("record_type") == "run":
+                run = record.run
+            if record.WhichOneof("record_type") == "history":
+                found = values_of(record.history.item)
+                assert found["_step"] not in lines
+                lines[found["_step"]] = found
+        return cls(run, config, summary, lines, path.parent / "files")
+
+    def images(self, name: str, step: int) -> tuple[list[str], list[np.ndarray[Any, Any]]]:
+        """Captions and pictures that were sent under a name."""
+        of = {key.removeprefix(f"{name}/"): value for key, value in self.lines[step].items() if key.startswith(name)}
+        assert (of["_type"], of["count"]) == ("images/separated", len(of["filenames"]))
+        return of["captions"], [np.asarray(Image.open(self.files / one)) for one in of["filenames"]]
+
+
+def offline(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setenv("WANDB_MODE", "offline")
+    patch.setenv("WANDB_SILENT", "true")
+    patch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Wandb]:
+    """A whole run of 20 updates with W&B's file of it."""
+    folder = tmp_path_factory.mktemp("wandb") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        offline(patch, folder.parent)
+        config = digits(
+            folder,
+            run__name="mine",
+            train__duration="20 updates",
+            evaluate__every="8 updates",
+            log__every="10 updates",
+            log__trackers="wandb",
+            log__project="numbers",
+            log__group="group",
+            log__tags=["a", "b"],
+        )
+        run = train(config)
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return run, Wandb.read(path)
+
+
+def test_wandb_has_the_numbers_of_metrics_jsonl(wandb_run: tuple[Run, Wandb]) -> None:
+    run, found = wandb_run
+    expected: dict[int, dict[str, float]] = {}
+    for line in read_metrics(run.folder / "metrics.jsonl"):
+        expected.setdefault(line["update"], {}).update(numbers(line))
+    assert sorted(expected) == [0, 8, 10, 16, 20]
+    shown = ("inputs", "test/")
+    assert expected == {
+        step: {name: value for name, value in line.items() if not name.startswith(("_", *shown))}
+        for step, line in found.lines.items()
+    }
+    last = found.lines[20]
+    assert last["train/samples_per_second"] > 0
+    assert 0 < last["train/lr"] < 1e-3
+    assert last["eval/test_raw_top1"] == run.summary["test"]["top1"]
+    assert last["eval/val_raw_top1"] == run.summary["final"]["top1"]
+    # No peak is known of this device, so there is no such number.
+    trained = [line for line in run.history if line["kind"] == "train"]
+    assert [line["mfu"] for line in trained] == [None] * 4
+    assert not any("train/mfu" in line for line in found.lines.values())
+
+
+def test_wandb_has_the_config_and_the_summary(wandb_run: tuple[Run, Wandb]) -> None:
+    run, found = wandb_run
+    assert (found.run.display_name, found.run.project, found.run.run_group) == ("mine", "numbers", "group")
+    assert list(found.run.tags) == ["a", "b"]
+    assert found.run.run_id == read_json(run.folder / "checkpoints" / "last" / "state.json")["train"]["tracker_id"]
+    fields = Config.load(run.folder / "config.yaml").fields()
+    assert {name: found.config[name] for name in fields} == {
+        name: "" if value is None else value for name, value in fields.items()
+    }
+    summary = read_json(run.folder / "summary.json")
+    flat = {f"summary/{name}": value for name, value in summary.items() if not isinstance(value, dict)}
+    for name in ("best", "final", "test"):
+        flat |= {f"summary/{name}/{inner}": value for inner, value in summary[name].items()}
+    assert len(flat) > 20
+    assert {name: value for name, value in found.summary.items() if name.startswith("summary/")} == flat
+
+
+def test_wandb_has_the_confusion_matrix(wandb_run: tuple[Run, Wandb]) -> None:
+    run, found = wandb_run
+    _, kept = kept_of(run.folder)
+    (path,) = found.files.glob("media/table/test/confusion_table_*.table.json")
+    table = read_json(path)
+    assert table["columns"] == ["Actual", "Predicted", "nPredictions"]
+    classes = kept.about["classes"]
+    counts = np.zeros((10, 10), np.int64)
+    for true, said, count in table["data"]:
+        counts[classes.index(true), classes.index(said)] += int(count)
+    by_hand = np.zeros((10, 10), np.int64)
+    for label, top in zip(kept.predictions.label, kept.predictions.top[:, 0], strict=True):
+        by_hand[label, top] += 1
+    assert len(table["data"]) == 100
+    assert counts.tolist() == by_hand.tolist() == kept.predictions.confusion(10).tolist()
+    assert counts.sum() == 359
+    assert 100 * counts.trace() / 359 == run.summary["test"]["top1"]
+
+
+def test_wandb_has_the_pictures(wandb_run: tuple[Run, Wandb]) -> None:
+    run, found = wandb_run
+    inputs, kept = kept_of(run.folder)
+    captions, images = found.images("inputs", 0)
+    assert captions == inputs.captions()
+    assert all(caption in kept.about["classes"] for caption in captions)
+    np.testing.assert_array_equal(np.stack(images), inputs.pixels[:, 0])
+    captions, images = found.images("test/mistakes", 20)
+    wrong = int((kept.predictions.top[:, 0] != kept.predictions.label).sum())
+    assert len(captions) == len(kept.shown) == min(24, wrong) == 24
+    assert captions == [
+        f"{kept.predictions.top[row, 0]} {kept.predictions.probability[row, 0]:.0%}, is {kept.predictions.label[row]}"
+        for row in kept.shown
+    ]
+    np.testing.assert_array_equal(np.stack(images), kept.pictures[:, 0])
+
+
+def test_wandb_few_mistakes_are_all_shown_and_none_are_no_error(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb_run: tuple[Run, Wandb]
+) -> None:
+    offline(monkeypatch, tmp_path)
+    _, kept = kept_of(wandb_run[0].folder)
+    said: list[str] = []
+    config = Config(run=RunConfig(dir=str(tmp_path), device="cpu"), log=LogConfig(trackers="wandb"))
+    trackers = Trackers(config, runtime, said.append)
+    trackers.start(None)
+    captions = [f"{one}, is {true}" for one, true in kept.captions()]
+    for step, count in ((1, 2), (2, 0)):
+        part = Kept(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
+        trackers.show_predictions(part, captions[:count], step)
+    trackers.log({"kind": "train", "time": 0.0, "update": 3, "loss": 1.0})
+    trackers.end()
+    assert said == [f"wandb: offline; later: wandb sync {tmp_path / 'wandb'}/offline-run-*"]
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    found = Wandb.read(path)
+    assert found.images("test/mistakes", 1)[0] == captions[:2]
+    assert "test/confusion_table/path" in found.lines[2]
+    assert found.lines[3]["train/loss"] == 1.0
+
+
+def test_wandb_goes_on_with_the_run_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline(monkeypatch, tmp_path)
+    config = digits(
+        tmp_path / "run",
+        loss__name=SIGNALLING,
+        train__duration="12 updates",
+        log__every="3 updates",
+        log__trackers="wandb",
+    )
+    stopped_at(5, config, monkeypatch)
+    (first,) = config.folder.glob("wandb/offline-run-*/*.wandb")
+    before = Wandb.read(first)
+    # The name of the second folder is its start in seconds and the run's id: in the same second it is the same.
+    first.parent.rename(tmp_path / "first")
+    assert not train(config).stopped
+    (second,) = config.folder.glob("wandb/offline-run-*/*.wandb")
+    after = Wandb.read(second)
+    state = read_json(config.folder / "checkpoints" / "last" / "state.json")
+    assert before.run.run_id == after.run.run_id == state["train"]["tracker_id"]
+    steps = [[step for step, line in one.lines.items() if "train/loss" in line] for one in (before, after)]
+    assert steps == [[3, 5], [6, 9, 12]]
+    assert 0 in before.lines
+    assert "inputs/count" in before.lines[0]
+    # What the model saw first was sent then, and is not sent again.
+    assert not any("inputs/count" in line for line in after.lines.values())
+    assert after.lines[12]["test/mistakes/count"] == 24
+
+
+def events(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+def scalars(found: EventAccumulator) -> dict[tuple[str, int], list[float]]:
+    """Values by name and step, in the order in which they came."""
+    values: dict[tuple[str, int], list[float]] = {}
+    for name in found.Tags()["scalars"]:
+        for event in found.Scalars(name):
+            values.setdefault((name, event.step), []).append(event.value)
+    return values
+
+
+def expected_scalars(lines: list[Line]) -> dict[tuple[str, int], list[float]]:
+    values: dict[tuple[str, int], list[float]] = {}
+    for line in lines:
+        for name, value in numbers(line).items():
+            values.setdefault((name, line["update"]), []).append(pytest.approx(float(value), rel=1e-6))
+    return values
+
+
+@dataclass(frozen=True)
+class Board:
+    """A run that was stopped at 17, lost that checkpoint, and went on from 10 to 30: what TensorBoard had each time.
+
+    first: the lines that counted when it was stopped.
+    """
+
+    run: Run
+    before: EventAccumulator
+    after: EventAccumulator
+    first: list[Line]
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    folder = tmp_path_factory.mktemp("tensorboard") / "run"
+    config = digits(
+        folder,
+        loss__name=SIGNALLING,
+        train__duration="30 updates",
+        schedule__name="StepLR",
+        schedule__args={"step_size": "20 updates"},
+        evaluate__every="7 updates",
+        checkpoint__every="10 updates",
+        log__every="4 updates",
+        log__trackers="tensorboard",
+        log__tags=["a", "b"],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        first = stopped_at(17, config, patch).history
+    before = events(folder)
+    checkpoints = folder / "checkpoints"
+    for path in checkpoints.glob("update_*"):
+        if int(path.name.removeprefix("update_")) > 10:
+            shutil.rmtree(path)
+    run = train(config)
+    return Board(run, before, events(folder), first)
+
+
+def test_tensorboard_has_the_numbers_of_metrics_jsonl(board: Board) -> None:
+    assert [line["update"] for line in board.first if line["kind"] == "train"] == [4, 7, 8, 12, 14, 16, 17]
+    assert scalars(board.before) == expected_scalars(board.first)
+    names = board.before.Tags()["scalars"]
+    assert {"train/loss", "train/lr", "train/samples_per_second", "eval/val_raw_top1"} <= set(names)
+    assert "train/mfu" not in names
+
+
+def test_tensorboard_forgets_what_a_resume_supersedes(board: Board) -> None:
+    lines = read_metrics(board.run.folder / "metrics.jsonl")
+    assert [line["update"] for line in lines if line["kind"] == "start"] == [0, 10]
+    assert scalars(board.after) == expected_scalars(lines)
+    trained = [event.step for event in board.after.Scalars("train/loss")]
+    assert trained == [4, 7, 8, 12, 14, 16, 20, 21, 24, 28, 30]
+    # Update 17 was logged by the stop alone, and the run that counts never stopped there.
+    assert ("train/loss", 17) in scalars(board.before)
+    assert ("train/loss", 17) not in scalars(board.after)
+    assert scalars(board.after)["eval/test_raw_top1", 30] == [pytest.approx(board.run.summary["test"]["top1"])]
+
+
+def test_tensorboard_has_the_pictures(board: Board) -> None:
+    inputs, kept = kept_of(board.run.folder)
+    assert sorted(board.after.Tags()["images"]) == ["inputs", "test/confusion", "test/mistakes"]
+    assert {name: [event.step for event in board.after.Images(name)] for name in board.after.Tags()["images"]} == {
+        "inputs": [0],
+        "test/confusion": [30],
+        "test/mistakes": [30],
+    }
+
+    def tiles(name: str, height: int, width: int) -> list[np.ndarray[Any, Any]]:
+        """The tiles of a grid, row by row."""
+        [event] = board.after.Images(name)
+        path = board.run.folder.parent / "tile.png"
+        path.write_bytes(event.encoded_image_string)
+        pixels = np.asarray(Image.open(path).convert("L"))
+        rows = range(0, pixels.shape[0], height)
+        return [pixels[y : y + height, x : x + width] for y in rows for x in range(0, pixels.shape[1], width)]
+
+    np.testing.assert_array_equal(np.stack(tiles("inputs", 8, 8))[:16], inputs.pixels[:, 0])
+    np.testing.assert_array_equal(np.stack(tiles("test/mistakes", 8, 8))[:24], kept.pictures[:, 0])
+    [confusion] = tiles("test/confusion", 10, 10)
+    counts = kept.predictions.confusion(10)
+    shares = 255 * counts / counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(confusion, shares, atol=1.0)
+
+
+def test_tensorboard_takes_settings_of_every_kind(board: Board) -> None:
+    """Lists, mappings and nothing at all are text in its table of settings."""
+    import yaml
+
+    paths = sorted((board.run.folder / "tensorboard").glob("*/hparams.yml"))
+    assert len(paths) == 2
+    written = yaml.safe_load(paths[0].read_text())
+    fields = Config.load(board.run.folder / "config.yaml").fields()
+    kinds = {type(value) for value in fields.values()}
+    assert {list, dict, str, float, int, bool} <= kinds
+    assert written == {
+        name: value if isinstance(value, (int, float)) else "" if value is None else str(value)
+        for name, value in fields.items()
+    }
+    assert written["log.tags"] == "['a', 'b']"
+    assert written["schedule.args"] == "{'step_size': '20 updates'}"
+
+
+def test_tensorboard_few_mistakes_and_none(runtime: Runtime, tmp_path: Path, board: Board) -> None:
+    _, kept = kept_of(board.run.folder)
+    said: list[str] = []
+    config = Config(run=RunConfig(dir=str(tmp_path), device="cpu"), log=LogConfig(trackers="tensorboard"))
+    trackers = Trackers(config, runtime, said.append)
+    trackers.start(None)
+    for step, count in ((1, 2), (2, 0)):
+        part = Kept(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
+        trackers.show_predictions(part, ["x"] * count, step)
+    many = {**kept.about, "classes": [str(number) for number in range(101)]}
+    trackers.show_predictions(Kept(kept.predictions, many, kept.shown[:1], kept.pictures[:1]), ["x"], 3)
+    trackers.end()
+    found = events(tmp_path)
+    assert said == []
+    assert [event.step for event in found.Images("test/mistakes")] == [1, 3]
+    # A matrix of more than 100 classes is not drawn.
+    assert [event.step for event in found.Images("test/confusion")] == [1, 2]
+
+
+def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['tensorboard'] = None; from vit_dist.cli import main; sys.exit(main(sys.argv[1:]))"
+    fields = {"log.trackers": "tensorboard", "run.device": "cpu", "run.threads": "1", "run.dir": str(tmp_path / "run")}
+    arguments = ["train", *(part for name, value in fields.items() for part in (f"--{name}", value))]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=80,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "vit-dist: log.trackers: tensorboard is not installed: pip install 'vit_dist[tensorboard]', or set none"
+    ]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,170 @@
+"""Which weights are the best, and when patience ends: scripted runs of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from vit_dist.checkpointing.state import Best, TrainState
+from vit_dist.config.schema import EvaluateConfig
+from vit_dist.training.model_selection import better, judge, out_of_patience, value_of, weights_of
+
+BOTH = {
+    "raw": {"loss": 0.5, "top1": 80.0, "top5": 98.0},
+    "ema": {"loss": 0.25, "top1": 90.0, "top5": 99.0},
+}
+ALONE = {"raw": BOTH["raw"]}
+
+
+def judged(values: Sequence[float], warming: int = 0, **evaluate: Any) -> list[tuple[bool, int, bool]]:
+    """(best so far, stale, out of patience) after each evaluation; the first `warming` are in the warmup."""
+    config, state, found = EvaluateConfig(**evaluate), TrainState(), []
+    for number, value in enumerate(values):
+        state.position = 10 * (number + 1)
+        scores = {"raw": {"loss": -1.0, "top1": -1.0, "top5": None, config.metric.removeprefix("raw_"): value}}
+        best = judge(state, config, scores, warming=number < warming)
+        assert state.best is not None
+        assert best == (state.best.update == state.position)
+        found.append((best, state.stale, out_of_patience(state, config)))
+    return found
+
+
+def test_top1_rises_and_a_tie_is_no_improvement() -> None:
+    assert judged([50, 60, 60, 55, 61, 61], metric="top1", patience=2) == [
+        (True, 0, False),
+        (True, 0, False),
+        (False, 1, False),
+        (False, 2, True),
+        (True, 0, False),
+        (False, 1, False),
+    ]
+
+
+def test_loss_falls() -> None:
+    assert judged([2.0, 1.0, 1.0, 1.5, 0.5], metric="loss", patience=2) == [
+        (True, 0, False),
+        (True, 0, False),
+        (False, 1, False),
+        (False, 2, True),
+        (True, 0, False),
+    ]
+
+
+def test_top1_within_min_delta_is_best_and_stale() -> None:
+    # Each is held to the last improvement, not to the best: slow steps add up to one.
+    assert judged([50, 50.5, 50.75, 51.0, 51.25, 52.25], metric="top1", patience=3, min_delta=1.0) == [
+        (True, 0, False),
+        (True, 1, False),
+        (True, 2, False),
+        (True, 3, True),  # by min_delta exactly is not by more than it
+        (True, 0, False),
+        (True, 1, False),
+    ]
+
+
+def test_loss_within_min_delta_is_best_and_stale() -> None:
+    assert judged([1.0, 0.9375, 0.875, 0.75, 0.8125], metric="loss", patience=2, min_delta=0.125) == [
+        (True, 0, False),
+        (True, 1, False),
+        (True, 2, True),
+        (True, 0, False),
+        (False, 1, False),
+    ]
+
+
+def test_nothing_is_counted_in_the_warmup() -> None:
+    assert judged([50, 40, 30, 45, 44], 3, metric="top1", patience=2) == [
+        (True, 0, False),
+        (False, 0, False),
+        (False, 0, False),
+        (False, 1, False),
+        (False, 2, True),
+    ]
+    # What is found there counts as the best, and as the bar.
+    assert judged([50, 60, 55, 61], 2, metric="top1", patience=1) == [
+        (True, 0, False),
+        (True, 0, False),
+        (False, 1, True),
+        (True, 0, False),
+    ]
+
+
+def test_without_patience_no_run_ends_early() -> None:
+    assert [(stale, out) for _, stale, out in judged([3, 2, 1, 0], metric="top1")] == [
+        (0, False),
+        (1, False),
+        (2, False),
+        (3, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "weights", "value"),
+    [
+        ("top1", "ema", 90.0),
+        ("top5", "ema", 99.0),
+        ("loss", "ema", 0.25),
+        ("raw_top1", "raw", 80.0),
+        ("raw_top5", "raw", 98.0),
+        ("raw_loss", "raw", 0.5),
+    ],
+)
+def test_averaged_weights_are_chosen_where_there_are_any_and_not_asked_otherwise(
+    metric: str, weights: str, value: float
+) -> None:
+    assert (weights_of(metric, BOTH), value_of(metric, BOTH)) == (weights, value)
+    state = TrainState(position=30)
+    assert judge(state, EvaluateConfig(metric=metric), BOTH, warming=False)
+    assert state.best == Best(update=30, metric=metric, value=value, weights=weights)
+    assert state.bar == value
+    assert (weights_of(metric, ALONE), value_of(metric, ALONE)) == ("raw", ALONE["raw"][metric.removeprefix("raw_")])
+    alone = TrainState(position=30)
+    assert judge(alone, EvaluateConfig(metric=metric), ALONE, warming=False)
+    assert alone.best == Best(update=30, metric=metric, value=value_of(metric, ALONE), weights="raw")
+
+
+def test_raw_metrics_improve_as_their_own_do() -> None:
+    rising, falling = [1.0, 2.0, 1.5], [2.0, 1.0, 1.5]
+    assert judged(rising, metric="raw_top1") == judged(rising, metric="top1") == judged(falling, metric="raw_loss")
+    assert judged(rising, metric="raw_top1") == [(True, 0, False), (True, 0, False), (False, 1, False)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "than", "by", "answer"),
+    [
+        ("top1", 2.0, 1.0, 0.0, True),
+        ("top1", 1.0, 1.0, 0.0, False),
+        ("top5", 2.0, 1.0, 1.0, False),
+        ("top5", 2.5, 1.0, 1.0, True),
+        ("loss", 1.0, 2.0, 0.0, True),
+        ("loss", 2.0, 1.0, 0.0, False),
+        ("raw_loss", 1.0, 2.0, 1.0, False),
+        ("raw_loss", 0.5, 2.0, 1.0, True),
+    ],
+)
+def test_better(metric: str, value: float, than: float, by: float, answer: bool) -> None:
+    assert better(metric, value, than, by) is answer
+
+
+def test_a_state_that_went_through_json_goes_on_the_same() -> None:
+    config = EvaluateConfig(metric="top1", patience=3, min_delta=1.0)
+    state = TrainState(position=10)
+    for value in (50.0, 50.5):
+        judge(state, config, {"raw": {"top1": value}}, warming=False)
+    again = TrainState.from_dict(state.to_dict())
+    assert (again.bar, again.stale, again.best) == (50.0, 1, Best(10, "top1", 50.5, "raw"))
+    again.position = 20
+    assert not judge(again, config, {"raw": {"top1": 50.25}}, warming=False)
+    assert (again.bar, again.stale, again.best) == (50.0, 2, Best(10, "top1", 50.5, "raw"))
+
+
+def test_a_metric_that_is_no_number_is_never_the_best() -> None:
+    state = TrainState()
+    config = EvaluateConfig(metric="loss", patience=3)
+    nan = float("nan")
+    found = [judge(state, config, {"raw": {"loss": loss}}, warming=False) for loss in (nan, 1.0, nan, 0.5)]
+    assert found == [False, True, False, True]
+    assert state.best is not None
+    assert (state.best.value, state.bar, state.stale) == (0.5, 0.5, 0)

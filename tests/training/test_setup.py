@@ -1,0 +1,223 @@
+"""What a run is told before it starts: metrics that nothing measures, and the numbers of the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vit_dist.config.config import Config
+from vit_dist.config.schema import BatchConfig, OptimizerConfig
+from vit_dist.data.preprocessing import form_of
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import Data, whole
+from vit_dist.errors import UserError
+from vit_dist.plan.plan import Plan
+from vit_dist.training.components import refuse_metrics
+from vit_dist.training.overview import peak_text, plan_rows
+
+NO_VAL = {"data.val_fraction": 0}
+PATIENCE = {"evaluate.patience": 2}
+
+
+def plateau(metric: str) -> dict[str, Any]:
+    return {"schedule.name": "ReduceLROnPlateau", "schedule.args": {"metric": metric}}
+
+
+def pictures(classes: int, *splits: str) -> Data:
+    """Of so many classes."""
+    split = whole(MemorySource(np.zeros((12, 1, 8, 8), np.uint8), np.arange(12) % classes))
+    names = tuple(str(i) for i in range(classes))
+    return Data(dict.fromkeys(splits, split), names, 1, 8, (0.5,), (0.25,))
+
+
+def refusal(config: Config, data: Data) -> str:
+    with pytest.raises(UserError) as error:
+        refuse_metrics(config, data)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (PATIENCE, "evaluate.patience: there is no val split to measure loss on: set data.val_fraction above 0"),
+        (
+            {**PATIENCE, "evaluate.metric": "raw_top5"},
+            "evaluate.patience: there is no val split to measure raw_top5 on: set data.val_fraction above 0",
+        ),
+        (
+            plateau("top1"),
+            "schedule.args.metric: there is no val split to measure top1 on: set data.val_fraction above 0",
+        ),
+        (
+            {**plateau("top5"), **PATIENCE},
+            "schedule.args.metric: there is no val split to measure top5 on: set data.val_fraction above 0\n"
+            "evaluate.patience: there is no val split to measure loss on: set data.val_fraction above 0",
+        ),
+    ],
+)
+def test_what_listens_to_val_is_refused_without_one(changes: dict[str, Any], text: str) -> None:
+    config = Config.load("digits", {**changes, **NO_VAL})
+    data = open_data(config.data)
+    assert sorted(data.splits) == ["test", "train"]
+    assert refusal(config, data) == text
+    with_val = Config.load("digits", changes)
+    refuse_metrics(with_val, open_data(with_val.data))
+
+
+def test_a_metric_that_nothing_listens_to_needs_no_val() -> None:
+    for metric in ("loss", "top1", "top5", "raw_top5"):
+        config = Config.load("digits", {**NO_VAL, "evaluate.metric": metric})
+        refuse_metrics(config, open_data(config.data))
+        refuse_metrics(config, pictures(3, "train"))
+
+
+@pytest.mark.parametrize("metric", ["top5", "raw_top5"])
+def test_top5_is_refused_where_no_evaluation_gives_it(metric: str) -> None:
+    chosen = Config.load("digits", {"evaluate.metric": metric})
+    followed = Config.load("digits", plateau(metric))
+    for classes in (2, 5):
+        data = pictures(classes, "train", "val")
+        fix = f"no evaluation of {classes} classes gives {metric}: set top1 or loss"
+        assert refusal(chosen, data) == f"evaluate.metric: {fix}"
+        assert refusal(followed, data) == f"schedule.args.metric: {fix}"
+    for config in (chosen, followed):
+        refuse_metrics(config, pictures(6, "train", "val"))
+    with_patience = Config.load("digits", {"evaluate.metric": metric, **PATIENCE})
+    assert refusal(with_patience, pictures(5, "train")) == (
+        f"evaluate.metric: no evaluation of 5 classes gives {metric}: set top1 or loss\n"
+        f"evaluate.patience: there is no val split to measure {metric} on: set data.val_fraction above 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "size", "text"),
+    [
+        ({}, 128, "0.001"),
+        ({"lr": 0.123456}, 128, "0.1235"),
+        ({"scale": "linear"}, 128, "0.0005 (lr 0.001, linear in the global batch: 128 over 256)"),
+        ({"scale": "linear", "scale_base": 32}, 256, "0.008 (lr 0.001, linear in the global batch: 256 over 32)"),
+        ({"scale": "sqrt"}, 1024, "0.002 (lr 0.001, sqrt in the global batch: 1024 over 256)"),
+    ],
+)
+def test_peak_text(optimizer: dict[str, Any], size: int, text: str) -> None:
+    config = Config(optimizer=OptimizerConfig(**optimizer), batch=BatchConfig(global_size=size))
+    assert peak_text(config) == text
+
+
+def rows(processes: int, **changes: Any) -> dict[str, str]:
+    config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
+    data = open_data(config.data)
+    plan = Plan.of(config, len(data.splits["train"]), processes)
+    return plan_rows(config, data, form_of(config, data), plan, 1_797_130, 17_580_000_000)
+
+
+def test_rows_of_a_plan() -> None:
+    assert rows(1) == {
+        "model": "vit_tiny, 1.8 M parameters, 17.6 GFLOP per image forward",
+        "data": "train 1,294, test 359, val 144; 10 classes",
+        "images": "1 × 8 × 8, mean 0.3053, std 0.376",
+        "run": "4853 updates of 32 samples = 120 epochs (the last update has 16 samples)",
+        "batch": "micro-batches of 32, 1 per process and update",
+        "loss": "cross_entropy, smoothing 0.1",
+        "optimizer": "adamw, weight decay 0.5, clip 1",
+        "rate": "cosine, lr 0.003, warmup 98 updates",
+    }
+
+
+def test_rows_that_only_some_plans_have() -> None:
+    changes = {
+        "batch__global_size": 100,
+        "train__duration": "10 updates",
+        "train__ema": 0.999,
+        "schedule__name": "wsd",
+        "optimizer__scale": "sqrt",
+        "optimizer__scale_base": 25,
+        "evaluate__patience": 3,
+        "evaluate__metric": "raw_top1",
+    }
+    found = rows(3, **changes)
+    assert list(found) == [
+        "model",
+        "data",
+        "images",
+        "run",
+        "batch",
+        "loss",
+        "optimizer",
+        "rate",
+        "average",
+        "patience",
+    ]
+    assert list(found.values())[3:] == [
+        "10 updates of 100 samples = 0.7728 epochs",
+        "micro-batches of 32, 2 per process and update, 92 filler slots per update",
+        "cross_entropy, smoothing 0.1",
+        "adamw, weight decay 0.5, clip 1",
+        "wsd, lr 0.006 (lr 0.003, sqrt in the global batch: 100 over 25), warmup 1 updates, cooldown 2 updates",
+        "of the weights, decay 0.999 per update",
+        "3 evaluations of raw_top1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "text"),
+    [
+        ("loss", {"label_smoothing": 0}, "cross_entropy"),
+        ("loss", {"name": "a.b:c", "label_smoothing": 0}, "a.b:c"),
+        ("loss", {"name": "bce", "label_smoothing": 0.25}, "bce, smoothing 0.25"),
+        ("loss", {"teacher": "runs/a"}, "cross_entropy, smoothing 0.1; 50% hard distillation from runs/a"),
+        (
+            "loss",
+            {"label_smoothing": 0, "teacher": "timm/x", "teacher_weights": "x.safetensors", "distillation": "soft",
+             "distillation_weight": 0.25, "temperature": 3},
+            "cross_entropy; 25% soft distillation at temperature 3 from timm/x",
+        ),
+        ("optimizer", {"name": "timm/lamb", "weight_decay": 0}, "timm/lamb, weight decay 0, clip 1"),
+        ("optimizer", {"name": "sgd", "momentum": 0.5, "clip_norm": 0}, "sgd, weight decay 0.5, clip 0"),
+        (
+            "schedule",
+            {"name": "StepLR", "args": {"step_size": "3 epochs", "gamma": 0.5}, "cooldown": "5 updates"},
+            "StepLR, step_size 3 epochs, gamma 0.5, lr 0.003, warmup 98 updates, cooldown 5 updates",
+        ),
+        (
+            "schedule",
+            {"name": "MultiStepLR", "args": {"milestones": ["30%", "60%"]}, "warmup": "0%"},
+            "MultiStepLR, milestones ['30%', '60%'], lr 0.003, warmup 0 updates",
+        ),
+        ("schedule", {"name": "constant"}, "constant, lr 0.003, warmup 98 updates"),
+    ],
+)  # fmt: skip
+def test_rows_of_what_shapes_learning(row: str, changes: dict[str, Any], text: str) -> None:
+    found = rows(1, **{f"{row}__{name}": value for name, value in changes.items()})
+    assert found["rate" if row == "schedule" else row] == text
+
+
+def test_form_is_the_configs_and_else_the_datas() -> None:
+    data = dataclasses.replace(pictures(3, "train"), mean=(0.1,), std=(0.2,))
+    form = form_of(Config.load("digits"), data)
+    assert (form.image_size, form.mean, form.std) == (8, (0.1,), (0.2,))
+    form = form_of(Config.load("digits", {"data.image_size": 16, "data.mean": [0.3], "data.std": [0.4]}), data)
+    assert (form.image_size, form.mean, form.std) == (16, (0.3,), (0.4,))
+    wrong = Config.load("digits", {"data.mean": [0.3, 0.3, 0.3], "data.std": [0.4, 0.4, 0.4]})
+    with pytest.raises(UserError, match=r"^data.mean: has 3 values and the images 1 channels: give one each$"):
+        form_of(wrong, data)
+
+
+def test_the_part_that_evaluation_keeps_is_the_configs_or_the_models() -> None:
+    def crop(**changes: Any) -> float:
+        config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
+        return form_of(config, open_data(config.data)).crop
+
+    assert crop() == 0.875
+    assert crop(data__crop=1.0) == 1.0
+    assert crop(model__name="timm/convnext_tiny") == 0.95
+    assert crop(model__name="timm/convnext_tiny", data__crop=0.5) == 0.5
+
+
+def test_augmentation_has_a_row_where_there_is_any() -> None:
+    assert "augment" not in rows(1)
+    assert rows(1, augment__rotate=10.0, augment__mixup=0.8)["augment"] == "rotate 10.0, mixup 0.8"

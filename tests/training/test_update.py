@@ -1,0 +1,320 @@
+"""The exact update, in one process and in several."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.processes import run_world
+from vit_dist.checkpointing.state import TrainState
+from vit_dist.config.config import Config
+from vit_dist.config.schema import (
+    AugmentConfig,
+    BatchConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.batch import Batch
+from vit_dist.data.preprocessing import Form
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import whole
+from vit_dist.data.stream import Stream
+from vit_dist.models.build import build_model
+from vit_dist.optim.ema import Average
+from vit_dist.optim.optimizers import build_optimizer
+from vit_dist.optim.schedules import Schedule
+from vit_dist.plan.keys import Purpose, keys, uniform
+from vit_dist.plan.plan import Plan
+from vit_dist.runtime.runtime import Runtime
+from vit_dist.training.losses import Loss, cross_entropy
+from vit_dist.training.update import Updater
+
+GLOBAL, SAMPLES, DEPTH = 21, 30, 3
+MICRO_SIZES = (2, 4, 8, 32)
+MODEL = ModelConfig(patch_size=4, width=16, depth=DEPTH, heads=2, drop_path=0.5)
+
+
+def config(micro_size: int, **optimizer: Any) -> Config:
+    return Config(
+        run=RunConfig(device="cpu", threads=1),
+        model=MODEL,
+        batch=BatchConfig(global_size=GLOBAL, micro_size=micro_size),
+        loss=LossConfig(label_smoothing=0.1),
+        optimizer=OptimizerConfig(**optimizer),
+        schedule=ScheduleConfig(warmup="2 updates"),
+        train=TrainConfig(duration="60 updates"),
+    )
+
+
+def model() -> nn.Module:
+    return build_model(MODEL, classes=5, channels=1, image_size=12, seed=0).double()
+
+
+def source() -> MemorySource:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (SAMPLES, 1, 12, 12), dtype=np.uint8)
+    return MemorySource(pixels, generator.integers(0, 5, SAMPLES))
+
+
+def stream(plan: Plan, runtime: Runtime) -> Stream:
+    form = Form(12, (0.5,), (0.25,), DEPTH)
+    return Stream(whole(source()), plan, form, AugmentConfig(shift=1, flip=0.5), runtime, workers=0)
+
+
+def in_float64(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, images=batch.images.double())
+
+
+def updater(
+    module: nn.Module, settings: Config, plan: Plan, runtime: Runtime, average: Average | None = None
+) -> Updater:
+    prepared = runtime.prepare(module)
+    lr = settings.optimizer.lr
+    optimizer = build_optimizer(settings.optimizer, module, lr)
+    schedule = Schedule(settings.schedule, optimizer, plan, lr)
+    clip_norm, state = settings.optimizer.clip_norm, TrainState()
+    return Updater(
+        prepared, Loss(settings.loss), optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average
+    )
+
+
+def gradients_of_all_splits(folder: str) -> list[int]:
+    """In each process: the gradient of global batch 1 (over an epoch's end) for every micro-batch size."""
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    sizes = []
+    for micro_size in MICRO_SIZES:
+        settings = config(micro_size)
+        plan = Plan.of(settings, SAMPLES, runtime.world_size)
+        module = model()
+        one = updater(module, settings, plan, runtime)
+        window = [in_float64(batch) for batch in stream(plan, runtime).window(1)]
+        sizes.append(len(window))
+        one.accumulate(window, plan.window, plan.weight(1))
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        save_file(gradients, Path(folder) / f"{micro_size}_{runtime.rank}.safetensors")
+        assert one.take_sums()[2] == GLOBAL
+    runtime.end()
+    return sizes
+
+
+def reference_gradients() -> dict[str, torch.Tensor]:
+    """By hand: the mean loss of samples 21 … 41 of the stream, as one batch, by autograd alone."""
+    plan = Plan.of(config(GLOBAL + 1), SAMPLES, 1)
+    slots = plan.slots(1, 0)
+    ids, epochs = slots.index[:GLOBAL], slots.epoch[:GLOBAL]
+    assert set(epochs) == {0, 1}
+    pixels = source().pixels[ids].astype(np.float64)
+    moves = np.floor(uniform(keys(0, Purpose.SHIFT, epochs, ids), 2) * 3).astype(int) - 1
+    mirrored = uniform(keys(0, Purpose.FLIP, epochs, ids)) < 0.5
+    for i, (down, right) in enumerate(moves):
+        padded = np.pad(pixels[i, 0], 1)
+        moved = padded[1 - down : 13 - down, 1 - right : 13 - right]
+        pixels[i, 0] = moved[:, ::-1] if mirrored[i] else moved
+    # test_data_device.py holds `normalise` to numpy; it rounds to float32, here as there.
+    images = normalise(
+        torch.from_numpy(pixels.astype(np.uint8)), 12, torch.tensor([0.5]), torch.tensor([0.25])
+    ).double()
+    draws = torch.from_numpy(uniform(keys(0, Purpose.DROP_PATH, epochs, ids), DEPTH, 2))
+    module = model()
+    losses = cross_entropy(module(images, draws), torch.from_numpy(source().labels[ids]), label_smoothing=0.1)
+    losses.mean().backward()
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_gradient_is_that_of_one_big_batch_however_it_is_split(world: int, tmp_path: Path) -> None:
+    windows = run_world(world, gradients_of_all_splits, tmp_path, str(tmp_path))
+    expected = reference_gradients()
+    norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
+    for number, micro_size in enumerate(MICRO_SIZES):
+        micro_batches = -(-GLOBAL // micro_size)
+        for rank in range(world):
+            assert windows[rank][number] == -(-micro_batches // world)
+            found = load_file(tmp_path / f"{micro_size}_{rank}.safetensors")
+            assert found.keys() == expected.keys()
+            difference = torch.cat([(found[name] - expected[name]).flatten() for name in expected]).norm()
+            assert difference / norm < 1e-12, (micro_size, rank)
+
+
+def all_reduces(folder: str) -> dict[str, int]:
+    """gloo's all-reduces in 4 updates of 3 micro-batches per rank, after the buckets have settled."""
+    settings = dataclasses.replace(config(4), model=dataclasses.replace(MODEL, width=128, depth=6, patch_size=2))
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    plan = Plan.of(settings, SAMPLES, runtime.world_size)
+    module = build_model(settings.model, classes=5, channels=1, image_size=12, seed=0)
+    one = updater(module, settings, plan, runtime)
+    images = Stream(whole(source()), plan, Form(12, (0.5,), (0.25,), 6), AugmentConfig(), runtime, workers=0)
+    for position in range(2):
+        one(images.window(position), plan.window, plan.weight(position))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for position in range(2, 6):
+            one(images.window(position), plan.window, plan.weight(position))
+    calls = sum(event.count for event in profile.key_averages() if event.key == "gloo:all_reduce")
+    size, buckets = runtime.all_reduce_cost(one.model)
+    runtime.end()
+    parameters = sum(p.numel() for p in module.parameters())
+    return {"calls": calls, "buckets": buckets, "bytes": size, "parameters": parameters, "window": plan.window}
+
+
+def test_gradients_travel_once_per_update(tmp_path: Path) -> None:
+    for result in run_world(2, all_reduces, tmp_path, ""):
+        assert result["window"] == 3
+        assert result["buckets"] >= 2
+        assert result["calls"] == 4 * result["buckets"]
+        assert result["bytes"] == 4 * result["parameters"]
+
+
+@pytest.fixture
+def runtime() -> Any:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    yield runtime
+    runtime.end()
+
+
+def batches(plan: Plan, runtime: Runtime, position: int) -> list[Batch]:
+    return [in_float64(batch) for batch in stream(plan, runtime).window(position)]
+
+
+def broken(plan: Plan, runtime: Runtime, position: int) -> list[Batch]:
+    window = batches(plan, runtime, position)
+    return [dataclasses.replace(window[0], images=window[0].images * torch.nan), *window[1:]]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_update_that_is_not_finite_changes_nothing(runtime: Runtime, optimizer: Any) -> None:
+    settings = config(8, name=optimizer, lr=0.01)
+    plan = Plan.of(settings, SAMPLES, 1)
+    module = model()
+    one = updater(module, settings, plan, runtime)
+
+    # The first update of all is the one that unmasked momentum would not survive.
+    before = copy.deepcopy(module.state_dict())
+    one(broken(plan, runtime, 0), plan.window, GLOBAL)
+    one.settle()
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert (one.state.position, one.state.applied, one.state.skipped) == (1, 0, 1)
+    assert one.schedule.updates == 0
+    one(batches(plan, runtime, 1), plan.window, GLOBAL)
+    one(broken(plan, runtime, 2), plan.window, GLOBAL)
+    one(batches(plan, runtime, 3), plan.window, GLOBAL)
+    one.settle()
+    assert (one.state.position, one.state.applied, one.state.skipped) == (4, 2, 2)
+    assert one.schedule.updates == 2
+
+    # The same two good updates without the broken ones: the same weights and moments, to the bit.
+    other_module = model()
+    other = updater(other_module, settings, plan, runtime)
+    other(batches(plan, runtime, 1), plan.window, GLOBAL)
+    other(batches(plan, runtime, 3), plan.window, GLOBAL)
+    other.settle()
+    for name, value in other_module.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+    for found, expected in zip(one.optimizer.state.values(), other.optimizer.state.values(), strict=True):
+        assert all(torch.equal(found[slot], expected[slot]) for slot in expected if expected[slot] is not None)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 0.01), ("sgd", 1.0)])
+def test_average_is_of_the_updates_that_were_applied(runtime: Runtime, optimizer: str, lr: float) -> None:
+    settings, decay = config(8, name=optimizer, lr=lr), 0.24
+    plan = Plan.of(settings, SAMPLES, 1)
+    module = model()
+    average = Average(module, decay)
+    one = updater(module, settings, plan, runtime, average)
+    expected = {name: value.numpy().copy() for name, value in module.state_dict().items()}
+    applied = 0
+    for position, fine in enumerate([False, True, True, False, True, False, False, True]):
+        before = {name: value.clone() for name, value in average.tensors().items()}
+        window = batches(plan, runtime, position) if fine else broken(plan, runtime, position)
+        one(window, plan.window, GLOBAL)
+        found = average.tensors()
+        if not fine:
+            assert found.keys() == before.keys()
+            assert all(torch.equal(found[name], before[name]) for name in found), position
+            continue
+        applied += 1
+        d = min(decay, applied / (9 + applied))
+        for name, live in module.state_dict().items():
+            expected[name] = d * expected[name] + (1 - d) * live.numpy()
+            np.testing.assert_allclose(found[name].numpy(), expected[name], rtol=1e-6, atol=1e-9)
+    distance = max((found[name] - live).abs().max().item() for name, live in module.state_dict().items())
+    assert distance > 1e-3
+    one.settle()
+    assert (applied, one.state.applied, one.state.skipped) == (4, 4, 4)
+
+    # The same four without the broken ones: the same average, to the bit; and without one, the same weights.
+    weights = copy.deepcopy(module.state_dict())
+    for of in (Average, None):
+        other_module = model()
+        other_average = of(other_module, decay) if of is not None else None
+        other = updater(other_module, settings, plan, runtime, other_average)
+        for position in (1, 2, 4, 7):
+            other(batches(plan, runtime, position), plan.window, GLOBAL)
+        assert all(torch.equal(weights[name], value) for name, value in other_module.state_dict().items())
+        if other_average is not None:
+            alone = other_average.tensors()
+            assert all(torch.equal(alone[name], value) for name, value in average.tensors().items())
+
+
+def test_rate_of_each_update_is_the_schedules(runtime: Runtime) -> None:
+    settings = config(32, lr=0.5)
+    plan = Plan.of(settings, SAMPLES, 1)
+    one = updater(model(), settings, plan, runtime)
+    rates = []
+    for position in range(5):
+        one(batches(plan, runtime, position), plan.window, GLOBAL)
+        rates.append(one.optimizer.param_groups[0]["lr"])
+    one.settle()
+    expected = [0.25, 0.5] + [0.25 * (1 + np.cos(np.pi * u / 58)) for u in range(3)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    assert one.schedule.updates == 5
+
+
+def test_clip_is_of_the_whole_gradient(runtime: Runtime) -> None:
+    settings = config(8, clip_norm=0.01, name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
+    settings = dataclasses.replace(settings, schedule=ScheduleConfig(warmup="0 updates"))
+    plan = Plan.of(settings, SAMPLES, 1)
+    module = model()
+    before = copy.deepcopy(module.state_dict())
+    one = updater(module, settings, plan, runtime)
+    one(batches(plan, runtime, 0), plan.window, GLOBAL)
+    moved = torch.cat([(module.state_dict()[name] - before[name]).flatten() for name in before]).norm()
+    assert one.grad_norm > 0.1
+    torch.testing.assert_close(moved.item(), 0.01, rtol=1e-4, atol=0)
+
+
+def test_fp16s_scaler_backs_off_and_nothing_else_moves(runtime: Runtime) -> None:
+    settings = config(8)
+    plan = Plan.of(settings, SAMPLES, 1)
+    module = model()
+    one = updater(module, settings, plan, runtime)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    runtime._accelerator.scaler = scaler
+    window = batches(plan, runtime, 0)
+    one([dataclasses.replace(batch, images=batch.images * torch.inf) for batch in window], plan.window, GLOBAL)
+    one.settle()
+    assert scaler.get_scale() == 2.0**7
+    assert (one.state.applied, one.state.skipped) == (0, 1)
+    one(window, plan.window, GLOBAL)
+    one.settle()
+    scaled = {name: p.detach().clone() for name, p in module.named_parameters()}
+    assert (one.state.applied, one.state.skipped) == (1, 1)
+
+    runtime._accelerator.scaler = None
+    plain_module = model()
+    plain = updater(plain_module, settings, plan, runtime)
+    plain(window, plan.window, GLOBAL)
+    for name, value in plain_module.named_parameters():
+        torch.testing.assert_close(scaled[name], value.detach(), rtol=1e-12, atol=1e-15)

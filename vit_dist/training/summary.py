@@ -1,0 +1,83 @@
+"""What a finished run came to: summary.json and what is printed of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_dist.files import json_number
+from vit_dist.formatting import duration, loss_text
+from vit_dist.telemetry.console import Console
+from vit_dist.training.trainer import Session
+
+
+def summarise(session: Session, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of summary.json; `test` and `final` are of these weights (raw or ema)."""
+    state, plan, runtime, history = session.state, session.plan, session.runtime, session.history
+    lines = [line for line in history if line["kind"] == "eval"]
+    of_val = [line for line in lines if line["split"] == "val" and line["weights"] == weights]
+    rates = [line["samples_per_second"] for line in history if line["kind"] == "train"]
+    seconds, samples = state.train_seconds, plan.samples_at(state.position)
+    # Between a stop and the start that goes on from it nothing ran.
+    spans = (after["time"] - before["time"] for before, after in pairwise(history) if after["kind"] != "start")
+    total = max(sum(spans) + time.time() - history[-1]["time"], 1e-9)
+    return {
+        "device": runtime.device_name,
+        "world_size": runtime.world_size,
+        "precision": runtime.precision,
+        "parameters": session.parameters,
+        "updates": state.position,
+        "planned_updates": plan.updates,
+        "skipped_updates": state.skipped,
+        "epochs": samples / plan.samples,
+        "train_seconds": seconds,
+        "evaluate_seconds": sum(line["seconds"] for line in lines),
+        "save_seconds": sum(line["stall_seconds"] for line in history if line["kind"] == "save"),
+        "total_seconds": total,
+        "seconds_per_epoch": seconds * plan.samples / samples,
+        "samples_per_second": samples / seconds if seconds else None,
+        "median_samples_per_second": float(np.median(rates)) if rates else None,
+        "weights": weights,
+        "best": asdict(state.best) if state.best else None,
+        "final": {name: of_val[-1][name] for name in ("loss", "top1", "top5")} if of_val else None,
+        "test": {**test, "loss": json_number(test["loss"])} if test else None,
+        "peak_memory_bytes": runtime.peak_memory_bytes(),
+        "goodput": seconds / total,
+    }
+
+
+def print_summary(console: Console, folder: Path, summary: dict[str, Any], report: Path | None) -> None:
+    """What a finished run came to, for people; with its report, if it has one, and what to do next."""
+    best, test = summary["best"], summary["test"]
+    early = summary["updates"] < summary["planned_updates"]
+    averaged = "averaged " if summary["weights"] == "ema" else ""
+    rows = {
+        "trained": f"{summary['epochs']:.4g} epochs in {duration(summary['train_seconds'])} "
+        f"({summary['seconds_per_epoch']:.1f} s an epoch, {summary['samples_per_second']:,.0f} images/s)"
+        + (f"; out of patience {summary['planned_updates'] - summary['updates']} updates early" if early else ""),
+        "beside it": f"{duration(summary['evaluate_seconds'])} of evaluation, "
+        f"{duration(summary['save_seconds'])} of saving; {duration(summary['total_seconds'])} in all",
+    }
+    if best:
+        value = f"{best['value']:.4g}" if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
+        rows["best"] = f"{best['metric']} {value} on val at update {best['update']}" + (
+            ", averaged weights" if averaged else ""
+        )
+    if test:
+        rows["test"] = f"top1 {test['top1']:.2f} %, loss {loss_text(test['loss'])}, of the " + (
+            f"best {averaged}weights" if best else f"last {averaged}weights"
+        )
+    rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"
+    rows["files"] = f"{folder}: progress.md, summary.json, metrics.jsonl, checkpoints/last" + (
+        ", checkpoints/best" if best else ""
+    )
+    if report is not None:
+        rows["report"] = f"{report}: open it in a browser"
+    rows["next"] = f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx"
+    console.say("finished")
+    console.table(rows)
