@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw
 
 from vit_dist.config.config import Config
 from vit_dist.config.schema import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import whole
+from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import Stream
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
@@ -68,8 +68,10 @@ def stream(source: MemorySource, augment: AugmentConfig, runtime: Runtime) -> St
         schedule=ScheduleConfig(warmup="0%"),
         train=TrainConfig(duration="1000 epochs"),
     )
-    form = Form(source.pixels.shape[2], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return Stream(whole(source), Plan.of(config, size, 1), form, augment, runtime, workers=0, classes=2)
+    preprocessing = Preprocessing(source.pixels.shape[2], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return Stream(
+        all_of(source), Plan.from_config(config, size, 1), preprocessing, augment, runtime, workers=0, classes=2
+    )
 
 
 def measure(arguments: argparse.Namespace, runtime: Runtime) -> None:

@@ -15,23 +15,23 @@ import torch
 
 from vit_dist.config.schema import RunConfig
 from vit_dist.data.stream import EvaluationStream
-from vit_dist.inference.load import open_model
+from vit_dist.inference.load import load_model
 from vit_dist.inference.splits import open_split
-from vit_dist.models.forward import evaluating
+from vit_dist.models.forward import eval_mode
 from vit_dist.runtime.runtime import Runtime
 
 
 def main() -> None:
     """Batches of 256 go to both in turn, so that a slow moment of the machine meets both."""
-    trained = open_model(sys.argv[1], overrides={"data.root": sys.argv[3]} if len(sys.argv) > 3 else {})
+    trained = load_model(sys.argv[1], overrides={"data.root": sys.argv[3]} if len(sys.argv) > 3 else {})
     runtime = Runtime(RunConfig(device="cpu"), "fp32")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = runtime.threads
     session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
     split = open_split(trained, "", None)
-    stream = EvaluationStream(split.subset, trained.form, runtime, batch_size=256, workers=0)
+    stream = EvaluationStream(split.subset, trained.preprocessing, runtime, batch_size=256, workers=0)
     largest, seconds, seen, equal = 0.0, [0.0, 0.0], 0, 0
-    with evaluating(trained.model):
+    with eval_mode(trained.model):
         for images, _, weights, _ in stream:
             start = time.perf_counter()
             ours = trained.model(images)

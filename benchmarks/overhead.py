@@ -27,18 +27,18 @@ from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
 from vit_dist.training.loop import loop
 from vit_dist.training.resume import Resumption
-from vit_dist.training.setup import build
-from vit_dist.training.trainer import Session
+from vit_dist.training.setup import setup
+from vit_dist.training.trainer import Trainer
 
 
 class BareLoop:
     """What one would write for one device, and nothing else."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Trainer) -> None:
         subset = session.data.splits["train"]
         assert isinstance(subset.source, MemorySource)
-        runtime, form = session.runtime, session.form
-        mean, std = torch.tensor(form.mean)[:, None, None], torch.tensor(form.std)[:, None, None]
+        runtime, preprocessing = session.runtime, session.preprocessing
+        mean, std = torch.tensor(preprocessing.mean)[:, None, None], torch.tensor(preprocessing.std)[:, None, None]
         pixels = torch.from_numpy(subset.source.pixels[subset.indices])
         self.images = ((pixels / 255 - mean) / std).to(runtime.device)
         self.labels = torch.from_numpy(subset.source.labels[subset.indices]).to(runtime.device)
@@ -79,7 +79,7 @@ def main() -> None:
         config = parse([*settings, "--log.trackers", "none", "--schedule.warmup", "0 updates", *rest])
         assert config is not None
         runtime = Runtime(config.run, config.train.precision)
-        session = build(config, runtime, Console(speaks=False), Resumption())
+        session = setup(config, runtime, Console(speaks=False), Resumption())
         session.evaluations.clear()
         bare = BareLoop(session)
         session.save = lambda: None  # type: ignore[method-assign]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist import Config, train
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.inference.load import Trained
+from vit_dist.inference.load import TrainedModel
 from vit_dist.models.build import build_model
 
 DIGITS: dict[str, Any] = {
@@ -44,7 +44,7 @@ def digits_tested() -> Tensor:
     return torch.from_numpy(test.source.pixels[test.indices])
 
 
-def of_no_run(channels: int = 3, side: int = 12, **model: Any) -> Trained:
+def of_no_run(channels: int = 3, side: int = 12, **model: Any) -> TrainedModel:
     """A model, five classes, in which every parameter matters."""
     fields = {f"model.{name}": value for name, value in {**SMALL, **model}.items()}
     config = Config.load("folder", {"data.root": ".", **fields})
@@ -52,7 +52,7 @@ def of_no_run(channels: int = 3, side: int = 12, **model: Any) -> Trained:
     scatter(built)
     mean, std = tuple(0.4 + 0.05 * i for i in range(channels)), tuple(0.2 + 0.01 * i for i in range(channels))
     names = ["ant", "bee", "cat", "dog", "eel"]
-    return Trained(built, Form(side, mean, std, crop=0.9), list("abcde"), channels, "raw", config, names)
+    return TrainedModel(built, Preprocessing(side, mean, std, crop=0.9), list("abcde"), channels, "raw", config, names)
 
 
 def scatter(model: nn.Module) -> None:

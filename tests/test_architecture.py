@@ -54,7 +54,7 @@ ALLOWED = {
     "orjson": ("run_folder.metrics",),
     "yaml": ("config", "cli", "training", "report"),
     # Not in version, errors, files, formatting, config and plan, which `--help` and a report import.
-    "torch": tuple(PACKAGES[PACKAGES.index("plan") + 1 : -1]) + ("runtime",),
+    "torch": ("runtime", *PACKAGES[PACKAGES.index("plan") + 1 : -1]),
 }  # fmt: skip
 # Imported by torch.onnx, and by name.
 NOT_IMPORTED_BY_US = {"onnxscript", "tensorboard"}

@@ -17,12 +17,12 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from tests.optim.test_optimizers import ACCEPTED
 from vit_dist.checkpointing import checkpoint
-from vit_dist.checkpointing.folder import complete, find, follow, link, prune
+from vit_dist.checkpointing.folder import list_checkpoints, newest_valid, point_to, pointed_to, prune
 from vit_dist.config.schema import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model
-from vit_dist.models.weights import load_weights, weights
-from vit_dist.optim.ema import Average
+from vit_dist.models.weights import load_weights, state_tensors
+from vit_dist.optim.ema import EMA
 from vit_dist.optim.optimizers import build_optimizer
 
 STATE = {"train": {"position": 7}}
@@ -48,7 +48,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     files = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
     assert {one.name for one in path.iterdir()} == files
     assert size == sum((path / name).stat().st_size for name in files - {"manifest.json"})
-    found, wrong = find(tmp_path)
+    found, wrong = newest_valid(tmp_path)
     assert wrong == []
     assert found is not None
     assert found.position == 7
@@ -101,14 +101,14 @@ def test_each_file_that_breaks_is_named_and_the_checkpoint_before_is_used(name: 
     content = bytearray(broken.read_bytes())
     content[len(content) // 2] ^= 1
     broken.write_bytes(content)
-    found, wrong = find(tmp_path)
+    found, wrong = newest_valid(tmp_path)
     assert found is not None
     assert found.position == 3
     assert wrong == [f"{broken}: its SHA-256 is not the manifest's"]
     broken.write_bytes(bytes(content[:-3]))
-    assert checkpoint.problem(broken.parent) == f"{broken}: {len(content) - 3} bytes, not {len(content)}"
+    assert checkpoint.why_broken(broken.parent) == f"{broken}: {len(content) - 3} bytes, not {len(content)}"
     broken.unlink()
-    assert checkpoint.problem(broken.parent) == f"{broken}: missing"
+    assert checkpoint.why_broken(broken.parent) == f"{broken}: missing"
     with pytest.raises(UserError, match=r"missing: this checkpoint cannot be used$"):
         checkpoint.open_checkpoint(broken.parent)
 
@@ -117,10 +117,10 @@ def test_without_its_manifest_a_checkpoint_does_not_exist(tmp_path: Path) -> Non
     saved(tmp_path, 3)
     (saved(tmp_path, 5) / "manifest.json").unlink()
     (tmp_path / ".writing_update_00000009").mkdir()
-    found, wrong = find(tmp_path)
+    found, wrong = newest_valid(tmp_path)
     assert found is not None
     assert (found.position, wrong) == (3, [])
-    assert find(tmp_path / "nowhere") == (None, [])
+    assert newest_valid(tmp_path / "nowhere") == (None, [])
 
 
 def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_moments_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for position in (1, 2, 3, 4, 5):
         path = saved(tmp_path, position)
-        link(tmp_path, "last", path)
+        point_to(tmp_path, "last", path)
         if position == 2:
-            link(tmp_path, "best", path)
+            point_to(tmp_path, "best", path)
     (tmp_path / ".writing_update_00000006").mkdir()
     prune(tmp_path, 2)
     assert {one.name for one in tmp_path.iterdir()} == {
@@ -158,18 +158,18 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         "update_00000004",
         "update_00000005",
     }
-    assert follow(tmp_path, "best") == tmp_path / "update_00000002"
-    assert follow(tmp_path, "last") == tmp_path / "update_00000005"
+    assert pointed_to(tmp_path, "best") == tmp_path / "update_00000002"
+    assert pointed_to(tmp_path, "last") == tmp_path / "update_00000005"
     (tmp_path / "best").unlink()
     (tmp_path / "best").write_text("update_00000004\n")
-    assert follow(tmp_path, "best") == tmp_path / "update_00000004"
-    assert follow(tmp_path, "other") is None
+    assert pointed_to(tmp_path, "best") == tmp_path / "update_00000004"
+    assert pointed_to(tmp_path, "other") is None
 
 
 def test_numbers_are_never_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         checkpoint.save(tmp_path, 1, *trained(), {"loss": float("nan")})
-    assert complete(tmp_path) == []
+    assert list_checkpoints(tmp_path) == []
 
 
 # What optimizers keep
@@ -279,9 +279,9 @@ def test_numbers_of_parameters_and_groups_are_kept_to_the_last_bit(tmp_path: Pat
 # The average
 
 
-def averaged(seed: int = 0) -> tuple[nn.Module, Optimizer, Average]:
+def averaged(seed: int = 0) -> tuple[nn.Module, Optimizer, EMA]:
     model, optimizer = trained(seed)
-    average = Average(model, 0.5)
+    average = EMA(model, 0.5)
     for applied in (1, 2, 3):
         steps(model, optimizer, range(applied, applied + 1))
         average.update(applied, torch.ones(()))
@@ -303,10 +303,10 @@ def test_the_average_is_saved_hashed_and_comes_back(tmp_path: Path) -> None:
     assert not any(torch.equal(ema[name], raw[name]) for name in raw)
 
     other, _, into = averaged(seed=1)
-    weights = {name: value.clone() for name, value in other.state_dict().items()}
+    state_tensors = {name: value.clone() for name, value in other.state_dict().items()}
     checkpoint.open_checkpoint(path).load_average(into, other)
     assert all(torch.equal(into.tensors()[name], value) for name, value in ema.items())
-    assert all(torch.equal(other.state_dict()[name], value) for name, value in weights.items())
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in state_tensors.items())
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "removed"])
@@ -323,7 +323,7 @@ def test_a_broken_average_breaks_the_checkpoint(how: str, tmp_path: Path) -> Non
         "cut": f"{len(content) - 1} bytes, not {len(content)}",
         "removed": "missing",
     }
-    assert find(tmp_path) == (None, [f"{ema}: {text[how]}"])
+    assert newest_valid(tmp_path) == (None, [f"{ema}: {text[how]}"])
     with pytest.raises(UserError) as caught:
         checkpoint.open_checkpoint(path)
     assert str(caught.value) == f"{ema}: {text[how]}: this checkpoint cannot be used"
@@ -340,7 +340,7 @@ def test_a_checkpoint_without_an_average_or_with_that_of_another_model_gives_non
         f"{path / 'ema.safetensors'}: not a safetensors file: No such file or directory: {path / 'ema.safetensors'}"
     )
     other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
-    path, _ = checkpoint.save(tmp_path, 8, other, SGD(other.parameters()), STATE, Average(other, 0.5))
+    path, _ = checkpoint.save(tmp_path, 8, other, SGD(other.parameters()), STATE, EMA(other, 0.5))
     with pytest.raises(UserError) as caught:
         checkpoint.open_checkpoint(path).load_average(average, model)
     assert str(caught.value) == (
@@ -363,7 +363,7 @@ def test_the_average_of_tied_weights_and_buffers(tmp_path: Path) -> None:
             self.register_buffer("fixed", torch.ones(2), persistent=False)
 
     model: Any = Tied()
-    average = Average(model, 0.5)
+    average = EMA(model, 0.5)
     with torch.no_grad():
         model.one.weight.add_(1)
         model.mean.add_(10)
@@ -377,7 +377,7 @@ def test_the_average_of_tied_weights_and_buffers(tmp_path: Path) -> None:
     torch.testing.assert_close(ema["mean"], torch.full((2,), 9.0))
     assert ema["count"] == 3
     other: Any = Tied()
-    into = Average(other, 0.5)
+    into = EMA(other, 0.5)
     checkpoint.open_checkpoint(path).load_average(into, other)
     with into.swapped():
         assert torch.equal(other.two.weight, ema["one.weight"])
@@ -387,7 +387,7 @@ def test_the_average_of_tied_weights_and_buffers(tmp_path: Path) -> None:
 
 def test_a_file_that_only_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     model = trained()[0]
-    held = weights(model)
+    held = state_tensors(model)
     path = tmp_path / "weights.safetensors"
     save_file({name: held[name] for name in held if name != "1.bias"}, path)
     with pytest.raises(UserError) as caught:

@@ -27,9 +27,9 @@ from vit_dist.data.sources.source import FileSource, MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
 from vit_dist.inference.evaluation import precision_of
-from vit_dist.inference.load import open_model, open_trained
+from vit_dist.inference.load import load_model, load_run_model
 from vit_dist.inference.splits import Split, open_split
-from vit_dist.models.forward import evaluating
+from vit_dist.models.forward import eval_mode
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.predictions import read_predictions
 
@@ -134,7 +134,7 @@ def shares(
     """(logits, probabilities) of pixels [n, c, side, side], normalised by hand."""
     images = torch.from_numpy(pixels.astype(np.float64) / 255)
     images = (images - torch.tensor(mean).double()[:, None, None]) / torch.tensor(std).double()[:, None, None]
-    with evaluating(model):
+    with eval_mode(model):
         logits = model(images.float())
         return logits, logits.softmax(1)
 
@@ -246,7 +246,7 @@ def test_train_is_counted_exactly(size: int, run: Path, tmp_path: Path, capsys: 
     assert isinstance(train_split.source, MemorySource)
     labels = train_split.source.labels[train_split.indices]
     logits, _ = shares(
-        open_trained(run, "model").model, train_split.source.pixels[train_split.indices], data.mean, data.std
+        load_run_model(run, "model").model, train_split.source.pixels[train_split.indices], data.mean, data.std
     )
     assert found["seen"] == len(train_split) == 1797 - 359 - 144
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, torch.from_numpy(labels)).item(), abs=1e-5)
@@ -460,8 +460,8 @@ def test_classes_that_are_mere_numbers_are_as_many_sorted_folders(
 
 def test_a_split_has_a_name_samples_and_the_names_of_its_classes(image_folder: Path, tmp_path: Path) -> None:
     names = {"label_names": ["ant", "bee", "cat"], "label_descriptions": {"ant": "formica", "cat": "felis"}}
-    described = open_model(str(numbered(tmp_path / "named", 3, **names)), overrides={"data.root": str(image_folder)})
-    plain = open_model(str(numbered(tmp_path / "numbers", 3)), overrides={"data.root": str(image_folder)})
+    described = load_model(str(numbered(tmp_path / "named", 3, **names)), overrides={"data.root": str(image_folder)})
+    plain = load_model(str(numbered(tmp_path / "numbers", 3)), overrides={"data.root": str(image_folder)})
     valid = image_folder / "valid"
     for trained, classes in ((described, ["formica", "bee", "felis"]), (plain, ["ant", "bee", "cat"])):
         for found, called in (
@@ -482,7 +482,7 @@ def test_folders_that_are_the_numbers_themselves_are_those_classes(words: str, t
         path.parent.mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(path)
     root = tmp_path / "data"
-    trained = open_model(str(numbered(tmp_path / "numbers", 11)), overrides={"data.root": str(root)})
+    trained = load_model(str(numbered(tmp_path / "numbers", 11)), overrides={"data.root": str(root)})
     found = open_split(trained, "", root / "train") if words == "--folder" else open_split(trained, "train", None)
     assert found.classes == [str(number) for number in range(11)]
     source = found.subset.source
@@ -547,13 +547,13 @@ def test_data_of_other_classes_or_channels(
     ],
 )
 def test_the_precision_on_a_cpu(asked: str, of_the_training: str, expected: str, run: Path) -> None:
-    trained = open_model(str(run), overrides={"train.precision": asked, "run.device": "cpu"})
+    trained = load_model(str(run), overrides={"train.precision": asked, "run.device": "cpu"})
     assert precision_of(dataclasses.replace(trained, precision=of_the_training)) == expected
 
 
 @pytest.mark.parametrize("of_the_training", ["fp32", "bf16"])
 def test_a_precision_that_a_cpu_has_not(of_the_training: str, run: Path) -> None:
-    trained = open_model(str(run), overrides={"train.precision": "fp16", "run.device": "cpu"})
+    trained = load_model(str(run), overrides={"train.precision": "fp16", "run.device": "cpu"})
     with pytest.raises(UserError) as caught:
         precision_of(dataclasses.replace(trained, precision=of_the_training))
     assert str(caught.value) == "train.precision: fp16 needs a CUDA GPU: set bf16 or fp32"
@@ -685,7 +685,7 @@ def test_another_number_of_training_images_is_noted(
         assert done.err.startswith(note)
         assert "note:" not in done.out
         assert "note:" not in command(capsys, "predict", run, "--png", tmp_path / "a.png", *words).err
-    assert open_split(open_model(str(run)), "val", None).notes == ()
+    assert open_split(load_model(str(run)), "val", None).notes == ()
     # Other data has nothing to do with it.
     assert "note:" not in command(capsys, "evaluate", run, "--folder", more).out
 

@@ -57,7 +57,7 @@ def test_rate_curve_is_the_rate_of_a_real_run(schedule: dict[str, Any], tmp_path
     rates = [line["lr"] for line in train(config).history if line["kind"] == "train"]
     model = build_model(config.model, classes=CLASSES, channels=1, image_size=8, seed=0)
     optimizer = build_optimizer(config.optimizer, model, config.optimizer.lr)
-    plan = Plan.of(config, 1294, 1)
+    plan = Plan.from_config(config, 1294, 1)
     assert len(rates) == plan.updates == 13
     assert rate_curve(Schedule(config.schedule, optimizer, plan, config.optimizer.lr), plan) == rates
     assert max(rates) == config.optimizer.lr
@@ -361,6 +361,6 @@ def test_a_plateaus_rate_stays_where_its_metric_always_improves() -> None:
     config = Config.load(
         "digits", {"schedule.name": "ReduceLROnPlateau", "schedule.args": args, "schedule.warmup": "2 updates"}
     )
-    plan = Plan.of(config, 1294, 1)
+    plan = Plan.from_config(config, 1294, 1)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
     assert rate_curve(Schedule(config.schedule, optimizer, plan, 0.5), plan) == [0.25] + [0.5] * (plan.updates - 1)

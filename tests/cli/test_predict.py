@@ -33,7 +33,7 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
-from vit_dist.inference.load import open_trained
+from vit_dist.inference.load import load_run_model
 from vit_dist.inference.predict import find_images
 from vit_dist.run_folder.predictions import read_predictions
 
@@ -87,9 +87,9 @@ def assert_like(answers: list[dict[str, Any]], expected: torch.Tensor, classes: 
 
 
 def by_hand(run: Path, paths: list[Path], mode: str, side: int, crop: float) -> torch.Tensor:
-    trained = open_trained(run, "model")
+    trained = load_run_model(run, "model")
     pixels = np.stack([cut(path, mode, side, crop) for path in paths])
-    return shares(trained.model, pixels, trained.form.mean, trained.form.std)[1]
+    return shares(trained.model, pixels, trained.preprocessing.mean, trained.preprocessing.std)[1]
 
 
 def bad_images(folder: Path) -> list[Path]:
@@ -454,7 +454,7 @@ def test_the_output_is_answers_alone_and_the_talk_is_on_the_other_stream(
 def test_a_split_gives_every_sample_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = command(capsys, "predict", run, "--split", "test", "--format", "jsonl", "--top", 5)
     answers = [json.loads(line) for line in done.out.splitlines()]
-    test = open_data(open_trained(run, "model").config.data).splits["test"]
+    test = open_data(load_run_model(run, "model").config.data).splits["test"]
     assert isinstance(test.source, MemorySource)
     assert [answer["image"] for answer in answers] == [f"test/{index}" for index in test.indices]
     assert [answer["label"] for answer in answers] == [str(test.source.labels[index]) for index in test.indices]
@@ -569,7 +569,7 @@ def test_without_a_word_16_of_test_are_drawn_green_where_right_and_red_where_wro
 ) -> None:
     answers = answered(capsys, run)
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.png"]
-    data = open_data(open_trained(run, "model").config.data)
+    data = open_data(load_run_model(run, "model").config.data)
     source = data.splits["test"].source
     assert isinstance(source, MemorySource)
     indices = [int(answer["image"].removeprefix("test/")) for answer in answers]

@@ -30,9 +30,9 @@ from vit_dist.config.recipe import RECIPES
 from vit_dist.config.schema import AugmentConfig
 from vit_dist.data.augmentation.transforms import TrainingTransform
 from vit_dist.data.batch import Batch
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import whole
+from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import Stream
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import parameter_count
@@ -87,7 +87,7 @@ def test_mnist_reference_is_the_exercise_with_its_augmentation() -> None:
 
 def test_the_rate_of_big_visions_plain_vit() -> None:
     config = Config.load("imagenet_vit_s16_90ep")
-    plan = Plan.of(config, IMAGENET, 1)
+    plan = Plan.from_config(config, IMAGENET, 1)
     assert 1_281_167 - round(config.data.val_fraction * 1_281_167) == IMAGENET
     assert plan.updates == round(90 * IMAGENET / 1024) == 111_477
     assert plan.warmup == 10_000
@@ -213,7 +213,7 @@ def test_deit3_is_set_up_as_published(name: str, side: int, lr: float, drop_path
     assert sorted(op.name for (op,) in auto.policy) == ["Desaturate", "GaussianBlurRand", "Solarize"]
     assert isinstance(jitter, v2.ColorJitter)
     assert {tuple(one) for one in (jitter.brightness, jitter.contrast, jitter.saturation)} == {(0.7, 1.3)}
-    plan = Plan.of(config, IMAGENET, 1)
+    plan = Plan.from_config(config, IMAGENET, 1)
     assert plan.warmup == math.ceil(5 * IMAGENET / 2048)
     assert plan.updates == math.ceil(800 * IMAGENET / 2048)
 
@@ -224,11 +224,11 @@ def pictures() -> MemorySource:
     return MemorySource(pixels, generator.integers(0, CLASSES, SAMPLES))
 
 
-def ours(config: Config, model: nn.Module, form: Form) -> tuple[list[float], list[list[Batch]]]:
+def ours(config: Config, model: nn.Module, preprocessing: Preprocessing) -> tuple[list[float], list[list[Batch]]]:
     """The losses of the first updates by this project's loop in float64, and the batches of each."""
     runtime = Runtime(config.run, "fp32")
-    plan = Plan.of(config, SAMPLES, 1)
-    stream = Stream(whole(pictures()), plan, form, config.augment, runtime, workers=0, classes=CLASSES)
+    plan = Plan.from_config(config, SAMPLES, 1)
+    stream = Stream(all_of(pictures()), plan, preprocessing, config.augment, runtime, workers=0, classes=CLASSES)
     prepared = runtime.prepare(model.train())
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
@@ -241,12 +241,12 @@ def ours(config: Config, model: nn.Module, form: Form) -> tuple[list[float], lis
             dataclasses.replace(batch, images=batch.images.double(), targets=batch.targets.double())
             for batch in stream.window(position)
         ]
-        updater(iter(window), plan.window, plan.weight(position))
+        updater.update(iter(window), plan.micro_batches_per_rank, plan.weight(position))
         loss, _, weight = updater.take_sums()
         assert weight == config.batch.global_size
         losses.append(loss / weight)
         windows.append(window)
-    updater.settle()
+    updater.finish_previous()
     runtime.end()
     return losses, windows
 
@@ -280,7 +280,7 @@ def test_big_visions_plain_vit_trains_as_a_plain_loop_of_timms_does() -> None:
     config = Config.load("imagenet_vit_s16_90ep", {**SMALL, **small})
     model = build_model(config.model, classes=CLASSES, channels=3, image_size=32, seed=0).double()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    losses, windows = ours(config, model, Form(32, config.data.mean, config.data.std))
+    losses, windows = ours(config, model, Preprocessing(32, config.data.mean, config.data.std))
 
     reference = VisionTransformer(
         img_size=32, patch_size=8, num_classes=CLASSES, embed_dim=24, depth=2, num_heads=2, class_token=False,
@@ -316,7 +316,7 @@ def test_deit3_trains_as_a_plain_loop_of_timms_does() -> None:
     config = Config.load("imagenet_deit3_s16", {**SMALL, "model.args": args})
     model = build_model(config.model, classes=CLASSES, channels=3, image_size=32, seed=0).double()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    losses, windows = ours(config, model, Form(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    losses, windows = ours(config, model, Preprocessing(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
     reference = timm.create_model(
         "deit3_small_patch16_224", img_size=32, num_classes=CLASSES, drop_path_rate=0.05, **args

@@ -23,10 +23,10 @@ from vit_dist.data.augmentation.draws import affine, erasures, mixes
 from vit_dist.data.augmentation.ops import erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
 from vit_dist.data.augmentation.transforms import EvaluationTransform, TrainingTransform
 from vit_dist.data.batch import Batch
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.source import FileSource, MemorySource
-from vit_dist.data.sources.splits import Subset, whole
+from vit_dist.data.sources.splits import Subset, all_of
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.errors import UserError
@@ -36,7 +36,7 @@ from vit_dist.runtime.runtime import Runtime
 
 SIDE, DEPTH, GLOBAL, SEED = 13, 3, 11, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FORM = Form(SIDE, MEAN, STD, DEPTH)
+PREPROCESSING = Preprocessing(SIDE, MEAN, STD)
 AUGMENT = AugmentConfig(crop_min=0.35, flip=0.5, shift=2)
 # Of 60 samples: 54 … 64, over the end of an epoch.
 BORDER = 5
@@ -68,14 +68,17 @@ def plan_of(
         schedule=ScheduleConfig(warmup="0%"),
         train=TrainConfig(duration=duration),
     )
-    return Plan.of(config, samples, world)
+    return Plan.from_config(config, samples, world)
 
 
 def streams_of(subset: Subset, runtime: Runtime, plan: Plan, *, workers: int = 0) -> list[Stream]:
     """One for each rank of the plan's world."""
     world = plan.world_size
     return [
-        Stream(subset, plan, FORM, AUGMENT, as_rank(runtime, rank, world), workers=workers) for rank in range(world)
+        Stream(
+            subset, plan, PREPROCESSING, AUGMENT, as_rank(runtime, rank, world), workers=workers, drop_path_depth=DEPTH
+        )
+        for rank in range(world)
     ]
 
 
@@ -163,7 +166,7 @@ def test_stream_is_the_same_however_it_is_split(
     streams = streams_of(pictures["train"], runtime, plan)
     for position in (BORDER, BORDER + 1):
         batches = global_batch(streams, position)
-        assert len(batches) == plan.window * world
+        assert len(batches) == plan.micro_batches_per_rank * world
         for batch in batches:
             assert batch.images.shape == (micro_size, 3, SIDE, SIDE)
             assert batch.images.dtype == batch.weights.dtype == torch.float32
@@ -225,13 +228,18 @@ def in_memory(length: int = 30) -> MemorySource:
 
 @pytest.mark.parametrize("size", [9, 12])
 def test_a_memory_sources_stream_does_not_depend_on_its_split(runtime: Runtime, size: int) -> None:
-    form = Form(size, (0.5,), (0.25,))
+    preprocessing = Preprocessing(size, (0.5,), (0.25,))
     found = []
     for micro_size, world in ((12, 1), (2, 1), (4, 3)):
         plan = plan_of(micro_size, world, samples=30, duration="6 updates")
         streams = [
             Stream(
-                whole(in_memory()), plan, form, AugmentConfig(shift=1, flip=0.5), as_rank(runtime, r, world), workers=9
+                all_of(in_memory()),
+                plan,
+                preprocessing,
+                AugmentConfig(shift=1, flip=0.5),
+                as_rank(runtime, r, world),
+                workers=9,
             )
             for r in range(world)
         ]
@@ -254,7 +262,7 @@ def test_a_subsets_ids_are_its_sources(runtime: Runtime) -> None:
     stream = Stream(
         subset,
         plan_of(12, samples=20, duration="1 updates"),
-        Form(9, (0.0,), (1.0,)),
+        Preprocessing(9, (0.0,), (1.0,)),
         AugmentConfig(),
         runtime,
         workers=0,
@@ -273,7 +281,9 @@ def test_augmentation_hits_as_often_as_asked(runtime: Runtime) -> None:
     source.pixels[:, 0, 2, 1] = 255
     config = Config(batch=BatchConfig(400, 400), schedule=ScheduleConfig(warmup="0%"), train=TrainConfig("1 updates"))
     augment = AugmentConfig(flip=0.25, shift=1)
-    stream = Stream(whole(source), Plan.of(config, 400, 1), Form(5, (0.0,), (1.0,)), augment, runtime, workers=0)
+    stream = Stream(
+        all_of(source), Plan.from_config(config, 400, 1), Preprocessing(5, (0.0,), (1.0,)), augment, runtime, workers=0
+    )
     (batch,) = stream.window(0)
     _, _, rows, columns = torch.nonzero(batch.images, as_tuple=True)
     assert len(rows) == 400
@@ -314,7 +324,7 @@ def test_evaluation_sees_each_once_and_never_augments(
     pixels = torch.stack([transform(source.image(i), 0, SIDE) for i in range(21)])
     expected = normalise(pixels, SIDE, torch.tensor(MEAN), torch.tensor(STD))
     streams = [
-        EvaluationStream(subset, FORM, as_rank(runtime, rank, world), batch_size=batch_size, workers=0)
+        EvaluationStream(subset, PREPROCESSING, as_rank(runtime, rank, world), batch_size=batch_size, workers=0)
         for rank in range(world)
     ]
     assert {stream.length for stream in streams} == {21}
@@ -333,7 +343,7 @@ def test_evaluation_sees_each_once_and_never_augments(
 def test_evaluation_of_a_part(runtime: Runtime) -> None:
     source = in_memory()
     subset = Subset(source, np.array([7, 3, 21]))
-    stream = EvaluationStream(subset, Form(9, (0.0,), (1.0,)), runtime, batch_size=2, workers=0)
+    stream = EvaluationStream(subset, Preprocessing(9, (0.0,), (1.0,)), runtime, batch_size=2, workers=0)
     images, targets, weights, ids = (torch.cat(values) for values in zip(*stream, strict=True))
     assert weights.tolist() == [1, 1, 1, 0]
     assert ids[:3].tolist() == [7, 3, 21]
@@ -345,7 +355,7 @@ def test_a_bad_image_in_a_worker_is_one_line(tmp_path: Path, runtime: Runtime) -
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "a.png").write_bytes(b"x")
     split = read_folder(tmp_path).splits["train"]
-    one = EvaluationStream(split, Form(8, (0.5,) * 3, (0.5,) * 3), runtime, batch_size=2, workers=1)
+    one = EvaluationStream(split, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), runtime, batch_size=2, workers=1)
     with pytest.raises(UserError, match=f"^{tmp_path}/dog/a.png: cannot be decoded [^\n]*: mend or remove the file$"):
         list(one)
     one.close()
@@ -367,15 +377,24 @@ def augmented_plan(
         schedule=ScheduleConfig(warmup="0%"),
         train=TrainConfig(duration=duration),
     )
-    return Plan.of(config, samples, world)
+    return Plan.from_config(config, samples, world)
 
 
 def augmented_streams(
-    subset: Subset, runtime: Runtime, plan: Plan, augment: AugmentConfig, form: Form = FORM
+    subset: Subset, runtime: Runtime, plan: Plan, augment: AugmentConfig, preprocessing: Preprocessing = PREPROCESSING
 ) -> list[Stream]:
     world = plan.world_size
     return [
-        Stream(subset, plan, form, augment, as_rank(runtime, rank, world), workers=0, classes=5)
+        Stream(
+            subset,
+            plan,
+            preprocessing,
+            augment,
+            as_rank(runtime, rank, world),
+            workers=0,
+            classes=5,
+            drop_path_depth=DEPTH,
+        )
         for rank in range(world)
     ]
 
@@ -414,10 +433,10 @@ def test_the_device_makes_of_a_batch_what_its_keys_say(pictures: dict[str, Subse
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 def test_erasing_leaves_the_rest_of_an_image_as_it_is(runtime: Runtime, mode: str) -> None:
-    subset, form = whole(in_memory()), Form(9, (0.5,), (0.25,))
+    subset, preprocessing = all_of(in_memory()), Preprocessing(9, (0.5,), (0.25,))
     augment = AugmentConfig(erasing=0.6, erasing_mode=mode)  # type: ignore[arg-type]
     found, plain = (
-        torch.cat([b.images for b in global_batch(augmented_streams(subset, runtime, plan, one, form), 0)])
+        torch.cat([b.images for b in global_batch(augmented_streams(subset, runtime, plan, one, preprocessing), 0)])
         for one in (augment, AugmentConfig())
         for plan in [augmented_plan(one, 4, samples=30)]
     )
@@ -452,18 +471,18 @@ def test_copies_of_a_sample_are_augmented_each_on_its_own(pictures: dict[str, Su
 
 @pytest.mark.parametrize("memory", [False, True])
 def test_images_have_their_sizes_in_turn(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
-    subset = whole(in_memory(60)) if memory else pictures["train"]
+    subset = all_of(in_memory(60)) if memory else pictures["train"]
     augment = AugmentConfig(
         crop_min=0.0 if memory else 0.35, sizes=("16 for 2 updates", "32 for 1 updates"), erasing=0.5, cutmix=1.0
     )
-    form = Form(9, (0.5,), (0.25,)) if memory else FORM
+    preprocessing = Preprocessing(9, (0.5,), (0.25,)) if memory else PREPROCESSING
     plan = augmented_plan(augment, 12, duration="5 updates")
     sides = [batch.images.shape[2:] for p in range(5) for batch in global_batch(augmented_streams(
-        subset, runtime, plan, augment, form), p)]  # fmt: skip
-    assert sides == [(side, side) for side in (16, 16, 32, form.image_size, form.image_size)]
+        subset, runtime, plan, augment, preprocessing), p)]  # fmt: skip
+    assert sides == [(side, side) for side in (16, 16, 32, preprocessing.image_size, preprocessing.image_size)]
     # Files are cropped to the size; what is in memory is resized.
     plain = AugmentConfig(crop_min=augment.crop_min, sizes=augment.sizes)
-    (batch,) = global_batch(augmented_streams(subset, runtime, plan, plain, form), 2)
+    (batch,) = global_batch(augmented_streams(subset, runtime, plan, plain, preprocessing), 2)
     slots = plan.slots(2, 0)
     if memory:
         source = subset.source
@@ -475,19 +494,21 @@ def test_images_have_their_sizes_in_turn(pictures: dict[str, Subset], runtime: R
         image = subset.source.image
         pixels = torch.stack([crop(image(i), key(SEED, Purpose.SAMPLE, 0, i), 32) for i in slots.index.tolist()])
         assert pixels.shape[2:] == (32, 32)
-    mean, std = torch.tensor(form.mean), torch.tensor(form.std)
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     assert torch.equal(batch.images, normalise(pixels, 32, mean, std))
     # A jump finds the size of its place.
-    (late,) = global_batch(augmented_streams(subset, runtime, plan, plain, form), 4)
-    assert late.images.shape[2:] == (form.image_size, form.image_size)
+    (late,) = global_batch(augmented_streams(subset, runtime, plan, plain, preprocessing), 4)
+    assert late.images.shape[2:] == (preprocessing.image_size, preprocessing.image_size)
 
 
 def test_grey_images_in_memory_take_every_automatic_augmentation(runtime: Runtime) -> None:
-    subset, form = whole(in_memory()), Form(9, (0.5,), (0.25,))
-    plain = augmented_streams(subset, runtime, augmented_plan(AugmentConfig(), 12, samples=30), AugmentConfig(), form)
+    subset, preprocessing = all_of(in_memory()), Preprocessing(9, (0.5,), (0.25,))
+    plain = augmented_streams(
+        subset, runtime, augmented_plan(AugmentConfig(), 12, samples=30), AugmentConfig(), preprocessing
+    )
     (untouched,) = global_batch(plain, 0)
     for augment in (AugmentConfig(auto="rand-m9-mstd0.5-inc1"), AugmentConfig(auto="trivial", color_jitter=0.3)):
-        streams = augmented_streams(subset, runtime, augmented_plan(augment, 12, samples=30), augment, form)
+        streams = augmented_streams(subset, runtime, augmented_plan(augment, 12, samples=30), augment, preprocessing)
         (batch,) = global_batch(streams, 0)
         assert batch.images.shape == (12, 1, 9, 9)
         assert torch.equal(batch.ids, untouched.ids)
@@ -501,10 +522,10 @@ CROPPED = AugmentConfig(
 )  # fmt: skip
 
 
-def as_seen(batch: Batch, form: Form, count: int) -> Tensor:
+def as_seen(batch: Batch, preprocessing: Preprocessing, count: int) -> Tensor:
     """The real ones of the first slots of a micro-batch, in parts of 255 and not rounded."""
     images = batch.images[:count][batch.weights[:count] > 0]
-    mean, std = (torch.tensor(values)[:, None, None] for values in (form.mean, form.std))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     return (255 * (images * std + mean)).clamp(0, 255)
 
 
@@ -516,8 +537,8 @@ def as_seen(batch: Batch, form: Form, count: int) -> Tensor:
 def test_inputs_are_what_the_model_sees_first(
     pictures: dict[str, Subset], runtime: Runtime, memory: bool, size: int, micro_size: int, shown: int, world: int
 ) -> None:
-    subset = whole(in_memory(60)) if memory else pictures["train"]
-    form = Form(9, (0.5,), (0.25,), DEPTH) if memory else FORM
+    subset = all_of(in_memory(60)) if memory else pictures["train"]
+    preprocessing = Preprocessing(9, (0.5,), (0.25,)) if memory else PREPROCESSING
     names = [f"class {number}" for number in range(5)]
     for augment in (AugmentConfig(), AugmentConfig(cutmix=1.0), MIXED if memory else CROPPED, EVERYTHING):
         if memory and augment is EVERYTHING:
@@ -530,12 +551,12 @@ def test_inputs_are_what_the_model_sees_first(
             schedule=ScheduleConfig(warmup="0%"),
             train=TrainConfig(duration="8 updates"),
         )
-        plan = Plan.of(config, 60, world)
+        plan = Plan.from_config(config, 60, world)
         for position in (0, 6):
-            stream, untouched = (augmented_streams(subset, runtime, plan, augment, form)[0] for _ in range(2))
+            stream, untouched = (augmented_streams(subset, runtime, plan, augment, preprocessing)[0] for _ in range(2))
             inputs = stream.inputs(position, names)
             first = next(iter(untouched.window(position)))
-            seen = as_seen(first, form, 16)
+            seen = as_seen(first, preprocessing, 16)
             assert inputs.pixels.dtype == np.uint8
             assert inputs.pixels.shape == seen.shape == (shown, *first.images.shape[1:])
             assert np.abs(inputs.pixels - seen.numpy()).max() <= 0.5 + 1e-3
@@ -555,11 +576,11 @@ def test_inputs_are_what_the_model_sees_first(
 
 
 def test_captions_of_inputs_name_what_is_mixed(runtime: Runtime) -> None:
-    subset, form, augment = whole(in_memory(60)), Form(9, (0.5,), (0.25,)), AugmentConfig(mixup=1.0)
+    subset, preprocessing, augment = all_of(in_memory(60)), Preprocessing(9, (0.5,), (0.25,)), AugmentConfig(mixup=1.0)
     plan = augmented_plan(augment, 12)
-    (stream,) = augmented_streams(subset, runtime, plan, augment, form)
+    (stream,) = augmented_streams(subset, runtime, plan, augment, preprocessing)
     inputs = stream.inputs(0, list("abcde"))
-    (batch,) = augmented_streams(subset, runtime, plan, augment, form)[0].window(0)
+    (batch,) = augmented_streams(subset, runtime, plan, augment, preprocessing)[0].window(0)
     labels, targets = subset.source.labels[batch.ids], batch.targets
     mixed = 0
     for slot in range(GLOBAL):
@@ -578,10 +599,10 @@ def test_captions_of_inputs_name_what_is_mixed(runtime: Runtime) -> None:
 
 @pytest.mark.parametrize("memory", [False, True])
 def test_drawing_inputs_changes_nothing(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
-    subset = whole(in_memory(60)) if memory else pictures["train"]
-    form, augment = (Form(9, (0.5,), (0.25,), DEPTH), MIXED) if memory else (FORM, EVERYTHING)
+    subset = all_of(in_memory(60)) if memory else pictures["train"]
+    preprocessing, augment = (Preprocessing(9, (0.5,), (0.25,)), MIXED) if memory else (PREPROCESSING, EVERYTHING)
     plan = augmented_plan(augment, 4)
-    (plain,), (drawn,) = (augmented_streams(subset, runtime, plan, augment, form) for _ in range(2))
+    (plain,), (drawn,) = (augmented_streams(subset, runtime, plan, augment, preprocessing) for _ in range(2))
     names = [str(number) for number in range(5)]
     for position in range(3, 6):
         states = (torch.get_rng_state(), np.random.get_state()[1], random.getstate())
@@ -606,20 +627,23 @@ def test_drawing_inputs_changes_nothing(pictures: dict[str, Subset], runtime: Ru
 @pytest.mark.parametrize("memory", [False, True])
 def test_pictures_are_what_evaluation_reads(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
     subset = Subset(in_memory(), np.array([7, 3, 21, 0, 29])) if memory else pictures["val"]
-    form = Form(12, (0.5,), (0.25,)) if memory else FORM
-    mean, std = torch.tensor(form.mean), torch.tensor(form.std)
-    stream = EvaluationStream(subset, form, runtime, batch_size=len(subset), workers=0)
+    preprocessing = Preprocessing(12, (0.5,), (0.25,)) if memory else PREPROCESSING
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    stream = EvaluationStream(subset, preprocessing, runtime, batch_size=len(subset), workers=0)
     (images, _, weights, ids) = next(iter(stream))
     assert weights.all()
     places = np.array([4, 0, 3, 0])
-    found = pictures_at(subset, places, form)
+    found = pictures_at(subset, places, preprocessing)
     assert found.dtype == np.uint8
-    assert torch.equal(normalise(torch.from_numpy(found), form.image_size, mean, std), images[places])
+    assert torch.equal(normalise(torch.from_numpy(found), preprocessing.image_size, mean, std), images[places])
     assert np.array_equal(found[1], found[3])
     if memory:
         assert np.array_equal(found, subset.source.pixels[[29, 7, 0, 7]])  # type: ignore[union-attr]
         assert ids[places].tolist() == [29, 7, 0, 7]
     else:
         assert found.shape == (4, 3, SIDE, SIDE)
-    none = pictures_at(subset, np.zeros(0, np.int64), form)
-    assert (none.shape, none.dtype) == ((0, len(form.mean), form.image_size, form.image_size), np.uint8)
+    none = pictures_at(subset, np.zeros(0, np.int64), preprocessing)
+    assert (none.shape, none.dtype) == (
+        (0, len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size),
+        np.uint8,
+    )

@@ -17,7 +17,7 @@ from vit_dist import Config
 from vit_dist.export.model_card import model_card
 from vit_dist.export.timm_folder import export_timm
 from vit_dist.files import read_json
-from vit_dist.inference.load import open_model
+from vit_dist.inference.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def block(card: str, language: str) -> str:
 
 
 def test_its_front_matter_is_the_hubs(run: Path) -> None:
-    card = model_card(open_model(str(run)), None, "A name")
+    card = model_card(load_model(str(run)), None, "A name")
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front) == {
         "tags": ["image-classification", "timm"],
@@ -44,7 +44,7 @@ def test_its_front_matter_is_the_hubs(run: Path) -> None:
 
 
 def test_it_tells_the_figures_of_the_run(run: Path) -> None:
-    trained, summary = open_model(str(run)), read_json(run / "summary.json")
+    trained, summary = load_model(str(run)), read_json(run / "summary.json")
     card = model_card(trained, summary, "digits")
     test, best = summary["test"], summary["best"]
     assert trained.update == best["update"] == summary["updates"] == 60
@@ -56,11 +56,11 @@ def test_it_tells_the_figures_of_the_run(run: Path) -> None:
     assert "- on: 1 × cpu, fp32\n" in card
     assert "Trained with vit_dist: the averaged weights of update 60.\n" in card
     assert "- data: digits\n- classes: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`\n" in card
-    assert f"- mean: {list(trained.form.mean)}\n- std: {list(trained.form.std)}\n" in card
+    assert f"- mean: {list(trained.preprocessing.mean)}\n- std: {list(trained.preprocessing.std)}\n" in card
 
 
 def test_its_recipe_is_the_runs(run: Path) -> None:
-    trained = open_model(str(run))
+    trained = load_model(str(run))
     values = yaml.safe_load(block(model_card(trained, None, "digits"), "yaml"))
     found = Config.from_dict(values)
     assert found.fields(free=False) == trained.config.fields(free=False)
@@ -80,7 +80,7 @@ def test_its_recipe_is_the_runs(run: Path) -> None:
     ],
 )
 def test_figures_of_other_weights_are_left_out(changes: dict[str, Any], test: bool, val: bool, run: Path) -> None:
-    trained = dataclasses.replace(open_model(str(run)), **changes)
+    trained = dataclasses.replace(load_model(str(run)), **changes)
     card = model_card(trained, read_json(run / "summary.json"), "digits")
     assert ("| test |" in card, "chosen by" in card, "| val |" in card) == (test, test, val)
     assert "- trained for: 2.226 epochs, 60 updates\n" in card
@@ -89,10 +89,10 @@ def test_figures_of_other_weights_are_left_out(changes: dict[str, Any], test: bo
 def test_the_best_is_not_the_last(run: Path) -> None:
     summary = read_json(run / "summary.json")
     summary["best"]["update"] = 27
-    card = model_card(dataclasses.replace(open_model(str(run)), update=27), summary, "digits")
+    card = model_card(dataclasses.replace(load_model(str(run)), update=27), summary, "digits")
     assert ("| test |" in card, "chosen by" in card, "| val |" in card) == (True, True, False)
     summary["best"], summary["test"]["top5"], summary["test"]["loss"] = None, None, "nan"
-    card = model_card(open_model(str(run)), summary, "digits")
+    card = model_card(load_model(str(run)), summary, "digits")
     assert f"| test | {summary['test']['top1']:.4g} |  | nan |\n" in card
     assert "chosen by" not in card
 
@@ -111,7 +111,7 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_what_it_tells_people_to_run_runs(
     channels: int, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = open_model(str(run)) if channels == 1 else of_no_run()
+    trained = load_model(str(run)) if channels == 1 else of_no_run()
     folder = tmp_path / "exported"
     card = model_card(trained, None, "digits")
     export_timm(trained, folder, card=card)

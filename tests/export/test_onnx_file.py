@@ -21,23 +21,23 @@ from tests.conftest import REPOSITORY
 from tests.exports_for_tests import digits_run, digits_tested, of_no_run
 from vit_dist import Config, UserError
 from vit_dist.data.augmentation.ops import normalise
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.export.onnx_file import OnnxCheck, export_onnx
-from vit_dist.inference.load import Trained, open_model
+from vit_dist.inference.load import TrainedModel, load_model
 from vit_dist.models.build import build_model
-from vit_dist.models.forward import evaluating
+from vit_dist.models.forward import eval_mode
 
 SOURCE = {"run": "a run", "weights": "ema", "update": 60, "vit_dist": "0.1.0"}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """Trained for sixty updates on the digits."""
-    return open_model(str(digits_run(tmp_path_factory.mktemp("runs") / "run")))
+    return load_model(str(digits_run(tmp_path_factory.mktemp("runs") / "run")))
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, OnnxCheck]]:
+def exported(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, OnnxCheck]]:
     """Its files and what was measured of them, of normalised images and of pixels."""
     folder = tmp_path_factory.mktemp("exports")
     files = {preprocess: folder / f"preprocess_{preprocess}.onnx" for preprocess in (False, True)}
@@ -49,20 +49,22 @@ def run(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(session.run(["output"], {"input": images.numpy()})[0])
 
 
-def normalised(trained: Trained, pixels: Tensor) -> Tensor:
-    form = trained.form
-    return normalise(pixels, form.image_size, torch.tensor(form.mean), torch.tensor(form.std))
+def normalised(trained: TrainedModel, pixels: Tensor) -> Tensor:
+    preprocessing = trained.preprocessing
+    return normalise(
+        pixels, preprocessing.image_size, torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    )
 
 
-def logits(trained: Trained, images: Tensor) -> Tensor:
-    with evaluating(trained.model):
+def logits(trained: TrainedModel, images: Tensor) -> Tensor:
+    with eval_mode(trained.model):
         found: Tensor = trained.model(images)
     return found
 
 
 @pytest.mark.parametrize("preprocess", [False, True])
 def test_its_logits_over_the_real_test_split_are_torchs(
-    preprocess: bool, trained: Trained, exported: dict[bool, tuple[Path, OnnxCheck]]
+    preprocess: bool, trained: TrainedModel, exported: dict[bool, tuple[Path, OnnxCheck]]
 ) -> None:
     pixels = digits_tested()
     expected = logits(trained, normalised(trained, pixels))
@@ -77,7 +79,7 @@ def test_its_logits_over_the_real_test_split_are_torchs(
 
 
 def test_normalising_in_the_graph_is_normalising_before_it(
-    trained: Trained, exported: dict[bool, tuple[Path, OnnxCheck]]
+    trained: TrainedModel, exported: dict[bool, tuple[Path, OnnxCheck]]
 ) -> None:
     pixels = digits_tested()
     inside, before = run(exported[True][0], pixels), run(exported[False][0], normalised(trained, pixels))
@@ -87,7 +89,7 @@ def test_normalising_in_the_graph_is_normalising_before_it(
 
 @pytest.mark.parametrize("preprocess", [False, True])
 def test_its_tensors_have_their_names_and_a_batch_of_any_size(
-    preprocess: bool, trained: Trained, exported: dict[bool, tuple[Path, OnnxCheck]]
+    preprocess: bool, trained: TrainedModel, exported: dict[bool, tuple[Path, OnnxCheck]]
 ) -> None:
     path = exported[preprocess][0]
     graph = onnx.load(str(path)).graph
@@ -110,7 +112,7 @@ def test_its_tensors_have_their_names_and_a_batch_of_any_size(
 
 @pytest.mark.parametrize("preprocess", [False, True])
 def test_its_metadata_say_what_goes_in_and_where_it_is_from(
-    preprocess: bool, trained: Trained, exported: dict[bool, tuple[Path, OnnxCheck]]
+    preprocess: bool, trained: TrainedModel, exported: dict[bool, tuple[Path, OnnxCheck]]
 ) -> None:
     path, check = exported[preprocess]
     proto = onnx.load(str(path))
@@ -118,8 +120,8 @@ def test_its_metadata_say_what_goes_in_and_where_it_is_from(
     assert found == {
         "preprocessing": {
             "image_size": 8,
-            "mean": list(trained.form.mean),
-            "std": list(trained.form.std),
+            "mean": list(trained.preprocessing.mean),
+            "std": list(trained.preprocessing.std),
             "crop": 1.0,
             "channels": 1,
             "interpolation": "bicubic",
@@ -176,7 +178,9 @@ def test_models_of_every_kind_are_written_without_a_word(
     assert made.model.training
     assert check.largest_difference <= 1e-4
     pixels = torch.from_numpy(
-        np.random.default_rng(1).integers(0, 256, (5, made.channels, *[made.form.image_size] * 2), dtype=np.uint8)
+        np.random.default_rng(1).integers(
+            0, 256, (5, made.channels, *[made.preprocessing.image_size] * 2), dtype=np.uint8
+        )
     )
     expected = logits(made, normalised(made, pixels))
     found = run(tmp_path / "model.onnx", normalised(made, pixels))
@@ -254,11 +258,11 @@ class TwoFaced(nn.Module):
         return 2 * logits if self.training else logits
 
 
-def theirs(model: nn.Module) -> Trained:
+def theirs(model: nn.Module) -> TrainedModel:
     """A person's own model of digits."""
     config = Config.load("digits", {"model.name": "tests.models:theirs"})
     names = [str(i) for i in range(10)]
-    return Trained(model, Form(8, (0.3,), (0.4,)), names, 1, "raw", config, names)
+    return TrainedModel(model, Preprocessing(8, (0.3,), (0.4,)), names, 1, "raw", config, names)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +297,7 @@ def test_the_graph_is_of_evaluation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [["onnx"], ["onnxruntime"], ["onnxscript"], ["onnx", "onnxruntime", "onnxscript"]])
 def test_packages_that_are_missing_are_named(
-    missing: list[str], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    missing: list[str], trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
@@ -303,7 +307,7 @@ def test_packages_that_are_missing_are_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_that_cannot_be_written_are_named(trained: Trained, tmp_path: Path) -> None:
+def test_places_that_cannot_be_written_are_named(trained: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
     for path, reason in (
         (tmp_path / "none" / "model.onnx", "No such file or directory"),

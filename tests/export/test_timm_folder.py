@@ -20,8 +20,8 @@ from tests.exports_for_tests import digits_run, digits_tested, of_no_run
 from vit_dist import Config, UserError
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.export.timm_folder import export_timm
-from vit_dist.inference.load import Trained, open_model
-from vit_dist.models.forward import evaluating
+from vit_dist.inference.load import TrainedModel, load_model
+from vit_dist.models.forward import eval_mode
 from vit_dist.models.vit import ViT
 
 TINY = {"depth": 1, "embed_dim": 24, "num_heads": 3, "patch_size": 8}
@@ -46,17 +46,19 @@ MODELS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def pixels(trained: Trained) -> Tensor:
-    side, generator = trained.form.image_size, torch.Generator().manual_seed(7)
+def pixels(trained: TrainedModel) -> Tensor:
+    side, generator = trained.preprocessing.image_size, torch.Generator().manual_seed(7)
     return torch.randint(0, 256, (5, trained.channels, side, side), dtype=torch.uint8, generator=generator)
 
 
-def logits(model: nn.Module, trained: Trained, images: Tensor, *, double: bool = False) -> Tensor:
+def logits(model: nn.Module, trained: TrainedModel, images: Tensor, *, double: bool = False) -> Tensor:
     """Of uint8 images, as they are prepared for `trained`."""
-    form = trained.form
-    seen = normalise(images, form.image_size, torch.tensor(form.mean), torch.tensor(form.std))
+    preprocessing = trained.preprocessing
+    seen = normalise(
+        images, preprocessing.image_size, torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    )
     model = copy.deepcopy(model).double() if double else model
-    with evaluating(model):
+    with eval_mode(model):
         found: Tensor = model(seen.double() if double else seen)
     return found
 
@@ -80,7 +82,7 @@ def test_timm_and_open_model_make_the_same_model_of_it(name: str, tmp_path: Path
     assert exact.std(dim=0).min() > 1e-2
     torch.testing.assert_close(logits(theirs, made, images), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits(theirs, made, images, double=True), exact, rtol=1e-10, atol=1e-10)
-    side = made.form.image_size
+    side = made.preprocessing.image_size
     assert (theirs.num_classes, tuple(theirs.pretrained_cfg["input_size"])) == (5, (made.channels, side, side))
     assert theirs.pretrained_cfg["label_names"] == made.classes
     assert theirs.pretrained_cfg["label_descriptions"] == dict(zip(made.classes, made.names, strict=True))
@@ -88,16 +90,16 @@ def test_timm_and_open_model_make_the_same_model_of_it(name: str, tmp_path: Path
     assert {key: tuple(one) if isinstance(one, list) else one for key, one in prepared.items()} == {
         "input_size": (made.channels, side, side),
         "interpolation": "bicubic",
-        "mean": made.form.mean,
-        "std": made.form.std,
+        "mean": made.preprocessing.mean,
+        "std": made.preprocessing.std,
         "crop_pct": 0.9,
         "crop_mode": "center",
     }
 
-    back = open_model(str(folder))
+    back = load_model(str(folder))
     torch.testing.assert_close(logits(back.model, back, images), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits(back.model, back, images, double=True), exact, rtol=1e-10, atol=1e-10)
-    assert (back.form, back.classes, back.names) == (made.form, made.classes, made.names)
+    assert (back.preprocessing, back.classes, back.names) == (made.preprocessing, made.classes, made.names)
     assert (back.channels, back.weights, back.update) == (made.channels, "raw", None)
 
 
@@ -115,7 +117,7 @@ def test_timm_takes_the_folder_to_other_classes_and_channels(tmp_path: Path) -> 
 
 
 def test_a_run_on_the_digits_goes_there_and_back(tmp_path: Path) -> None:
-    trained = open_model(str(digits_run(tmp_path / "run")))
+    trained = load_model(str(digits_run(tmp_path / "run")))
     folder = tmp_path / "exported"
     folder.mkdir()  # an empty one is taken
     export_timm(trained, folder, card="")
@@ -126,10 +128,10 @@ def test_a_run_on_the_digits_goes_there_and_back(tmp_path: Path) -> None:
     assert (found - expected).abs().max() <= 1e-5
     assert torch.equal(found.argmax(1), expected.argmax(1))
     assert len(expected.argmax(1).unique()) == 10
-    back = open_model(str(folder))
+    back = load_model(str(folder))
     assert torch.equal(logits(back.model, back, images), found)
-    assert (back.form, back.classes, back.names) == (
-        dataclasses.replace(trained.form, drop_path_depth=back.form.drop_path_depth),
+    assert (back.preprocessing, back.classes, back.names) == (
+        trained.preprocessing,
         trained.classes,
         trained.names,
     )

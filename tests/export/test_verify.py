@@ -12,13 +12,13 @@ import torch
 from tests.exports_for_tests import of_no_run
 from vit_dist import UserError
 from vit_dist.errors import one_line
-from vit_dist.export.verify import apart, normalised, quiet, random_pixels
+from vit_dist.export.verify import check_same_logits, normalised, random_pixels, silence_libraries
 
 
 def test_the_largest_difference_is_measured() -> None:
     expected = torch.tensor([[3.0, -50.0], [1.0, 2.0]])
-    assert apart(expected + torch.tensor([[0.25, 0.0], [0.0, -0.5]]), expected, 0.01, "it", "that") == 0.5
-    assert apart(expected[:, :1], expected[:, :1], 0.01, "it", "that") == 0
+    assert check_same_logits(expected + torch.tensor([[0.25, 0.0], [0.0, -0.5]]), expected, 0.01, "it", "that") == 0.5
+    assert check_same_logits(expected[:, :1], expected[:, :1], 0.01, "it", "that") == 0
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,11 @@ def test_what_is_too_much_is_refused(found: list[list[float]], said: str) -> Non
     if "0.12" in said:
         expected[0, 1] = 0.24
     with pytest.raises(UserError, match=rf"^model.name: it {said}: export that instead$"):
-        apart(torch.tensor(found), expected, 0.1, "it", "that")
+        check_same_logits(torch.tensor(found), expected, 0.1, "it", "that")
     # Where the best two are as near as rounding, either may be chosen.
-    assert apart(torch.tensor([[0.0, 0.15], [0.02, 0.0]]), torch.tensor([[0.0, 0.15], [0.0, 0.02]]), 0.1, "it", "that")
+    assert check_same_logits(
+        torch.tensor([[0.0, 0.15], [0.02, 0.0]]), torch.tensor([[0.0, 0.15], [0.0, 0.02]]), 0.1, "it", "that"
+    )
 
 
 def test_images_are_the_same_at_every_call_and_normalised_as_in_training() -> None:
@@ -48,14 +50,14 @@ def test_images_are_the_same_at_every_call_and_normalised_as_in_training() -> No
     assert torch.equal(state, torch.get_rng_state())
     assert (pixels.shape, pixels.dtype) == ((50, 2, 12, 12), torch.uint8)
     assert (int(pixels.min()), int(pixels.max())) == (0, 255)
-    mean, std = (torch.tensor(one)[:, None, None] for one in (made.form.mean, made.form.std))
+    mean, std = (torch.tensor(one)[:, None, None] for one in (made.preprocessing.mean, made.preprocessing.std))
     torch.testing.assert_close(normalised(made, pixels), (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
 
 def test_others_are_quiet_and_heard_again(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    with pytest.raises(KeyError), quiet():
+    with pytest.raises(KeyError), silence_libraries():
         raise _noisily()
     assert capfd.readouterr() == ("", "")
     assert (caplog.records, list(recwarn)) == ([], [])

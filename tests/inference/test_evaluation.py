@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.processes import run_world
 from vit_dist.config.schema import DataConfig, RunConfig
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.inference.evaluation import evaluate
@@ -142,7 +142,7 @@ def predictions_of_digits(sizes: list[int], keeps: list[int]) -> list[Any]:
     model = model_of_digits()
     found = []
     for size in sizes:
-        stream = EvaluationStream(subset, Form(8, data.mean, data.std), runtime, batch_size=size, workers=0)
+        stream = EvaluationStream(subset, Preprocessing(8, data.mean, data.std), runtime, batch_size=size, workers=0)
         for keep in keeps:
             kept = evaluate(model, stream, len(subset), runtime, keep=keep).predictions
             assert kept is not None

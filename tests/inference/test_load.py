@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vit_dist import Config, UserError, train
-from vit_dist.checkpointing.folder import link
+from vit_dist.checkpointing.folder import point_to
 from vit_dist.data.augmentation.ops import normalise
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.files import read_json
-from vit_dist.inference.load import default_weights, open_model, open_trained
+from vit_dist.inference.load import default_weights, load_model, load_run_model
 from vit_dist.models.build import build_model
-from vit_dist.models.forward import evaluating
+from vit_dist.models.forward import eval_mode
 
 SETTINGS: dict[str, Any] = {
     "model.width": 16,
@@ -89,7 +89,7 @@ def chosen(folder: Path) -> Path:
 @pytest.mark.parametrize("name", list(RUNS))
 def test_a_runs_folder_gives_the_weights_that_count(name: str, runs: dict[str, Path]) -> None:
     folder, weights = runs[name], RUNS[name][1]
-    found = open_trained(folder, "model")
+    found = load_run_model(folder, "model")
     assert found.weights == weights
     assert holds(found.model, chosen(folder) / file_of(weights))
     if "averaged" in name:
@@ -102,16 +102,16 @@ def test_a_runs_folder_gives_the_weights_that_count(name: str, runs: dict[str, P
 
 @pytest.mark.parametrize("name", list(RUNS))
 def test_it_is_the_model_that_was_tested(name: str, runs: dict[str, Path]) -> None:
-    found = open_trained(runs[name], "model")
+    found = load_run_model(runs[name], "model")
     data = open_data(config(runs[name], {}).data)
     test = data.splits["test"]
     assert isinstance(test.source, MemorySource)
     pixels, labels = test.source.pixels[test.indices], test.source.labels[test.indices]
-    form = found.form
-    assert (form.image_size, tuple(form.mean), tuple(form.std)) == (8, data.mean, data.std)
-    mean, std = torch.tensor(form.mean), torch.tensor(form.std)
-    with evaluating(found.model):
-        logits = found.model(normalise(torch.from_numpy(pixels), form.image_size, mean, std))
+    preprocessing = found.preprocessing
+    assert (preprocessing.image_size, tuple(preprocessing.mean), tuple(preprocessing.std)) == (8, data.mean, data.std)
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    with eval_mode(found.model):
+        logits = found.model(normalise(torch.from_numpy(pixels), preprocessing.image_size, mean, std))
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
     summary = read_json(runs[name] / "summary.json")
     assert summary["weights"] == found.weights
@@ -123,10 +123,10 @@ def test_it_is_the_model_that_was_tested(name: str, runs: dict[str, Path]) -> No
 @pytest.mark.parametrize("update", [3, 6])
 def test_a_checkpoint_gives_its_own(name: str, update: int, runs: dict[str, Path]) -> None:
     path = runs[name] / "checkpoints" / f"update_{update:08d}"
-    found = open_trained(path, "model")
+    found = load_run_model(path, "model")
     assert found.weights == RUNS[name][1]
     assert holds(found.model, path / file_of(found.weights))
-    last = open_trained(runs[name] / "checkpoints" / "last", "model")
+    last = load_run_model(runs[name] / "checkpoints" / "last", "model")
     assert holds(last.model, runs[name] / "checkpoints" / "update_00000006" / file_of(found.weights))
 
 
@@ -135,18 +135,18 @@ def test_the_best_comes_before_the_last_and_the_last_before_none(runs: dict[str,
     shutil.copytree(runs["averaged"], folder, symlinks=True)
     checkpoints = folder / "checkpoints"
     early = checkpoints / "update_00000003"
-    link(checkpoints, "best", early)
-    assert holds(open_trained(folder, "model").model, early / "ema.safetensors")
+    point_to(checkpoints, "best", early)
+    assert holds(load_run_model(folder, "model").model, early / "ema.safetensors")
     # Where links do not exist, a line of text stands for them.
     (checkpoints / "best").unlink()
     (checkpoints / "best").write_text("update_00000003\n", encoding="utf-8")
-    assert holds(open_trained(folder, "model").model, early / "ema.safetensors")
+    assert holds(load_run_model(folder, "model").model, early / "ema.safetensors")
     (checkpoints / "best").unlink()
     late = checkpoints / "update_00000006"
-    assert holds(open_trained(folder, "model").model, late / "ema.safetensors")
+    assert holds(load_run_model(folder, "model").model, late / "ema.safetensors")
     (checkpoints / "last").unlink()
     with pytest.raises(UserError) as caught:
-        open_trained(folder, "model")
+        load_run_model(folder, "model")
     assert str(caught.value) == f"model: {folder} is neither a run's folder with a checkpoint nor a checkpoint"
 
 
@@ -154,7 +154,7 @@ def test_weights_go_into_the_model_that_is_given(runs: dict[str, Path]) -> None:
     path = runs["averaged"]
     settings = config(path, {"model.drop_path": 0.0}).model
     mine = build_model(settings, classes=10, channels=1, image_size=8, seed=7)
-    found = open_trained(path, "model", mine)
+    found = load_run_model(path, "model", mine)
     assert found.model is mine
     assert holds(mine, chosen(path) / "ema.safetensors")
 
@@ -169,7 +169,7 @@ def test_weights_go_into_the_model_that_is_given(runs: dict[str, Path]) -> None:
 
     file = chosen(path) / "ema.safetensors"
     with pytest.raises(UserError) as caught:
-        open_trained(path, "model", Flat())
+        load_run_model(path, "model", Flat())
     assert str(caught.value) == (
         f"{file}: of another model: lin.weight is missing; blocks.0.attn.proj.bias is not in the model; "
         "blocks.0.attn.proj.weight is not in the model and 29 more"
@@ -190,7 +190,7 @@ def test_where_nothing_was_trained_the_field_and_the_path_are_named(
         path = tmp_path / "checkpoints"
         path.mkdir()
     with pytest.raises(UserError) as caught:
-        open_trained(path, field)
+        load_run_model(path, field)
     assert str(caught.value) == f"{field}: {path} is neither a run's folder with a checkpoint nor a checkpoint"
 
 
@@ -198,19 +198,19 @@ def test_a_folder_of_checkpoints_is_its_run(runs: dict[str, Path], tmp_path: Pat
     folder = tmp_path / "run"
     shutil.copytree(runs["averaged"], folder, symlinks=True)
     checkpoints = folder / "checkpoints"
-    link(checkpoints, "best", checkpoints / "update_00000003")
+    point_to(checkpoints, "best", checkpoints / "update_00000003")
     for found in (
-        open_trained(checkpoints, "loss.teacher"),
-        open_model(str(checkpoints)),
-        open_model(f"{checkpoints}/"),
+        load_run_model(checkpoints, "loss.teacher"),
+        load_model(str(checkpoints)),
+        load_model(f"{checkpoints}/"),
     ):
         assert (found.update, found.weights) == (3, "ema")
-    assert open_model(str(checkpoints), weights="raw").weights == "raw"
+    assert load_model(str(checkpoints), weights="raw").weights == "raw"
     (checkpoints / "best").unlink()
-    assert open_model(str(checkpoints)).update == 6
+    assert load_model(str(checkpoints)).update == 6
     (checkpoints / "last").unlink()
     with pytest.raises(UserError) as caught:
-        open_model(str(checkpoints))
+        load_model(str(checkpoints))
     assert str(caught.value) == f"{checkpoints} is neither a run's folder with a checkpoint nor a checkpoint"
 
 
@@ -221,7 +221,7 @@ def test_a_broken_checkpoint_is_not_opened(runs: dict[str, Path], tmp_path: Path
     file.write_bytes(file.read_bytes()[:-1] + b"\0\0")
     size = file.stat().st_size
     with pytest.raises(UserError) as caught:
-        open_trained(folder, "model")
+        load_run_model(folder, "model")
     assert str(caught.value) == f"{file}: {size} bytes, not {size - 1}: this checkpoint cannot be used"
 
 
@@ -239,10 +239,12 @@ def test_what_counts_where_nothing_was_chosen(ema: float, metric: str, weights: 
     assert default_weights(config(Path("unused"), {"train.ema": ema, "evaluate.metric": metric})) == weights
 
 
-def test_a_form_that_went_through_json_is_the_form() -> None:
-    form = Form(8, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3), 2)
-    assert Form.from_dict(json.loads(json.dumps(dataclasses.asdict(form)))) == form
-    assert hash(Form.from_dict(json.loads(json.dumps(dataclasses.asdict(form))))) == hash(form)
+def test_preprocessing_that_went_through_json_is_the_same() -> None:
+    preprocessing = Preprocessing(8, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3), 0.9)
+    assert Preprocessing.from_dict(json.loads(json.dumps(dataclasses.asdict(preprocessing)))) == preprocessing
+    assert hash(Preprocessing.from_dict(json.loads(json.dumps(dataclasses.asdict(preprocessing))))) == hash(
+        preprocessing
+    )
 
 
 # By name
@@ -253,24 +255,24 @@ def test_a_form_that_went_through_json_is_the_form() -> None:
 def test_a_run_by_name_with_the_weights_asked_for(name: str, asked: str, runs: dict[str, Path]) -> None:
     if asked == "ema" and name == "no average":
         with pytest.raises(UserError) as caught:
-            open_model(str(runs[name]), weights=asked)
+            load_model(str(runs[name]), weights=asked)
         path = runs[name] / "checkpoints" / chosen(runs[name]).name
         assert str(caught.value) == f"--weights: {path} has no averaged weights: its run had no train.ema"
         return
-    found = open_model(str(runs[name]), weights=asked)
+    found = load_model(str(runs[name]), weights=asked)
     weights = asked or RUNS[name][1]
     assert found.weights == weights
     assert holds(found.model, chosen(runs[name]) / file_of(weights))
     assert found.update == int(chosen(runs[name]).name.removeprefix("update_"))
     assert (found.classes, found.names, found.channels) == ([str(i) for i in range(10)], found.classes, 1)
-    assert (found.form.image_size, found.form.crop, found.precision) == (8, 1.0, "fp32")
+    assert (found.preprocessing.image_size, found.preprocessing.crop, found.precision) == (8, 1.0, "fp32")
 
 
 @pytest.mark.parametrize("update", [3, 6])
 @pytest.mark.parametrize(("inside", "weights"), [("", "ema"), ("model.safetensors", "raw"), ("ema.safetensors", "ema")])
 def test_a_checkpoint_or_a_file_of_it(inside: str, weights: str, update: int, runs: dict[str, Path]) -> None:
     path = runs["averaged"] / "checkpoints" / f"update_{update:08}"
-    found = open_model(str(path / inside))
+    found = load_model(str(path / inside))
     assert (found.weights, found.update) == (weights, update)
     assert holds(found.model, path / file_of(weights))
 
@@ -280,7 +282,7 @@ def test_a_checkpoint_or_a_file_of_it(inside: str, weights: str, update: int, ru
 def test_a_file_is_one_set_of_weights(asked: str, file: str, runs: dict[str, Path]) -> None:
     path = runs["averaged"] / "checkpoints" / "last" / file
     with pytest.raises(UserError) as caught:
-        open_model(str(path), weights=asked)
+        load_model(str(path), weights=asked)
     assert str(caught.value) == f"--weights: {path} is one set of weights: leave it out"
 
 
@@ -288,24 +290,24 @@ def test_the_state_of_the_optimizer_is_no_model(runs: dict[str, Path]) -> None:
     path = runs["averaged"] / "checkpoints" / "last" / "optimizer.safetensors"
     assert path.is_file()
     with pytest.raises(UserError) as caught:
-        open_model(str(path))
+        load_model(str(path))
     assert str(caught.value) == f"{path}: holds no model: its weights are in model.safetensors beside it"
 
 
 def test_a_name_from_home(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(runs["averaged"].parent))
-    assert open_model("~/run").weights == "ema"
+    assert load_model("~/run").weights == "ema"
 
 
 def test_what_may_be_set_beside_a_run(runs: dict[str, Path]) -> None:
     overrides = {"data.workers": 3, "evaluate.batch_size": 7, "run.threads": 2, "run.seed": 5,
                  "train.precision": "bf16"}  # fmt: skip
-    found = open_model(str(runs["averaged"]), overrides=overrides).config
+    found = load_model(str(runs["averaged"]), overrides=overrides).config
     assert (found.data.workers, found.evaluate.batch_size) == (3, 7)
     assert (found.run.threads, found.run.seed, found.train.precision) == (2, 5, "bf16")
     assert (found.model.width, found.run.device, found.train.ema) == (16, "cpu", 0.9)
     with pytest.raises(UserError) as caught:
-        open_model(str(runs["averaged"]), overrides={"model.width": 1, "run.seed": 2, "data.std": [1], "train.ema": 0})
+        load_model(str(runs["averaged"]), overrides={"model.width": 1, "run.seed": 2, "data.std": [1], "train.ema": 0})
     assert str(caught.value).splitlines() == [
         f"{name}: cannot be set here: the run says it itself; --help names what can"
         for name in ("model.width", "data.std", "train.ema")
@@ -329,29 +331,29 @@ def exported(folder: Path, classes: int = 3, **more: Any) -> nn.Module:
 def test_an_exported_folder(inside: str, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     model = exported(folder, label_names=["n1", "n2", "n3"], label_descriptions={"n1": "ant", "n3": "cat"})
-    found = open_model(str(folder / inside))
-    assert found.form == Form(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.8)
+    found = load_model(str(folder / inside))
+    assert found.preprocessing == Preprocessing(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.8)
     assert (found.classes, found.names, found.channels) == (["n1", "n2", "n3"], ["ant", "n2", "cat"], 3)
     assert (found.weights, found.update) == ("raw", None)
     images = torch.rand(2, 3, 32, 32)
-    with evaluating(model), evaluating(found.model):
+    with eval_mode(model), eval_mode(found.model):
         assert torch.equal(found.model(images), model(images))
 
 
 def test_an_exported_folder_without_names_and_what_it_refuses(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     exported(folder)
-    found = open_model(str(folder), overrides={"run.threads": 1, "data.workers": 0})
+    found = load_model(str(folder), overrides={"run.threads": 1, "data.workers": 0})
     assert (found.classes, found.names, found.config.run.threads) == (["0", "1", "2"], ["0", "1", "2"], 1)
     with pytest.raises(UserError) as caught:
-        open_model(str(folder), overrides={"model.width": 1, "data.image_size": 8})
+        load_model(str(folder), overrides={"model.width": 1, "data.image_size": 8})
     assert str(caught.value).splitlines() == [
         f"{name}: cannot be set here: the folder says it itself; --help names what can"
         for name in ("model.width", "data.image_size")
     ]
     for path in (folder, folder / "model.safetensors"):
         with pytest.raises(UserError) as caught:
-            open_model(str(path), weights="ema")
+            load_model(str(path), weights="ema")
         assert str(caught.value) == f"--weights: {path} is one set of weights: leave it out"
 
 
@@ -361,7 +363,7 @@ def test_an_exported_folder_without_names_and_what_it_refuses(tmp_path: Path) ->
 def test_a_config_that_timm_would_not_load(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError) as caught:
-        open_model(str(tmp_path))
+        load_model(str(tmp_path))
     assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: not one that timm would load: ")
     assert "\n" not in str(caught.value)
 
@@ -373,14 +375,14 @@ def test_weights_alone_in_the_model_that_the_fields_say(runs: dict[str, Path], t
     fields = {f"model.{name}": getattr(settings, name) for name in
               ("name", "patch_size", "width", "depth", "heads", "mlp_ratio", "pool")}  # fmt: skip
     given = {**fields, "data.image_size": 8, "data.mean": [0.25], "data.std": [0.75], "run.threads": 1}
-    found = open_model(str(path), overrides=given)
+    found = load_model(str(path), overrides=given)
     assert holds(found.model, path)
-    assert found.form == Form(8, (0.25,), (0.75,), crop=0.875)
-    assert open_model(str(path), overrides={**given, "data.crop": 1}).form.crop == 1
+    assert found.preprocessing == Preprocessing(8, (0.25,), (0.75,), crop=0.875)
+    assert load_model(str(path), overrides={**given, "data.crop": 1}).preprocessing.crop == 1
     assert (found.classes, found.names, found.channels) == ([str(i) for i in range(10)], found.classes, 1)
     assert (found.weights, found.update) == ("raw", None)
     with pytest.raises(UserError) as caught:
-        open_model(str(path))
+        load_model(str(path))
     assert str(caught.value).startswith(f"model.name: {path} holds weights alone: say whose they are")
 
 
@@ -389,11 +391,11 @@ def test_weights_alone_of_timms_are_read_as_timm_says(tmp_path: Path) -> None:
     path = (tmp_path / "out" / "model.safetensors").rename(tmp_path / "weights.safetensors")
     given = {"model.name": "timm/deit_tiny_patch16_224", "data.image_size": 32,
              "model.args": {"depth": 1, "embed_dim": 12, "num_heads": 2}}  # fmt: skip
-    form = open_model(str(path), overrides=given).form
-    assert form == Form(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop=0.9)
+    preprocessing = load_model(str(path), overrides=given).preprocessing
+    assert preprocessing == Preprocessing(32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop=0.9)
     own = {"data.mean": [0.1, 0.2, 0.3], "data.std": [0.4, 0.5, 0.6], "data.crop": 0.75}
-    form = open_model(str(path), overrides={**given, **own}).form
-    assert form == Form(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.75)
+    preprocessing = load_model(str(path), overrides={**given, **own}).preprocessing
+    assert preprocessing == Preprocessing(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.75)
 
 
 @pytest.mark.parametrize("ending", ["pt", "pth", "bin", "ckpt", "pkl"])
@@ -401,11 +403,11 @@ def test_a_pickle_is_told_to_be_one(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"model.{ending}"
     torch.save({"weight": torch.zeros(2)}, path)
     with pytest.raises(UserError) as caught:
-        open_model(str(path))
+        load_model(str(path))
     assert str(caught.value) == f"{path}: a pickle is never read: convert it to safetensors"
     path.unlink()
     with pytest.raises(UserError) as caught:
-        open_model(str(path))
+        load_model(str(path))
     assert str(caught.value) == f"{path}: no run's folder, checkpoint, exported folder or safetensors file is there"
 
 
@@ -413,7 +415,7 @@ def test_an_onnx_file_is_no_model_here(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"onnx")
     with pytest.raises(UserError) as caught:
-        open_model(str(path))
+        load_model(str(path))
     assert str(caught.value) == (
         f"{path}: onnxruntime runs it; here give the run, or the folder, that it was made from"
     )
@@ -423,8 +425,8 @@ def test_how_many_images_a_model_was_trained_on(runs: dict[str, Path], tmp_path:
     for name, samples in (("averaged", 1294), ("averaged, none chosen", 1438)):
         last = runs[name] / "checkpoints" / "last"
         for path in (runs[name], last, last / "model.safetensors"):
-            assert open_model(str(path)).samples == samples
+            assert load_model(str(path)).samples == samples
         data = open_data(config(runs[name], RUNS[name][0]).data)
         assert len(data.splits["train"]) == samples
     exported(tmp_path / "out")
-    assert open_model(str(tmp_path / "out")).samples is None
+    assert load_model(str(tmp_path / "out")).samples is None

@@ -8,25 +8,30 @@ import json
 
 import pytest
 
-from vit_dist.inference.output import FORMS, Answer, Writer
+from vit_dist.inference.output import FORMATS, ImagePrediction, PredictionWriter
 
 PLAIN = [
-    Answer("a.png", (("cat", 0.5), ("dog", 0.25))),
-    Answer("folder/b.png", (("dog", 0.999), ("cat", 0.001))),
+    ImagePrediction("a.png", (("cat", 0.5), ("dog", 0.25))),
+    ImagePrediction("folder/b.png", (("dog", 0.999), ("cat", 0.001))),
 ]
 LABELLED = [
-    Answer("a.png", (("cat", 0.5), ("dog", 0.25)), "cat", right=True),
-    Answer("b.png", (("dog", 1.0), ("cat", 0.0)), "cat", right=False),
+    ImagePrediction("a.png", (("cat", 0.5), ("dog", 0.25)), "cat", right=True),
+    ImagePrediction("b.png", (("dog", 1.0), ("cat", 0.0)), "cat", right=False),
 ]
-BROKEN = Answer("broken.png", error="cannot be decoded (it is a text)")
+BROKEN = ImagePrediction("broken.png", error="cannot be decoded (it is a text)")
 
 
 def written(
-    form: str, answers: list[Answer], *, labelled: bool = False, top: int = 2, classes: tuple[str, ...] = ("cat", "dog")
+    format: str,
+    answers: list[ImagePrediction],
+    *,
+    labelled: bool = False,
+    top: int = 2,
+    classes: tuple[str, ...] = ("cat", "dog"),
 ) -> str:
     file = io.StringIO(newline="")
-    writer = Writer(
-        file, form, top=top, labelled=labelled, images=[answer.image for answer in answers], classes=classes
+    writer = PredictionWriter(
+        file, format, top=top, labelled=labelled, images=[answer.image for answer in answers], classes=classes
     )
     for answer in answers:
         writer.write(answer)
@@ -34,13 +39,16 @@ def written(
 
 
 def test_forms() -> None:
-    assert FORMS == ("table", "jsonl", "csv")
+    assert FORMATS == ("table", "jsonl", "csv")
 
 
 def test_right_is_what_its_maker_says_of_the_classes_not_of_their_names() -> None:
     assert [answer.right for answer in (*PLAIN, *LABELLED, BROKEN)] == [None, None, True, False, None]
     crane = (("crane", 0.5), ("crane", 0.25))
-    cranes = [Answer("bird.png", crane, "crane", right=True), Answer("machine.png", crane, "crane", right=False)]
+    cranes = [
+        ImagePrediction("bird.png", crane, "crane", right=True),
+        ImagePrediction("machine.png", crane, "crane", right=False),
+    ]
     assert [answer.to_dict()["right"] for answer in cranes] == [True, False]
     assert written("table", cranes, labelled=True, classes=("crane", "crane")) == (
         "image        label  1.            2.\n"
@@ -78,7 +86,11 @@ def test_a_table_says_why_an_image_could_not_be_read_in_its_row() -> None:
 def test_a_table_cuts_long_names_the_front_of_paths_and_the_end_of_classes() -> None:
     path, name = f"start{'x' * 60}/end.png", "abcdefghijklmnopqrstuvwxyz"
     head, row, short = written(
-        "table", [Answer(path, ((name, 0.5),), name, right=True), Answer("a.png", (("dog", 0.5),), name, right=False)],
+        "table",
+        [
+            ImagePrediction(path, ((name, 0.5),), name, right=True),
+            ImagePrediction("a.png", (("dog", 0.5),), name, right=False),
+        ],
         labelled=True, top=1, classes=("dog", name),
     ).splitlines()  # fmt: skip
     cut = "abcdefghijklmnopqrstuvwx"
@@ -90,11 +102,13 @@ def test_a_table_cuts_long_names_the_front_of_paths_and_the_end_of_classes() -> 
 
 def test_a_name_of_exactly_the_width_is_not_cut() -> None:
     path = "p" * 60
-    assert written("table", [Answer(path, (("cat", 0.5),))], top=1).splitlines()[1] == f"{path}  cat    50.0%"
+    assert written("table", [ImagePrediction(path, (("cat", 0.5),))], top=1).splitlines()[1] == f"{path}  cat    50.0%"
 
 
 def test_json_lines() -> None:
-    lines = written("jsonl", [*LABELLED, PLAIN[0], BROKEN, Answer("naïve.png", (("Käse", 1 / 3),))]).splitlines()
+    lines = written(
+        "jsonl", [*LABELLED, PLAIN[0], BROKEN, ImagePrediction("naïve.png", (("Käse", 1 / 3),))]
+    ).splitlines()
     assert lines == [
         '{"image": "a.png", "label": "cat", "right": true, "top": [{"class": "cat", "probability": 0.5}, '
         '{"class": "dog", "probability": 0.25}]}',
@@ -126,9 +140,9 @@ def test_csv() -> None:
 def test_csv_of_names_with_commas_quotes_and_lines_is_read_back() -> None:
     names = ['great white shark, "man-eater"', "two\nlines"]
     answers = [
-        Answer('a, "b".png', ((names[0], 0.75), (names[1], 0.25)), names[0], right=True),
-        Answer("c;d.png", ((names[1], 0.5), (names[0], 0.5)), names[0], right=False),
-        Answer("e.png", error='no "image", at all'),
+        ImagePrediction('a, "b".png', ((names[0], 0.75), (names[1], 0.25)), names[0], right=True),
+        ImagePrediction("c;d.png", ((names[1], 0.5), (names[0], 0.5)), names[0], right=False),
+        ImagePrediction("e.png", error='no "image", at all'),
     ]
     text = written("csv", answers, labelled=True, classes=tuple(names))
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -142,6 +156,6 @@ def test_csv_of_names_with_commas_quotes_and_lines_is_read_back() -> None:
     assert [row["error"] for row in rows] == ["", "", 'no "image", at all']
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_answer_is_a_line_of_its_own(form: str) -> None:
-    assert len(written(form, [*PLAIN, BROKEN]).splitlines()) == 3 + (form != "jsonl")
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_answer_is_a_line_of_its_own(format: str) -> None:
+    assert len(written(format, [*PLAIN, BROKEN]).splitlines()) == 3 + (format != "jsonl")

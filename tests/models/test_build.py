@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_dist.config.schema import ModelConfig
-from vit_dist.data.preprocessing import Preprocessing, preprocessing
+from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model, drop_path_depth
 from vit_dist.models.forward import forward_flops
@@ -222,11 +222,11 @@ def test_depth_of_keyed_draws() -> None:
 
 def test_preprocessing_of_timm_models() -> None:
     half = (0.5, 0.5, 0.5)
-    assert preprocessing(ModelConfig(name="timm/vit_tiny_patch16_224")) == Preprocessing(224, half, half, 0.9)
+    assert timm_preprocessing(ModelConfig(name="timm/vit_tiny_patch16_224")) == Preprocessing(224, half, half, 0.9)
     imagenet = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.9)
-    assert preprocessing(ModelConfig(name="timm/deit_tiny_patch16_224")) == imagenet
-    assert preprocessing(ModelConfig(name="vit_tiny")) is None
-    assert preprocessing(ModelConfig(name="models_of_mine:build")) is None
+    assert timm_preprocessing(ModelConfig(name="timm/deit_tiny_patch16_224")) == imagenet
+    assert timm_preprocessing(ModelConfig(name="vit_tiny")) is None
+    assert timm_preprocessing(ModelConfig(name="models_of_mine:build")) is None
 
 
 def test_a_timm_model_whose_patches_do_not_divide_the_image() -> None:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from vit_dist import Config, train
 from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError
-from vit_dist.inference.load import open_trained, start_from
+from vit_dist.inference.load import load_run_model, start_from
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import parameter_count
 from vit_dist.models.pretrained import classes_and_channels, freeze, load_pretrained, timm_weights
-from vit_dist.models.weights import weights
+from vit_dist.models.weights import state_tensors
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.training.run import Run
 
@@ -69,7 +69,7 @@ def saved(model: nn.Module, folder: Path) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     path = folder / "weights.safetensors"
-    save_file(weights(model), path)
+    save_file(state_tensors(model), path)
     return path
 
 
@@ -250,7 +250,7 @@ def test_from_the_best_weights_of_a_run(kind: str, request: pytest.FixtureReques
     best = load_file(checkpoints / f"update_{run.best.update:08d}" / name)
     last = load_file(checkpoints / "update_00000006" / name)
     assert not torch.equal(best["head.bias"], last["head.bias"])
-    found = open_trained(run.folder, "model.pretrained")
+    found = load_run_model(run.folder, "model.pretrained")
     for path, expected in ((run.folder, best), (checkpoints / "update_00000006", last)):
         model = build_model(digits_model(path), classes=10, channels=1, image_size=8, seed=7)
         assert start_from(model, digits_model(path), found.classes) == []
@@ -356,7 +356,7 @@ def test_a_linear_probe_hands_the_head_alone_to_the_optimizer(built: Callable[[]
 def test_a_run_leaves_what_is_frozen_as_it_was(
     changes: dict[str, Any], trained_names: set[str], raw_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = open_trained(raw_run.folder, "model.pretrained").model.state_dict()
+    start = load_run_model(raw_run.folder, "model.pretrained").model.state_dict()
     config = Config.load(
         "digits",
         {**DIGITS, **changes, "model.pretrained": str(raw_run.folder), "optimizer.weight_decay": 0.5, "train.ema": 0.9,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vit_dist.models.weights import weights
-from vit_dist.optim.ema import Average
+from vit_dist.models.weights import state_tensors
+from vit_dist.optim.ema import EMA
 
 DECAY = 0.28
 # min(decay, n / (9 + n)) of updates 1 to 5.
@@ -62,9 +62,9 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     )
 
 
-def after_five_updates() -> tuple[Odd, Average]:
+def after_five_updates() -> tuple[Odd, EMA]:
     model, generator = Odd(), torch.Generator().manual_seed(1)
-    average = Average(model, DECAY)
+    average = EMA(model, DECAY)
     for applied in range(1, 6):
         moved(model, generator)
         average.update(applied, torch.ones(()))
@@ -73,10 +73,10 @@ def after_five_updates() -> tuple[Odd, Average]:
 
 def test_values_over_five_updates() -> None:
     model, generator = Odd(), torch.Generator().manual_seed(1)
-    average = Average(model, DECAY)
+    average = EMA(model, DECAY)
     expected = {name: tensor.numpy().astype(np.float64) for name, tensor in copies(model.state_dict()).items()}
     table = model.table.numpy().astype(np.float64)
-    assert same(average.tensors(), weights(model))
+    assert same(average.tensors(), state_tensors(model))
     for applied, decay in enumerate(DECAYS, 1):
         moved(model, generator)
         live = copies(model.state_dict())
@@ -101,7 +101,7 @@ def test_decay_is_warmed_up_and_then_its_own(decay: float) -> None:
     for applied in (1, 9, 80, 81, 82, 100_000):
         with torch.no_grad():
             model.weight.fill_(0.0)
-        average = Average(model, decay)
+        average = EMA(model, decay)
         with torch.no_grad():
             model.weight.fill_(1.0)
         average.update(applied, torch.ones(()))
@@ -128,7 +128,7 @@ def test_swapped_exchanges_and_gives_back_bit_for_bit() -> None:
     own, averaged = copies(model.state_dict()), copies(average.tensors())
     table = model.table.clone()
     with average.swapped():
-        inside = weights(model)
+        inside = state_tensors(model)
         assert same(inside, averaged)
         assert same(average.tensors(), {name: own[name] for name in averaged})
         assert torch.equal(model.second.weight, averaged["first.weight"])
@@ -149,7 +149,7 @@ def test_swapped_gives_back_where_the_block_raises() -> None:
 
     def fail() -> None:
         with average.swapped():
-            assert same(weights(model), averaged)
+            assert same(state_tensors(model), averaged)
             raise KeyError("inside")
 
     with pytest.raises(KeyError, match="inside"):
@@ -162,7 +162,7 @@ def test_swap_alone_lasts_and_is_its_own_inverse() -> None:
     model, average = after_five_updates()
     own, averaged = copies(model.state_dict()), copies(average.tensors())
     average.swap()
-    assert same(weights(model), averaged)
+    assert same(state_tensors(model), averaged)
     average.swap()
     assert same(model.state_dict(), own)
 
@@ -170,13 +170,13 @@ def test_swap_alone_lasts_and_is_its_own_inverse() -> None:
 def test_tensors_have_the_names_of_a_checkpoint_and_load_is_their_inverse(tmp_path: Path) -> None:
     model, average = after_five_updates()
     tensors = average.tensors()
-    assert sorted(tensors) == sorted(weights(model)) == SAVED
+    assert sorted(tensors) == sorted(state_tensors(model)) == SAVED
     assert all(tensor.is_contiguous() for tensor in tensors.values())
     save_file(tensors, tmp_path / "ema.safetensors")
     other_model = copy.deepcopy(model)
     moved(other_model, torch.Generator().manual_seed(3))
     live = copies(other_model.state_dict())
-    other = Average(other_model, DECAY)
+    other = EMA(other_model, DECAY)
     other.load(load_file(tmp_path / "ema.safetensors"))
     assert same(other.tensors(), tensors)
     assert same(other_model.state_dict(), live)

@@ -81,7 +81,9 @@ def built(
     """The schedule of a run of that many updates at a peak of 0.25."""
     schedule = ScheduleConfig(name=name, args=args or {}, warmup=warmup, **fields)
     batch = BatchConfig(global_size=GLOBAL_SIZE, micro_size=GLOBAL_SIZE)
-    plan = Plan.of(Config(schedule=schedule, train=TrainConfig(duration=f"{updates} updates"), batch=batch), SAMPLES, 1)
+    plan = Plan.from_config(
+        Config(schedule=schedule, train=TrainConfig(duration=f"{updates} updates"), batch=batch), SAMPLES, 1
+    )
     assert plan.updates == updates
     return Schedule(schedule, optimizer or sgd(), plan, PEAK)
 

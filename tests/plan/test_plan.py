@@ -60,13 +60,13 @@ def plan_of(
         checkpoint=CheckpointConfig(every=every),
         log=LogConfig(every="2 updates"),
     )
-    return Plan.of(config, samples, world)
+    return Plan.from_config(config, samples, world)
 
 
 def global_batch(plan: Plan, position: int) -> list[Slots]:
     """Its micro-batches over all ranks, in their order."""
     numbers = sorted(number for rank in range(plan.world_size) for number in plan.micro_batches_of(rank))
-    assert numbers == list(range(plan.window * plan.world_size))
+    assert numbers == list(range(plan.micro_batches_per_rank * plan.world_size))
     return [plan.slots(position, number) for number in numbers]
 
 
@@ -237,10 +237,10 @@ def test_length_of_the_run(duration: str, total: int, updates: int) -> None:
 
 def test_numbers_of_the_window() -> None:
     plan = plan_of(50, global_size=10, micro_size=2, world=3)
-    assert (plan.micro_batches, plan.window, plan.fillers) == (5, 2, 2)
+    assert (plan.micro_batches, plan.micro_batches_per_rank, plan.fillers) == (5, 2, 2)
     assert [list(plan.micro_batches_of(rank)) for rank in range(3)] == [[0, 3], [1, 4], [2, 5]]
     idle = plan_of(50, global_size=8, micro_size=8, world=3)
-    assert (idle.micro_batches, idle.window, idle.fillers) == (1, 1, 16)
+    assert (idle.micro_batches, idle.micro_batches_per_rank, idle.fillers) == (1, 1, 16)
 
 
 def test_numbers_of_the_schedule() -> None:
@@ -419,7 +419,7 @@ def augmented(
         schedule=ScheduleConfig(warmup="0%"),
         train=TrainConfig(duration=duration),
     )
-    return Plan.of(config, samples, world)
+    return Plan.from_config(config, samples, world)
 
 
 REPEATED = [

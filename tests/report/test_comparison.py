@@ -18,9 +18,9 @@ from vit_dist.cli import main
 from vit_dist.report.comparison import distinct, write_comparison
 from vit_dist.report.curves import comparison_curve, drift_curve
 from vit_dist.report.drawing import save_png
-from vit_dist.report.measures import drift, measured, partings, streams, verdict
+from vit_dist.report.measures import compare_configs, drift, loss_divergence, measured, verdict
 from vit_dist.run_folder.predictions import INPUTS, write_inputs
-from vit_dist.run_folder.record import Record, read_run
+from vit_dist.run_folder.record import RunRecord, read_run
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def finished(folder: Path, *, losses: Any = (3.0, 2.0, 1.0), every: int = 10, **
     return make_run(folder, lines, state="finished", summary=summary(**more), **fields)
 
 
-def two(tmp_path: Path, first: dict[str, Any] | None = None, **second: Any) -> list[Record]:
+def two(tmp_path: Path, first: dict[str, Any] | None = None, **second: Any) -> list[RunRecord]:
     return [read_run(finished(tmp_path / "cpu", **(first or {}))), read_run(finished(tmp_path / "gpu", **second))]
 
 
@@ -57,7 +57,7 @@ MACHINE = "1 × cpu, fp32"
 
 def test_one_identity(tmp_path: Path) -> None:
     runs = two(tmp_path, {"log__every": "10 updates"}, log__every="5 updates", every=5)
-    assert list(streams(runs, NAMES)) == [
+    assert list(compare_configs(runs, NAMES)) == [
         f"gpu and cpu have one identity ({runs[0].config.identity()}): the same batches, augmentations and rates, "
         "update for update."
     ]
@@ -65,10 +65,12 @@ def test_one_identity(tmp_path: Path) -> None:
 
 def test_fields_that_differ_are_named(tmp_path: Path) -> None:
     runs = two(tmp_path, {"optimizer__lr": 1e-3}, optimizer__lr=2e-3, run__seed=7)
-    assert list(streams(runs, NAMES)) == ["gpu is another run than cpu: run.seed 0 → 7, optimizer.lr 0.001 → 0.002."]
+    assert list(compare_configs(runs, NAMES)) == [
+        "gpu is another run than cpu: run.seed 0 → 7, optimizer.lr 0.001 → 0.002."
+    ]
     many = {"run__seed": 1, "model__width": 32, "model__depth": 1, "model__heads": 2, "model__patch_size": 2}
     many |= {"model__dropout": 0.1, "model__drop_path": 0.0, "optimizer__lr": 0.5}
-    [said] = streams([runs[0], read_run(finished(tmp_path / "other", **many))], ["cpu", "other"])
+    [said] = compare_configs([runs[0], read_run(finished(tmp_path / "other", **many))], ["cpu", "other"])
     assert said.startswith("other is another run than cpu: ")
     assert said.count("→") == 6
     assert said.endswith(" and 2 more.")
@@ -77,7 +79,7 @@ def test_fields_that_differ_are_named(tmp_path: Path) -> None:
 def test_other_data_under_one_identity(tmp_path: Path) -> None:
     first = finished(tmp_path / "one")
     second = make_run(tmp_path / "two", [start_line(0, 0.0, plan={"samples": 2000, "updates": 30})])
-    assert list(streams([read_run(first), read_run(second)], ["one", "two"])) == [
+    assert list(compare_configs([read_run(first), read_run(second)], ["one", "two"])) == [
         "two has 2,000 training images, one 480: the streams are not the same."
     ]
 
@@ -88,7 +90,7 @@ def test_drift_by_hand(tmp_path: Path) -> None:
     assert found.of == "the training loss"
     assert found.updates.tolist() == [10, 20, 30]
     assert found.differences.tolist() == pytest.approx([0, 0.25, 0.1])
-    assert list(partings(NAMES, [found])) == [
+    assert list(loss_divergence(NAMES, [found])) == [
         "The training loss of gpu parts from that of cpu by 0.0e+00, relative, at update 10, "
         "by 1.0e-01 at update 30, and by 2.5e-01 at most, at update 20."
     ]
@@ -111,7 +113,7 @@ def test_other_lines_fall_back_to_the_loss_on_val(tmp_path: Path) -> None:
     assert found.of == "the loss on val"
     assert found.updates.tolist() == [15, 30]
     assert found.differences.tolist() == pytest.approx([0, 0.2])
-    [said] = partings(NAMES, [found])
+    [said] = loss_divergence(NAMES, [found])
     assert said.startswith("The loss on val of gpu parts from that of cpu by ")
 
 
@@ -120,7 +122,7 @@ def test_nothing_in_common(tmp_path: Path) -> None:
     other = read_run(make_run(tmp_path / "two", [start_line(0, 0.0), train_line(7, 1.0)]))
     found = drift(one, other)
     assert found.updates.tolist() == []
-    assert list(partings(["one", "two"], [found])) == []
+    assert list(loss_divergence(["one", "two"], [found])) == []
     _, text = write_comparison([one.folder, other.folder], tmp_path / "out")
     assert "parts from" not in text
     assert not (tmp_path / "out" / "drift.png").exists()
@@ -421,7 +423,7 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path, lost: Any) -> None:
     for losses, at in (((4.0, 3.0, lost), 30), ((4.0, lost, lost), 20)):
         runs = two(tmp_path / f"{at}", {"losses": (4.0, 2.0, 1.0)}, losses=losses)
         for one, other, names in ((*runs, NAMES), (*runs[::-1], NAMES[::-1])):
-            assert list(partings(names, [drift(one, other)])) == [
+            assert list(loss_divergence(names, [drift(one, other)])) == [
                 f"The training loss of {names[1]} or {names[0]} is no number at update {at}."
             ]
 
@@ -429,9 +431,9 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path, lost: Any) -> None:
 def test_losses_that_are_the_same_are_said_to_be(tmp_path: Path) -> None:
     found = drift(*two(tmp_path))
     assert found.differences.tolist() == [0, 0, 0]
-    assert list(partings(NAMES, [found])) == ["The training loss of gpu is exactly that of cpu at all 3 lines."]
+    assert list(loss_divergence(NAMES, [found])) == ["The training loss of gpu is exactly that of cpu at all 3 lines."]
     of_val = drift(*two(tmp_path / "val", losses=(3.0,) * 5, every=6))
-    assert list(partings(NAMES, [of_val])) == ["The loss on val of gpu is exactly that of cpu at all 2 lines."]
+    assert list(loss_divergence(NAMES, [of_val])) == ["The loss on val of gpu is exactly that of cpu at all 2 lines."]
 
 
 def drawn_drifts(

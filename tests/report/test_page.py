@@ -45,7 +45,7 @@ from vit_dist.run_folder.predictions import (
     write_inputs,
     write_predictions,
 )
-from vit_dist.run_folder.record import Record, read_run
+from vit_dist.run_folder.record import RunRecord, read_run
 
 CURVES = {"loss", "accuracy", "rate", "gradient_norm", "throughput", "utilisation", "seconds"}
 OF_PREDICTIONS = {"classes", "confusion", "mistakes"}
@@ -508,7 +508,7 @@ def test_a_million_lines(
             file.write(line % (float(update), update, update / 10, 100.0 if update == 654_321 else 2.0))
     read: list[float] = []
 
-    def reading(folder: Path) -> Record:
+    def reading(folder: Path) -> RunRecord:
         begun = time.perf_counter()
         run = read_run(folder)
         read.append(time.perf_counter() - begun)

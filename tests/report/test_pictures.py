@@ -21,7 +21,7 @@ from tests.run_folder.test_record import some_inputs, some_predictions, start_li
 from vit_dist.report import curves, drawing, grids
 from vit_dist.report.html import confusion_table, document, table
 from vit_dist.run_folder.predictions import (
-    Inputs,
+    InputExamples,
     Predictions,
     read_inputs,
     read_predictions,
@@ -530,7 +530,7 @@ def test_inputs_are_read_as_they_were_written(tmp_path: Path) -> None:
     parts = np.asarray([[0.996, 0.004], [0.99, 0.01], [0.5, 0.5], [1, 0]], np.float32)
     pairs = np.asarray([[0, 1], [1, 2], [2, 0], [2, 1]])
     pixels = np.arange(4 * 4, dtype=np.uint8).reshape(4, 1, 2, 2)
-    given = Inputs(pixels.transpose(0, 1, 3, 2), pairs, parts, {"position": 7, "classes": ["a", "b", "c"]})
+    given = InputExamples(pixels.transpose(0, 1, 3, 2), pairs, parts, {"position": 7, "classes": ["a", "b", "c"]})
     write_inputs(path, given)
     found = read_inputs(path)
     assert found is not None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vit_dist.files import json_number, read_json, write_json
-from vit_dist.run_folder.metrics import Journal, read_columns, read_metrics
+from vit_dist.run_folder.metrics import MetricsLog, read_columns, read_metrics
 
 NAMES = ("loss", "top1", "lr", "never_written")
 
@@ -210,13 +210,13 @@ def test_columns_and_lines_agree_on_any_history(tmp_path: Path, seed: int) -> No
 def test_a_torn_line_stays_one_when_a_journal_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(start(0, 1.0)) + "\n" + '{"kind": "tra', encoding="utf-8")
-    journal = Journal(path, writes=True)
+    journal = MetricsLog(path, writes=True)
     line = journal.write("stop", {"update": 0, "reason": "asked to stop"})
     journal.close()
     assert [one["kind"] for one in read_metrics(path)] == ["start", "stop"]
     assert read_metrics(path)[1] == line
     assert line["time"] > 1.7e9
-    Journal(path, writes=False).write("stop", {"update": 0})
+    MetricsLog(path, writes=False).write("stop", {"update": 0})
     assert len(read_metrics(path)) == 2
 
 

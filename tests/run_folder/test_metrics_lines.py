@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 
 from vit_dist.files import json_number, read_json, write_json
-from vit_dist.run_folder.metrics import Journal, read_metrics
+from vit_dist.run_folder.metrics import MetricsLog, read_metrics
 
 
 def test_a_start_line_supersedes_what_lies_beyond_it(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    journal = Journal(path, writes=True)
+    journal = MetricsLog(path, writes=True)
     for kind, update in (("start", 0), ("train", 10), ("train", 20), ("eval", 20), ("train", 30)):
         assert journal.write(kind, {"update": update})["kind"] == kind
     journal.close()
-    again = Journal(path, writes=True)
+    again = MetricsLog(path, writes=True)
     again.write("start", {"update": 20})
     again.write("train", {"update": 25})
     again.close()
     assert len(path.read_text().splitlines()) == 7
     kept = [("start", 0), ("train", 10), ("train", 20), ("eval", 20), ("start", 20), ("train", 25)]
     assert [(line["kind"], line["update"]) for line in read_metrics(path)] == kept
-    third = Journal(path, writes=True)
+    third = MetricsLog(path, writes=True)
     third.write("start", {"update": 0})
     third.close()
     assert [(line["kind"], line["update"]) for line in read_metrics(path)] == [("start", 0), ("start", 0)]
@@ -33,7 +33,7 @@ def test_a_start_line_supersedes_what_lies_beyond_it(tmp_path: Path) -> None:
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    journal = Journal(path, writes=True)
+    journal = MetricsLog(path, writes=True)
     journal.write("start", {"update": 0})
     journal.write("train", {"update": 10, "loss": 1.5})
     journal.close()
@@ -45,13 +45,13 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 
 def test_each_line_is_in_the_file_at_once_and_other_ranks_write_none(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    journal = Journal(path, writes=True)
+    journal = MetricsLog(path, writes=True)
     line = journal.write("train", {"update": 1, "path": tmp_path})
     assert json.loads(path.read_text()) == {**line, "path": str(tmp_path)}
     with pytest.raises(ValueError):
         journal.write("train", {"update": 2, "loss": float("nan")})
     journal.close()
-    silent = Journal(tmp_path / "other.jsonl", writes=False)
+    silent = MetricsLog(tmp_path / "other.jsonl", writes=False)
     assert silent.write("train", {"update": 3})["update"] == 3
     silent.close()
     assert not (tmp_path / "other.jsonl").exists()
@@ -81,7 +81,7 @@ def test_a_start_after_a_torn_line_still_supersedes(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [{"kind": "train", "time": 0, "update": update} for update in (5, 9)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tr')
-    journal = Journal(path, writes=True)
+    journal = MetricsLog(path, writes=True)
     journal.write("start", {"update": 5})
     journal.write("train", {"update": 6})
     journal.close()

@@ -17,7 +17,7 @@ from tests import losses_for_tests
 from tests.processes import run_world
 from tests.training.test_run import digits
 from vit_dist import Config, Run, train
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.stream import Stream
@@ -27,8 +27,8 @@ from vit_dist.run_folder.metrics import Line
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
-    Inputs,
-    Kept,
+    InputExamples,
+    SavedPredictions,
     read_inputs,
     read_predictions,
     write_predictions,
@@ -71,13 +71,13 @@ def folder_of_pictures(root: Path, folder: Path, **more: Any) -> Config:
     return Config.load("folder", changes | {name.replace("__", "."): value for name, value in more.items()})
 
 
-def kept_of(folder: Path) -> Kept:
+def kept_of(folder: Path) -> SavedPredictions:
     kept = read_predictions(folder / PREDICTIONS)
     assert kept is not None
     return kept
 
 
-def inputs_of(folder: Path) -> Inputs:
+def inputs_of(folder: Path) -> InputExamples:
     inputs = read_inputs(folder / INPUTS)
     assert inputs is not None
     return inputs
@@ -89,12 +89,12 @@ def evaluations(run: Run, split: str, weights: str) -> dict[int, Line]:
     return {line["update"]: line for line in lines if (line["split"], line["weights"]) == (split, weights)}
 
 
-def assert_by_its_model(run: Run, kept: Kept, split: str) -> None:
+def assert_by_its_model(run: Run, kept: SavedPredictions, split: str) -> None:
     """Of every sample of the split, in its order, what the run's own model says; pictures of the worst mistakes."""
     config = Config.load(run.folder / "config.yaml")
     data = open_data(config.data)
     subset, found = data.splits[split], kept.predictions
-    pixels = pictures_at(subset, np.arange(len(subset)), run.form)
+    pixels = pictures_at(subset, np.arange(len(subset)), run.preprocessing)
     probabilities = run.predict(pixels).numpy()
     best = np.argsort(-probabilities, 1, kind="stable")[:, :5]
     assert found.index.tolist() == subset.indices.tolist()
@@ -124,7 +124,12 @@ def test_inputs_stay_and_predictions_are_of_the_end(tmp_path: Path, monkeypatch:
     data, runtime = open_data(config.data), Runtime(config.run, "fp32")
     split = data.splits["train"]
     stream = Stream(
-        split, Plan.of(config, len(split), 1), Form(8, data.mean, data.std), config.augment, runtime, workers=0
+        split,
+        Plan.from_config(config, len(split), 1),
+        Preprocessing(8, data.mean, data.std),
+        config.augment,
+        runtime,
+        workers=0,
     )
     [first, *_] = stream.window(0)
     runtime.end()

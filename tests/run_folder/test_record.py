@@ -20,9 +20,9 @@ from vit_dist.files import write_json
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
-    Inputs,
-    Kept,
+    InputExamples,
     Predictions,
+    SavedPredictions,
     write_inputs,
     write_predictions,
 )
@@ -82,7 +82,7 @@ def make_run(
     return folder
 
 
-def some_predictions(classes: Sequence[str]) -> Kept:
+def some_predictions(classes: Sequence[str]) -> SavedPredictions:
     """Of four samples of three classes, two of them wrong."""
     found = Predictions(
         index=np.arange(4),
@@ -91,12 +91,12 @@ def some_predictions(classes: Sequence[str]) -> Kept:
         probability=np.asarray([[0.9, 0.06, 0.04], [0.5, 0.3, 0.2], [0.8, 0.1, 0.1], [0.7, 0.2, 0.1]], np.float32),
     )
     about = {"split": "test", "weights": "raw", "update": 30, "classes": list(classes)}
-    return Kept(found, about, np.asarray([3, 1]), PIXELS)
+    return SavedPredictions(found, about, np.asarray([3, 1]), PIXELS)
 
 
-def some_inputs(classes: Sequence[str]) -> Inputs:
+def some_inputs(classes: Sequence[str]) -> InputExamples:
     pairs, parts = np.asarray([[0, 1], [2, 0]]), np.asarray([[0.75, 0.25], [1.0, 0.0]], np.float32)
-    return Inputs(PIXELS, pairs, parts, {"position": 0, "classes": list(classes)})
+    return InputExamples(PIXELS, pairs, parts, {"position": 0, "classes": list(classes)})
 
 
 def test_spans_and_seconds_with_a_restart_in_the_middle(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_dropout_draws_from_the_seed_it_is_given() -> None:
     torch.rand(7)
     runtime.seed(5)
     assert torch.equal(torch.rand(3), first)
-    assert runtime.read_later(torch.tensor(2.5))() == 2.5
+    assert runtime.copy_scalar_async(torch.tensor(2.5))() == 2.5
     runtime.end()
 
 
@@ -74,9 +74,9 @@ def what_ranks_agree_on() -> dict[str, Any]:
             order.append(runtime.stop_agreed())
     value = {"rank": runtime.rank, "text": "é" * 10, "none": None} if runtime.rank == 0 else "not this"
     result = {
-        "value": runtime.from_main(value),
+        "value": runtime.broadcast(value),
         "stops": order,
-        "sum": runtime.sum(torch.tensor([1.5, runtime.rank], dtype=torch.float64)).tolist(),
+        "sum": runtime.all_reduce_sum(torch.tensor([1.5, runtime.rank], dtype=torch.float64)).tolist(),
         "device": runtime.device.type,
     }
     runtime.end()
@@ -104,13 +104,13 @@ def what_main_did() -> dict[str, Any]:
         ran.append("fail")
         raise UserError(f"run.dir: rank {runtime.rank} of é cannot write:\nset another")
 
-    result: dict[str, Any] = {"value": runtime.on_main(work)}
+    result: dict[str, Any] = {"value": runtime.run_on_main(work)}
     try:
-        runtime.on_main(fail)
+        runtime.run_on_main(fail)
     except UserError as error:
         result["error"] = str(error)
     # The ranks are together still, and nothing is a value too.
-    result["nothing"] = runtime.on_main(lambda: ran.append("last"))
+    result["nothing"] = runtime.run_on_main(lambda: ran.append("last"))
     result["ran"] = ran
     runtime.end()
     return result
@@ -134,7 +134,7 @@ def test_another_error_of_main_is_not_a_persons_mistake() -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
-        runtime.on_main(fail)
+        runtime.run_on_main(fail)
     runtime.end()
 
 

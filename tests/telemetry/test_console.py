@@ -21,7 +21,7 @@ EVAL: dict[str, Any] = {"split": "val", "update": 40, "weights_update": 40, "wei
 
 
 def plan() -> Plan:
-    return Plan.of(Config(train=TrainConfig(duration="100 updates"), schedule=ScheduleConfig()), 1000, 1)
+    return Plan.from_config(Config(train=TrainConfig(duration="100 updates"), schedule=ScheduleConfig()), 1000, 1)
 
 
 def talk(console: Console) -> None:

@@ -10,7 +10,7 @@ import pytest
 from vit_dist.config.config import Config
 from vit_dist.config.schema import BatchConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.plan.plan import Plan
-from vit_dist.run_folder.metrics import place
+from vit_dist.run_folder.metrics import position_fields
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.meter import Meter
@@ -31,7 +31,7 @@ def plan() -> Plan:
         schedule=ScheduleConfig(warmup="0 updates"),
         train=TrainConfig(duration="198 samples"),
     )
-    return Plan.of(config, 30, 1)
+    return Plan.from_config(config, 30, 1)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_a_meters_numbers(runtime: Runtime) -> None:
 
 
 def test_place_in_the_run() -> None:
-    assert place(plan(), 0) == {"update": 0, "epoch": 0.0, "samples": 0}
-    assert place(plan(), 15) == {"update": 15, "epoch": 2.0, "samples": 60}
-    assert place(plan(), 50) == {"update": 50, "epoch": 6.6, "samples": 198}
+    assert position_fields(plan(), 0) == {"update": 0, "epoch": 0.0, "samples": 0}
+    assert position_fields(plan(), 15) == {"update": 15, "epoch": 2.0, "samples": 60}
+    assert position_fields(plan(), 50) == {"update": 50, "epoch": 6.6, "samples": 198}
 
 
 def test_the_clock_stands_still_while_paused(runtime: Runtime) -> None:

@@ -28,7 +28,14 @@ from vit_dist import Config, Run, train
 from vit_dist.config.schema import LogConfig, RunConfig
 from vit_dist.files import read_json
 from vit_dist.run_folder.metrics import Line, read_metrics
-from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
+from vit_dist.run_folder.predictions import (
+    INPUTS,
+    PREDICTIONS,
+    InputExamples,
+    SavedPredictions,
+    read_inputs,
+    read_predictions,
+)
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.trackers import Trackers, chosen_trackers, wandb_mode
 
@@ -182,7 +189,7 @@ def test_without_a_login_nothing_starts_and_one_line_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
-def kept_of(folder: Path) -> tuple[Inputs, Kept]:
+def kept_of(folder: Path) -> tuple[InputExamples, SavedPredictions]:
     inputs, kept = read_inputs(folder / INPUTS), read_predictions(folder / PREDICTIONS)
     assert inputs is not None
     assert kept is not None
@@ -362,7 +369,7 @@ def test_wandb_few_mistakes_are_all_shown_and_none_are_no_error(
     trackers.start(None)
     captions = [f"{one}, is {true}" for one, true in kept.captions()]
     for step, count in ((1, 2), (2, 0)):
-        part = Kept(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
+        part = SavedPredictions(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
         trackers.show_predictions(part, captions[:count], step)
     trackers.log({"kind": "train", "time": 0.0, "update": 3, "loss": 1.0})
     trackers.end()
@@ -535,10 +542,10 @@ def test_tensorboard_few_mistakes_and_none(runtime: Runtime, tmp_path: Path, boa
     trackers = Trackers(config, runtime, said.append)
     trackers.start(None)
     for step, count in ((1, 2), (2, 0)):
-        part = Kept(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
+        part = SavedPredictions(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
         trackers.show_predictions(part, ["x"] * count, step)
     many = {**kept.about, "classes": [str(number) for number in range(101)]}
-    trackers.show_predictions(Kept(kept.predictions, many, kept.shown[:1], kept.pictures[:1]), ["x"], 3)
+    trackers.show_predictions(SavedPredictions(kept.predictions, many, kept.shown[:1], kept.pictures[:1]), ["x"], 3)
     trackers.end()
     found = events(tmp_path)
     assert said == []

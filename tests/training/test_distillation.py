@@ -18,12 +18,12 @@ from vit_dist import Config, UserError, train
 from vit_dist.config.schema import LossConfig, RunConfig
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.batch import Batch
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import Data, whole
+from vit_dist.data.sources.splits import LabelledSplits, all_of
 from vit_dist.data.stream import Stream
-from vit_dist.inference.load import open_trained
+from vit_dist.inference.load import load_run_model
 from vit_dist.models.build import build_model
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import read_metrics
@@ -47,7 +47,7 @@ DIGITS: dict[str, Any] = {
     "run.threads": 1,
     "log.report": False,
 }
-STUDENTS = Form(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+STUDENTS = Preprocessing(32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
 
 def digits(folder: Path, **more: Any) -> Config:
@@ -71,24 +71,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pictures(channels: int = 3, classes: int = 3, side: int = 32) -> Data:
+def pictures(channels: int = 3, classes: int = 3, side: int = 32) -> LabelledSplits:
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (5, channels, side, side), dtype=np.uint8)
     source = MemorySource(pixels, np.arange(5) % classes)
     names = tuple(f"class {i}" for i in range(classes))
-    return Data({"train": whole(source)}, names, channels, side, (0.5,) * channels, (0.5,) * channels)
+    return LabelledSplits({"train": all_of(source)}, names, channels, side, (0.5,) * channels, (0.5,) * channels)
 
 
-def pixels_of(data: Data) -> NDArray[np.uint8]:
+def pixels_of(data: LabelledSplits) -> NDArray[np.uint8]:
     source = data.splits["train"].source
     assert isinstance(source, MemorySource)
     return source.pixels
 
 
-def seen(data: Data, form: Form) -> Tensor:
+def seen(data: LabelledSplits, preprocessing: Preprocessing) -> Tensor:
     """The images as a student of that form sees them."""
-    mean, std = torch.tensor(form.mean), torch.tensor(form.std)
-    return normalise(torch.from_numpy(pixels_of(data)), form.image_size, mean, std)
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    return normalise(torch.from_numpy(pixels_of(data)), preprocessing.image_size, mean, std)
 
 
 def preprocessed(pixels: NDArray[np.uint8], side: int, mean: Any, std: Any) -> Tensor:
@@ -116,7 +116,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def built(config: LossConfig, data: Data, students: Form, runtime: Runtime) -> Teacher:
+def built(config: LossConfig, data: LabelledSplits, students: Preprocessing, runtime: Runtime) -> Teacher:
     teacher = build_teacher(config, data, students, runtime.device, runtime.autocast)
     assert teacher is not None
     return teacher
@@ -141,9 +141,9 @@ def test_a_timm_teacher_of_other_channels_sees_what_the_student_sees(tmp_path: P
     original = timm.create_model("test_vit", num_classes=3, in_chans=1, img_size=32).eval()
     save_file(original.state_dict(), tmp_path / "grey.safetensors")
     config = LossConfig(teacher="timm/test_vit", teacher_weights=str(tmp_path / "grey.safetensors"))
-    form = Form(32, (0.4,), (0.2,))
-    images = seen(pictures(channels=1), form)
-    found = built(config, pictures(channels=1), form, runtime)(images)
+    preprocessing = Preprocessing(32, (0.4,), (0.2,))
+    images = seen(pictures(channels=1), preprocessing)
+    found = built(config, pictures(channels=1), preprocessing, runtime)(images)
     with torch.no_grad():
         torch.testing.assert_close(found, original(images), rtol=1e-5, atol=1e-6)
 
@@ -151,22 +151,22 @@ def test_a_timm_teacher_of_other_channels_sees_what_the_student_sees(tmp_path: P
 @pytest.mark.parametrize("side", [8, 12, 5])
 def test_a_run_teaches_by_its_best_weights_on_images_as_it_knew_them(run: Path, side: int, runtime: Runtime) -> None:
     data = pictures(channels=1, side=side)
-    data = Data(data.splits, tuple(str(i) for i in range(10)), 1, side, data.mean, data.std)
-    own = open_trained(run, "own")
+    data = LabelledSplits(data.splits, tuple(str(i) for i in range(10)), 1, side, data.mean, data.std)
+    own = load_run_model(run, "own")
     assert own.weights == "ema"
-    students = Form(side, (0.1,), (0.7,))
+    students = Preprocessing(side, (0.1,), (0.7,))
     for path in (run, run / "checkpoints" / "best"):
         teacher = built(LossConfig(teacher=str(path)), data, students, runtime)
         found = teacher(seen(data, students))
         with torch.no_grad():
-            expected = own.model.eval()(preprocessed(pixels_of(data), 8, own.form.mean, own.form.std))
+            expected = own.model.eval()(preprocessed(pixels_of(data), 8, own.preprocessing.mean, own.preprocessing.std))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_teacher_never_trains(run: Path, runtime: Runtime) -> None:
     data = open_data(digits(run).data)
-    form = Form(8, data.mean, data.std)
-    teacher = built(LossConfig(teacher=str(run)), data, form, runtime)
+    preprocessing = Preprocessing(8, data.mean, data.std)
+    teacher = built(LossConfig(teacher=str(run)), data, preprocessing, runtime)
     assert teacher.train() is teacher
     teacher.train(True)
     assert not any(module.training for module in teacher.modules())
@@ -191,12 +191,12 @@ def test_a_teacher_never_trains(run: Path, runtime: Runtime) -> None:
 def test_a_teacher_thinks_in_the_runs_precision(run: Path) -> None:
     runtime = Runtime(RunConfig(device="cpu", threads=1), "bf16")
     data = open_data(digits(run).data)
-    teacher = built(LossConfig(teacher=str(run)), data, Form(8, data.mean, data.std), runtime)
+    teacher = built(LossConfig(teacher=str(run)), data, Preprocessing(8, data.mean, data.std), runtime)
     images = torch.randn(6, 1, 8, 8)
     half = teacher(images)
     runtime.end()
     assert half.dtype == torch.bfloat16
-    own = open_trained(run, "own")
+    own = load_run_model(run, "own")
     with torch.no_grad():
         torch.testing.assert_close(half.float(), own.model.eval()(images), rtol=0.1, atol=0.02)
 
@@ -257,11 +257,11 @@ def first_loss(config: Config, of: Any) -> float:
     """By hand: the mean of `of` (logits, teacher's logits, targets → one each) over the first global batch."""
     runtime = Runtime(config.run, "fp32")
     data = open_data(config.data)
-    form = Form(8, data.mean, data.std)
-    plan = Plan.of(config, len(data.splits["train"]), 1)
-    stream = Stream(data.splits["train"], plan, form, config.augment, runtime, workers=0)
+    preprocessing = Preprocessing(8, data.mean, data.std)
+    plan = Plan.from_config(config, len(data.splits["train"]), 1)
+    stream = Stream(data.splits["train"], plan, preprocessing, config.augment, runtime, workers=0)
     student = build_model(config.model, classes=10, channels=1, image_size=8, seed=config.run.seed)
-    teacher = open_trained(Path(config.loss.teacher), "own").model.eval()
+    teacher = load_run_model(Path(config.loss.teacher), "own").model.eval()
     values: list[float] = []
     with torch.no_grad():
         for batch in stream.window(0):
@@ -358,7 +358,7 @@ def test_a_timm_teacher_teaches_a_run(weights: Path, image_folder: Path, tmp_pat
 
 def test_a_teacher_may_have_batch_norm_and_its_errors_name_it(tmp_path: Path, runtime: Runtime) -> None:
     data = pictures()
-    students = Form(32, (0.5,) * 3, (0.25,) * 3)
+    students = Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
     torch.manual_seed(0)
     resnet = timm.create_model("test_resnet", num_classes=3)
     save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")

@@ -16,11 +16,11 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from vit_dist import Config, UserError, train
-from vit_dist.checkpointing.folder import follow
+from vit_dist.checkpointing.folder import pointed_to
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import Data, whole
-from vit_dist.inference.load import open_trained
+from vit_dist.data.sources.splits import LabelledSplits, all_of
+from vit_dist.inference.load import load_run_model
 from vit_dist.models.build import build_model
 from vit_dist.training.run import Run
 
@@ -71,21 +71,21 @@ def from_timm(images: Path, path: Path, folder: Path, **changes: Any) -> Config:
     return Config.load(None, {**overrides, **SHORT, **changes})
 
 
-def grey_pictures() -> Data:
+def grey_pictures() -> LabelledSplits:
     """Three classes of grey pictures of 8 pixels: dark, bright, and the left half bright."""
     generator = np.random.default_rng(0)
     labels = np.arange(48, dtype=np.int64) % 3
     pixels = generator.integers(0, 100, (48, 1, 8, 8), dtype=np.uint8)
     pixels[labels == 1] += 150
     pixels[labels == 2, :, :, :4] += 150
-    source = whole(MemorySource(pixels, labels))
+    source = all_of(MemorySource(pixels, labels))
     parts = {"train": source.indices[:36], "val": source.indices[36:]}
     splits = {name: dataclasses.replace(source, indices=indices) for name, indices in parts.items()}
-    return Data(splits, ("dark", "bright", "half"), 1, 8, (0.3,), (0.3,))
+    return LabelledSplits(splits, ("dark", "bright", "half"), 1, 8, (0.3,), (0.3,))
 
 
 def last_weights(run: Run) -> dict[str, Tensor]:
-    path = follow(run.folder / "checkpoints", "last")
+    path = pointed_to(run.folder / "checkpoints", "last")
     assert path is not None
     return load_file(path / "model.safetensors")
 
@@ -107,7 +107,7 @@ def resumed_from(run: Run) -> list[int]:
 def test_from_a_runs_folder_on_other_classes(
     digits_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = open_trained(digits_run.folder, "run.dir").model.state_dict()
+    start = load_run_model(digits_run.folder, "run.dir").model.state_dict()
     pretrained = {"model.pretrained": str(digits_run.folder)}
     still = train(digits(tmp_path / "still", **pretrained, **STILL), source=grey_pictures())
     assert "head: starts anew" in capsys.readouterr().out
@@ -153,7 +153,7 @@ def test_colour_weights_for_grey_pictures(
     small = {"model.width": 16, "model.depth": 1, "model.heads": 2, "model.patch_size": 4, "model.mlp_ratio": 2}
     overrides = {**small, **SHORT, "model.pool": "mean", "data.image_size": 16, "data.root": str(image_folder)}
     colour = train(Config.load("folder", {**overrides, "run.dir": str(tmp_path / "colour")}))
-    start = dict(open_trained(colour.folder, "run.dir").model.state_dict())
+    start = dict(load_run_model(colour.folder, "run.dir").model.state_dict())
     capsys.readouterr()
     config = digits(tmp_path / "grey", **{"model.pretrained": str(colour.folder)}, **STILL)
     run = train(config)
@@ -182,10 +182,10 @@ def test_from_timms_weights_the_recipe_and_what_the_model_was_made_for(
     config = from_timm(image_folder, timm_file, tmp_path / "run", **STILL)
     run = train(config)
     made_for = timm.get_pretrained_cfg("test_vit")
-    assert run.form.image_size == made_for.input_size[-1] == 160
-    assert run.form.mean == tuple(made_for.mean) == (0.5, 0.5, 0.5)
-    assert run.form.std == tuple(made_for.std) == (0.5, 0.5, 0.5)
-    assert run.form.crop == made_for.crop_pct == 0.95
+    assert run.preprocessing.image_size == made_for.input_size[-1] == 160
+    assert run.preprocessing.mean == tuple(made_for.mean) == (0.5, 0.5, 0.5)
+    assert run.preprocessing.std == tuple(made_for.std) == (0.5, 0.5, 0.5)
+    assert run.preprocessing.crop == made_for.crop_pct == 0.95
     assert "head: starts anew" in capsys.readouterr().out
     start = load_file(timm_file)
     assert moved(last_weights(run), start) == {"head.weight", "head.bias"}
@@ -199,8 +199,12 @@ def test_the_configs_own_preprocessing_goes_before_the_models(
 ) -> None:
     own = {"data.image_size": 32, "data.mean": [0.1, 0.2, 0.3], "data.std": [1, 2, 3]}
     run = train(from_timm(image_folder, timm_file, tmp_path / "run", **own, **STILL))
-    assert (run.form.image_size, run.form.mean, run.form.std) == (32, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    assert run.form.crop == 0.95
+    assert (run.preprocessing.image_size, run.preprocessing.mean, run.preprocessing.std) == (
+        32,
+        (0.1, 0.2, 0.3),
+        (1.0, 2.0, 3.0),
+    )
+    assert run.preprocessing.crop == 0.95
     assert "pos_embed: resampled from 101 to 5 tokens" in capsys.readouterr().out
 
 
@@ -212,7 +216,7 @@ def test_grey_pictures_keep_their_own_mean(timm_file: Path, tmp_path: Path) -> N
     )  # fmt: skip
     run = train(config)
     data = open_data(config.data)
-    assert (run.form.mean, run.form.std) == (data.mean, data.std)
+    assert (run.preprocessing.mean, run.preprocessing.std) == (data.mean, data.std)
     kernel = load_file(timm_file)["patch_embed.proj.weight"]
     torch.testing.assert_close(last_weights(run)["patch_embed.proj.weight"], kernel.sum(1, keepdim=True))
 

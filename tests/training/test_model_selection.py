@@ -9,7 +9,7 @@ import pytest
 
 from vit_dist.checkpointing.state import Best, TrainState
 from vit_dist.config.schema import EvaluateConfig
-from vit_dist.training.model_selection import better, judge, out_of_patience, value_of, weights_of
+from vit_dist.training.model_selection import is_improvement, out_of_patience, update_best, value_of, weights_of
 
 BOTH = {
     "raw": {"loss": 0.5, "top1": 80.0, "top5": 98.0},
@@ -24,10 +24,10 @@ def judged(values: Sequence[float], warming: int = 0, **evaluate: Any) -> list[t
     for number, value in enumerate(values):
         state.position = 10 * (number + 1)
         scores = {"raw": {"loss": -1.0, "top1": -1.0, "top5": None, config.metric.removeprefix("raw_"): value}}
-        best = judge(state, config, scores, warming=number < warming)
+        best = update_best(state, config, scores, warming=number < warming)
         assert state.best is not None
         assert best == (state.best.update == state.position)
-        found.append((best, state.stale, out_of_patience(state, config)))
+        found.append((best, state.evaluations_without_improvement, out_of_patience(state, config)))
     return found
 
 
@@ -116,12 +116,12 @@ def test_averaged_weights_are_chosen_where_there_are_any_and_not_asked_otherwise
 ) -> None:
     assert (weights_of(metric, BOTH), value_of(metric, BOTH)) == (weights, value)
     state = TrainState(position=30)
-    assert judge(state, EvaluateConfig(metric=metric), BOTH, warming=False)
+    assert update_best(state, EvaluateConfig(metric=metric), BOTH, warming=False)
     assert state.best == Best(update=30, metric=metric, value=value, weights=weights)
-    assert state.bar == value
+    assert state.patience_baseline == value
     assert (weights_of(metric, ALONE), value_of(metric, ALONE)) == ("raw", ALONE["raw"][metric.removeprefix("raw_")])
     alone = TrainState(position=30)
-    assert judge(alone, EvaluateConfig(metric=metric), ALONE, warming=False)
+    assert update_best(alone, EvaluateConfig(metric=metric), ALONE, warming=False)
     assert alone.best == Best(update=30, metric=metric, value=value_of(metric, ALONE), weights="raw")
 
 
@@ -145,26 +145,34 @@ def test_raw_metrics_improve_as_their_own_do() -> None:
     ],
 )
 def test_better(metric: str, value: float, than: float, by: float, answer: bool) -> None:
-    assert better(metric, value, than, by) is answer
+    assert is_improvement(metric, value, than, by) is answer
 
 
 def test_a_state_that_went_through_json_goes_on_the_same() -> None:
     config = EvaluateConfig(metric="top1", patience=3, min_delta=1.0)
     state = TrainState(position=10)
     for value in (50.0, 50.5):
-        judge(state, config, {"raw": {"top1": value}}, warming=False)
+        update_best(state, config, {"raw": {"top1": value}}, warming=False)
     again = TrainState.from_dict(state.to_dict())
-    assert (again.bar, again.stale, again.best) == (50.0, 1, Best(10, "top1", 50.5, "raw"))
+    assert (again.patience_baseline, again.evaluations_without_improvement, again.best) == (
+        50.0,
+        1,
+        Best(10, "top1", 50.5, "raw"),
+    )
     again.position = 20
-    assert not judge(again, config, {"raw": {"top1": 50.25}}, warming=False)
-    assert (again.bar, again.stale, again.best) == (50.0, 2, Best(10, "top1", 50.5, "raw"))
+    assert not update_best(again, config, {"raw": {"top1": 50.25}}, warming=False)
+    assert (again.patience_baseline, again.evaluations_without_improvement, again.best) == (
+        50.0,
+        2,
+        Best(10, "top1", 50.5, "raw"),
+    )
 
 
 def test_a_metric_that_is_no_number_is_never_the_best() -> None:
     state = TrainState()
     config = EvaluateConfig(metric="loss", patience=3)
     nan = float("nan")
-    found = [judge(state, config, {"raw": {"loss": loss}}, warming=False) for loss in (nan, 1.0, nan, 0.5)]
+    found = [update_best(state, config, {"raw": {"loss": loss}}, warming=False) for loss in (nan, 1.0, nan, 0.5)]
     assert found == [False, True, False, True]
     assert state.best is not None
-    assert (state.best.value, state.bar, state.stale) == (0.5, 0.5, 0)
+    assert (state.best.value, state.patience_baseline, state.evaluations_without_improvement) == (0.5, 0.5, 0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tests import losses_for_tests
 from tests.processes import run_world
 from vit_dist import Config, UserError, train
-from vit_dist.checkpointing.folder import follow
+from vit_dist.checkpointing.folder import pointed_to
 from vit_dist.cli import main
 from vit_dist.data.sources.open import open_data
 from vit_dist.files import read_json
@@ -288,7 +288,7 @@ def train_and_stop(values: dict[str, Any], rank: str, forward: int) -> bool:
 
 
 def last_of(folder: Path) -> Path:
-    found = follow(folder / "checkpoints", "last")
+    found = pointed_to(folder / "checkpoints", "last")
     assert found is not None
     return found
 
@@ -301,7 +301,7 @@ def ending(folder: Path) -> dict[str, Any]:
     """All that a run's last checkpoint holds, but for seconds and what names its folder."""
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in last_of(folder).glob("*.safetensors")}
     state = state_of(folder)
-    kept = {name: state[name] for name in ("schedule", "optimizer", "form", "classes")}
+    kept = {name: state[name] for name in ("schedule", "optimizer", "preprocessing", "classes")}
     return {**files, **kept, "train": {k: v for k, v in state["train"].items() if k != "train_seconds"}}
 
 
@@ -526,11 +526,11 @@ def test_patience_ends_a_run_where_its_evaluations_say(
 
 
 def test_patience_is_half_spent_at_the_stop(stories: Stories) -> None:
-    assert stories.stop("patience")["train"]["stale"] == 1
-    assert stories.stop("patience")["train"]["bar"] == next(
+    assert stories.stop("patience")["train"]["evaluations_without_improvement"] == 1
+    assert stories.stop("patience")["train"]["patience_baseline"] == next(
         line["loss"] for line in lines(stories.whole("patience").history, "eval") if line["update"] == 24
     )
-    assert stories.stop("everything")["train"]["stale"] == 1
+    assert stories.stop("everything")["train"]["evaluations_without_improvement"] == 1
 
 
 def test_a_run_out_of_patience_ends_with_a_checkpoint_and_is_scored_by_its_best(stories: Stories) -> None:
@@ -612,7 +612,7 @@ def test_two_processes_do_as_one_with_everything(stories: Stories, tmp_path: Pat
     told = run_world(2, train_and_tell, tmp_path / "logs", config.to_dict())
     history = read_metrics(config.folder / "metrics.jsonl")
     assert lines(history, "start")[0]["world_size"] == 2
-    assert lines(history, "start")[0]["plan"]["window"] == 1
+    assert lines(history, "start")[0]["plan"]["micro_batches_per_rank"] == 1
     assert course(told[0]) == course(told[1]) == course(history)
     assert rates(history).tolist() == rates(alone.history).tolist()
     # Once in the middle of a rate that was reduced and a patience that was half spent.
@@ -631,7 +631,11 @@ def test_two_processes_do_as_one_with_everything(stories: Stories, tmp_path: Pat
     state, expected_state = state_of(config.folder), state_of(alone.folder)
     assert alone.best is not None
     assert state["train"]["best"]["update"] == alone.best.update
-    assert state["train"]["stale"] == expected_state["train"]["stale"] == 2
+    assert (
+        state["train"]["evaluations_without_improvement"]
+        == expected_state["train"]["evaluations_without_improvement"]
+        == 2
+    )
     assert read_json(config.folder / "summary.json")["updates"] == 32
 
 

@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 from tests.processes import run_world
 from vit_dist import Config, Run, UserError, train
 from vit_dist.cli import main
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.files import read_json
@@ -100,9 +100,9 @@ def ids_and_evaluations() -> dict[str, Any]:
     config = digits(Path("unused"))
     runtime = Runtime(config.run, "fp32")
     data = open_data(config.data)
-    plan = Plan.of(config, len(data.splits["train"]), runtime.world_size)
-    form = Form(8, data.mean, data.std)
-    stream = Stream(data.splits["train"], plan, form, config.augment, runtime, workers=0)
+    plan = Plan.from_config(config, len(data.splits["train"]), runtime.world_size)
+    preprocessing = Preprocessing(8, data.mean, data.std)
+    stream = Stream(data.splits["train"], plan, preprocessing, config.augment, runtime, workers=0)
     ids = []
     for position in range(plan.updates):
         windows = [batch.ids[batch.weights > 0].tolist() for batch in stream.window(position)]
@@ -111,7 +111,7 @@ def ids_and_evaluations() -> dict[str, Any]:
     evaluations = {}
     for split in ("val", "test"):
         for size in (7, 64):
-            one = EvaluationStream(data.splits[split], form, runtime, batch_size=size, workers=0)
+            one = EvaluationStream(data.splits[split], preprocessing, runtime, batch_size=size, workers=0)
             result = evaluate(model, one, len(data.splits[split]), runtime)
             evaluations[f"{split} {size}"] = [result.seen, result.top1, result.top5, result.loss]
     runtime.end()
@@ -158,7 +158,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
         assert state["train"]["skipped"] == 0
     start = next(line for line in histories[1] if line["kind"] == "start")
     assert start["world_size"] == 2
-    assert start["plan"]["window"] == 2
+    assert start["plan"]["micro_batches_per_rank"] == 2
     assert start["all_reduce_bytes"] == 4 * start["parameters"]
     assert start["all_reduce_calls"] == 1
 

@@ -10,10 +10,10 @@ import pytest
 
 from vit_dist.config.config import Config
 from vit_dist.config.schema import BatchConfig, OptimizerConfig
-from vit_dist.data.preprocessing import form_of
+from vit_dist.data.preprocessing import resolve_preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import Data, whole
+from vit_dist.data.sources.splits import LabelledSplits, all_of
 from vit_dist.errors import UserError
 from vit_dist.plan.plan import Plan
 from vit_dist.training.components import refuse_metrics
@@ -27,14 +27,14 @@ def plateau(metric: str) -> dict[str, Any]:
     return {"schedule.name": "ReduceLROnPlateau", "schedule.args": {"metric": metric}}
 
 
-def pictures(classes: int, *splits: str) -> Data:
+def pictures(classes: int, *splits: str) -> LabelledSplits:
     """Of so many classes."""
-    split = whole(MemorySource(np.zeros((12, 1, 8, 8), np.uint8), np.arange(12) % classes))
+    split = all_of(MemorySource(np.zeros((12, 1, 8, 8), np.uint8), np.arange(12) % classes))
     names = tuple(str(i) for i in range(classes))
-    return Data(dict.fromkeys(splits, split), names, 1, 8, (0.5,), (0.25,))
+    return LabelledSplits(dict.fromkeys(splits, split), names, 1, 8, (0.5,), (0.25,))
 
 
-def refusal(config: Config, data: Data) -> str:
+def refusal(config: Config, data: LabelledSplits) -> str:
     with pytest.raises(UserError) as error:
         refuse_metrics(config, data)
     return str(error.value)
@@ -111,8 +111,8 @@ def test_peak_text(optimizer: dict[str, Any], size: int, text: str) -> None:
 def rows(processes: int, **changes: Any) -> dict[str, str]:
     config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
     data = open_data(config.data)
-    plan = Plan.of(config, len(data.splits["train"]), processes)
-    return plan_rows(config, data, form_of(config, data), plan, 1_797_130, 17_580_000_000)
+    plan = Plan.from_config(config, len(data.splits["train"]), processes)
+    return plan_rows(config, data, resolve_preprocessing(config, data), plan, 1_797_130, 17_580_000_000)
 
 
 def test_rows_of_a_plan() -> None:
@@ -198,19 +198,21 @@ def test_rows_of_what_shapes_learning(row: str, changes: dict[str, Any], text: s
 
 def test_form_is_the_configs_and_else_the_datas() -> None:
     data = dataclasses.replace(pictures(3, "train"), mean=(0.1,), std=(0.2,))
-    form = form_of(Config.load("digits"), data)
-    assert (form.image_size, form.mean, form.std) == (8, (0.1,), (0.2,))
-    form = form_of(Config.load("digits", {"data.image_size": 16, "data.mean": [0.3], "data.std": [0.4]}), data)
-    assert (form.image_size, form.mean, form.std) == (16, (0.3,), (0.4,))
+    preprocessing = resolve_preprocessing(Config.load("digits"), data)
+    assert (preprocessing.image_size, preprocessing.mean, preprocessing.std) == (8, (0.1,), (0.2,))
+    preprocessing = resolve_preprocessing(
+        Config.load("digits", {"data.image_size": 16, "data.mean": [0.3], "data.std": [0.4]}), data
+    )
+    assert (preprocessing.image_size, preprocessing.mean, preprocessing.std) == (16, (0.3,), (0.4,))
     wrong = Config.load("digits", {"data.mean": [0.3, 0.3, 0.3], "data.std": [0.4, 0.4, 0.4]})
     with pytest.raises(UserError, match=r"^data.mean: has 3 values and the images 1 channels: give one each$"):
-        form_of(wrong, data)
+        resolve_preprocessing(wrong, data)
 
 
 def test_the_part_that_evaluation_keeps_is_the_configs_or_the_models() -> None:
     def crop(**changes: Any) -> float:
         config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
-        return form_of(config, open_data(config.data)).crop
+        return resolve_preprocessing(config, open_data(config.data)).crop
 
     assert crop() == 0.875
     assert crop(data__crop=1.0) == 1.0

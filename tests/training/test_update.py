@@ -28,12 +28,12 @@ from vit_dist.config.schema import (
 )
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.batch import Batch
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import whole
+from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import Stream
 from vit_dist.models.build import build_model
-from vit_dist.optim.ema import Average
+from vit_dist.optim.ema import EMA
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.keys import Purpose, keys, uniform
@@ -70,17 +70,23 @@ def source() -> MemorySource:
 
 
 def stream(plan: Plan, runtime: Runtime) -> Stream:
-    form = Form(12, (0.5,), (0.25,), DEPTH)
-    return Stream(whole(source()), plan, form, AugmentConfig(shift=1, flip=0.5), runtime, workers=0)
+    preprocessing = Preprocessing(12, (0.5,), (0.25,))
+    return Stream(
+        all_of(source()),
+        plan,
+        preprocessing,
+        AugmentConfig(shift=1, flip=0.5),
+        runtime,
+        workers=0,
+        drop_path_depth=DEPTH,
+    )
 
 
 def in_float64(batch: Batch) -> Batch:
     return dataclasses.replace(batch, images=batch.images.double())
 
 
-def updater(
-    module: nn.Module, settings: Config, plan: Plan, runtime: Runtime, average: Average | None = None
-) -> Updater:
+def updater(module: nn.Module, settings: Config, plan: Plan, runtime: Runtime, average: EMA | None = None) -> Updater:
     prepared = runtime.prepare(module)
     lr = settings.optimizer.lr
     optimizer = build_optimizer(settings.optimizer, module, lr)
@@ -97,12 +103,12 @@ def gradients_of_all_splits(folder: str) -> list[int]:
     sizes = []
     for micro_size in MICRO_SIZES:
         settings = config(micro_size)
-        plan = Plan.of(settings, SAMPLES, runtime.world_size)
+        plan = Plan.from_config(settings, SAMPLES, runtime.world_size)
         module = model()
         one = updater(module, settings, plan, runtime)
         window = [in_float64(batch) for batch in stream(plan, runtime).window(1)]
         sizes.append(len(window))
-        one.accumulate(window, plan.window, plan.weight(1))
+        one.accumulate(window, plan.micro_batches_per_rank, plan.weight(1))
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         save_file(gradients, Path(folder) / f"{micro_size}_{runtime.rank}.safetensors")
         assert one.take_sums()[2] == GLOBAL
@@ -112,7 +118,7 @@ def gradients_of_all_splits(folder: str) -> list[int]:
 
 def reference_gradients() -> dict[str, torch.Tensor]:
     """By hand: the mean loss of samples 21 … 41 of the stream, as one batch, by autograd alone."""
-    plan = Plan.of(config(GLOBAL + 1), SAMPLES, 1)
+    plan = Plan.from_config(config(GLOBAL + 1), SAMPLES, 1)
     slots = plan.slots(1, 0)
     ids, epochs = slots.index[:GLOBAL], slots.epoch[:GLOBAL]
     assert set(epochs) == {0, 1}
@@ -153,20 +159,34 @@ def all_reduces(folder: str) -> dict[str, int]:
     """gloo's all-reduces in 4 updates of 3 micro-batches per rank, after the buckets have settled."""
     settings = dataclasses.replace(config(4), model=dataclasses.replace(MODEL, width=128, depth=6, patch_size=2))
     runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
-    plan = Plan.of(settings, SAMPLES, runtime.world_size)
+    plan = Plan.from_config(settings, SAMPLES, runtime.world_size)
     module = build_model(settings.model, classes=5, channels=1, image_size=12, seed=0)
     one = updater(module, settings, plan, runtime)
-    images = Stream(whole(source()), plan, Form(12, (0.5,), (0.25,), 6), AugmentConfig(), runtime, workers=0)
+    images = Stream(
+        all_of(source()),
+        plan,
+        Preprocessing(12, (0.5,), (0.25,)),
+        AugmentConfig(),
+        runtime,
+        workers=0,
+        drop_path_depth=6,
+    )
     for position in range(2):
-        one(images.window(position), plan.window, plan.weight(position))
+        one.update(images.window(position), plan.micro_batches_per_rank, plan.weight(position))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for position in range(2, 6):
-            one(images.window(position), plan.window, plan.weight(position))
+            one.update(images.window(position), plan.micro_batches_per_rank, plan.weight(position))
     calls = sum(event.count for event in profile.key_averages() if event.key == "gloo:all_reduce")
     size, buckets = runtime.all_reduce_cost(one.model)
     runtime.end()
     parameters = sum(p.numel() for p in module.parameters())
-    return {"calls": calls, "buckets": buckets, "bytes": size, "parameters": parameters, "window": plan.window}
+    return {
+        "calls": calls,
+        "buckets": buckets,
+        "bytes": size,
+        "parameters": parameters,
+        "window": plan.micro_batches_per_rank,
+    }
 
 
 def test_gradients_travel_once_per_update(tmp_path: Path) -> None:
@@ -196,30 +216,30 @@ def broken(plan: Plan, runtime: Runtime, position: int) -> list[Batch]:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_an_update_that_is_not_finite_changes_nothing(runtime: Runtime, optimizer: Any) -> None:
     settings = config(8, name=optimizer, lr=0.01)
-    plan = Plan.of(settings, SAMPLES, 1)
+    plan = Plan.from_config(settings, SAMPLES, 1)
     module = model()
     one = updater(module, settings, plan, runtime)
 
     # The first update of all is the one that unmasked momentum would not survive.
     before = copy.deepcopy(module.state_dict())
-    one(broken(plan, runtime, 0), plan.window, GLOBAL)
-    one.settle()
+    one.update(broken(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL)
+    one.finish_previous()
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert (one.state.position, one.state.applied, one.state.skipped) == (1, 0, 1)
     assert one.schedule.updates == 0
-    one(batches(plan, runtime, 1), plan.window, GLOBAL)
-    one(broken(plan, runtime, 2), plan.window, GLOBAL)
-    one(batches(plan, runtime, 3), plan.window, GLOBAL)
-    one.settle()
+    one.update(batches(plan, runtime, 1), plan.micro_batches_per_rank, GLOBAL)
+    one.update(broken(plan, runtime, 2), plan.micro_batches_per_rank, GLOBAL)
+    one.update(batches(plan, runtime, 3), plan.micro_batches_per_rank, GLOBAL)
+    one.finish_previous()
     assert (one.state.position, one.state.applied, one.state.skipped) == (4, 2, 2)
     assert one.schedule.updates == 2
 
     # The same two good updates without the broken ones: the same weights and moments, to the bit.
     other_module = model()
     other = updater(other_module, settings, plan, runtime)
-    other(batches(plan, runtime, 1), plan.window, GLOBAL)
-    other(batches(plan, runtime, 3), plan.window, GLOBAL)
-    other.settle()
+    other.update(batches(plan, runtime, 1), plan.micro_batches_per_rank, GLOBAL)
+    other.update(batches(plan, runtime, 3), plan.micro_batches_per_rank, GLOBAL)
+    other.finish_previous()
     for name, value in other_module.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
     for found, expected in zip(one.optimizer.state.values(), other.optimizer.state.values(), strict=True):
@@ -229,16 +249,16 @@ def test_an_update_that_is_not_finite_changes_nothing(runtime: Runtime, optimize
 @pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 0.01), ("sgd", 1.0)])
 def test_average_is_of_the_updates_that_were_applied(runtime: Runtime, optimizer: str, lr: float) -> None:
     settings, decay = config(8, name=optimizer, lr=lr), 0.24
-    plan = Plan.of(settings, SAMPLES, 1)
+    plan = Plan.from_config(settings, SAMPLES, 1)
     module = model()
-    average = Average(module, decay)
+    average = EMA(module, decay)
     one = updater(module, settings, plan, runtime, average)
     expected = {name: value.numpy().copy() for name, value in module.state_dict().items()}
     applied = 0
     for position, fine in enumerate([False, True, True, False, True, False, False, True]):
         before = {name: value.clone() for name, value in average.tensors().items()}
         window = batches(plan, runtime, position) if fine else broken(plan, runtime, position)
-        one(window, plan.window, GLOBAL)
+        one.update(window, plan.micro_batches_per_rank, GLOBAL)
         found = average.tensors()
         if not fine:
             assert found.keys() == before.keys()
@@ -251,17 +271,17 @@ def test_average_is_of_the_updates_that_were_applied(runtime: Runtime, optimizer
             np.testing.assert_allclose(found[name].numpy(), expected[name], rtol=1e-6, atol=1e-9)
     distance = max((found[name] - live).abs().max().item() for name, live in module.state_dict().items())
     assert distance > 1e-3
-    one.settle()
+    one.finish_previous()
     assert (applied, one.state.applied, one.state.skipped) == (4, 4, 4)
 
     # The same four without the broken ones: the same average, to the bit; and without one, the same weights.
     weights = copy.deepcopy(module.state_dict())
-    for of in (Average, None):
+    for of in (EMA, None):
         other_module = model()
         other_average = of(other_module, decay) if of is not None else None
         other = updater(other_module, settings, plan, runtime, other_average)
         for position in (1, 2, 4, 7):
-            other(batches(plan, runtime, position), plan.window, GLOBAL)
+            other.update(batches(plan, runtime, position), plan.micro_batches_per_rank, GLOBAL)
         assert all(torch.equal(weights[name], value) for name, value in other_module.state_dict().items())
         if other_average is not None:
             alone = other_average.tensors()
@@ -270,13 +290,13 @@ def test_average_is_of_the_updates_that_were_applied(runtime: Runtime, optimizer
 
 def test_rate_of_each_update_is_the_schedules(runtime: Runtime) -> None:
     settings = config(32, lr=0.5)
-    plan = Plan.of(settings, SAMPLES, 1)
+    plan = Plan.from_config(settings, SAMPLES, 1)
     one = updater(model(), settings, plan, runtime)
     rates = []
     for position in range(5):
-        one(batches(plan, runtime, position), plan.window, GLOBAL)
+        one.update(batches(plan, runtime, position), plan.micro_batches_per_rank, GLOBAL)
         rates.append(one.optimizer.param_groups[0]["lr"])
-    one.settle()
+    one.finish_previous()
     expected = [0.25, 0.5] + [0.25 * (1 + np.cos(np.pi * u / 58)) for u in range(3)]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
     assert one.schedule.updates == 5
@@ -285,11 +305,11 @@ def test_rate_of_each_update_is_the_schedules(runtime: Runtime) -> None:
 def test_clip_is_of_the_whole_gradient(runtime: Runtime) -> None:
     settings = config(8, clip_norm=0.01, name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
     settings = dataclasses.replace(settings, schedule=ScheduleConfig(warmup="0 updates"))
-    plan = Plan.of(settings, SAMPLES, 1)
+    plan = Plan.from_config(settings, SAMPLES, 1)
     module = model()
     before = copy.deepcopy(module.state_dict())
     one = updater(module, settings, plan, runtime)
-    one(batches(plan, runtime, 0), plan.window, GLOBAL)
+    one.update(batches(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL)
     moved = torch.cat([(module.state_dict()[name] - before[name]).flatten() for name in before]).norm()
     assert one.grad_norm > 0.1
     torch.testing.assert_close(moved.item(), 0.01, rtol=1e-4, atol=0)
@@ -297,24 +317,28 @@ def test_clip_is_of_the_whole_gradient(runtime: Runtime) -> None:
 
 def test_fp16s_scaler_backs_off_and_nothing_else_moves(runtime: Runtime) -> None:
     settings = config(8)
-    plan = Plan.of(settings, SAMPLES, 1)
+    plan = Plan.from_config(settings, SAMPLES, 1)
     module = model()
     one = updater(module, settings, plan, runtime)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     runtime._accelerator.scaler = scaler
     window = batches(plan, runtime, 0)
-    one([dataclasses.replace(batch, images=batch.images * torch.inf) for batch in window], plan.window, GLOBAL)
-    one.settle()
+    one(
+        [dataclasses.replace(batch, images=batch.images * torch.inf) for batch in window],
+        plan.micro_batches_per_rank,
+        GLOBAL,
+    )
+    one.finish_previous()
     assert scaler.get_scale() == 2.0**7
     assert (one.state.applied, one.state.skipped) == (0, 1)
-    one(window, plan.window, GLOBAL)
-    one.settle()
+    one.update(window, plan.micro_batches_per_rank, GLOBAL)
+    one.finish_previous()
     scaled = {name: p.detach().clone() for name, p in module.named_parameters()}
     assert (one.state.applied, one.state.skipped) == (1, 1)
 
     runtime._accelerator.scaler = None
     plain_module = model()
     plain = updater(plain_module, settings, plan, runtime)
-    plain(window, plan.window, GLOBAL)
+    plain.update(window, plan.micro_batches_per_rank, GLOBAL)
     for name, value in plain_module.named_parameters():
         torch.testing.assert_close(scaled[name], value.detach(), rtol=1e-12, atol=1e-15)

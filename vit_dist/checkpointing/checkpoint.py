@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from vit_dist.checkpointing.optimizer_state import SEPARATOR, optimizer_numbers, optimizer_tensors, parameter_names
 from vit_dist.errors import UserError
 from vit_dist.files import fsync
-from vit_dist.models.weights import fitting, load_weights, read_file, weights
-from vit_dist.optim.ema import Average
+from vit_dist.models.weights import load_weights, matching_tensors, read_file, state_tensors
+from vit_dist.optim.ema import EMA
 
 MANIFEST = "manifest.json"
 
@@ -57,9 +57,9 @@ class Checkpoint:
             group.update(counters)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-    def load_average(self, average: Average, model: nn.Module) -> None:
+    def load_average(self, average: EMA, model: nn.Module) -> None:
         """Raises UserError where it has none, or one of another model."""
-        average.load(fitting(model, self.path / "ema.safetensors"))
+        average.load(matching_tensors(model, self.path / "ema.safetensors"))
 
 
 def save(
@@ -68,7 +68,7 @@ def save(
     model: nn.Module,
     optimizer: Optimizer,
     state: Mapping[str, Any],
-    average: Average | None = None,
+    average: EMA | None = None,
 ) -> tuple[Path, int]:
     """Writes `folder/update_<position>` and returns it with its bytes. Called by rank 0 alone. Raises OSError.
 
@@ -78,7 +78,7 @@ def save(
     hidden = folder / f".writing_{final.name}"
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
-    save_file(weights(model), hidden / "model.safetensors")
+    save_file(state_tensors(model), hidden / "model.safetensors")
     save_file(optimizer_tensors(optimizer, model), hidden / "optimizer.safetensors")
     if average is not None:
         save_file(average.tensors(), hidden / "ema.safetensors")
@@ -101,7 +101,7 @@ def save(
     return final, sum(sizes.values())
 
 
-def problem(path: Path) -> str | None:
+def why_broken(path: Path) -> str | None:
     """Why a checkpoint is not whole, naming the file; None where it is."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def problem(path: Path) -> str | None:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint's folder. Raises UserError where it is not whole."""
-    found = problem(path)
+    found = why_broken(path)
     if found:
         raise UserError(f"{found}: this checkpoint cannot be used")
     return open_verified(path)

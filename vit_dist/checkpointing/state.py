@@ -23,7 +23,8 @@ class TrainState:
 
     position: global batches drawn. applied: updates applied (what the schedule counts). skipped: the
     difference. train_seconds: time spent training, evaluation and saving left out, over all restarts.
-    bar: the metric's value that patience wants improved; stale: evaluations that have not.
+    patience_baseline: the metric's value that patience wants improved;
+    evaluations_without_improvement: evaluations in a row that have not improved it.
     """
 
     position: int = 0
@@ -31,8 +32,8 @@ class TrainState:
     skipped: int = 0
     train_seconds: float = 0.0
     best: Best | None = None
-    bar: float | None = None
-    stale: int = 0
+    patience_baseline: float | None = None
+    evaluations_without_improvement: int = 0
     tracker_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

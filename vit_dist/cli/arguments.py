@@ -14,7 +14,7 @@ from vit_dist.cli.flags import config_flags, refuse_unknown, take_mappings
 from vit_dist.cli.habits import MODEL_ALIASES
 from vit_dist.config.catalog import BESIDE_A_RUN
 from vit_dist.errors import UserError, one_line
-from vit_dist.inference.output import FORMS
+from vit_dist.inference.output import FORMATS
 
 _MODEL = "a run's folder, a checkpoint's, that of an export, FILE.safetensors, or timm/NAME"
 
@@ -92,7 +92,7 @@ USAGES = {
         {
             "--split": ("NAME", "all of train, val or test of the model's data"),
             "--top": ("N", "classes to name, default 3"),
-            "--format": ("|".join(FORMS), "default: by the ending of --out, else table"),
+            "--format": ("|".join(FORMATS), "default: by the ending of --out, else table"),
             "--out": ("FILE", "default: the standard output"),
             "--png": ("FILE", "also draw the first 64; default: predictions.png for the 16 of test"),
             "--weights": _WEIGHTS,
@@ -114,7 +114,7 @@ USAGES = {
 }
 
 
-_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMS}
+_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS}
 
 
 def parse_usage(command: str, arguments: Sequence[str]) -> Given:

@@ -8,8 +8,8 @@ from typing import Any
 from vit_dist.errors import UserError
 from vit_dist.files import check_output_path, json_number, write_json
 from vit_dist.formatting import aligned, loss_text
-from vit_dist.inference.evaluation import Evaluation, judged, precision_of
-from vit_dist.inference.load import Trained
+from vit_dist.inference.evaluation import Evaluation, evaluate_subset, precision_of
+from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.splits import Split, open_split
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
@@ -17,8 +17,8 @@ from vit_dist.telemetry.console import Console
 _LISTED = 30
 
 
-def score(
-    trained: Trained, called: str, console: Console, *, split: str, folder: Path | None, out: Path | None
+def run_evaluate(
+    trained: TrainedModel, called: str, console: Console, *, split: str, folder: Path | None, out: Path | None
 ) -> dict[str, Any]:
     """Evaluates, prints what it found, and writes it as JSON to `out`, if there is one. Raises UserError.
 
@@ -37,17 +37,17 @@ def score(
             opened = open_split(trained, split, folder)
         for note in opened.notes:
             console.note(f"  note: {note}")
-        found = judged(trained, opened.subset, runtime, keep=1)
+        found = evaluate_subset(trained, opened.subset, runtime, keep=1)
         values = _values(trained, called, opened, found, runtime)
         _show(trained, values, console)
         if out is not None:
-            runtime.on_main(lambda: _write(out, values))
+            runtime.run_on_main(lambda: _write(out, values))
         return values
     finally:
         runtime.end()
 
 
-def _values(trained: Trained, called: str, opened: Split, found: Evaluation, runtime: Runtime) -> dict[str, Any]:
+def _values(trained: TrainedModel, called: str, opened: Split, found: Evaluation, runtime: Runtime) -> dict[str, Any]:
     assert found.predictions is not None
     seen, right = found.predictions.per_class(len(trained.classes))
     return {
@@ -68,7 +68,7 @@ def _values(trained: Trained, called: str, opened: Split, found: Evaluation, run
     }
 
 
-def _show(trained: Trained, values: dict[str, Any], console: Console) -> None:
+def _show(trained: TrainedModel, values: dict[str, Any], console: Console) -> None:
     kind = "averaged weights" if trained.weights == "ema" else "weights"
     of = f", {kind} of update {trained.update}" if trained.update is not None else ""
     fifth = f", top5 {values['top5']:.2f} %" if values["top5"] is not None else ""

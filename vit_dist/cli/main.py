@@ -12,7 +12,7 @@ from pathlib import Path
 from vit_dist.cli.arguments import parse_usage
 from vit_dist.cli.flags import parse, take
 from vit_dist.errors import UserError
-from vit_dist.inference.output import FORMS
+from vit_dist.inference.output import FORMATS
 from vit_dist.version import __version__
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
@@ -115,12 +115,12 @@ def _report(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     given = parse_usage("evaluate", arguments)
-    from vit_dist.cli.evaluate import score
-    from vit_dist.inference.load import open_model
+    from vit_dist.cli.evaluate import run_evaluate
+    from vit_dist.inference.load import load_model
     from vit_dist.telemetry.console import Console
 
-    trained = open_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields)
-    score(
+    trained = load_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields)
+    run_evaluate(
         trained,
         given.words[0],
         Console(speaks=True),
@@ -135,20 +135,20 @@ def _predict(arguments: list[str]) -> int:
     given = parse_usage("predict", arguments)
     out = given.path("--out")
     ending = out.suffix[1:].lower() if out else ""
-    if ending not in ("", "txt", *FORMS) and "--format" not in given.own:
-        raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or say --format {', '.join(FORMS)}")
-    form = given.own.get("--format") or (ending if ending in FORMS else "table")
+    if ending not in ("", "txt", *FORMATS) and "--format" not in given.own:
+        raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or say --format {', '.join(FORMATS)}")
+    format = given.own.get("--format") or (ending if ending in FORMATS else "table")
     from vit_dist.cli.predict import predict
-    from vit_dist.inference.load import open_model
+    from vit_dist.inference.load import load_model
     from vit_dist.telemetry.console import Console
 
     predict(
-        open_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields),
+        load_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields),
         given.words[1:],
         Console(speaks=True, stream=sys.stderr),
         split=given.own.get("--split", ""),
         top=int(given.own.get("--top", "3")),
-        form=form,
+        format=format,
         out=out,
         png=given.path("--png"),
     )
@@ -157,7 +157,7 @@ def _predict(arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     given = parse_usage("export", arguments)
-    from vit_dist.inference.load import open_model
+    from vit_dist.inference.load import load_model
 
     name, out = given.words[0], Path(given.words[1]).expanduser()
     asked = "--preprocess" in given.own
@@ -166,7 +166,7 @@ def _export(arguments: list[str]) -> int:
         raise UserError(f"export: OUT is FILE.onnx or a folder, not {out}")
     if asked and out.suffix.lower() != ".onnx":
         raise UserError("--preprocess: is for FILE.onnx: a folder's config.json says how to prepare images")
-    trained = open_model(name, weights=given.own.get("--weights", ""), overrides=given.fields)
+    trained = load_model(name, weights=given.own.get("--weights", ""), overrides=given.fields)
     of = f", {trained.weights} weights of update {trained.update}" if trained.update is not None else ""
     if ending == ".onnx":
         from vit_dist.export.onnx_file import export_onnx

@@ -10,7 +10,7 @@ import torch
 
 from vit_dist.config.config import Config
 from vit_dist.data.augmentation.transforms import training_transform
-from vit_dist.data.preprocessing import form_of
+from vit_dist.data.preprocessing import resolve_preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.errors import UserError
 from vit_dist.formatting import sketch
@@ -30,21 +30,21 @@ from vit_dist.training.overview import augment_notes, plan_rows
 def show_plan(config: Config, console: Console, *, processes: int, picture: Path) -> None:
     """Prints the plan of a config on so many processes, and draws its rate there and into a PNG. Raises UserError."""
     data = open_data(config.data)
-    form = form_of(config, data)
-    plan = Plan.of(config, len(data.splits["train"]), processes)
+    preprocessing = resolve_preprocessing(config, data)
+    plan = Plan.from_config(config, len(data.splits["train"]), processes)
     refuse_metrics(config, data)
-    training_transform(config.augment, form.mean, form.image_size, None)
-    model, notes = own_model(config, data, form, pretrained=False)
-    loss = build_loss(config, data, form, torch.device("cpu"), contextlib.nullcontext)
+    training_transform(config.augment, preprocessing.mean, preprocessing.image_size, None)
+    model, notes = own_model(config, data, preprocessing, pretrained=False)
+    loss = build_loss(config, data, preprocessing, torch.device("cpu"), contextlib.nullcontext)
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
     rates = rate_curve(Schedule(config.schedule, optimizer, plan, lr), plan)
     precision = resolve_precision(
         config.train.precision, cpu=config.run.device == "cpu" or not torch.cuda.is_available()
     )
-    flops = forward_flops(model, channels=data.channels, image_size=form.image_size)
-    rows = plan_rows(config, data, form, plan, parameter_count(model), flops)
-    side = (data.channels, form.image_size, form.image_size)
+    flops = forward_flops(model, channels=data.channels, image_size=preprocessing.image_size)
+    rows = plan_rows(config, data, preprocessing, plan, parameter_count(model), flops)
+    side = (data.channels, preprocessing.image_size, preprocessing.image_size)
     memory = estimate(model, optimizer, config, side, drop_path_depth(model), precision)
     if loss.teacher is not None:
         teachers = total_bytes([*loss.teacher.parameters(), *loss.teacher.buffers()])

@@ -12,14 +12,14 @@ from typing import TextIO
 import numpy as np
 
 from vit_dist.data.sources.source import FileSource
-from vit_dist.data.sources.splits import Subset, whole
+from vit_dist.data.sources.splits import Subset, all_of
 from vit_dist.data.stream import pictures
 from vit_dist.errors import UserError
 from vit_dist.files import check_output_path, replacing
 from vit_dist.inference.evaluation import precision_of
-from vit_dist.inference.load import Trained
-from vit_dist.inference.output import Answer, Writer
-from vit_dist.inference.predict import GRID, find_images, keyed_few, predict_files, predict_split
+from vit_dist.inference.load import TrainedModel
+from vit_dist.inference.output import ImagePrediction, PredictionWriter
+from vit_dist.inference.predict import GRID, find_images, grid_sample, predict_files, predict_split
 from vit_dist.inference.splits import open_split
 from vit_dist.report.grids import Tile, draw_tiles
 from vit_dist.runtime.runtime import Runtime
@@ -29,13 +29,13 @@ _PICTURED = 64
 
 
 def predict(
-    trained: Trained,
+    trained: TrainedModel,
     names: Sequence[str],
     console: Console,
     *,
     split: str = "",
     top: int = 5,
-    form: str = "table",
+    format: str = "table",
     out: Path | None = None,
     png: Path | None = None,
 ) -> None:
@@ -57,20 +57,20 @@ def predict(
         if runtime.world_size > 1:
             raise UserError("predict: runs in one process; vit-dist evaluate uses several")
         top = min(top, len(trained.classes))
-        answers: Iterator[Answer]
+        answers: Iterator[ImagePrediction]
         opened, images = None, [str(path) for path in find_images(names)]
         start = time.perf_counter()
         if names:
             answers = predict_files(trained, [Path(image) for image in images], runtime, top=top)
         else:
-            opened = open_split(trained, split, None) if split else keyed_few(trained)
+            opened = open_split(trained, split, None) if split else grid_sample(trained)
             for note in opened.notes:
                 console.note(f"note: {note}")
             said = predict_split(trained, opened, runtime, top=top)
             answers, images = iter(said), [answer.image for answer in said]
         with _opened(out) as file:
             classes = opened.classes if opened else trained.names
-            writer = Writer(file, form, top=top, labelled=not names, images=images, classes=classes)
+            writer = PredictionWriter(file, format, top=top, labelled=not names, images=images, classes=classes)
             first, tally = _written(console.counted(answers, len(images)), writer)
         seconds = time.perf_counter() - start
         if png is not None:
@@ -98,9 +98,9 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
 
 
-def _written(answers: Iterable[Answer], writer: Writer) -> tuple[list[Answer], str]:
+def _written(answers: Iterable[ImagePrediction], writer: PredictionWriter) -> tuple[list[ImagePrediction], str]:
     """Writes them all; the first that could be read, and what to say of all. Raises UserError where none could be."""
-    first: list[Answer] = []
+    first: list[ImagePrediction] = []
     bad = right = known = good = 0
     for answer in answers:
         writer.write(answer)
@@ -117,16 +117,16 @@ def _written(answers: Iterable[Answer], writer: Writer) -> tuple[list[Answer], s
     return first, ", ".join(told)
 
 
-def _draw(trained: Trained, answers: Sequence[Answer], png: Path, subset: Subset | None) -> None:
+def _draw(trained: TrainedModel, answers: Sequence[ImagePrediction], png: Path, subset: Subset | None) -> None:
     """A picture of each, with what the model says of it: green where right, red with the true class where wrong."""
     places = np.arange(len(answers))
     if subset is None:
         paths = [Path(answer.image) for answer in answers]
         mode = "L" if trained.channels == 1 else "RGB"
-        subset = whole(FileSource(paths, np.zeros(len(paths), np.int64), mode))
+        subset = all_of(FileSource(paths, np.zeros(len(paths), np.int64), mode))
     tiles = [
         Tile(pixels, f"{answer.top[0][0]} {answer.top[0][1]:.0%}", answer.right, answer.label or "")
-        for pixels, answer in zip(pictures(subset, places, trained.form), answers, strict=True)
+        for pixels, answer in zip(pictures(subset, places, trained.preprocessing), answers, strict=True)
     ]
     try:
         draw_tiles(png, tiles)

@@ -9,6 +9,7 @@ from vit_dist.errors import nearest
 PRESETS = ("cosine", "wsd", "constant")
 
 
+_TIMM = "timm/"
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 
 
@@ -19,9 +20,19 @@ LOSSES = ("cross_entropy", "bce")
 METRICS = ("top1", "top5", "loss", "raw_top1", "raw_top5", "raw_loss")
 
 
+def is_timm(name: str) -> bool:
+    """Return whether a model's or an optimizer's name is one of timm's: timm/NAME."""
+    return name.startswith(_TIMM)
+
+
+def timm_name(name: str) -> str:
+    """Return timm's own name for timm/NAME."""
+    return name.removeprefix(_TIMM)
+
+
 def optimizer_problems(name: str) -> Iterator[str]:
     """What is wrong with an optimizer's name."""
-    if name not in OPTIMIZERS and not name.startswith("timm/"):
+    if name not in OPTIMIZERS and not is_timm(name):
         hint = nearest(name, [*OPTIMIZERS, "timm/NAME"])
         timms = "" if "did you mean" in hint or not name else f"; if timm has it: timm/{name.lower()}"
         yield f"optimizer.name: no optimizer {name}{hint}{timms}"

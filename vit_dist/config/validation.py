@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 
-from vit_dist.config.catalog import METRICS, loss_problems, optimizer_problems
+from vit_dist.config.catalog import METRICS, is_timm, loss_problems, optimizer_problems
 from vit_dist.config.schedulers import schedule_problems
 from vit_dist.config.schema import Schema
 from vit_dist.config.values import Length, coerce, parse_size
@@ -130,7 +130,7 @@ def _other_problems(config: Schema) -> Iterator[str]:
 def _model_problems(config: Schema) -> Iterator[str]:
     """Sizes that do not fit each other."""
     model, data = config.model, config.data
-    ours = not model.name.startswith("timm/") and ":" not in model.name
+    ours = not is_timm(model.name) and ":" not in model.name
     stride = model.patch_stride or model.patch_size
     field = "model.patch_stride" if model.patch_stride else "model.patch_size"
     if ours and stride > 0 and data.image_size > 0:
@@ -194,9 +194,9 @@ def _sides(config: Schema) -> list[int]:
 def _idle_problems(config: Schema) -> Iterator[str]:
     """Of distillation, and of fields that would do nothing."""
     loss = config.loss
-    if loss.teacher.startswith("timm/") and not loss.teacher_weights:
+    if is_timm(loss.teacher) and not loss.teacher_weights:
         yield f"loss.teacher_weights: {loss.teacher} has nothing to teach without weights: give a safetensors file"
-    if loss.teacher_weights and not loss.teacher.startswith("timm/"):
+    if loss.teacher_weights and not is_timm(loss.teacher):
         yield "loss.teacher_weights: only for loss.teacher timm/NAME; a run or checkpoint has its own"
     plain = type(loss)()
     for name in ("distillation", "distillation_weight", "temperature"):

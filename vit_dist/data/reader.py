@@ -20,13 +20,13 @@ from vit_dist.plan.keys import Ints, Keys, Purpose, keys
 from vit_dist.plan.plan import Slots
 from vit_dist.runtime.runtime import Runtime
 
-Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+HostBatch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 _GRACE_SECONDS = 60
 
 
-class Reader(Dataset[Read | str]):
+class Reader(Dataset[HostBatch | str]):
     """Reads one micro-batch: slots → (pixels uint8, labels, ids, epochs, weights), all on the host.
 
     A person's mistake comes back as its text: raised in a worker, it would arrive inside torch's traceback.
@@ -39,7 +39,7 @@ class Reader(Dataset[Read | str]):
         self.seed = seed
         self.image_size = image_size
 
-    def __getitem__(self, slots: Slots) -> Read | str:
+    def __getitem__(self, slots: Slots) -> HostBatch | str:
         ids = self.subset.indices[slots.index]
         source = self.subset.source
         if self.transform is None:
@@ -72,14 +72,14 @@ def worker_count(asked: int | str, runtime: Runtime) -> int:
     return min(runtime.cores, 16) if isinstance(asked, str) else asked
 
 
-def whole_read(read: Read | str) -> Read:
+def raise_if_error(read: HostBatch | str) -> HostBatch:
     """What a reader read. Raises the UserError whose text came instead."""
     if isinstance(read, str):
         raise UserError(read)
     return read
 
 
-def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtime) -> DataLoader[Read | str]:
+def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtime) -> DataLoader[HostBatch | str]:
     """Micro-batches in the order of `slots`, read by `workers` processes that live as long as the loader."""
     return DataLoader(
         reader,

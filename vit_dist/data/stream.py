@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader
 
 from vit_dist.config.schema import AugmentConfig
 from vit_dist.data.augmentation.draws import affine, erasures, flips, mixes, shifts
-from vit_dist.data.augmentation.ops import erase, erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
+from vit_dist.data.augmentation.ops import erase, erase_with_noise, flip, mix, mix_targets, shift, warp
 from vit_dist.data.augmentation.transforms import EvaluationTransform, training_transform
 from vit_dist.data.batch import Batch
-from vit_dist.data.preprocessing import Form
-from vit_dist.data.reader import Read, Reader, loader, whole_read
+from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.reader import HostBatch, Reader, loader, raise_if_error
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import Subset
 from vit_dist.plan.keys import Ints, Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
-from vit_dist.run_folder.predictions import Inputs, Pixels
+from vit_dist.run_folder.predictions import InputExamples, Pixels
 from vit_dist.runtime.runtime import Runtime
 
 
@@ -37,28 +37,32 @@ class Stream:
         self,
         subset: Subset,
         plan: Plan,
-        form: Form,
+        preprocessing: Preprocessing,
         augment: AugmentConfig,
         runtime: Runtime,
         *,
         workers: int,
         classes: int = 0,
+        drop_path_depth: int = 0,
     ) -> None:
-        """classes: of the data; needed for mixup and CutMix. Raises UserError where a transform cannot be made."""
+        """Build the stream; its workers start with the first window.
+
+        classes: number of classes in the data, needed for mixup and CutMix. drop_path_depth: blocks of the model that
+        take keyed drop-path draws. Raises UserError for a transform that cannot be built.
+        """
         self.plan = plan
-        self.form = form
+        self.preprocessing = preprocessing
         self.augment = augment
         self.runtime = runtime
         self.classes = classes
+        self.drop_path_depth = drop_path_depth
         self.wait_seconds = 0.0
         in_memory = isinstance(subset.source, MemorySource)
-        cut = None if in_memory else EvaluationTransform(form.crop)
-        transform = training_transform(augment, form.mean, form.image_size, cut)
+        cut = None if in_memory else EvaluationTransform(preprocessing.crop)
+        transform = training_transform(augment, preprocessing.mean, preprocessing.image_size, cut)
         self.workers = workers if transform is not None else 0
-        self._reader = Reader(subset, transform, plan.seed, form.image_size)
-        self._reads: Iterator[Read | str] | None = None
-        self._mean = torch.tensor(form.mean, device=runtime.device)
-        self._std = torch.tensor(form.std, device=runtime.device)
+        self._reader = Reader(subset, transform, plan.seed, preprocessing.image_size)
+        self._reads: Iterator[HostBatch | str] | None = None
 
     def window(self, position: int) -> Iterator[Batch]:
         """This rank's micro-batches of the global batch at `position`. Call it for consecutive positions."""
@@ -66,26 +70,25 @@ class Stream:
             self._reads = iter(loader(self._reader, self._slots(position), self.workers, self.runtime))
         for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
             start = time.perf_counter()
-            batch = self._batch(whole_read(next(self._reads)), position, micro_batch)
+            batch = self._batch(raise_if_error(next(self._reads)), position, micro_batch)
             self.wait_seconds += time.perf_counter() - start
             yield batch
 
-    def inputs(self, position: int, names: Sequence[str], count: int = 16) -> Inputs:
+    def inputs(self, position: int, names: Sequence[str], count: int = 16) -> InputExamples:
         """The first `count` slots, an even number, of the global batch at `position`, as the model sees them.
 
         names: of the classes.
         """
         slots = self.plan.slots(position, 0)
         few = replace(slots, index=slots.index[:count], epoch=slots.epoch[:count], weight=slots.weight[:count])
-        read = whole_read(self._reader[few])
+        read = raise_if_error(self._reader[few])
         batch = self._batch(read, position, 0)
         real = batch.weights > 0
-        pixels = (batch.images[real] * self._std[:, None, None] + self._mean[:, None, None]) * 255
         targets = batch.targets[real]
         shares = targets if targets.ndim == 2 else F.one_hot(targets, max(self.classes, 2)).float()
         parts, classes = shares.topk(2)
-        return Inputs(
-            pixels.round().clamp(0, 255).byte().cpu().numpy(),
+        return InputExamples(
+            self.preprocessing.denormalise(batch.images[real]).cpu().numpy(),
             classes.cpu().numpy(),
             parts.cpu().numpy(),
             {"position": position, "classes": list(names)},
@@ -100,11 +103,13 @@ class Stream:
             for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
                 yield self.plan.slots(position, micro_batch)
 
-    def _batch(self, read: Read, position: int, micro_batch: int) -> Batch:
+    def _batch(self, read: HostBatch, position: int, micro_batch: int) -> Batch:
         pixels, labels, ids, epoch, weights = read
         index, epochs = ids.numpy(), epoch.numpy()
         to_device = self.runtime.to_device
-        images = self._images(to_device(pixels), epochs, index, self.plan.size_at(position) or self.form.image_size)
+        images = self._images(
+            to_device(pixels), epochs, index, self.plan.size_at(position) or self.preprocessing.image_size
+        )
         targets = to_device(labels)
         if self.augment.mixup or self.augment.cutmix:
             first_pair = micro_batch * self.plan.micro_size // 2
@@ -114,9 +119,9 @@ class Stream:
             images = mix(images, kept, cut, boxes)
             targets = mix_targets(targets, self.classes, kept)
         drop_path = None
-        if self.form.drop_path_depth:
+        if self.drop_path_depth:
             of = keys(self.plan.seed, Purpose.DROP_PATH, epochs, index)
-            drop_path = to_device(torch.from_numpy(uniform(of, self.form.drop_path_depth, 2)))
+            drop_path = to_device(torch.from_numpy(uniform(of, self.drop_path_depth, 2)))
         return Batch(
             images=images,
             targets=targets,
@@ -138,7 +143,7 @@ class Stream:
                 pixels = shift(pixels, moved, augment.shift)
             if augment.flip:
                 pixels = flip(pixels, to_device(torch.from_numpy(flips(augment, seed, epoch, index))))
-        images = normalise(pixels, side, self._mean, self._std)
+        images = self.preprocessing.normalise(pixels, side)
         if augment.erasing:
             shape = (images.shape[1], side, side)
             drawn = erasures(augment, keys(seed, Purpose.ERASE, epoch, index), shape)
@@ -155,16 +160,16 @@ class Stream:
 class EvaluationStream:
     """One split, pass after pass: every sample once, equally many fixed shapes on every rank."""
 
-    def __init__(self, subset: Subset, form: Form, runtime: Runtime, *, batch_size: int, workers: int) -> None:
+    def __init__(
+        self, subset: Subset, preprocessing: Preprocessing, runtime: Runtime, *, batch_size: int, workers: int
+    ) -> None:
         self.length = len(subset)
-        self.form = form
+        self.preprocessing = preprocessing
         self.runtime = runtime
         slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
-        reader = _evaluation_reader(subset, form)
+        reader = _evaluation_reader(subset, preprocessing)
         workers = workers if reader.transform is not None else 0
-        self._reads: DataLoader[Read | str] | None = loader(reader, slots, workers, runtime)
-        self._mean = torch.tensor(form.mean, device=runtime.device)
-        self._std = torch.tensor(form.std, device=runtime.device)
+        self._reads: DataLoader[HostBatch | str] | None = loader(reader, slots, workers, runtime)
 
     def close(self) -> None:
         """Ends the workers."""
@@ -175,19 +180,19 @@ class EvaluationStream:
         assert self._reads is not None, "closed"
         to_device = self.runtime.to_device
         for read in self._reads:
-            pixels, labels, ids, _, weights = whole_read(read)
-            images = normalise(to_device(pixels), self.form.image_size, self._mean, self._std)
+            pixels, labels, ids, _, weights = raise_if_error(read)
+            images = self.preprocessing.normalise(to_device(pixels))
             yield images, to_device(labels), to_device(weights), ids
 
 
-def pictures(subset: Subset, places: Ints, form: Form) -> Pixels:
+def pictures(subset: Subset, places: Ints, preprocessing: Preprocessing) -> Pixels:
     """The samples at places of a split as evaluation reads them, before they are normalised: uint8 [m, c, h, w]."""
     if not len(places):
-        return np.zeros((0, len(form.mean), form.image_size, form.image_size), np.uint8)
+        return np.zeros((0, len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size), np.uint8)
     slots = Slots(places, np.zeros_like(places), np.ones(len(places), np.float32))
-    return whole_read(_evaluation_reader(subset, form)[slots])[0].numpy()
+    return raise_if_error(_evaluation_reader(subset, preprocessing)[slots])[0].numpy()
 
 
-def _evaluation_reader(subset: Subset, form: Form) -> Reader:
+def _evaluation_reader(subset: Subset, preprocessing: Preprocessing) -> Reader:
     in_memory = isinstance(subset.source, MemorySource)
-    return Reader(subset, None if in_memory else EvaluationTransform(form.crop), 0, form.image_size)
+    return Reader(subset, None if in_memory else EvaluationTransform(preprocessing.crop), 0, preprocessing.image_size)

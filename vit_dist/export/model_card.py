@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_dist.config.config import Config
 from vit_dist.formatting import duration
-from vit_dist.inference.load import Trained
+from vit_dist.inference.load import TrainedModel
 from vit_dist.models.forward import parameter_count
 
 _LISTED = 20
@@ -40,7 +40,7 @@ print(model.pretrained_cfg["label_names"][probabilities.argmax()], probabilities
 """
 
 
-def model_card(trained: Trained, summary: Mapping[str, Any] | None, name: str) -> str:
+def model_card(trained: TrainedModel, summary: Mapping[str, Any] | None, name: str) -> str:
     """Markdown with the hub's front matter: what the model is, its data, figures and recipe, how to use it.
 
     summary: the content of its run's summary.json. What is not known is left out.
@@ -53,8 +53,8 @@ def model_card(trained: Trained, summary: Mapping[str, Any] | None, name: str) -
     return _FRONT + "\n" + "\n".join([*parts, _use(trained)])
 
 
-def _what(trained: Trained, name: str) -> str:
-    config, side = trained.config.model, trained.form.image_size
+def _what(trained: TrainedModel, name: str) -> str:
+    config, side = trained.config.model, trained.preprocessing.image_size
     lines = [
         f"# {name}\n",
         f"`{config.name}`, {parameter_count(trained.model):,} parameters, for images of {side}×{side} pixels and "
@@ -65,8 +65,8 @@ def _what(trained: Trained, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _data(trained: Trained) -> str:
-    data, form = trained.config.data, trained.form
+def _data(trained: TrainedModel) -> str:
+    data, preprocessing = trained.config.data, trained.preprocessing
     more = len(trained.names) - _LISTED
     classes = ", ".join(f"`{name}`" for name in trained.names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
     lines = ["## Data\n"]
@@ -74,14 +74,14 @@ def _data(trained: Trained) -> str:
         lines.append(f"- data: {data.name or ('folder' if data.root else 'digits')}")
     lines += [
         f"- classes: {classes}",
-        f"- images: {trained.channels} × {form.image_size} × {form.image_size}, (value/255 - mean) / std",
-        f"- mean: {list(form.mean)}",
-        f"- std: {list(form.std)}",
+        f"- images: {trained.channels} × {side} × {side}, (value/255 - mean) / std",
+        f"- mean: {list(preprocessing.mean)}",
+        f"- std: {list(preprocessing.std)}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _figures(trained: Trained, summary: Mapping[str, Any]) -> str:
+def _figures(trained: TrainedModel, summary: Mapping[str, Any]) -> str:
     """The run's figures; those of metrics only where they are of these very weights."""
     rows = [f"- {name}: {value}" for name, value in _of_the_run(summary)]
     best = summary.get("best")
@@ -127,7 +127,7 @@ def _recipe(config: Config) -> str:
     return "".join(f"{section}:\n{''.join(lines)}" for section, lines in sections.items())
 
 
-def _use(trained: Trained) -> str:
+def _use(trained: TrainedModel) -> str:
     parts = ["## Use\n"]
     mode = {1: "L", 3: "RGB"}.get(trained.channels)
     if mode:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.errors import UserError, one_line
-from vit_dist.export.verify import INTERPOLATION, apart, normalised, quiet, random_pixels
+from vit_dist.export.verify import INTERPOLATION, check_same_logits, random_pixels, silence_libraries
 from vit_dist.files import publish, staged
-from vit_dist.inference.load import Trained
-from vit_dist.models.forward import evaluating
+from vit_dist.inference.load import TrainedModel
+from vit_dist.models.forward import eval_mode
 
 # All versions of torch in use write it without converting, and it has antialiased resizing.
 _OPSET = 18
@@ -38,7 +38,7 @@ class OnnxCheck:
     bytes: int
 
 
-def export_onnx(trained: Trained, path: Path, *, preprocess: bool = False, source: Mapping[str, Any]) -> OnnxCheck:
+def export_onnx(trained: TrainedModel, path: Path, *, preprocess: bool = False, source: Mapping[str, Any]) -> OnnxCheck:
     """Writes an ONNX file: `input` [batch, channels, side, side] → `output`, logits float32 [batch, classes].
 
     input: float32, normalised; with `preprocess` pixels uint8, and normalising is in the graph. source: where the
@@ -73,11 +73,11 @@ class _Logits(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trained: Trained, prepares: bool) -> None:
+    def __init__(self, trained: TrainedModel, prepares: bool) -> None:
         super().__init__()
         self.model = trained.model
         self.prepares = prepares
-        for name, values in (("mean", trained.form.mean), ("std", trained.form.std)):
+        for name, values in (("mean", trained.preprocessing.mean), ("std", trained.preprocessing.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,13 +93,13 @@ def _refuse_without_onnx() -> None:
         raise UserError(f"export: needs {', '.join(missing)}: pip install 'vit_dist[onnx]'")
 
 
-def _onnx(graph: _Logits, trained: Trained, preprocess: bool) -> Any:
+def _onnx(graph: _Logits, trained: TrainedModel, preprocess: bool) -> Any:
     """The checked ModelProto of a graph, its weights inside. Raises UserError."""
     import onnx
 
-    example = random_pixels(trained, 2) if preprocess else normalised(trained, random_pixels(trained, 2))
+    example = random_pixels(trained, 2) if preprocess else trained.preprocessing.normalise(random_pixels(trained, 2))
     try:
-        with quiet(), evaluating(graph), torch.inference_mode(False), torch.no_grad():
+        with silence_libraries(), eval_mode(graph), torch.inference_mode(False), torch.no_grad():
             program = torch.onnx.export(
                 graph,
                 (example,),
@@ -127,16 +127,16 @@ def _onnx(graph: _Logits, trained: Trained, preprocess: bool) -> Any:
     return proto
 
 
-def _properties(trained: Trained, preprocess: bool, source: Mapping[str, Any]) -> dict[str, str]:
+def _properties(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any]) -> dict[str, str]:
     """An ONNX file's metadata: keys and JSON."""
-    form = trained.form
+    preprocessing = trained.preprocessing
     colours = {1: "grey", 3: "RGB"}.get(trained.channels, "channels")
     last = "uint8" if preprocess else "value / 255; (value - mean) / std"
     prepared = {
-        "image_size": form.image_size,
-        "mean": form.mean,
-        "std": form.std,
-        "crop": form.crop,
+        "image_size": preprocessing.image_size,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "crop": preprocessing.crop,
         "channels": trained.channels,
         "interpolation": INTERPOLATION,
         "input": "uint8 pixels" if preprocess else "normalised float32",
@@ -149,7 +149,7 @@ def _properties(trained: Trained, preprocess: bool, source: Mapping[str, Any]) -
     return {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in values.items()}
 
 
-def _run_beside(path: Path, trained: Trained, preprocess: bool) -> float:
+def _run_beside(path: Path, trained: TrainedModel, preprocess: bool) -> float:
     """The largest difference of a logit between onnxruntime's and torch's, in batches of several sizes.
 
     Raises UserError where it is too large, the likeliest class is another, or the file does not run.
@@ -160,7 +160,7 @@ def _run_beside(path: Path, trained: Trained, preprocess: bool) -> float:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     found, pixels = [], random_pixels(trained, sum(_BATCHES))
-    images = normalised(trained, pixels)
+    images = trained.preprocessing.normalise(pixels)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for batch in torch.split(pixels if preprocess else images, list(_BATCHES)):
@@ -168,6 +168,6 @@ def _run_beside(path: Path, trained: Trained, preprocess: bool) -> float:
     except Exception as error:  # onnxruntime's are of no common kind
         reason = f"onnxruntime does not run {name}: {one_line(error, 200)}"
         raise UserError(f"model.name: {reason}: export a timm folder instead") from None
-    with evaluating(trained.model):
+    with eval_mode(trained.model):
         expected = trained.model(images).float()
-    return apart(torch.cat(found), expected, _TOLERANCE, f"{name} in onnxruntime", "a timm folder")
+    return check_same_logits(torch.cat(found), expected, _TOLERANCE, f"{name} in onnxruntime", "a timm folder")

@@ -13,21 +13,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError, one_line
-from vit_dist.export.verify import INTERPOLATION, apart, normalised, quiet, random_pixels
+from vit_dist.export.verify import INTERPOLATION, check_same_logits, random_pixels, silence_libraries
 from vit_dist.files import publish, staged
-from vit_dist.inference.load import Trained
-from vit_dist.models.forward import evaluating
+from vit_dist.inference.load import TrainedModel
+from vit_dist.models.forward import eval_mode
 from vit_dist.models.vit import PRESETS, ViT
-from vit_dist.models.weights import weights
+from vit_dist.models.weights import state_tensors
 
 _EPSILON = 1e-6
 # Of max(1, largest |logit|), in float64.
 _TOLERANCE = 1e-10
 
 
-def export_timm(trained: Trained, folder: Path, *, card: str) -> None:
+def export_timm(trained: TrainedModel, folder: Path, *, card: str) -> None:
     """Writes config.json, model.safetensors and README.md (the card): what timm.create_model("local-dir:…") loads.
 
     Raises UserError where timm has no such model, the folder holds something or cannot be written, or what timm
@@ -51,14 +52,18 @@ def export_timm(trained: Trained, folder: Path, *, card: str) -> None:
         publish(hidden, folder)
 
 
-def _timms(trained: Trained) -> tuple[str, dict[str, Any]]:
+def _timms(trained: TrainedModel) -> tuple[str, dict[str, Any]]:
     """timm's name of an architecture and the arguments that make it this model. Raises UserError."""
     config = trained.config.model
-    built = {"img_size": trained.form.image_size, "in_chans": trained.channels, "num_classes": len(trained.classes)}
-    if config.name.startswith("timm/"):
+    built = {
+        "img_size": trained.preprocessing.image_size,
+        "in_chans": trained.channels,
+        "num_classes": len(trained.classes),
+    }
+    if is_timm(config.name):
         # Rates of dropout are of a training, as timm's own exports have it.
         args = {name: value for name, value in config.args.items() if not ("drop" in name and name.endswith("_rate"))}
-        return config.name.removeprefix("timm/").partition(".")[0], {**args, **built}
+        return timm_name(config.name).partition(".")[0], {**args, **built}
     if config.name not in PRESETS:
         raise UserError(f"model.name: timm has no {config.name}: export ONNX instead")
     problems = {
@@ -91,7 +96,7 @@ def _vit_args(config: ModelConfig) -> dict[str, Any]:
     return {**args, "init_values": config.layer_scale} if config.layer_scale else args
 
 
-def _timm_config(trained: Trained, architecture: str, args: dict[str, Any]) -> dict[str, Any]:
+def _timm_config(trained: TrainedModel, architecture: str, args: dict[str, Any]) -> dict[str, Any]:
     """The content of config.json. Raises UserError where timm does not take the arguments."""
     import timm
 
@@ -107,8 +112,8 @@ def _timm_config(trained: Trained, architecture: str, args: dict[str, Any]) -> d
         raise UserError(
             f"model.name: timm does not build {architecture} so: {one_line(error, 200)}: export ONNX instead"
         ) from None
-    form, classes, made = trained.form, trained.classes, built.pretrained_cfg
-    side = form.image_size
+    preprocessing, classes, made = trained.preprocessing, trained.classes, built.pretrained_cfg
+    side = preprocessing.image_size
     values: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": len(classes),
@@ -121,10 +126,10 @@ def _timm_config(trained: Trained, architecture: str, args: dict[str, Any]) -> d
             "input_size": [trained.channels, side, side],
             "fixed_input_size": bool(made.get("fixed_input_size")) and not args.get("dynamic_img_size"),
             "interpolation": INTERPOLATION,
-            "crop_pct": form.crop,
+            "crop_pct": preprocessing.crop,
             "crop_mode": "center",
-            "mean": form.mean,
-            "std": form.std,
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
             "num_classes": len(classes),
             "pool_size": None,
             "first_conv": made.get("first_conv"),
@@ -140,19 +145,19 @@ def _timm_config(trained: Trained, architecture: str, args: dict[str, Any]) -> d
 
 def _timm_tensors(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights as timm names them: positions are among them, fixed ones too."""
-    tensors = weights(model)
+    tensors = state_tensors(model)
     if isinstance(model, ViT):
         tensors["pos_embed"] = model.pos_embed.detach().contiguous()
     return tensors
 
 
-def _load_beside(folder: Path, trained: Trained, architecture: str) -> None:
+def _load_beside(folder: Path, trained: TrainedModel, architecture: str) -> None:
     """Has timm load the folder. Raises UserError where its tensors or logits in float64 are not the model's."""
     import timm
 
     what = f"{trained.config.model.name} as timm's {architecture}"
     try:
-        with quiet():
+        with silence_libraries():
             loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # timm's own, torch's, safetensors'
         raise UserError(f"model.name: {what} does not load: {one_line(error, 200)}: export ONNX instead") from None
@@ -160,6 +165,6 @@ def _load_beside(folder: Path, trained: Trained, architecture: str) -> None:
     if found.keys() != tensors.keys() or any(not torch.equal(found[name], tensors[name]) for name in tensors):
         raise UserError(f"model.name: {what} has other tensors: export ONNX instead")
     exact = copy.deepcopy(trained.model).double()
-    images = normalised(trained, random_pixels(trained, 4)).double()
-    with evaluating(exact), evaluating(loaded.double()):
-        apart(loaded(images), exact(images), _TOLERANCE, what, "ONNX")
+    images = trained.preprocessing.normalise(random_pixels(trained, 4)).double()
+    with eval_mode(exact), eval_mode(loaded.double()):
+        check_same_logits(loaded(images), exact(images), _TOLERANCE, what, "ONNX")

@@ -11,27 +11,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vit_dist.data.augmentation.ops import normalise
 from vit_dist.errors import UserError
-from vit_dist.inference.load import Trained
+from vit_dist.inference.load import TrainedModel
 
 # How files are resized before a model sees them.
 INTERPOLATION = "bicubic"
 
 
-def random_pixels(trained: Trained, count: int) -> Tensor:
+def random_pixels(trained: TrainedModel, count: int) -> Tensor:
     """The same uint8 [count, channels, side, side] at every call."""
-    side, generator = trained.form.image_size, torch.Generator().manual_seed(0)
+    side, generator = trained.preprocessing.image_size, torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, trained.channels, side, side), dtype=torch.uint8, generator=generator)
 
 
-def normalised(trained: Trained, pixels: Tensor) -> Tensor:
-    """Pixels as the model was trained on them."""
-    form = trained.form
-    return normalise(pixels, form.image_size, torch.tensor(form.mean), torch.tensor(form.std))
-
-
-def apart(found: Tensor, expected: Tensor, tolerance: float, what: str, instead: str) -> float:
+def check_same_logits(found: Tensor, expected: Tensor, tolerance: float, what: str, instead: str) -> float:
     """The largest difference between logits [images, classes] and those expected.
 
     Raises UserError where it is beyond `tolerance` of max(1, largest |logit|), or the likeliest class is another
@@ -52,7 +45,7 @@ def apart(found: Tensor, expected: Tensor, tolerance: float, what: str, instead:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Without others' warnings, prints and lines of log: what is wrong is raised."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.splits import Subset
 from vit_dist.data.stream import EvaluationStream
-from vit_dist.inference.load import Trained
-from vit_dist.models.forward import at_least_float32, evaluating
+from vit_dist.inference.load import TrainedModel
+from vit_dist.models.forward import at_least_float32, eval_mode
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.runtime.devices import resolve_precision
 from vit_dist.runtime.runtime import Runtime
 
 
-def precision_of(trained: Trained) -> str:
+def precision_of(trained: TrainedModel) -> str:
     """The one asked for, else that of the training where it runs here, else fp32. Raises UserError."""
     cpu = trained.config.run.device == "cpu" or not torch.cuda.is_available()
     asked = trained.config.train.precision
@@ -30,12 +30,12 @@ def precision_of(trained: Trained) -> str:
     return "fp32" if trained.precision == "fp16" and cpu else resolve_precision(trained.precision, cpu=cpu)
 
 
-def judged(trained: Trained, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
+def evaluate_subset(trained: TrainedModel, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
     """One exact pass of the model over a part of its data, by all processes."""
     config = trained.config
     workers = worker_count(config.data.workers, runtime)
     size = min(config.evaluate.batch_size, max(2, len(subset)))
-    stream = EvaluationStream(subset, trained.form, runtime, batch_size=size, workers=workers)
+    stream = EvaluationStream(subset, trained.preprocessing, runtime, batch_size=size, workers=workers)
     model = trained.model.to(runtime.device)
     try:
         with runtime.autocast():
@@ -84,7 +84,7 @@ def evaluate(
     classes = 0
     said: list[Tensor] = []
     surely: list[Tensor] = []
-    with evaluating(model):
+    with eval_mode(model):
         for images, targets, weights, ids in stream:
             logits = at_least_float32(model(images))
             classes = logits.shape[1]
@@ -97,7 +97,7 @@ def evaluate(
                 real, top = (weights > 0).long(), order[:, :keep]
                 said.append(torch.cat([torch.stack([real, runtime.to_device(ids), targets], 1), top], 1))
                 surely.append(logits.softmax(1).gather(1, top).float())
-    seen, loss, first, fifth = runtime.sum(sums).tolist()
+    seen, loss, first, fifth = runtime.all_reduce_sum(sums).tolist()
     assert round(seen) == length, f"{seen} of {length} samples were seen"
     return Evaluation(
         loss=loss / seen,
@@ -116,7 +116,7 @@ def _gathered(said: list[Tensor], surely: list[Tensor], runtime: Runtime) -> Pre
         own = torch.stack(parts)
         whole = own.new_zeros(own.shape[0], runtime.world_size, *own.shape[1:])
         whole[:, runtime.rank] = own
-        return runtime.sum(whole).flatten(0, 2).cpu()
+        return runtime.all_reduce_sum(whole).flatten(0, 2).cpu()
 
     numbers, probability = of_all(said).numpy(), of_all(surely).numpy()
     real = numbers[:, 0] == 1

@@ -12,13 +12,13 @@ from torch import nn
 
 from vit_dist.checkpointing import checkpoint
 from vit_dist.checkpointing.checkpoint import Checkpoint
-from vit_dist.checkpointing.folder import follow
+from vit_dist.checkpointing.folder import pointed_to
 from vit_dist.checkpointing.state import Best
-from vit_dist.config.catalog import BESIDE_A_RUN
+from vit_dist.config.catalog import BESIDE_A_RUN, is_timm
 from vit_dist.config.config import Config
 from vit_dist.config.schema import ModelConfig
 from vit_dist.config.values import merged
-from vit_dist.data.preprocessing import Form, preprocessing
+from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
 from vit_dist.models.build import build_model
@@ -31,13 +31,13 @@ _WEIGHTS = {"model": "raw", "ema": "ema"}
 
 
 @dataclass(frozen=True)
-class Trained:
-    """model: on the CPU. form: what its images become. classes: what data calls them; names: what people do.
+class TrainedModel:
+    """model: on the CPU. preprocessing: what its images become. classes: what data calls them; names: what people do.
     weights: raw or ema, of update `update` (None: not of a run). config: its run's, or one that says as much.
     precision: what it was trained in. samples: training images that its run had."""
 
     model: nn.Module
-    form: Form
+    preprocessing: Preprocessing
     classes: list[str]
     channels: int
     weights: str
@@ -48,7 +48,7 @@ class Trained:
     samples: int | None = None
 
 
-def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | None = None) -> Trained:
+def load_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | None = None) -> TrainedModel:
     """The model at a run's folder, a checkpoint's, or that of an export, in a safetensors file, or timm/NAME.
 
     weights: raw or ema of a run; empty: those that it chose. overrides: dotted fields of the config; a run takes
@@ -57,24 +57,24 @@ def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
     """
     given = dict(overrides or {})
     path = Path(name).expanduser()
-    if weights and (name.startswith("timm/") or path.is_file() or (path / "config.json").is_file()):
+    if weights and (is_timm(name) or path.is_file() or (path / "config.json").is_file()):
         raise UserError(f"--weights: {name} is one set of weights: leave it out")
-    if name.startswith("timm/"):
-        return _bare(given | {"model.name": name}, None)
+    if is_timm(name):
+        return _from_weights_file(given | {"model.name": name}, None)
     if path.suffix == ".safetensors" and path.is_file():
         if (path.parent / checkpoint.MANIFEST).is_file():
             if path.stem not in _WEIGHTS:
                 raise UserError(f"{path}: holds no model: its weights are in model.safetensors beside it")
-            return _opened(path.parent, "", _WEIGHTS[path.stem], given)
+            return _from_run(path.parent, "", _WEIGHTS[path.stem], given)
         if (path.parent / "config.json").is_file() and "model.name" not in given:
-            return _exported(path.parent, given)
+            return _from_export(path.parent, given)
         if "model.name" not in given:
             raise UserError(
                 f"model.name: {path} holds weights alone: say whose they are, as timm/vit_small_patch16_224"
             )
-        return _bare(given, path)
+        return _from_weights_file(given, path)
     if (path / "config.json").is_file():
-        return _exported(path, given)
+        return _from_export(path, given)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl") and path.is_file():
         raise UserError(f"{path}: a pickle is never read: convert it to safetensors")
     if path.suffix == ".onnx" and path.is_file():
@@ -82,41 +82,43 @@ def open_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
     if not path.is_dir():
         near = "; timm's models are timm/NAME" if "/" not in name else ""
         raise UserError(f"{name}: no run's folder, checkpoint, exported folder or safetensors file is there{near}")
-    return _opened(path, "", weights, given)
+    return _from_run(path, "", weights, given)
 
 
-def open_trained(path: Path, field: str, model: nn.Module | None = None) -> Trained:
+def load_run_model(path: Path, field: str, model: nn.Module | None = None) -> TrainedModel:
     """The best weights of the run at `path`, its last ones where none were chosen, or a checkpoint's.
 
     model: where they go, instead of into the model that the config names.
     Raises UserError, naming `field`, where there is none.
     """
-    return _opened(path, field, "", {}, model)
+    return _from_run(path, field, "", {}, model)
 
 
-def _opened(path: Path, field: str, weights: str, given: Mapping[str, Any], model: nn.Module | None = None) -> Trained:
+def _from_run(
+    path: Path, field: str, weights: str, given: Mapping[str, Any], model: nn.Module | None = None
+) -> TrainedModel:
     _refuse(given, BESIDE_A_RUN, "the run says it itself")
     found, chosen = _chosen(path, field)
     weights = weights or chosen
     config = _with(Config.from_dict(found.state["config"]), given)
     if weights == "ema" and not (found.path / "ema.safetensors").is_file():
         raise UserError(f"--weights: {found.path} has no averaged weights: its run had no train.ema")
-    form = Form.from_dict(found.state["form"])
+    preprocessing = Preprocessing.from_dict(found.state["preprocessing"])
     classes = list(found.state["classes"])
     model = model or build_model(
         config.model,
         classes=len(classes),
         channels=found.state["channels"],
-        image_size=form.image_size,
+        image_size=preprocessing.image_size,
         seed=config.run.seed,
     )
     load_weights(model, _weights_file(found, weights))
     named = config.data.name or ("folder" if config.data.root else "digits")
     if named != "folder":
-        form = dataclasses.replace(form, crop=1.0)  # it was trained on images that fill their frame
-    return Trained(
+        preprocessing = dataclasses.replace(preprocessing, crop=1.0)  # it was trained on images that fill their frame
+    return TrainedModel(
         model,
-        form,
+        preprocessing,
         classes,
         found.state["channels"],
         weights,
@@ -128,14 +130,14 @@ def _opened(path: Path, field: str, weights: str, given: Mapping[str, Any], mode
     )
 
 
-def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
+def _from_weights_file(given: Mapping[str, Any], path: Path | None) -> TrainedModel:
     """A named model with the weights of a file, or timm's own; what the file does not say, timm or the fields do."""
     config = Config.load("folder", given)
     check_model_name(config.model.name)
     path = path or (Path(config.model.pretrained).expanduser() if config.model.pretrained else None)
     path = timm_weights(config.model.name) if path is None or str(path) == "timm" else path
     classes, channels = classes_and_channels(config.model.name, path)
-    made = preprocessing(config.model)
+    made = timm_preprocessing(config.model)
     side = config.data.image_size or (made.image_size if made else 0)
     mean, std = config.data.mean or (made.mean if made else ()), config.data.std or (made.std if made else ())
     problems = [] if side else ["data.image_size: set the side in pixels that the model was trained at"]
@@ -147,19 +149,21 @@ def _bare(given: Mapping[str, Any], path: Path | None) -> Trained:
         raise UserError("\n".join(problems))
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
     load_weights(model, path)
-    form = Form(side, tuple(mean), tuple(std), crop=config.data.crop or (made.crop if made else 0.875))
+    preprocessing = Preprocessing(
+        side, tuple(mean), tuple(std), crop=config.data.crop or (made.crop if made else 0.875)
+    )
     identifiers, names = imagenet_classes(config.model.name, classes)
-    return Trained(model, form, identifiers, channels, "raw", config, names)
+    return TrainedModel(model, preprocessing, identifiers, channels, "raw", config, names)
 
 
-def _exported(folder: Path, given: Mapping[str, Any]) -> Trained:
+def _from_export(folder: Path, given: Mapping[str, Any]) -> TrainedModel:
     """A folder in the form of timm and the Hugging Face hub."""
     _refuse(given, (*BESIDE_A_RUN, "data.name", "data.val_fraction"), "the folder says it itself")
     try:
         said = read_json(folder / "config.json")
         made = said["pretrained_cfg"]
         channels, side = made["input_size"][0], made["input_size"][-1]
-        form = Form(side, tuple(made["mean"]), tuple(made["std"]), crop=made["crop_pct"])
+        preprocessing = Preprocessing(side, tuple(made["mean"]), tuple(made["std"]), crop=made["crop_pct"])
         args = {name: value for name, value in said.get("model_args", {}).items() if name not in _BUILT_WITH}
         name, classes = f"timm/{said['architecture']}", said["num_classes"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -170,7 +174,9 @@ def _exported(folder: Path, given: Mapping[str, Any]) -> Trained:
     known = said.get("label_names")
     labels = [str(one) for one in known] if isinstance(known, list) else [str(number) for number in range(classes)]
     told = said.get("label_descriptions") or {}
-    return Trained(model, form, labels, channels, "raw", config, [str(told.get(label, label)) for label in labels])
+    return TrainedModel(
+        model, preprocessing, labels, channels, "raw", config, [str(told.get(label, label)) for label in labels]
+    )
 
 
 # Arguments of timm's that `build_model` gives itself.
@@ -196,7 +202,7 @@ def _chosen(path: Path, field: str) -> tuple[Checkpoint, str]:
     """The checkpoint of a run that was chosen, or the one at `path`; and which of its weights were."""
     if not (path / checkpoint.MANIFEST).is_file():
         folder = path if path.name == "checkpoints" else path / "checkpoints"
-        path = follow(folder, "best") or follow(folder, "last") or path
+        path = pointed_to(folder, "best") or pointed_to(folder, "last") or path
     if not (path / checkpoint.MANIFEST).is_file():
         prefix = f"{field}: " if field else ""
         raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint")

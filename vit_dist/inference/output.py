@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-FORMS = ("table", "jsonl", "csv")
+FORMATS = ("table", "jsonl", "csv")
 
 
 _WIDEST_NAME, _WIDEST_CLASS = 60, 24
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImagePrediction:
     """Of one image: the likeliest classes with their probabilities, best first; or why it could not be read.
 
     label: its true class, where it is known; right: whether that is the likeliest (names may be of two classes).
@@ -36,29 +36,29 @@ class Answer:
         return {"image": self.image, **known, "top": top}
 
 
-class Writer:
+class PredictionWriter:
     """Writes answers one by one. form: table, jsonl or csv; the names of images and classes set a table's widths."""
 
     def __init__(
-        self, file: TextIO, form: str, *, top: int, labelled: bool, images: Sequence[str], classes: Sequence[str]
+        self, file: TextIO, format: str, *, top: int, labelled: bool, images: Sequence[str], classes: Sequence[str]
     ) -> None:
-        assert form in FORMS
-        self.file, self.form, self.labelled, self.top = file, form, labelled, top
+        assert format in FORMATS
+        self.file, self.format, self.labelled, self.top = file, format, labelled, top
         self.widths = (
             min(max(map(len, [*images, "image"])), _WIDEST_NAME),
             min(max(map(len, [*classes, "label"])), _WIDEST_CLASS),
         )
-        if form == "csv":
+        if format == "csv":
             pairs = [name for i in range(1, top + 1) for name in (f"class_{i}", f"probability_{i}")]
             csv.writer(file).writerow(["image", *(["label", "right"] if labelled else []), *pairs, "error"])
-        elif form == "table":
+        elif format == "table":
             self._table_row("image", "label", [f"{i}." for i in range(1, top + 1)], "")
 
-    def write(self, answer: Answer) -> None:
+    def write(self, answer: ImagePrediction) -> None:
         """One row."""
-        if self.form == "jsonl":
+        if self.format == "jsonl":
             self.file.write(json.dumps(answer.to_dict(), ensure_ascii=False) + "\n")
-        elif self.form == "csv":
+        elif self.format == "csv":
             known = [answer.label or "", "" if answer.right is None else str(answer.right).lower()]
             pairs = [cell for name, share in answer.top for cell in (name, f"{share:.6f}")]
             pairs += [""] * (2 * self.top - len(pairs))

@@ -12,19 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.augmentation.transforms import EvaluationTransform
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.folder import image_files
 from vit_dist.data.sources.source import FileSource
 from vit_dist.data.sources.splits import Subset
 from vit_dist.errors import UserError
-from vit_dist.inference.evaluation import judged
-from vit_dist.inference.load import Trained
-from vit_dist.inference.output import Answer
+from vit_dist.inference.evaluation import evaluate_subset
+from vit_dist.inference.load import TrainedModel
+from vit_dist.inference.output import ImagePrediction
 from vit_dist.inference.splits import Split, open_split
-from vit_dist.models.forward import at_least_float32, evaluating
+from vit_dist.models.forward import at_least_float32, eval_mode
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.order import permute
 from vit_dist.runtime.runtime import Runtime
@@ -35,10 +34,10 @@ GRID = 16
 class ImageFiles(Dataset[Tensor | str]):
     """Files as a model reads them, uint8 [channels, side, side]; the text of what is wrong where one cannot be."""
 
-    def __init__(self, paths: Sequence[Path], form: Form, channels: int) -> None:
+    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, channels: int) -> None:
         self.source = FileSource(paths, np.zeros(len(paths), np.int64), mode="L" if channels == 1 else "RGB")
-        self.transform = EvaluationTransform(form.crop)
-        self.side = form.image_size
+        self.transform = EvaluationTransform(preprocessing.crop)
+        self.side = preprocessing.image_size
 
     def __len__(self) -> int:
         return len(self.source)
@@ -65,44 +64,45 @@ def find_images(names: Sequence[str]) -> list[Path]:
     return found
 
 
-def predict_files(trained: Trained, paths: Sequence[Path], runtime: Runtime, *, top: int) -> Iterator[Answer]:
+def predict_files(
+    trained: TrainedModel, paths: Sequence[Path], runtime: Runtime, *, top: int
+) -> Iterator[ImagePrediction]:
     """An answer for each file, in order, batch by batch."""
-    config, form = trained.config, trained.form
+    config, preprocessing = trained.config, trained.preprocessing
     size = config.evaluate.batch_size
     workers = worker_count(config.data.workers, runtime)
     reads = DataLoader(
-        ImageFiles(paths, form, trained.channels),
+        ImageFiles(paths, preprocessing, trained.channels),
         batch_size=size,
         collate_fn=list,
         num_workers=workers if len(paths) > size else 0,  # for a few, starting them takes longer than reading
         pin_memory=False,
     )
     model = trained.model.to(runtime.device)
-    mean, std = torch.tensor(form.mean, device=runtime.device), torch.tensor(form.std, device=runtime.device)
     left = iter(paths)
     for read in reads:
         pixels = [one for one in read if isinstance(one, Tensor)]
         said: Iterator[tuple[list[int], list[float]]] = iter(())
         if pixels:
-            with evaluating(model), runtime.autocast():
-                images = normalise(runtime.to_device(torch.stack(pixels)), form.image_size, mean, std)
+            with eval_mode(model), runtime.autocast():
+                images = preprocessing.normalise(runtime.to_device(torch.stack(pixels)))
                 shares, classes = at_least_float32(model(images)).softmax(1).topk(min(top, len(trained.classes)))
             said = zip(classes.tolist(), shares.tolist(), strict=True)
         for one in read:
             image = str(next(left))
             if isinstance(one, str):
-                yield Answer(image, error=one.removeprefix(f"{image}: "))
+                yield ImagePrediction(image, error=one.removeprefix(f"{image}: "))
             else:
-                yield Answer(image, _named(trained.names, *next(said)))
+                yield ImagePrediction(image, _named(trained.names, *next(said)))
 
 
-def predict_split(trained: Trained, split: Split, runtime: Runtime, *, top: int) -> list[Answer]:
+def predict_split(trained: TrainedModel, split: Split, runtime: Runtime, *, top: int) -> list[ImagePrediction]:
     """An answer for each sample of a split, in its order."""
-    found = judged(trained, split.subset, runtime, keep=top).predictions
+    found = evaluate_subset(trained, split.subset, runtime, keep=top).predictions
     assert found is not None
     source = split.subset.source
     return [
-        Answer(
+        ImagePrediction(
             str(source.paths[index]) if isinstance(source, FileSource) else f"{split.name}/{index}",
             _named(split.classes, classes, shares),
             split.classes[label],
@@ -114,7 +114,7 @@ def predict_split(trained: Trained, split: Split, runtime: Runtime, *, top: int)
     ]
 
 
-def keyed_few(trained: Trained) -> Split:
+def grid_sample(trained: TrainedModel) -> Split:
     """16 samples of test, or of val where there is none, the same ones for a seed. Raises UserError."""
     split = open_split(trained, "", None)
     count = len(split.subset)

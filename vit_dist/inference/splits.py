@@ -13,7 +13,7 @@ from vit_dist.data.sources.folder import class_folders, read_classes
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import SPLITS, Subset
 from vit_dist.errors import UserError, nearest
-from vit_dist.inference.load import Trained
+from vit_dist.inference.load import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Split:
     notes: tuple[str, ...] = ()
 
 
-def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
+def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
     """Class folders, or a split of the model's data; empty: test, else val.
 
     A model whose classes have no names, only numbers, takes as many others in their sorted order, as timm does.
@@ -74,7 +74,7 @@ def open_split(trained: Trained, split: str, folder: Path | None) -> Split:
     return Split(name, Subset(source, subset.indices), others or trained.names, tuple(notes))
 
 
-def _unnamed(trained: Trained, found: Sequence[str]) -> list[str]:
+def _unnamed(trained: TrainedModel, found: Sequence[str]) -> list[str]:
     """The classes found, in timm's order (9 before 10), where the model's are as many and mere numbers; else none."""
     numbers = [str(number) for number in range(len(found))]
     if trained.update is not None or trained.classes != numbers or set(found) == set(numbers):

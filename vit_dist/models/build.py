@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from vit_dist.config.catalog import is_timm
 from vit_dist.config.schema import ModelConfig
 from vit_dist.config.validation import image_problems
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError, one_line
-from vit_dist.models.forward import evaluating
+from vit_dist.models.forward import eval_mode
 from vit_dist.models.timm_models import build_timm_model, check_model_name
 from vit_dist.models.vit import PRESETS, ViT
 from vit_dist.plan.keys import Purpose, key
@@ -34,7 +35,7 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(seed, Purpose.INIT) >> 1)
-        if config.name.startswith("timm/"):
+        if is_timm(config.name):
             model = build_timm_model(config, classes, channels, image_size, dynamic=bool(sizes))
         elif ":" in config.name:
             build = import_function(config.name, "model.name")
@@ -52,7 +53,7 @@ def build_model(
         refuse_batch_norm(model)
     for side in sizes:
         try:
-            with evaluating(model):
+            with eval_mode(model):
                 model(torch.zeros(1, channels, side, side))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = one_line(error)

@@ -21,13 +21,13 @@ def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
     # The counter does not know the CPU's fused attention: it sees the math of the unfused one.
-    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype))
     return int(counter.get_total_flops())
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each module's own mode comes back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from vit_dist.config.catalog import is_timm
 from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError, one_line
+from vit_dist.models.timm_models import pretrained_cfg
 from vit_dist.models.weights import read_tensors
 
 _PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"
@@ -21,14 +23,10 @@ _LISTED = 5
 
 def timm_weights(name: str) -> Path:
     """The safetensors file of a timm model's pretrained weights, downloaded once. Raises UserError."""
-    import timm
     from huggingface_hub import hf_hub_download
 
-    try:
-        cfg = timm.get_pretrained_cfg(name.removeprefix("timm/"))
-    except RuntimeError as error:
-        raise UserError(f"model.name: {name}: {error}") from None
-    if not name.startswith("timm/") or cfg is None or not cfg.hf_hub_id:
+    cfg = pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
         raise UserError(f"model.pretrained: timm has no safetensors weights for {name}: give a file")
     try:
         return Path(hf_hub_download(cfg.hf_hub_id, "model.safetensors"))
@@ -71,14 +69,9 @@ def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str
 
 def classes_and_channels(name: str, path: Path) -> tuple[int, int]:
     """What a file of weights of our ViT, or of timm/NAME, was made for. Raises UserError where it is of another."""
-    import timm
-
     head, first = "head", "patch_embed.proj"
-    if name.startswith("timm/"):
-        try:
-            cfg = timm.get_pretrained_cfg(name.removeprefix("timm/"))
-        except RuntimeError as error:
-            raise UserError(f"model.name: {name}: {error}") from None
+    if is_timm(name):
+        cfg = pretrained_cfg(name)
         named = (cfg and cfg.classifier) or head, (cfg and cfg.first_conv) or first
         head, first = (one if isinstance(one, str) else one[0] for one in named)
     found = read_tensors(path, "")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.schema import ModelConfig
 from vit_dist.errors import UserError
 from vit_dist.models.vit import PRESETS
@@ -16,7 +17,7 @@ def check_model_name(name: str) -> None:
     """Raises UserError, with near names, where it is neither one of our presets, nor of timm's, nor a path of code."""
     if ":" in name:
         return
-    if not name.startswith("timm/"):
+    if not is_timm(name):
         if name not in PRESETS:
             close = difflib.get_close_matches(name, list(PRESETS), 1)
             hint = f"did you mean {close[0]}? " if close else ""
@@ -25,17 +26,32 @@ def check_model_name(name: str) -> None:
         return
     import timm
 
-    known = name.removeprefix("timm/")
+    known = timm_name(name)
     if not timm.is_model(known):
         close = difflib.get_close_matches(known, timm.list_models(), 3)
         hint = f"did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else "see timm.list_models()"
         raise UserError(f"model.name: timm has no model {known}: {hint}")
 
 
+def pretrained_cfg(name: str) -> Any:
+    """Return timm's configuration (a PretrainedCfg) of timm/NAME's weights; None for other models and without one.
+
+    Raises UserError for a tag that timm does not have.
+    """
+    if not is_timm(name):
+        return None
+    import timm
+
+    try:
+        return timm.get_pretrained_cfg(timm_name(name))
+    except RuntimeError as error:
+        raise UserError(f"model.name: {name}: {error}") from None
+
+
 def imagenet_classes(name: str, classes: int) -> tuple[list[str], list[str]]:
     """(identifiers, names for people) of timm/NAME's classes: ImageNet's where their number is, else numbers."""
     numbers = [str(number) for number in range(classes)]
-    if not name.startswith("timm/") or classes not in _IMAGENETS:
+    if not is_timm(name) or classes not in _IMAGENETS:
         return numbers, numbers
     from timm.data import ImageNetInfo
 
@@ -51,7 +67,7 @@ def build_timm_model(config: ModelConfig, classes: int, channels: int, image_siz
     import timm
 
     check_model_name(config.name)
-    name = config.name.removeprefix("timm/")
+    name = timm_name(config.name)
     for argument, field in (("img_size", "data.image_size is"), ("num_classes", "the data's classes are")):
         if argument in config.args:
             raise UserError(f"model.args.{argument}: {field} what says it: leave it out")

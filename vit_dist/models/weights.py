@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vit_dist.errors import UserError
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's tensors by name, on the host; tied ones once, under their first name."""
     seen: set[int] = set()
     tensors = {}
@@ -24,12 +24,12 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a safetensors file by name. Raises UserError that lists what does not fit."""
-    model.load_state_dict(fitting(model, path), strict=False)
+    model.load_state_dict(matching_tensors(model, path), strict=False)
 
 
-def fitting(model: nn.Module, path: Path) -> dict[str, Tensor]:
+def matching_tensors(model: nn.Module, path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file that has all of a model's. Raises UserError that lists what does not fit."""
-    found, wanted = read_file(path), weights(model)
+    found, wanted = read_file(path), state_tensors(model)
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"{name} is not in the model" for name in sorted(found.keys() - wanted.keys())]
     problems += [

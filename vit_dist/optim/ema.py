@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """Exponential moving average of a model's weights and buffers (Polyak and Juditsky, 1992), on its device.
 
     After update n (from 1; only applied ones count) it is d·average + (1-d)·weights, d the smaller of `decay` and

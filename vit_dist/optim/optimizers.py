@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.schema import OptimizerConfig
 from vit_dist.config.values import coerce
 from vit_dist.errors import UserError, nearest, one_line
@@ -33,7 +34,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Opt
 
     Raises UserError where its arguments, or what it keeps between steps, are not ones that work here.
     """
-    if config.name.startswith("timm/"):
+    if is_timm(config.name):
         _probe(config)
     groups = parameter_groups(config, model)
     optimizer = _built(config, groups, lr, _hidden_matrices(model) if config.name == "muon" else set())
@@ -137,7 +138,7 @@ def _built(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, mat
         else:
             from timm.optim import create_optimizer_v2
 
-            optimizer = create_optimizer_v2(groups, name.removeprefix("timm/"), lr, **momentum, **betas, **args)
+            optimizer = create_optimizer_v2(groups, timm_name(name), lr, **momentum, **betas, **args)
     except (TypeError, ValueError, IndexError, AssertionError, ImportError, RuntimeError) as error:
         raise UserError(f"optimizer.name: {name} cannot be built: {one_line(error)}") from None
     return optimizer
@@ -172,7 +173,7 @@ def _probe(config: OptimizerConfig) -> None:
     """Two steps of one of timm's on the side: what it keeps must be what a checkpoint holds. Raises UserError."""
     from timm.optim import list_optimizers
 
-    name, known = config.name.removeprefix("timm/"), list_optimizers()
+    name, known = timm_name(config.name), list_optimizers()
     if name not in known:
         raise UserError(f"optimizer.name: timm has no optimizer {name}{nearest(name, known)}")
     with torch.random.fork_rng(devices=[]):

@@ -47,7 +47,7 @@ class Plan:
     micro_size: int
     world_size: int
     micro_batches: int
-    window: int
+    micro_batches_per_rank: int
     warmup: int
     cooldown: int
     evaluate_every: Fraction
@@ -58,7 +58,7 @@ class Plan:
     sizes: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, config: Config, samples: int, world_size: int) -> Plan:
+    def from_config(cls, config: Config, samples: int, world_size: int) -> Plan:
         """The plan of a config over a train split of `samples` samples on `world_size` processes. Raises UserError."""
         assert samples > 0
         assert world_size > 0
@@ -92,7 +92,7 @@ class Plan:
             micro_size=config.batch.micro_size,
             world_size=world_size,
             micro_batches=micro_batches,
-            window=math.ceil(micro_batches / world_size),
+            micro_batches_per_rank=math.ceil(micro_batches / world_size),
             warmup=warmup,
             cooldown=cooldown,
             evaluate_every=in_samples(config.evaluate.every),
@@ -115,7 +115,7 @@ class Plan:
     @property
     def fillers(self) -> int:
         """Slots of weight 0 in each full update, over all ranks."""
-        return self.window * self.world_size * self.micro_size - self.global_size
+        return self.micro_batches_per_rank * self.world_size * self.micro_size - self.global_size
 
     def samples_at(self, position: int) -> int:
         """Samples drawn by the first `position` global batches."""
@@ -133,7 +133,7 @@ class Plan:
 
     def micro_batches_of(self, rank: int) -> range:
         """The window of a rank: its micro-batches' numbers in the global batch; those past the end are fillers."""
-        return range(rank, self.window * self.world_size, self.world_size)
+        return range(rank, self.micro_batches_per_rank * self.world_size, self.world_size)
 
     def slots(self, position: int, micro_batch: int) -> Slots:
         """The slots of one micro-batch of the global batch at `position`; short ones repeat its first sample."""

@@ -15,9 +15,18 @@ from vit_dist.formatting import duration
 from vit_dist.report import curves
 from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.html import charts, document, table
-from vit_dist.report.measures import Drift, Measures, drift, measured, metric_of, partings, streams, verdict
+from vit_dist.report.measures import (
+    Drift,
+    RunFigures,
+    compare_configs,
+    drift,
+    loss_divergence,
+    measured,
+    metric_of,
+    verdict,
+)
 from vit_dist.run_folder.metrics import Floats
-from vit_dist.run_folder.record import Record, read_run
+from vit_dist.run_folder.record import RunRecord, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +41,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> tuple[Path, str]:
     names = distinct([run.name for run in runs], [str(run.folder) for run in runs])
     drifts = [drift(runs[0], run) for run in runs[1:]]
     pictures = _pictures(runs, names, drifts)
-    rows, told = _rows(runs, names), [*streams(runs, names), *partings(names, drifts)]
+    rows, told = _rows(runs, names), [*compare_configs(runs, names), *loss_divergence(names, drifts)]
     others = zip(runs[1:], names[1:], strict=True)
     sentence = " ".join(verdict([runs[0], run], [names[0], name]) for run, name in others)
     text = _markdown(rows, sentence, told, list(pictures))
@@ -77,7 +86,7 @@ _CAPTIONS = {
 }
 
 
-def _rows(runs: Sequence[Record], names: Sequence[str]) -> list[list[str]]:
+def _rows(runs: Sequence[RunRecord], names: Sequence[str]) -> list[list[str]]:
     """A column for each run; the first row is the head."""
     found = [measured(run) for run in runs]
     first = found[0]
@@ -104,7 +113,7 @@ def _rows(runs: Sequence[Record], names: Sequence[str]) -> list[list[str]]:
     return [row for row in rows if set(row[1:]) != {"–"}]
 
 
-def _done(one: Measures) -> str:
+def _done(one: RunFigures) -> str:
     return f"{one.updates:,} of {one.planned:,}" if one.updates < one.planned else f"{one.updates:,}"
 
 
@@ -112,19 +121,19 @@ def _ratio(first: float | None, other: float | None) -> str | None:
     return f"{first / other:.3g}" if first and other else None
 
 
-def _saved(first: Measures, other: Measures) -> str | None:
+def _saved(first: RunFigures, other: RunFigures) -> str | None:
     """Of the whole run, where both did as many updates."""
     if first.updates != other.updates:
         return None
     return f"{round((first.total - other.total) / 60, 1) + 0.0:.1f}"
 
 
-def _pictures(runs: Sequence[Record], names: Sequence[str], drifts: Sequence[Drift]) -> dict[str, Figure]:
+def _pictures(runs: Sequence[RunRecord], names: Sequence[str], drifts: Sequence[Drift]) -> dict[str, Figure]:
     """File's name → picture."""
     longest = max((float(run.train_seconds[-1]) for run in runs if len(run.train_seconds)), default=0.0)
     scale, unit = curves.time_unit(longest)
 
-    def series(run: Record, name: str, *, time: bool) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+    def series(run: RunRecord, name: str, *, time: bool) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
         train, evaluated = run.metrics.train, run.evaluations("val", "raw")
         at = np.asarray([line["update"] for line in evaluated], np.float64)
         values = np.asarray([float(line[name]) for line in evaluated], np.float64)

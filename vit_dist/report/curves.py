@@ -15,7 +15,7 @@ from matplotlib.ticker import LogFormatter
 from vit_dist.formatting import duration
 from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SERIES, new_figure, plain, save_png, short
 from vit_dist.run_folder.metrics import Floats
-from vit_dist.run_folder.record import Record
+from vit_dist.run_folder.record import RunRecord
 
 _BINS = 600
 
@@ -52,7 +52,7 @@ def thin(x: Floats, y: Floats, bins: int = _BINS) -> Thinned:
         )
 
 
-def loss_curve(run: Record) -> Figure:
+def loss_curve(run: RunRecord) -> Figure:
     """Of train, and of val by the raw and the averaged weights."""
     figure, axes = new_figure()
     _train(axes, run, "loss")
@@ -60,7 +60,7 @@ def loss_curve(run: Record) -> Figure:
     return _finished(figure, axes, run, "loss")
 
 
-def accuracy_curve(run: Record) -> Figure:
+def accuracy_curve(run: RunRecord) -> Figure:
     """Top-1 in percent of train, and of val by the raw and the averaged weights."""
     figure, axes = new_figure()
     _train(axes, run, "top1")
@@ -69,7 +69,7 @@ def accuracy_curve(run: Record) -> Figure:
     return _finished(figure, axes, run, "top1, %")
 
 
-def rate_curve(run: Record) -> Figure:
+def rate_curve(run: RunRecord) -> Figure:
     """The learning rate."""
     figure, axes = new_figure()
     _train(axes, run, "lr")
@@ -77,7 +77,7 @@ def rate_curve(run: Record) -> Figure:
     return _finished(figure, axes, run, "learning rate")
 
 
-def norm_curve(run: Record) -> Figure:
+def norm_curve(run: RunRecord) -> Figure:
     """The norm of an update's gradient before it is clipped."""
     figure, axes = new_figure()
     _train(axes, run, "grad_norm")
@@ -93,7 +93,7 @@ def norm_curve(run: Record) -> Figure:
     return _finished(figure, axes, run, "gradient's norm")
 
 
-def throughput_curve(run: Record) -> Figure:
+def throughput_curve(run: RunRecord) -> Figure:
     """Images per second over the time of training."""
     figure, axes = new_figure()
     scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
@@ -103,7 +103,7 @@ def throughput_curve(run: Record) -> Figure:
     return figure
 
 
-def utilisation_curve(run: Record) -> Figure:
+def utilisation_curve(run: RunRecord) -> Figure:
     """MFU, the share of the matrix product measured at start, and of the time spent waiting for images, in percent."""
     figure, axes = new_figure()
     scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
@@ -174,7 +174,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return (3600.0, "hours") if seconds > 7200 else (60.0, "minutes") if seconds > 180 else (1.0, "seconds")
 
 
-def _train(axes: Axes, run: Record, name: str) -> None:
+def _train(axes: Axes, run: RunRecord, name: str) -> None:
     if not np.isnan(run.metrics.train[name]).all():  # as top1 is with mixed targets
         _line(axes, run.metrics.train["epoch"], run.metrics.train[name], BLUE, "train")
 
@@ -186,7 +186,7 @@ def _line(axes: Axes, x: Floats, y: Floats, colour: str, label: str) -> None:
         axes.fill_between(thinned.x, thinned.low, thinned.high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _evaluations(axes: Axes, run: Record, name: str) -> None:
+def _evaluations(axes: Axes, run: RunRecord, name: str) -> None:
     for weights, colour, label in (("raw", ORANGE, "val"), ("ema", PURPLE, "val, averaged weights")):
         lines = run.evaluations("val", weights)
         if lines:
@@ -194,7 +194,7 @@ def _evaluations(axes: Axes, run: Record, name: str) -> None:
             axes.plot([line["epoch"] for line in lines], values, color=colour, marker=".", markersize=4, label=label)
 
 
-def _finished(figure: Figure, axes: Axes, run: Record, label: str) -> Figure:
+def _finished(figure: Figure, axes: Axes, run: RunRecord, label: str) -> Figure:
     """With its axes named, and a line at each restart."""
     for number, line in enumerate(run.metrics.restarts):
         label_once = "went on" if number == 0 else None

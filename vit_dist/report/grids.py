@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, RED, new_figure, plain, save_png, short
-from vit_dist.run_folder.predictions import Inputs, Kept, Pixels, Predictions
+from vit_dist.run_folder.predictions import InputExamples, Pixels, Predictions, SavedPredictions
 
 _WORST = 30
 
@@ -29,13 +29,13 @@ class Tile:
     truth: str = ""
 
 
-def mistake_tiles(kept: Kept) -> list[Tile]:
+def mistake_tiles(kept: SavedPredictions) -> list[Tile]:
     """The wrong answers given with the most confidence, that first."""
     both = zip(kept.captions(), kept.pictures, strict=True)
     return [Tile(pixels, said, False, truth) for (said, truth), pixels in both]
 
 
-def input_tiles(inputs: Inputs) -> list[Tile]:
+def input_tiles(inputs: InputExamples) -> list[Tile]:
     """The inputs with their classes, and the parts of these where two are mixed."""
     return [Tile(pixels, said) for said, pixels in zip(inputs.captions(), inputs.pixels, strict=True)]
 

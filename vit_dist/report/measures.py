@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from vit_dist.run_folder.metrics import Floats
-from vit_dist.run_folder.record import Record, best_of
+from vit_dist.run_folder.record import RunRecord, best_of
 
 # Accuracies that are this near, in percent, are called the same.
 _NEAR = 0.5
 
 
 @dataclass(frozen=True)
-class Measures:
+class RunFigures:
     """A run's figures; None where nobody knows. seconds: of training; total: with all beside it."""
 
     machine: str
@@ -41,14 +41,14 @@ class Drift:
     of: str
 
 
-def measured(run: Record) -> Measures:
+def measured(run: RunRecord) -> RunFigures:
     """Of its summary, or of what it has done so far."""
     summary, train = run.summary, run.metrics.train
     started = len(train["update"]) > 0
     seconds = summary.get("train_seconds") or (float(run.train_seconds[-1]) if started else None)
     epochs = summary.get("epochs") or (float(train["epoch"][-1]) if started else None)
     best, test = best_of(run), summary.get("test") or {}
-    return Measures(
+    return RunFigures(
         machine=f"{run.start['world_size']} × {run.start['device']}, {run.start['precision']}",
         updates=summary.get("updates") or (int(train["update"][-1]) if started else 0),
         planned=run.start["plan"]["updates"],
@@ -64,7 +64,7 @@ def measured(run: Record) -> Measures:
     )
 
 
-def drift(first: Record, other: Record) -> Drift:
+def drift(first: RunRecord, other: RunRecord) -> Drift:
     """Of the training loss where both have lines of the same updates, else of the loss on val."""
     ours, theirs = first.metrics.train, other.metrics.train
     mine = _spans(ours["update"], first.spans, ours["loss"])
@@ -82,7 +82,7 @@ def drift(first: Record, other: Record) -> Drift:
         return Drift(updates, np.abs(two - one) / np.maximum(np.abs(one), 1e-12), of)
 
 
-def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:
+def verdict(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
     """One sentence on the last run against the first."""
     first, last = measured(runs[0]), measured(runs[-1])
     unfinished = [name for name, run in zip(names, runs, strict=True) if not run.summary]
@@ -113,7 +113,7 @@ def verdict(runs: Sequence[Record], names: Sequence[str]) -> str:
     return f"{speed}, and ends {abs(two - one):.2f} points {'better' if two > one else 'worse'} {figures}."
 
 
-def _same_data(first: Record, other: Record) -> bool:
+def _same_data(first: RunRecord, other: RunRecord) -> bool:
     """Whether two runs share what their figures are of, as far as their folders say."""
     known = [run.inputs.about["classes"] for run in (first, other) if run.inputs is not None]
     mine, theirs = (
@@ -123,11 +123,11 @@ def _same_data(first: Record, other: Record) -> bool:
     return mine == theirs and all(classes == known[0] for classes in known)
 
 
-def metric_of(run: Record) -> str:
+def metric_of(run: RunRecord) -> str:
     return run.config.evaluate.metric
 
 
-def streams(runs: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
+def compare_configs(runs: Sequence[RunRecord], names: Sequence[str]) -> Iterator[str]:
     """Whether the others saw the samples that the first did."""
     mine = runs[0].config.fields(free=False)
     for run, name in zip(runs[1:], names[1:], strict=True):
@@ -147,7 +147,7 @@ def streams(runs: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
             yield f"{name} is another run than {names[0]}: {changes}{more}."
 
 
-def partings(names: Sequence[str], drifts: Sequence[Drift]) -> Iterator[str]:
+def loss_divergence(names: Sequence[str], drifts: Sequence[Drift]) -> Iterator[str]:
     for name, one in zip(names[1:], drifts, strict=True):
         lost = one.updates[~np.isfinite(one.differences)]
         if len(lost):

@@ -18,8 +18,8 @@ from vit_dist.formatting import big, duration, loss_text
 from vit_dist.report import curves, grids
 from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.html import charts, confusion_table, document, figures, folded, table, tiles
-from vit_dist.run_folder.predictions import Kept
-from vit_dist.run_folder.record import Record, best_of, read_run
+from vit_dist.run_folder.predictions import SavedPredictions
+from vit_dist.run_folder.record import RunRecord, best_of, read_run
 from vit_dist.version import __version__
 
 _FULL_TABLE, _PICTURED = 25, 100
@@ -45,7 +45,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     return page
 
 
-def headline(run: Record) -> dict[str, str]:
+def headline(run: RunRecord) -> dict[str, str]:
     """The numbers that matter: what they are → their text."""
     summary, train = run.summary, run.metrics.train
     shown: dict[str, str] = {}
@@ -75,7 +75,7 @@ def headline(run: Record) -> dict[str, str]:
     return shown
 
 
-def _curves(run: Record) -> Mapping[str, Any]:
+def _curves(run: RunRecord) -> Mapping[str, Any]:
     """File's name → what draws it."""
     drawn: dict[str, Any] = {}
     if len(run.metrics.train["update"]):
@@ -101,7 +101,7 @@ _CAPTIONS = {
 }
 
 
-def _grids(run: Record, out: Path) -> None:
+def _grids(run: RunRecord, out: Path) -> None:
     """PNGs of pictures."""
     if run.predictions is not None and len(run.predictions.shown):
         grids.draw_tiles(out / "mistakes.png", grids.mistake_tiles(run.predictions))
@@ -109,7 +109,7 @@ def _grids(run: Record, out: Path) -> None:
         grids.draw_tiles(out / "inputs.png", grids.input_tiles(run.inputs))
 
 
-def _parts(run: Record, pictures: Mapping[str, Figure]) -> Iterator[str]:
+def _parts(run: RunRecord, pictures: Mapping[str, Figure]) -> Iterator[str]:
     yield f"<h1>{escape(run.name)}</h1>"
     told = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.others[0]["time"]))
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime())
@@ -138,7 +138,7 @@ def _parts(run: Record, pictures: Mapping[str, Figure]) -> Iterator[str]:
     yield folded("All fields, as the run keeps them", yaml.safe_dump(run.config.to_dict(), sort_keys=False))
 
 
-def _warnings(run: Record) -> Iterator[str]:
+def _warnings(run: RunRecord) -> Iterator[str]:
     """What a curve does not show."""
     train = run.metrics.train
     lost = train["update"][~np.isfinite(train["loss"])]
@@ -150,7 +150,7 @@ def _warnings(run: Record) -> Iterator[str]:
         yield f"Updates skipped, because their gradient was not finite: {skipped[0]:,.0f}."
 
 
-def _of_predictions(kept: Kept, pictures: Mapping[str, Figure]) -> Iterator[str]:
+def _of_predictions(kept: SavedPredictions, pictures: Mapping[str, Figure]) -> Iterator[str]:
     about, found = kept.about, kept.predictions
     classes = about["classes"]
     averaged = "averaged " if about["weights"] == "ema" else ""
@@ -176,7 +176,7 @@ def _of_predictions(kept: Kept, pictures: Mapping[str, Figure]) -> Iterator[str]
         yield tiles(grids.mistake_tiles(kept))
 
 
-def _evaluations(run: Record) -> str:
+def _evaluations(run: RunRecord) -> str:
     """The last ones, and all that were the best."""
     lines = [line for line in run.metrics.others if line["kind"] == "eval"]
     shown = [line for number, line in enumerate(lines) if line["best"] or number >= len(lines) - _FULL_TABLE]
@@ -199,7 +199,7 @@ def _evaluations(run: Record) -> str:
     return table(rows, text=(1, 7))
 
 
-def _starts(run: Record) -> str:
+def _starts(run: RunRecord) -> str:
     rows = [["from update", "when", "machine", "threads", "versions", "changed"]]
     for line in run.metrics.starts:
         changed = ", ".join(f"{name} {value}" for name, value in line["changed"].items())

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 _BLOCK = 4096
 
 
-class Journal:
+class MetricsLog:
     """Appends lines to metrics.jsonl, each flushed; on other ranks than 0 it writes nothing."""
 
     def __init__(self, path: Path, *, writes: bool) -> None:
@@ -55,12 +55,12 @@ def read_metrics(path: Path) -> list[Line]:
     lines: list[Line] = []
     for line in _lines(path):
         if line["kind"] == "start":
-            lines = standing(lines, line["update"])
+            lines = drop_superseded(lines, line["update"])
         lines.append(line)
     return lines
 
 
-def standing(lines: Iterable[Line], update: int) -> list[Line]:
+def drop_superseded(lines: Iterable[Line], update: int) -> list[Line]:
     """Those that a `start` line at `update` does not supersede."""
     return [line for line in lines if line["update"] <= update and line.get("split") != "test"]
 
@@ -112,7 +112,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Metrics:
             continue
         if line["kind"] == "start":
             take_parts()
-            others = standing(others, line["update"])
+            others = drop_superseded(others, line["update"])
             kept = int(np.searchsorted(columns["update"], line["update"], side="right"))
             columns = {name: column[:kept] for name, column in columns.items()}
         others.append(line)
@@ -137,7 +137,7 @@ def _lines(path: Path) -> Iterator[Line]:
                 continue
 
 
-def place(plan: Plan, position: int) -> Line:
+def position_fields(plan: Plan, position: int) -> Line:
     """Where in the run a line belongs."""
     samples = plan.samples_at(position)
     return {"update": position, "epoch": samples / plan.samples, "samples": samples}

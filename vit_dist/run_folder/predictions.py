@@ -23,7 +23,7 @@ Floats32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 
-KEPT = 5
+TOP_K = 5
 
 
 PREDICTIONS, INPUTS = "predictions.safetensors", "inputs.safetensors"
@@ -64,7 +64,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedPredictions:
     """A file of predictions. about: what they are of (split, weights, update, classes …). pictures: of the samples in
     the rows `shown`, uint8 [m, channels, height, width]."""
 
@@ -83,7 +83,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputExamples:
     """The first slots of a global batch as the model sees them: uint8 pixels [n, channels, side, side], and the two
     classes that each one's target is most of, int64 [n, 2], with their parts, float32 [n, 2]."""
 
@@ -101,31 +101,31 @@ class Inputs:
         ]
 
 
-def write_predictions(path: Path, kept: Kept) -> None:
+def write_predictions(path: Path, kept: SavedPredictions) -> None:
     """Replaces a file of predictions in one step. Raises OSError."""
     arrays = {name: getattr(kept.predictions, name) for name in ("index", "label", "top", "probability")}
     _replace(path, {**arrays, "shown": kept.shown, "pictures": kept.pictures}, kept.about)
 
 
-def read_predictions(path: Path) -> Kept | None:
+def read_predictions(path: Path) -> SavedPredictions | None:
     """A file of predictions; None where there is none. Raises UserError where it is another file."""
     found = _read(path, {"index", "label", "top", "probability", "shown", "pictures"})
     if found is None:
         return None
     arrays, about = found
     shown, pictures = arrays.pop("shown"), arrays.pop("pictures")
-    return Kept(Predictions(**arrays), about, shown, pictures)
+    return SavedPredictions(Predictions(**arrays), about, shown, pictures)
 
 
-def write_inputs(path: Path, inputs: Inputs) -> None:
+def write_inputs(path: Path, inputs: InputExamples) -> None:
     """Replaces a file of inputs in one step. Raises OSError."""
     _replace(path, {name: getattr(inputs, name) for name in ("pixels", "classes", "parts")}, inputs.about)
 
 
-def read_inputs(path: Path) -> Inputs | None:
+def read_inputs(path: Path) -> InputExamples | None:
     """A file of inputs; None where there is none. Raises UserError where it is another file."""
     found = _read(path, {"pixels", "classes", "parts"})
-    return Inputs(**found[0], about=found[1]) if found else None
+    return InputExamples(**found[0], about=found[1]) if found else None
 
 
 def _replace(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:

@@ -52,9 +52,9 @@ def _row(evaluations: Sequence[Line], trained: Sequence[tuple[int, Line]]) -> li
     return [*row, "best" if any(line["best"] for line in evaluations) else "", f"{seconds:.1f}"]
 
 
-def _mean(trained: Sequence[tuple[int, Line]], name: str, form: str) -> str:
+def _mean(trained: Sequence[tuple[int, Line]], name: str, spec: str) -> str:
     """Over updates; empty where a line has none, as top1 with mixed targets, or one that is not finite."""
     if not trained or any(not isinstance(line[name], (int, float)) for _, line in trained):
         return ""
     updates = sum(count for count, _ in trained)
-    return format(sum(line[name] * count for count, line in trained) / max(updates, 1), form)
+    return format(sum(line[name] * count for count, line in trained) / max(updates, 1), spec)

@@ -15,7 +15,14 @@ from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
 from vit_dist.run_folder.lock import is_held
 from vit_dist.run_folder.metrics import Floats, Line, Metrics, read_columns
-from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS, Inputs, Kept, read_inputs, read_predictions
+from vit_dist.run_folder.predictions import (
+    INPUTS,
+    PREDICTIONS,
+    InputExamples,
+    SavedPredictions,
+    read_inputs,
+    read_predictions,
+)
 
 COLUMNS = (
     *("time", "epoch", "loss", "top1", "lr", "grad_norm", "samples_per_second", "update_seconds"),
@@ -24,7 +31,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """A run, finished or not. summary: empty where it is not finished."""
 
     folder: Path
@@ -33,8 +40,8 @@ class Record:
     status: dict[str, Any]
     summary: dict[str, Any]
     metrics: Metrics
-    predictions: Kept | None
-    inputs: Inputs | None
+    predictions: SavedPredictions | None
+    inputs: InputExamples | None
 
     @property
     def start(self) -> Line:
@@ -92,7 +99,7 @@ class Record:
         return {**spent, "starting and ending": max(0.0, total - sum(spent.values()))}
 
 
-def read_run(folder: Path) -> Record:
+def read_run(folder: Path) -> RunRecord:
     """Raises UserError where no run, or nothing of it yet, is in the folder."""
     for name in ("config.yaml", "metrics.jsonl"):
         if not (folder / name).is_file():
@@ -104,7 +111,7 @@ def read_run(folder: Path) -> Record:
         raise UserError(f"{folder}: the run has not started yet: its metrics.jsonl has no start")
     config = Config.from_dict(read_yaml(folder / "config.yaml"))
     status, summary = read_json_or_empty(folder / "status.json"), read_json_or_empty(folder / "summary.json")
-    return Record(
+    return RunRecord(
         folder=folder,
         name=config.run.name or folder.resolve().name,
         config=config,
@@ -116,7 +123,7 @@ def read_run(folder: Path) -> Record:
     )
 
 
-def best_of(run: Record) -> dict[str, Any] | None:
+def best_of(run: RunRecord) -> dict[str, Any] | None:
     """update, metric and value of the best evaluation so far."""
     lines = [line for line in run.metrics.others if line["kind"] == "eval" and line["split"] == "val" and line["best"]]
     if not lines:

@@ -112,7 +112,7 @@ class Runtime:
         context: contextlib.AbstractContextManager[Any] = self._accelerator.autocast()
         return context
 
-    def accumulating(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def gradient_sync(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward of one micro-batch: gradients travel between ranks only on the last."""
         return contextlib.nullcontext() if last else self._accelerator.no_sync(model)
 
@@ -122,15 +122,15 @@ class Runtime:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
-    def seed(self, of: int) -> None:
+    def seed(self, seed: int) -> None:
         """Sets the default generators that dropout on this device draws from."""
-        torch.default_generator.manual_seed(of)
+        torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(of)
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
         elif self.device.type == "mps":
-            torch.mps.manual_seed(of)
+            torch.mps.manual_seed(seed)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place; float64 sums are made on the host where the device has none."""
         if self.world_size > 1:
             dist.all_reduce(values)
@@ -141,7 +141,7 @@ class Runtime:
         """The widest float the device sums in."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
-    def from_main(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's value on every rank; plain, as JSON holds it."""
         if self._flags is None:
             return value
@@ -154,7 +154,7 @@ class Runtime:
         dist.broadcast(content, src=0, group=self._flags)
         return json.loads(content.numpy().tobytes())
 
-    def on_main(self, work: Callable[[], Any]) -> Any:
+    def run_on_main(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on rank 0, plain as JSON holds it, on every rank. Raises its UserError on all alike."""
         answer: dict[str, Any] = {}
         if self.is_main:
@@ -162,7 +162,7 @@ class Runtime:
                 answer["value"] = work()
             except UserError as error:
                 answer["failure"] = str(error)
-        answer = self.from_main(answer)
+        answer = self.broadcast(answer)
         if "failure" in answer:
             raise UserError(answer["failure"])
         return answer["value"]
@@ -178,7 +178,7 @@ class Runtime:
             if self.is_main:
                 self.barrier()
 
-    def read_later(self, value: Tensor) -> Callable[[], float]:
+    def copy_scalar_async(self, value: Tensor) -> Callable[[], float]:
         """Starts copying a scalar off the device; the function returned waits for that copy alone."""
         if self.device.type != "cuda":
             return value.item

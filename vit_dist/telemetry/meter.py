@@ -6,7 +6,7 @@ import math
 
 from vit_dist.files import json_number
 from vit_dist.plan.plan import Plan
-from vit_dist.run_folder.metrics import Line, place
+from vit_dist.run_folder.metrics import Line, position_fields
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.peaks import peak_flops
@@ -48,7 +48,7 @@ class Meter:
         per_device = rate / self.runtime.world_size
         self.restart(position, waited)
         return {
-            **place(self.plan, position),
+            **position_fields(self.plan, position),
             "loss": json_number(loss / weight),
             "top1": None if math.isnan(correct) else 100 * correct / weight,
             "lr": lr,

@@ -13,7 +13,7 @@ from typing import Any
 from vit_dist.config.config import Config
 from vit_dist.errors import UserError, one_line
 from vit_dist.run_folder.metrics import Line
-from vit_dist.run_folder.predictions import Inputs, Kept, Pixels
+from vit_dist.run_folder.predictions import InputExamples, Pixels, SavedPredictions
 from vit_dist.runtime.runtime import Runtime
 
 _TRACKER_SECONDS = 30
@@ -87,15 +87,17 @@ class Trackers:
             self.say(f"tracker: {one_line(error, 200)}: going on without")
             self.names = []
 
-    def show_inputs(self, inputs: Inputs, tiles: Sequence[str]) -> None:
+    def show_inputs(self, inputs: InputExamples, tiles: Sequence[str]) -> None:
         """What the model sees first, with what is said of each."""
         self._show({"inputs": (inputs.pixels, tiles)}, None, inputs.about["position"])
 
-    def show_predictions(self, kept: Kept, captions: Sequence[str], step: int) -> None:
+    def show_predictions(self, kept: SavedPredictions, captions: Sequence[str], step: int) -> None:
         """The confusion matrix (for at most 100 classes) and the most confident mistakes of a split."""
         self._show({f"{kept.about['split']}/mistakes": (kept.pictures, captions)}, kept, step)
 
-    def _show(self, pictures: Mapping[str, tuple[Pixels, Sequence[str]]], kept: Kept | None, step: int) -> None:
+    def _show(
+        self, pictures: Mapping[str, tuple[Pixels, Sequence[str]]], kept: SavedPredictions | None, step: int
+    ) -> None:
         """Pictures uint8 [n, channels, height, width] with their captions, by name, and what is kept of a split."""
         counts = None
         if kept is not None and len(kept.about["classes"]) <= _MOST_CLASSES:

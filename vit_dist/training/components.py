@@ -7,8 +7,8 @@ from torch import nn
 
 from vit_dist.config.config import Config
 from vit_dist.config.values import parse_size
-from vit_dist.data.preprocessing import Form
-from vit_dist.data.sources.splits import Data
+from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.inference.load import start_from
 from vit_dist.models.build import build_model, refuse_batch_norm
@@ -19,7 +19,12 @@ from vit_dist.training.losses import Loss
 
 
 def own_model(
-    config: Config, data: Data, form: Form, model: nn.Module | None = None, *, pretrained: bool
+    config: Config,
+    data: LabelledSplits,
+    preprocessing: Preprocessing,
+    model: nn.Module | None = None,
+    *,
+    pretrained: bool,
 ) -> tuple[nn.Module, list[str]]:
     """The config's model for the data, or the one given, with what is to be said of its weights. Raises UserError.
 
@@ -33,7 +38,7 @@ def own_model(
             config.model,
             classes=len(data.classes),
             channels=data.channels,
-            image_size=form.image_size,
+            image_size=preprocessing.image_size,
             seed=config.run.seed,
             sizes=[parse_size(text)[0] for text in config.augment.sizes],
         )
@@ -42,15 +47,17 @@ def own_model(
     return model, notes + freeze(model, config.model)
 
 
-def build_loss(config: Config, data: Data, form: Form, device: torch.device, autocast: Autocast) -> Loss:
+def build_loss(
+    config: Config, data: LabelledSplits, preprocessing: Preprocessing, device: torch.device, autocast: Autocast
+) -> Loss:
     """The loss with its teacher, if it has one, on the device. Raises UserError where they do not fit the data."""
-    loss = Loss(config.loss, build_teacher(config.loss, data, form, device, autocast))
+    loss = Loss(config.loss, build_teacher(config.loss, data, preprocessing, device, autocast))
     if config.augment.mixup or config.augment.cutmix:
         loss.refuse_numbers_only(len(data.classes), "augment.mixup" if config.augment.mixup else "augment.cutmix")
     return loss
 
 
-def refuse_metrics(config: Config, data: Data) -> None:
+def refuse_metrics(config: Config, data: LabelledSplits) -> None:
     """What listens to a metric that no evaluation gives. Raises UserError, a line each."""
     listeners = {"schedule.args.metric": schedule_metric(config.schedule)}
     if "val" in data.splits or config.evaluate.patience:

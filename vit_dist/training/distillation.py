@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vit_dist.config.catalog import is_timm
 from vit_dist.config.schema import LossConfig, ModelConfig
-from vit_dist.data.preprocessing import Form, preprocessing
-from vit_dist.data.sources.splits import Data
+from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
+from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
-from vit_dist.inference.load import open_trained
+from vit_dist.inference.load import load_run_model
 from vit_dist.models.build import build_model
 from vit_dist.models.weights import load_weights
 
@@ -31,7 +32,7 @@ class Teacher(nn.Module):
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, model: nn.Module, own: Form, students: Form, autocast: Autocast) -> None:
+    def __init__(self, model: nn.Module, own: Preprocessing, students: Preprocessing, autocast: Autocast) -> None:
         super().__init__()
         self.autocast = autocast
         self.model = model
@@ -58,7 +59,7 @@ class Teacher(nn.Module):
 
 
 def build_teacher(
-    config: LossConfig, data: Data, students: Form, device: torch.device, autocast: Autocast
+    config: LossConfig, data: LabelledSplits, students: Preprocessing, device: torch.device, autocast: Autocast
 ) -> Teacher | None:
     """The teacher of a config on the device; None where it has none. autocast: the precision it runs in.
 
@@ -66,46 +67,48 @@ def build_teacher(
     """
     if not config.teacher:
         return None
-    if config.teacher.startswith("timm/"):
+    if is_timm(config.teacher):
         named = ModelConfig(name=config.teacher)
-        made = preprocessing(named)
-        forms = [students]
+        made = timm_preprocessing(named)
+        choices = [students]
         if made is not None:
             fits = len(made.mean) == data.channels
-            theirs = Form(made.image_size, *((made.mean, made.std) if fits else (students.mean, students.std)))
-            forms = [theirs] if fits else [students, theirs]
-        model, own = _built(named, data, forms)
+            theirs = Preprocessing(made.image_size, *((made.mean, made.std) if fits else (students.mean, students.std)))
+            choices = [theirs] if fits else [students, theirs]
+        model, own = _built(named, data, choices)
         weights = Path(config.teacher_weights).expanduser()
         if not weights.is_file():
             raise UserError(f"loss.teacher_weights: {weights} does not exist")
         load_weights(model, weights)
     else:
-        found = open_trained(Path(config.teacher).expanduser(), "loss.teacher")
+        found = load_run_model(Path(config.teacher).expanduser(), "loss.teacher")
         if found.classes != list(data.classes) or found.channels != data.channels:
             told = f"{config.teacher} knows {_kind(found.classes, found.channels)}"
             differ = f"the data is {_kind(data.classes, data.channels)}"
             raise UserError(f"loss.teacher: {told}, {differ}: take a teacher of the same data")
-        model, own = found.model, found.form
+        model, own = found.model, found.preprocessing
     return Teacher(model, own, students, autocast).to(device)
 
 
-def _built(named: ModelConfig, data: Data, forms: Sequence[Form]) -> tuple[nn.Module, Form]:
+def _built(
+    named: ModelConfig, data: LabelledSplits, choices: Sequence[Preprocessing]
+) -> tuple[nn.Module, Preprocessing]:
     """A timm teacher for the first of the forms whose size it takes. Raises UserError."""
     failure = UserError()
-    for form in forms:
+    for preprocessing in choices:
         try:
             model = build_model(
                 named,
                 classes=len(data.classes),
                 channels=data.channels,
-                image_size=form.image_size,
+                image_size=preprocessing.image_size,
                 seed=0,
                 trained=False,
             )
         except UserError as error:
             failure = UserError(f"loss.teacher: {str(error).partition(': ')[2]}")
             continue
-        return model, form
+        return model, preprocessing
     raise failure
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from vit_dist.training.trainer import Session
+from vit_dist.training.trainer import Trainer
 
 
-def loop(session: Session) -> bool:
+def loop(session: Trainer) -> bool:
     """All updates that are left; whether the run came to its end, and was not stopped before."""
     plan, state, clock = session.plan, session.state, session.clock
     clock.start()
     session.meter.restart(state.position, session.stream.wait_seconds)
     while not session.over:
         window = session.stream.window(state.position)
-        session.updater(window, plan.window, plan.weight(state.position))
+        session.updater.update(window, plan.micro_batches_per_rank, plan.weight(state.position))
         stopping = session.runtime.stop_agreed()
         evaluating = "val" in session.evaluations and plan.due(state.position, plan.evaluate_every)
         if stopping or evaluating or plan.due(state.position, plan.log_every):

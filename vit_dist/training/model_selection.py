@@ -24,23 +24,25 @@ def value_of(metric: str, scores: Scores) -> float:
     return value
 
 
-def better(metric: str, value: float, than: float, by: float = 0.0) -> bool:
+def is_improvement(metric: str, value: float, than: float, by: float = 0.0) -> bool:
     """Whether a metric's value is an improvement of more than `by`; a loss improves downwards; NaN is none."""
     return value < than - by if metric.endswith("loss") else value > than + by
 
 
-def judge(state: TrainState, config: EvaluateConfig, scores: Scores, *, warming: bool) -> bool:
+def update_best(state: TrainState, config: EvaluateConfig, scores: Scores, *, warming: bool) -> bool:
     """Takes an evaluation of val into `state`; whether it is the best so far.
 
     Patience counts evaluations that improve on the last improvement by no more than min_delta; none while `warming`.
     """
     metric, value = config.metric, value_of(config.metric, scores)
-    first = state.bar is None and not math.isnan(value)
-    if first or (state.bar is not None and better(metric, value, state.bar, config.min_delta)):
-        state.bar, state.stale = value, 0
+    first = state.patience_baseline is None and not math.isnan(value)
+    if first or (
+        state.patience_baseline is not None and is_improvement(metric, value, state.patience_baseline, config.min_delta)
+    ):
+        state.patience_baseline, state.evaluations_without_improvement = value, 0
     elif not warming:
-        state.stale += 1
-    if math.isnan(value) or (state.best is not None and not better(metric, value, state.best.value)):
+        state.evaluations_without_improvement += 1
+    if math.isnan(value) or (state.best is not None and not is_improvement(metric, value, state.best.value)):
         return False
     state.best = Best(state.position, metric, value, weights_of(metric, scores))
     return True
@@ -48,4 +50,4 @@ def judge(state: TrainState, config: EvaluateConfig, scores: Scores, *, warming:
 
 def out_of_patience(state: TrainState, config: EvaluateConfig) -> bool:
     """Whether the run ends here, before its time."""
-    return 0 < config.patience <= state.stale
+    return 0 < config.patience <= state.evaluations_without_improvement

@@ -10,24 +10,24 @@ import torch
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.config.config import Config
 from vit_dist.config.schema import AugmentConfig
-from vit_dist.data.preprocessing import Form
-from vit_dist.data.sources.splits import Data
+from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
-from vit_dist.training.trainer import Session
+from vit_dist.training.trainer import Trainer
 from vit_dist.version import __version__
 
 
-def announce(session: Session, notes: list[str], start: Checkpoint | None) -> None:
+def print_overview(session: Trainer, notes: list[str], start: Checkpoint | None) -> None:
     """Every number of the run, for people, and what they should know."""
     plan, runtime, config, console = session.plan, session.runtime, session.config, session.console
     console.say(f"vit_dist {__version__}: {config.run.name or session.folder.name}")
     flops = session.meter.flops
     console.table(
         {
-            **plan_rows(config, session.data, session.form, plan, session.parameters, flops),
+            **plan_rows(config, session.data, session.preprocessing, plan, session.parameters, flops),
             "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
             f"{runtime.threads} threads per process",
             "starts": f"at update {session.state.position}, from {start.path}" if start else "anew",
@@ -38,7 +38,9 @@ def announce(session: Session, notes: list[str], start: Checkpoint | None) -> No
         console.note(f"  note: {note}")
 
 
-def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: int, flops: int) -> dict[str, str]:
+def plan_rows(
+    config: Config, data: LabelledSplits, preprocessing: Preprocessing, plan: Plan, parameters: int, flops: int
+) -> dict[str, str]:
     """The numbers of a run that the machines do not change."""
     splits = ", ".join(
         f"{name} {len(split):,}" for name, split in sorted(data.splits.items(), key=lambda one: one[0] != "train")
@@ -46,7 +48,7 @@ def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: in
     fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
     last = plan.weight(plan.updates - 1)
     short = f" (the last update has {last} samples)" if last != plan.global_size else ""
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std))
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
     cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""
     loss = config.loss
     given = "".join(f", {name} {value}" for name, value in config.schedule.args.items())
@@ -58,9 +60,9 @@ def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: in
     rows = {
         "model": f"{config.model.name}, {big(parameters)} parameters, {big(flops)}FLOP per image forward",
         "data": f"{splits}; {len(data.classes)} classes",
-        "images": f"{data.channels} × {form.image_size} × {form.image_size}, mean {mean}, std {std}",
+        "images": f"{data.channels} × {preprocessing.image_size} × {preprocessing.image_size}, mean {mean}, std {std}",
         "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
-        "batch": f"micro-batches of {plan.micro_size}, {plan.window} per process and update{fillers}",
+        "batch": f"micro-batches of {plan.micro_size}, {plan.micro_batches_per_rank} per process and update{fillers}",
         "loss": f"{loss.name}{smoothing}{taught}",
         "optimizer": f"{config.optimizer.name}, weight decay {config.optimizer.weight_decay:g}, "
         f"clip {config.optimizer.clip_norm:g}",
@@ -77,7 +79,7 @@ def plan_rows(config: Config, data: Data, form: Form, plan: Plan, parameters: in
     return rows
 
 
-def augment_notes(config: Config, data: Data) -> Iterator[str]:
+def augment_notes(config: Config, data: LabelledSplits) -> Iterator[str]:
     """Augmentation that is likely a mistake."""
     if config.augment.flip and set(data.classes) == {str(i) for i in range(10)}:
         yield "augment.flip: mirrored digits are no digits: 0 is better here"

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_dist.checkpointing import checkpoint
 from vit_dist.checkpointing.checkpoint import Checkpoint
-from vit_dist.checkpointing.folder import find
+from vit_dist.checkpointing.folder import newest_valid
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
 from vit_dist.errors import UserError
@@ -44,7 +44,7 @@ def decide(config: Config) -> Resumption:
     if used:
         before = Config.from_dict(read_yaml(stored))
         changed, notes = compare(before.fields(), config.fields(), config.fields(free=False), folder)
-        own, wrong = find(folder / "checkpoints")
+        own, wrong = newest_valid(folder / "checkpoints")
         notes += [f"{one}: not used" for one in wrong]
         finished = status(folder).get("state") == "finished" and "train.duration" not in changed
         if own is not None:
@@ -81,7 +81,7 @@ def _at(path: Path) -> Checkpoint:
     """The checkpoint at a path, or the newest whole one of the run there. Raises UserError."""
     if (path / checkpoint.MANIFEST).is_file() or path.name.startswith("update_"):
         return checkpoint.open_checkpoint(path)
-    found, wrong = find(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    found, wrong = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     if found is None:
         raise UserError(f"run.resume: no whole checkpoint at {path}" + "".join(f"; {one}" for one in wrong))
     return found

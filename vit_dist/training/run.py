@@ -14,25 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vit_dist.checkpointing import checkpoint
-from vit_dist.checkpointing.folder import follow
+from vit_dist.checkpointing.folder import pointed_to
 from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config
-from vit_dist.data.augmentation.ops import normalise
-from vit_dist.data.preprocessing import Form
-from vit_dist.data.sources.splits import Data
+from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import read_json, write_json
-from vit_dist.inference.load import default_weights, open_trained
-from vit_dist.models.forward import at_least_float32, evaluating
-from vit_dist.run_folder.metrics import Line, place, read_metrics
-from vit_dist.run_folder.predictions import KEPT
+from vit_dist.inference.load import default_weights, load_run_model
+from vit_dist.models.forward import at_least_float32, eval_mode
+from vit_dist.run_folder.metrics import Line, position_fields, read_metrics
+from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 from vit_dist.training.loop import loop
 from vit_dist.training.resume import Resumption, decide
-from vit_dist.training.setup import build
+from vit_dist.training.setup import setup
 from vit_dist.training.summary import print_summary, summarise
-from vit_dist.training.trainer import Session
+from vit_dist.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Run:
     best: Best | None
     summary: dict[str, Any]
     model: nn.Module
-    form: Form
+    preprocessing: Preprocessing
 
     def report(self) -> Path:
         """Draws the run's report anew, in its folder; the page."""
@@ -60,21 +59,20 @@ class Run:
         Sides other than the model's are resized to it. Raises ValueError for images of another kind.
         """
         pixels = torch.as_tensor(images) if isinstance(images, (np.ndarray, Tensor)) else torch.empty(0)
-        channels = len(self.form.mean)
+        channels = len(self.preprocessing.mean)
         if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] != channels or not len(pixels):
             found = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
             raise ValueError(f"images: uint8 [n, {channels}, height, width] with n above 0, not {found}")
         device = next(self.model.parameters()).device
-        mean, std = torch.tensor(self.form.mean, device=device), torch.tensor(self.form.std, device=device)
-        with evaluating(self.model):
+        with eval_mode(self.model):
             parts = [
-                at_least_float32(self.model(normalise(part.to(device), self.form.image_size, mean, std)))
+                at_least_float32(self.model(self.preprocessing.normalise(part.to(device))))
                 for part in torch.split(pixels, batch_size)
             ]
             return torch.cat(parts).softmax(1).cpu()
 
 
-def train(config: Config, model: nn.Module | None = None, source: Data | None = None) -> Run:
+def train(config: Config, model: nn.Module | None = None, source: LabelledSplits | None = None) -> Run:
     """Trains, or goes on where the config's folder left off; a finished run is returned as it is.
 
     model: instead of the config's, its weights the start. source: instead of the config's data.
@@ -94,11 +92,11 @@ def train(config: Config, model: nn.Module | None = None, source: Data | None = 
     runtime = Runtime(config.run, precision)
     try:
         position = found.position if found else None
-        if runtime.from_main(position) != position:
+        if runtime.broadcast(position) != position:
             raise UserError(f"run.dir: {config.folder} must be on storage that all machines share")
         console = Console(speaks=runtime.is_main, level=config.log.level)
         with runtime.stop_signals():
-            run = _run(build(config, runtime, console, resumption, model, source))
+            run = _run(setup(config, runtime, console, resumption, model, source))
     finally:
         runtime.end()
     if runtime.is_main and not run.stopped:
@@ -116,7 +114,7 @@ def _drawn(run: Run, console: Console) -> Path | None:
         return None
 
 
-def _run(session: Session) -> Run:
+def _run(session: Trainer) -> Run:
     """From a built session to a finished or stopped run; its status says how it ended."""
     try:
         session.write_status("running")
@@ -125,12 +123,20 @@ def _run(session: Session) -> Run:
         finished = loop(session)
         session.console.stop()
         summary = _finish(session) if finished else {}
-        session.record("stop", {**place(session.plan, session.state.position), "reason": _reason(session, finished)})
+        session.record(
+            "stop", {**position_fields(session.plan, session.state.position), "reason": _reason(session, finished)}
+        )
         session.write_status("finished" if finished else "stopped")
         if not finished:
             session.console.note(f"stopped at update {session.state.position}; the same command goes on from there")
         return Run(
-            session.folder, not finished, session.history, session.state.best, summary, session.module, session.form
+            session.folder,
+            not finished,
+            session.history,
+            session.state.best,
+            summary,
+            session.module,
+            session.preprocessing,
         )
     except BaseException as error:
         session.write_status("failed", one_line(f"{type(error).__name__}: {error}"))
@@ -139,11 +145,11 @@ def _run(session: Session) -> Run:
         session.close()
 
 
-def _finish(session: Session) -> dict[str, Any]:
+def _finish(session: Trainer) -> dict[str, Any]:
     """The test split, once, on the best weights (the last where none were chosen), and the summary."""
     state, config = session.state, session.config
     weights = state.best.weights if state.best else default_weights(config)
-    best_path = follow(session.checkpoints, "best")
+    best_path = pointed_to(session.checkpoints, "best")
     average = session.updater.average
     if state.best is not None and best_path is not None:
         chosen = checkpoint.open_checkpoint(best_path)
@@ -160,7 +166,7 @@ def _finish(session: Session) -> dict[str, Any]:
     if average is not None and weights == "ema":
         average.swap()
     if test is None and "val" in session.evaluations:
-        predictions = session.one_pass("val", KEPT).predictions
+        predictions = session.one_pass("val", TOP_K).predictions
     if predictions is not None:
         session.keep_predictions("val" if test is None else "test", weights, of, predictions)
     summary = summarise(session, weights, test)
@@ -180,11 +186,11 @@ def _finished_before(config: Config, resumption: Resumption, model: nn.Module | 
     drawn = page.is_file() and page.stat().st_mtime >= ended
     print_summary(console, folder, summary, page if drawn else None)
     best = Best(**summary["best"]) if summary["best"] else None
-    found = open_trained(folder, "run.dir", model)
-    return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, found.model, found.form)
+    found = load_run_model(folder, "run.dir", model)
+    return Run(folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, found.model, found.preprocessing)
 
 
-def _reason(session: Session, finished: bool) -> str:
+def _reason(session: Trainer, finished: bool) -> str:
     if not finished:
         return "asked to stop"
     return "finished" if session.state.position >= session.plan.updates else "out of patience"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,20 +11,20 @@ from torch import nn
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
-from vit_dist.data.preprocessing import form_of
+from vit_dist.data.preprocessing import resolve_preprocessing
 from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.open import open_data
-from vit_dist.data.sources.splits import Data
+from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import UserError
 from vit_dist.models.build import drop_path_depth
 from vit_dist.models.forward import forward_flops, parameter_count
-from vit_dist.optim.ema import Average
+from vit_dist.optim.ema import EMA
 from vit_dist.optim.optimizers import build_optimizer, peak_lr
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.lock import FolderLock
-from vit_dist.run_folder.metrics import Journal, place, read_metrics, standing
+from vit_dist.run_folder.metrics import MetricsLog, drop_superseded, position_fields, read_metrics
 from vit_dist.run_folder.status import versions, write_status
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
@@ -35,42 +34,41 @@ from vit_dist.telemetry.peaks import matmul_flops
 from vit_dist.telemetry.trackers import Trackers, require_tracker
 from vit_dist.training.components import build_loss, own_model, refuse_metrics
 from vit_dist.training.losses import Loss
-from vit_dist.training.overview import announce
+from vit_dist.training.overview import print_overview
 from vit_dist.training.resume import Resumption
-from vit_dist.training.trainer import Session
+from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import Updater
 
 
-def build(
+def setup(
     config: Config,
     runtime: Runtime,
     console: Console,
     resumption: Resumption,
     model: nn.Module | None = None,
-    source: Data | None = None,
-) -> Session:
+    source: LabelledSplits | None = None,
+) -> Trainer:
     """Everything the loop needs. Raises UserError; the run's folder is touched only once all else stands."""
     require_tracker(config.log.trackers)
     with runtime.main_first():
         data = source or open_data(config.data)
-    form = form_of(config, data)
-    plan = Plan.of(config, len(data.splits["train"]), runtime.world_size)
+    preprocessing = resolve_preprocessing(config, data)
+    plan = Plan.from_config(config, len(data.splits["train"]), runtime.world_size)
     start = resumption.checkpoint
     elsewhere = start is not None and config.folder not in start.path.parents
     state = _state(start, plan, data.classes, elsewhere=elsewhere)
-    model, notes = own_model(config, data, form, model, pretrained=start is None)
-    form = dataclasses.replace(form, drop_path_depth=drop_path_depth(model))
-    flops = forward_flops(model, channels=data.channels, image_size=form.image_size)
+    model, notes = own_model(config, data, preprocessing, model, pretrained=start is None)
+    flops = forward_flops(model, channels=data.channels, image_size=preprocessing.image_size)
     if start is not None:
         start.load_model(model)
     refuse_metrics(config, data)
-    loss = build_loss(config, data, form, runtime.device, runtime.autocast)
+    loss = build_loss(config, data, preprocessing, runtime.device, runtime.autocast)
     prepared = runtime.prepare(model)
     prepared.train()
     updater = _updater(config, model, prepared, loss, plan, state, start, runtime)
     workers = worker_count(config.data.workers, runtime)
     evaluations = {
-        name: EvaluationStream(split, form, runtime, batch_size=config.evaluate.batch_size, workers=workers)
+        name: EvaluationStream(split, preprocessing, runtime, batch_size=config.evaluate.batch_size, workers=workers)
         for name, split in data.splits.items()
         if name != "train"
     }
@@ -79,7 +77,7 @@ def build(
     lock = claim(folder, config, runtime, state.position)
     metrics = folder / "metrics.jsonl"
     history = read_metrics(metrics) if start is not None and metrics.is_file() else []
-    session = Session(
+    session = Trainer(
         config=config,
         runtime=runtime,
         console=console,
@@ -88,22 +86,29 @@ def build(
         data=data,
         plan=plan,
         module=model,
-        form=form,
+        preprocessing=preprocessing,
         updater=updater,
         state=state,
         stream=Stream(
-            data.splits["train"], plan, form, config.augment, runtime, workers=workers, classes=len(data.classes)
+            data.splits["train"],
+            plan,
+            preprocessing,
+            config.augment,
+            runtime,
+            workers=workers,
+            classes=len(data.classes),
+            drop_path_depth=drop_path_depth(model),
         ),
         evaluations=evaluations,
-        journal=Journal(metrics, writes=runtime.is_main),
+        journal=MetricsLog(metrics, writes=runtime.is_main),
         clock=clock,
         meter=Meter(plan, runtime, clock, flops=flops, matmul=matmul_flops(runtime)),
         trackers=Trackers(config, runtime, console.note),
         parameters=parameter_count(model),
         saved=None if start is None or elsewhere else state.position,
-        history=standing(history, state.position),
+        history=drop_superseded(history, state.position),
     )
-    announce(session, [*resumption.notes, *notes], start)
+    print_overview(session, [*resumption.notes, *notes], start)
     session.trackers.start(state.tracker_id, state.position)
     state.tracker_id = session.trackers.run_id
     _record_start(session, prepared, resumption)
@@ -127,9 +132,9 @@ def _state(start: Checkpoint | None, plan: Plan, classes: Sequence[str], *, else
     if plan.updates < before:
         raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now")
     if elsewhere:
-        state.best = state.bar = None  # those weights are not in this folder
+        state.best = state.patience_baseline = None  # those weights are not in this folder
     if elsewhere or plan.updates > before:
-        state.stale = 0
+        state.evaluations_without_improvement = 0
     return state
 
 
@@ -147,7 +152,7 @@ def _updater(
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
     schedule = Schedule(config.schedule, optimizer, plan, lr)
-    average = Average(model, config.train.ema) if config.train.ema else None
+    average = EMA(model, config.train.ema) if config.train.ema else None
     if start is not None:
         start.load_optimizer(optimizer, model)
         schedule.load_state_dict(start.state["schedule"])
@@ -173,18 +178,18 @@ def claim(folder: Path, config: Config, runtime: Runtime, position: int) -> Fold
         except OSError as error:
             raise UserError(f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir") from None
 
-    runtime.on_main(make)
+    runtime.run_on_main(make)
     return locks[0] if locks else None
 
 
-def _record_start(session: Session, prepared: nn.Module, resumption: Resumption) -> None:
+def _record_start(session: Trainer, prepared: nn.Module, resumption: Resumption) -> None:
     """The `start` line."""
     plan, runtime, start = session.plan, session.runtime, resumption.checkpoint
     size, calls = runtime.all_reduce_cost(prepared)
     session.record(
         "start",
         {
-            **place(plan, session.state.position),
+            **position_fields(plan, session.state.position),
             "plan": plan.to_dict(),
             "world_size": runtime.world_size,
             "device": runtime.device_name,

@@ -13,10 +13,10 @@ import numpy as np
 from vit_dist.files import json_number
 from vit_dist.formatting import duration, loss_text
 from vit_dist.telemetry.console import Console
-from vit_dist.training.trainer import Session
+from vit_dist.training.trainer import Trainer
 
 
-def summarise(session: Session, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:
+def summarise(session: Trainer, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:
     """The content of summary.json; `test` and `final` are of these weights (raw or ema)."""
     state, plan, runtime, history = session.state, session.plan, session.runtime, session.history
     lines = [line for line in history if line["kind"] == "eval"]

@@ -10,24 +10,24 @@ from pathlib import Path
 from torch import nn
 
 from vit_dist.checkpointing import checkpoint
-from vit_dist.checkpointing.folder import link, prune
+from vit_dist.checkpointing.folder import point_to, prune
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
-from vit_dist.data.preprocessing import Form
-from vit_dist.data.sources.splits import Data
+from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream, pictures
 from vit_dist.errors import UserError
 from vit_dist.files import json_number
 from vit_dist.inference.evaluation import Evaluation, evaluate
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.lock import FolderLock
-from vit_dist.run_folder.metrics import Journal, Line, place
+from vit_dist.run_folder.metrics import Line, MetricsLog, position_fields
 from vit_dist.run_folder.predictions import (
     INPUTS,
-    KEPT,
     PREDICTIONS,
-    Kept,
+    TOP_K,
     Predictions,
+    SavedPredictions,
     write_inputs,
     write_predictions,
 )
@@ -38,14 +38,14 @@ from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.meter import Meter
 from vit_dist.telemetry.trackers import Trackers
-from vit_dist.training.model_selection import judge, out_of_patience, value_of, weights_of
+from vit_dist.training.model_selection import out_of_patience, update_best, value_of, weights_of
 from vit_dist.training.update import Updater
 
 _MISTAKES = 24
 
 
 @dataclass
-class Session:
+class Trainer:
     """One process's part of a run, built and ready. `module` is the bare model, `history` the metrics that count."""
 
     config: Config
@@ -53,15 +53,15 @@ class Session:
     console: Console
     folder: Path
     lock: FolderLock | None
-    data: Data
+    data: LabelledSplits
     plan: Plan
     module: nn.Module
-    form: Form
+    preprocessing: Preprocessing
     updater: Updater
     state: TrainState
     stream: Stream
     evaluations: dict[str, EvaluationStream]
-    journal: Journal
+    journal: MetricsLog
     clock: Clock
     meter: Meter
     trackers: Trackers
@@ -86,7 +86,7 @@ class Session:
         if self.meter.last is not None and self.meter.last[0] == self.state.position:
             return
         lr = self.updater.schedule.rate
-        self.updater.settle()
+        self.updater.finish_previous()
         sums = self.updater.take_sums()
         line = self.meter.line(
             self.state.position,
@@ -101,7 +101,7 @@ class Session:
 
     def choose(self) -> bool:
         """Evaluates val, and feeds what listens: the plateau, patience, the best. Whether it is the best so far."""
-        self.updater.settle()
+        self.updater.finish_previous()
         results = self.evaluate("val")
         scores = {weights: result.to_dict() for weights, result in results.items()}
         warming = self.state.position <= self.plan.warmup
@@ -111,15 +111,15 @@ class Session:
             self.updater.schedule.evaluated({metric: value_of(metric, scores)})
             if self.updater.schedule.rate != before:
                 self.console.say(f"plateau of {metric}: rate {before:.3g} → {self.updater.schedule.rate:.3g}")
-        best = judge(self.state, self.config.evaluate, scores, warming=warming)
+        best = update_best(self.state, self.config.evaluate, scores, warming=warming)
         self.report(
             "val", results, self.state.position, best=weights_of(self.config.evaluate.metric, scores) if best else None
         )
         if self.runtime.is_main:
             write_progress(self.folder, self.history, self.config.evaluate.metric)
         if out_of_patience(self.state, self.config.evaluate):
-            evaluate = self.config.evaluate
-            self.console.say(f"out of patience: {evaluate.metric} no better in {self.state.stale} evaluations")
+            count, metric = self.state.evaluations_without_improvement, self.config.evaluate.metric
+            self.console.say(f"out of patience: {metric} no better in {count} evaluations")
         return best
 
     @property
@@ -132,10 +132,10 @@ class Session:
 
         keep: the weights whose predictions are kept.
         """
-        results, average = {"raw": self.one_pass(split, KEPT * (keep == "raw"))}, self.updater.average
+        results, average = {"raw": self.one_pass(split, TOP_K * (keep == "raw"))}, self.updater.average
         if average is not None:
             with average.swapped():
-                results["ema"] = self.one_pass(split, KEPT * (keep == "ema"))
+                results["ema"] = self.one_pass(split, TOP_K * (keep == "ema"))
         return results
 
     def one_pass(self, split: str, keep: int) -> Evaluation:
@@ -157,7 +157,7 @@ class Session:
             return
         shown = predictions.mistakes(_MISTAKES)
         about = {"split": split, "weights": weights, "update": of, "classes": list(self.data.classes)}
-        kept = Kept(predictions, about, shown, pictures(self.data.splits[split], shown, self.form))
+        kept = SavedPredictions(predictions, about, shown, pictures(self.data.splits[split], shown, self.preprocessing))
         path = self.folder / PREDICTIONS
         self._keep(path, lambda: write_predictions(path, kept))
         captions = [f"{said}, is {true}" for said, true in kept.captions()]
@@ -178,22 +178,22 @@ class Session:
                 "best": weights == best,
                 "weights_update": of,
             }
-            where = place(self.plan, self.state.position)
+            where = position_fields(self.plan, self.state.position)
             self.console.evaluation(self.record("eval", {**where, "split": split, "weights": weights, **values}))
 
     def save(self) -> None:
         """A checkpoint at this position, once; rank 0 writes, and a failure is everyone's. Raises UserError."""
         if self.saved == self.state.position:
             return
-        self.updater.settle()
+        self.updater.finish_previous()
         self.state.train_seconds = self.clock.seconds
         watch = Clock()
         watch.start()
-        path, size = self.runtime.on_main(self._write_checkpoint)
+        path, size = self.runtime.run_on_main(self._write_checkpoint)
         self.saved = self.state.position
         seconds = watch.seconds
         values = {"path": path, "seconds": seconds, "stall_seconds": seconds, "bytes": size}
-        self.record("save", {**place(self.plan, self.state.position), **values})
+        self.record("save", {**position_fields(self.plan, self.state.position), **values})
 
     def _write_checkpoint(self) -> tuple[str, int]:
         """Its path in the folder and its bytes. Raises UserError."""
@@ -206,7 +206,7 @@ class Session:
             "precision": self.runtime.precision,
             "world_size": self.runtime.world_size,
             "classes": list(self.data.classes),
-            "form": dataclasses.asdict(self.form),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
             "channels": self.data.channels,
             "plan": self.plan.to_dict(),
             "config": self.config.to_dict(),
@@ -216,9 +216,9 @@ class Session:
             path, size = checkpoint.save(
                 self.checkpoints, state.position, self.module, self.updater.optimizer, content, self.updater.average
             )
-            link(self.checkpoints, "last", path)
+            point_to(self.checkpoints, "last", path)
             if state.best is not None and state.best.update == state.position:
-                link(self.checkpoints, "best", path)
+                point_to(self.checkpoints, "best", path)
             prune(self.checkpoints, self.config.checkpoint.keep)
         except OSError as error:
             raise UserError(f"{self.checkpoints}: a checkpoint cannot be written: {error}") from None

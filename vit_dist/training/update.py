@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.data.batch import Batch
 from vit_dist.models.forward import at_least_float32
-from vit_dist.optim.ema import Average
+from vit_dist.optim.ema import EMA
 from vit_dist.optim.optimizers import masks_its_step
 from vit_dist.optim.schedules import Schedule
 from vit_dist.runtime.runtime import Runtime
@@ -36,7 +36,7 @@ class Updater:
         runtime: Runtime,
         *,
         clip_norm: float,
-        average: Average | None = None,
+        average: EMA | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -51,10 +51,10 @@ class Updater:
         self.sums = torch.zeros(3, device=runtime.device, dtype=runtime.sum_dtype)
         self._skipped: Callable[[], float] | None = None
 
-    def __call__(self, window: Iterable[Batch], length: int, weight: int) -> None:
+    def update(self, window: Iterable[Batch], length: int, weight: int) -> None:
         """One update from this rank's `length` micro-batches of a global batch of total weight `weight`."""
         self.accumulate(window, length, weight)
-        self.settle()
+        self.finish_previous()
         self.apply()
         self.state.position += 1
 
@@ -62,7 +62,7 @@ class Updater:
         """Leaves the gradient of the whole global batch in every rank's parameters."""
         for number, batch in enumerate(window, 1):
             self.runtime.seed(batch.seed)
-            with self.runtime.accumulating(self.model, last=number == length):
+            with self.runtime.gradient_sync(self.model, last=number == length):
                 inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
                 outputs = at_least_float32(self.model(*inputs))
                 losses = self.loss(outputs, batch) * batch.weights
@@ -86,7 +86,7 @@ class Updater:
         if masks_its_step(self.optimizer):
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self._step(found_inf)
-            self._skipped = self.runtime.read_later(found_inf)
+            self._skipped = self.runtime.copy_scalar_async(found_inf)
         else:
             skipped = found_inf.item()
             if not skipped:
@@ -102,7 +102,7 @@ class Updater:
         if self.average is not None:
             self.average.update(self.state.applied + 1, 1 - found_inf)
 
-    def settle(self) -> None:
+    def finish_previous(self) -> None:
         """Counts the last update and steps its schedule, once it is known whether it was skipped.
 
         Called just before the next optimizer step, and before anything that reads the state.
@@ -118,6 +118,6 @@ class Updater:
 
     def take_sums(self) -> tuple[float, float, float]:
         """Σ wℓ, Σ w·correct, Σ w over all ranks since the last call; waits for the device."""
-        loss, correct, weight = self.runtime.sum(self.sums).tolist()
+        loss, correct, weight = self.runtime.all_reduce_sum(self.sums).tolist()
         self.sums.zero_()
         return loss, correct, weight

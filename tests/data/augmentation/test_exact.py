@@ -19,7 +19,7 @@ from tests.processes import run_world
 from vit_dist import Config, UserError, train
 from vit_dist.config.schema import RunConfig
 from vit_dist.data.batch import Batch
-from vit_dist.data.preprocessing import Form
+from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.splits import Subset
 from vit_dist.data.stream import Stream
@@ -93,9 +93,12 @@ def runtime() -> Iterator[Runtime]:
 def streams_of(config: Config, runtimes: list[Any], workers: int) -> list[Stream]:
     data = read_folder(Path(config.data.root))
     train_split: Subset = data.splits["train"]
-    plan = Plan.of(config, len(train_split), runtimes[0].world_size)
-    form = Form(16, data.mean, data.std, 2)
-    return [Stream(train_split, plan, form, config.augment, one, workers=workers, classes=3) for one in runtimes]
+    plan = Plan.from_config(config, len(train_split), runtimes[0].world_size)
+    preprocessing = Preprocessing(16, data.mean, data.std)
+    return [
+        Stream(train_split, plan, preprocessing, config.augment, one, workers=workers, classes=3, drop_path_depth=2)
+        for one in runtimes
+    ]
 
 
 def rows_of(micro_batches: list[Batch]) -> list[list[Any]]:

@@ -26,7 +26,7 @@ from vit_dist.data.augmentation.transforms import (
 )
 from vit_dist.data.reader import Reader
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import whole
+from vit_dist.data.sources.splits import all_of
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Purpose, keys
 from vit_dist.plan.plan import Slots
@@ -101,8 +101,8 @@ def test_evaluation_takes_the_centre_of_the_short_sides_size(
 ) -> None:
     image = noise(*size)
     # 28 / 0.875 = 32 on the short side.
-    whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
-    expected = whole[box[1] : box[1] + 28, box[0] : box[0] + 28].transpose(2, 0, 1)
+    all_of = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
+    expected = all_of[box[1] : box[1] + 28, box[0] : box[0] + 28].transpose(2, 0, 1)
     found = EvaluationTransform(0.875)(image, 0, 28)
     assert (found.dtype, found.shape) == (torch.uint8, (3, 28, 28))
     assert np.array_equal(found.numpy(), expected)
@@ -239,7 +239,7 @@ def test_each_recipe_is_the_same_in_workers() -> None:
     source = MemorySource(np.random.default_rng(0).integers(0, 256, (12, 3, 9, 9), dtype=np.uint8), np.arange(12))
     for recipe in ("rand-m9-mstd0.5-inc1", "augmix-m3-w3", "all"):
         transform = training_transform(AugmentConfig(**RECIPES[recipe]), MEAN, 9, None)
-        reader = Reader(whole(source), transform, 0, 9)
+        reader = Reader(all_of(source), transform, 0, 9)
         places = np.arange(12).reshape(4, 3)
         slots = [Slots(one, np.zeros(3, np.int64), np.ones(3, np.float32)) for one in places]
         found = [
@@ -258,7 +258,9 @@ def test_the_main_processs_generators_go_on_as_if_nothing_were_drawn(recipe: str
     random.gauss(), np.random.standard_normal(), torch.randn(1)
     before = states()
     if recipe == "broken":
-        config = AugmentConfig(crop_min=0.3, color_jitter=0.4, transform="tests.data.augmentation.test_transforms:broken")
+        config = AugmentConfig(
+            crop_min=0.3, color_jitter=0.4, transform="tests.data.augmentation.test_transforms:broken"
+        )
         with pytest.raises(OSError, match=r"^no more of this$"):
             training(config, 16)(noise(), 1, 16)
     else:

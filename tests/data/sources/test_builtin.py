@@ -17,7 +17,7 @@ from vit_dist.config.schema import DataConfig
 from vit_dist.data.sources.builtin import CIFAR10, CIFAR100, CifarArchive, _idx, read_cifar
 from vit_dist.data.sources.open import default_root, open_data
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import Data, Subset
+from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
 
@@ -263,7 +263,7 @@ def cifar_archive(archive: CifarArchive, root: Path) -> CifarArchive:
     return dataclasses.replace(archive, md5=md5)
 
 
-def check_cifar(data: Data, classes: int, train_files: int) -> None:
+def check_cifar(data: LabelledSplits, classes: int, train_files: int) -> None:
     for split, files in (("train", range(train_files)), ("test", range(train_files, train_files + 1))):
         parts = [cifar_rows(3, classes, seed) for seed in files]
         source = memory(data.splits[split])

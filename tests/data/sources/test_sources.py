@@ -10,7 +10,7 @@ from PIL import Image, features
 
 from vit_dist.data.sources.folder import class_folders, image_files, read_classes, read_folder
 from vit_dist.data.sources.source import FileSource, MemorySource, eight_bits
-from vit_dist.data.sources.splits import Data, Subset, keyed_split, whole, with_val
+from vit_dist.data.sources.splits import LabelledSplits, Subset, all_of, keyed_split, with_val
 from vit_dist.errors import UserError
 
 
@@ -167,9 +167,9 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, kind: str) -> 
 # What is held out
 
 
-def numbers(length: int, **others: Subset) -> Data:
+def numbers(length: int, **others: Subset) -> LabelledSplits:
     source = MemorySource(np.zeros((length, 1, 2, 2), np.uint8), np.arange(length))
-    return Data({"train": whole(source), **others}, ("a",), 1, 2, (0.0,), (1.0,))
+    return LabelledSplits({"train": all_of(source), **others}, ("a",), 1, 2, (0.0,), (1.0,))
 
 
 @pytest.mark.parametrize(("length", "fraction", "held_out"), [(100, 0.1, 10), (77, 0.3, 23), (3, 0.5, 2), (2, 0.5, 1)])
@@ -204,7 +204,7 @@ def test_its_own_val_split_and_no_part_change_nothing(image_folder: Path) -> Non
 
 
 def test_test_is_left_alone() -> None:
-    test = whole(MemorySource(np.zeros((4, 1, 2, 2), np.uint8), np.arange(4)))
+    test = all_of(MemorySource(np.zeros((4, 1, 2, 2), np.uint8), np.arange(4)))
     data = with_val(numbers(10, test=test), 0.2)
     assert data.splits["test"] is test
     assert {name: len(subset) for name, subset in data.splits.items()} == {"train": 8, "test": 4, "val": 2}

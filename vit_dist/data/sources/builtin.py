@@ -18,31 +18,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import Data, keyed_split, whole
+from vit_dist.data.sources.splits import LabelledSplits, all_of, keyed_split
 from vit_dist.errors import UserError
 
 
-def _digits(root: Path) -> Data:
+def _digits(root: Path) -> LabelledSplits:
     from sklearn.datasets import load_digits
 
     found = load_digits()
     pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)[:, None]
-    source = whole(MemorySource(pixels, found.target.astype(np.int64)))
+    source = all_of(MemorySource(pixels, found.target.astype(np.int64)))
     test, train = keyed_split(source, round(len(source) / 5))
     names = tuple(str(i) for i in range(10))
-    return Data({"train": train, "test": test}, names, 1, 8, (0.3053,), (0.3760,))
+    return LabelledSplits({"train": train, "test": test}, names, 1, 8, (0.3053,), (0.3760,))
 
 
-def _mnist_like(dataset: str, names: Sequence[str], mean: float, std: float) -> Callable[[Path], Data]:
-    def read(root: Path) -> Data:
+def _mnist_like(dataset: str, names: Sequence[str], mean: float, std: float) -> Callable[[Path], LabelledSplits]:
+    def read(root: Path) -> LabelledSplits:
         splits = {}
         for split, prefix in (("train", "train"), ("test", "t10k")):
             pixels = _idx(_mnist_file(dataset, root, f"{prefix}-images-idx3-ubyte"), 3)
             labels = _idx(_mnist_file(dataset, root, f"{prefix}-labels-idx1-ubyte"), 1)
             if len(pixels) != len(labels):
                 raise UserError(f"{root}: {prefix} has {len(pixels)} images and {len(labels)} labels: download it anew")
-            splits[split] = whole(MemorySource(pixels[:, None], labels.astype(np.int64)))
-        return Data(splits, tuple(names), 1, 28, (mean,), (std,))
+            splits[split] = all_of(MemorySource(pixels[:, None], labels.astype(np.int64)))
+        return LabelledSplits(splits, tuple(names), 1, 28, (mean,), (std,))
 
     return read
 
@@ -125,7 +125,7 @@ CIFAR100 = CifarArchive(
 )
 
 
-def read_cifar(archive: CifarArchive, root: Path) -> Data:
+def read_cifar(archive: CifarArchive, root: Path) -> LabelledSplits:
     """CIFAR (Krizhevsky, 2009) of an official binary archive in `root`, fetched if absent and checked by its hash."""
     path = root / archive.file
     if not path.is_file():
@@ -148,10 +148,10 @@ def read_cifar(archive: CifarArchive, root: Path) -> Data:
             rows = rows.reshape(-1, archive.label_bytes + 3072)
             labels = rows[:, archive.label_bytes - 1].astype(np.int64)
             pixels = rows[:, archive.label_bytes :].reshape(-1, 3, 32, 32)
-            splits[split] = whole(MemorySource(pixels, labels))
+            splits[split] = all_of(MemorySource(pixels, labels))
     mean_std = {10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))}
     mean, std = mean_std.get(len(names), ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)))
-    return Data(splits, names, 3, 32, mean, std)
+    return LabelledSplits(splits, names, 3, 32, mean, std)
 
 
 def _download(url: str, path: Path) -> None:
@@ -169,7 +169,7 @@ def _download(url: str, path: Path) -> None:
 
 _FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 # Name → reader of the data in a folder, which downloads it first if it is not there.
-BUILTIN: dict[str, Callable[[Path], Data]] = {
+BUILTIN: dict[str, Callable[[Path], LabelledSplits]] = {
     "digits": _digits,
     "mnist": _mnist_like("MNIST", [str(i) for i in range(10)], 0.1307, 0.3081),
     "fashion_mnist": _mnist_like("FashionMNIST", _FASHION, 0.2860, 0.3530),

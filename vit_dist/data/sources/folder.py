@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_dist.data.sources.source import FileSource
-from vit_dist.data.sources.splits import SPLITS, Data, Subset, whole
+from vit_dist.data.sources.splits import SPLITS, LabelledSplits, Subset, all_of
 from vit_dist.errors import UserError
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -21,7 +21,7 @@ _EXTENSIONS = {
 }
 
 
-def read_folder(root: Path) -> Data:
+def read_folder(root: Path) -> LabelledSplits:
     """Split folders of class folders (train, val, test), or class folders directly."""
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}")
@@ -44,8 +44,8 @@ def read_folder(root: Path) -> Data:
         unknown = [path.name for path in _class_folders(folder) if path.name not in classes]
         if unknown:
             raise UserError(f"data.root: class {unknown[0]} is in {folder} and not in {folders['train']}")
-        splits[split] = whole(_files(folder, classes))
-    return Data(splits, classes, 3, 224, *_IMAGENET)
+        splits[split] = all_of(_files(folder, classes))
+    return LabelledSplits(splits, classes, 3, 224, *_IMAGENET)
 
 
 def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
@@ -60,7 +60,7 @@ def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
         known = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
         raise UserError(f"--folder: {folder} has {told} of the model ({known})")
     source = _files(folder, classes, "--folder")
-    return whole(replace(source, mode="L" if channels == 1 else "RGB"))
+    return all_of(replace(source, mode="L" if channels == 1 else "RGB"))
 
 
 def class_folders(folder: Path, classes: Sequence[str]) -> list[str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from vit_dist.config.schema import DataConfig
 from vit_dist.data.sources.builtin import BUILTIN
 from vit_dist.data.sources.folder import read_folder
-from vit_dist.data.sources.splits import Data, with_val
+from vit_dist.data.sources.splits import LabelledSplits, with_val
 from vit_dist.errors import UserError, nearest
 
 _READERS = {**BUILTIN, "folder": read_folder}
 
 
-def open_data(config: DataConfig) -> Data:
+def open_data(config: DataConfig) -> LabelledSplits:
     """The data of a config, downloaded where it is not there yet. Raises UserError."""
     name = config.name or ("folder" if config.root else "digits")
     if name not in _READERS:

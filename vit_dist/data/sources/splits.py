@@ -26,7 +26,7 @@ class Subset:
 
 
 @dataclass(frozen=True)
-class Data:
+class LabelledSplits:
     """What a run reads: splits by name, the classes' names, channels, the sides of an image, mean and std."""
 
     splits: dict[str, Subset]
@@ -37,12 +37,12 @@ class Data:
     std: tuple[float, ...]
 
 
-def whole(source: MemorySource | FileSource) -> Subset:
+def all_of(source: MemorySource | FileSource) -> Subset:
     """All of a source, in its own order."""
     return Subset(source, np.arange(len(source), dtype=np.int64))
 
 
-def with_val(data: Data, fraction: float) -> Data:
+def with_val(data: LabelledSplits, fraction: float) -> LabelledSplits:
     """`data` with a val split: its own, or a keyed part of train that is the same for every seed."""
     if "val" in data.splits or fraction == 0:
         return data
