@@ -67,6 +67,7 @@ def _what(trained: TrainedModel, name: str) -> str:
 
 def _data(trained: TrainedModel) -> str:
     data, preprocessing = trained.config.data, trained.preprocessing
+    side = preprocessing.image_size
     more = len(trained.names) - _LISTED
     classes = ", ".join(f"`{name}`" for name in trained.names[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
     lines = ["## Data\n"]
