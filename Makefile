@@ -9,7 +9,7 @@ train: $(VENV)/.installed
 	$(BIN)/vit-dist train $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 15 $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import torch
 from tests.exports_for_tests import of_no_run
 from vit_dist import UserError
 from vit_dist.errors import one_line
-from vit_dist.export.verify import check_same_logits, normalised, random_pixels, silence_libraries
+from vit_dist.export.verify import check_same_logits, random_pixels, silence_libraries
 
 
 def test_the_largest_difference_is_measured() -> None:
@@ -51,7 +51,7 @@ def test_images_are_the_same_at_every_call_and_normalised_as_in_training() -> No
     assert (pixels.shape, pixels.dtype) == ((50, 2, 12, 12), torch.uint8)
     assert (int(pixels.min()), int(pixels.max())) == (0, 255)
     mean, std = (torch.tensor(one)[:, None, None] for one in (made.preprocessing.mean, made.preprocessing.std))
-    torch.testing.assert_close(normalised(made, pixels), (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made.preprocessing.normalise(pixels), (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
 
 def test_others_are_quiet_and_heard_again(

@@ -156,6 +156,6 @@ def test_csv_of_names_with_commas_quotes_and_lines_is_read_back() -> None:
     assert [row["error"] for row in rows] == ["", "", 'no "image", at all']
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_every_answer_is_a_line_of_its_own(format: str) -> None:
     assert len(written(format, [*PLAIN, BROKEN]).splitlines()) == 3 + (format != "jsonl")

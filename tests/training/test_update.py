@@ -323,7 +323,7 @@ def test_fp16s_scaler_backs_off_and_nothing_else_moves(runtime: Runtime) -> None
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     runtime._accelerator.scaler = scaler
     window = batches(plan, runtime, 0)
-    one(
+    one.update(
         [dataclasses.replace(batch, images=batch.images * torch.inf) for batch in window],
         plan.micro_batches_per_rank,
         GLOBAL,
