@@ -26,7 +26,7 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
 from vit_dist.training.loop import loop
-from vit_dist.training.resume import Resumption
+from vit_dist.training.resume import ResumePoint
 from vit_dist.training.setup import setup
 from vit_dist.training.trainer import Trainer
 
@@ -34,16 +34,16 @@ from vit_dist.training.trainer import Trainer
 class BareLoop:
     """What one would write for one device, and nothing else."""
 
-    def __init__(self, session: Trainer) -> None:
-        subset = session.data.splits["train"]
+    def __init__(self, trainer: Trainer) -> None:
+        components, runtime = trainer.components, trainer.runtime
+        subset, preprocessing = components.data.splits["train"], components.preprocessing
         assert isinstance(subset.source, MemorySource)
-        runtime, preprocessing = session.runtime, session.preprocessing
         mean, std = torch.tensor(preprocessing.mean)[:, None, None], torch.tensor(preprocessing.std)[:, None, None]
         pixels = torch.from_numpy(subset.source.pixels[subset.indices])
         self.images = ((pixels / 255 - mean) / std).to(runtime.device)
         self.labels = torch.from_numpy(subset.source.labels[subset.indices]).to(runtime.device)
-        self.model = copy.deepcopy(session.module).train()
-        config = session.config
+        self.model = copy.deepcopy(components.model).train()
+        config = components.config
         self.config, self.size = config, config.batch.global_size
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optimizer.lr, fused=True)
         self.autocast = torch.autocast(runtime.device.type, dtype=torch.bfloat16, enabled=runtime.precision == "bf16")
@@ -79,37 +79,38 @@ def main() -> None:
         config = parse([*settings, "--log.trackers", "none", "--schedule.warmup", "0 updates", *rest])
         assert config is not None
         runtime = Runtime(config.run, config.train.precision)
-        session = setup(config, runtime, Console(speaks=False), Resumption())
-        session.evaluations.clear()
-        bare = BareLoop(session)
-        session.save = lambda: None  # type: ignore[method-assign]
-        whole = session.plan
+        trainer = setup(config, runtime, Console(speaks=False), ResumePoint())
+        trainer.evaluation_streams.clear()
+        bare = BareLoop(trainer)
+        trainer.save = lambda: None  # type: ignore[method-assign]
+        components = trainer.components
         size = config.batch.global_size
         ratios = []
-        print(f"{config.model.name}, {session.parameters:,} parameters, batch {size}, {runtime.precision}, "
+        print(f"{config.model.name}, {components.parameters:,} parameters, batch {size}, {runtime.precision}, "
               f"{runtime.device_name}, {runtime.threads} threads, torch {torch.__version__}")  # fmt: skip
 
         def trainer_seconds(number: int) -> float:
-            session.plan = dataclasses.replace(whole, updates=own.updates * (number + 1))
-            before = session.clock.seconds
-            loop(session)
-            after = session.clock.seconds
-            session.clock = session.meter.clock = Clock(after)
+            plan = dataclasses.replace(components.plan, updates=own.updates * (number + 1))
+            trainer.components = dataclasses.replace(components, plan=plan)
+            before = trainer.clock.seconds
+            loop(trainer)
+            after = trainer.clock.seconds
+            trainer.clock = trainer.meter.clock = Clock(after)
             return after - before
 
         for number in range(own.rounds + 1):
             # The machine's speed drifts: who goes first changes with each round.
             if number % 2:
-                trainer, seconds = trainer_seconds(number), bare.run(own.updates)
+                ours, seconds = trainer_seconds(number), bare.run(own.updates)
             else:
-                seconds, trainer = bare.run(own.updates), trainer_seconds(number)
+                seconds, ours = bare.run(own.updates), trainer_seconds(number)
             if number:  # the first round warms both up
-                ratios.append(seconds / trainer)
-                print(f"round {number}: trainer {own.updates * size / trainer:8.1f} images/s, "
+                ratios.append(seconds / ours)
+                print(f"round {number}: trainer {own.updates * size / ours:8.1f} images/s, "
                       f"bare loop {own.updates * size / seconds:8.1f} images/s, ratio {ratios[-1]:.3f}")  # fmt: skip
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(f"trainer / bare loop: {middle:.3f} (median of {own.rounds} rounds; quartiles {low:.3f}, {high:.3f})")
-        session.close()
+        trainer.close()
         runtime.end()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there at all, plain safetensors and JSON, and nothing trusted."""
+"""The checkpoint format: complete or absent, plain safetensors and JSON, verified before use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vit_dist.models.weights import load_weights, state_tensors
 from vit_dist.optim.ema import EMA
 from vit_dist.optim.optimizers import build_optimizer
 
-STATE = {"train": {"position": 7}}
+STATE = {"train_state": {"position": 7}}
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, Optimizer]:
@@ -37,13 +37,25 @@ def trained(seed: int = 0) -> tuple[nn.Module, Optimizer]:
     return model, optimizer
 
 
+def save(
+    folder: Path,
+    position: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    average: EMA | None = None,
+) -> tuple[Path, int]:
+    """Copy and write: the path and the size in bytes."""
+    return checkpoint.write_snapshot(folder, checkpoint.take_snapshot(position, model, optimizer, state, average))
+
+
 def saved(folder: Path, position: int = 7) -> Path:
-    return checkpoint.save(folder, position, *trained(), {"train": {"position": position}})[0]
+    return save(folder, position, *trained(), {"train_state": {"position": position}})[0]
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     model, optimizer = trained()
-    path, size = checkpoint.save(tmp_path, 7, model, optimizer, STATE)
+    path, size = save(tmp_path, 7, model, optimizer, STATE)
     assert path == tmp_path / "update_00000007"
     files = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
     assert {one.name for one in path.iterdir()} == files
@@ -73,7 +85,7 @@ def test_the_same_run_makes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_our_vit_opens_in_timm(tmp_path: Path) -> None:
     ours = build_model(ModelConfig(), classes=10, channels=3, image_size=224, seed=0)
-    path, _ = checkpoint.save(tmp_path, 1, ours, SGD(ours.parameters(), lr=0.1), STATE)
+    path, _ = save(tmp_path, 1, ours, SGD(ours.parameters(), lr=0.1), STATE)
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=10)
     theirs.load_state_dict(load_file(path / "model.safetensors"))
     assert torch.equal(theirs.blocks[3].attn.qkv.weight, ours.get_parameter("blocks.3.attn.qkv.weight"))
@@ -86,7 +98,7 @@ def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
         return model
 
     model = tied()
-    path, _ = checkpoint.save(tmp_path, 1, model, SGD(model.parameters(), lr=0.1), STATE)
+    path, _ = save(tmp_path, 1, model, SGD(model.parameters(), lr=0.1), STATE)
     assert load_file(path / "model.safetensors").keys() == {"0.weight", "0.bias", "1.bias"}
     other = tied()
     load_weights(other, path / "model.safetensors")
@@ -168,8 +180,46 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_numbers_are_never_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        checkpoint.save(tmp_path, 1, *trained(), {"loss": float("nan")})
+        save(tmp_path, 1, *trained(), {"loss": float("nan")})
     assert list_checkpoints(tmp_path) == []
+
+
+def test_a_snapshot_is_not_changed_by_later_updates(tmp_path: Path) -> None:
+    model, optimizer, average = averaged()
+    expected, _ = save(tmp_path / "expected", 7, model, optimizer, STATE, average)
+    snapshot = checkpoint.take_snapshot(7, model, optimizer, STATE, average)
+    steps(model, optimizer, range(4, 6))
+    average.update(4, torch.ones(()))
+    path, _ = checkpoint.write_snapshot(tmp_path / "later", snapshot)
+    live, _ = save(tmp_path / "live", 7, model, optimizer, STATE, average)
+    for file in expected.glob("*.safetensors"):
+        assert (path / file.name).read_bytes() == file.read_bytes()
+        assert (live / file.name).read_bytes() != file.read_bytes()
+    assert snapshot.state["format"] == 2
+
+
+@pytest.mark.parametrize(("name", "known"), [("state.json", 2), ("manifest.json", 1)])
+@pytest.mark.parametrize("number", [0, 3, None])
+def test_another_format_is_refused_with_both_numbers(name: str, known: int, number: int | None, tmp_path: Path) -> None:
+    saved(tmp_path, 3)
+    path = saved(tmp_path, 5)
+    content = json.loads((path / name).read_text())
+    assert content["format"] == known
+    (path / name).write_text(json.dumps({**content, "format": number}))
+    if name == "state.json":  # with a manifest that still holds
+        manifest = json.loads((path / "manifest.json").read_text())
+        written = (path / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    text = (
+        f"{path / name}: format {number}, and this version of vit_dist reads format {known}: "
+        "use the version that wrote it"
+    )
+    # The one before it is not taken in its place: the run would silently go back.
+    for read in (lambda: checkpoint.open_checkpoint(path), lambda: newest_valid(tmp_path)):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value) == text
 
 
 # What optimizers keep
@@ -200,7 +250,7 @@ def test_steps_after_a_stop_are_those_without_one(name: str, tmp_path: Path) -> 
     steps(whole, build_optimizer(config, whole, 0.02), range(6))
     optimizer = build_optimizer(config, model, 0.02)
     steps(model, optimizer, range(3))
-    found = checkpoint.open_checkpoint(checkpoint.save(tmp_path, 3, model, optimizer, STATE)[0])
+    found = checkpoint.open_checkpoint(save(tmp_path, 3, model, optimizer, STATE)[0])
     fresh = build_optimizer(config, later, 0.02)
     found.load_model(later)
     found.load_optimizer(fresh, later)
@@ -220,7 +270,7 @@ def test_steps_after_a_stop_are_those_without_one(name: str, tmp_path: Path) -> 
 def test_a_schedules_momentum_and_rate_are_not_the_optimizers_to_keep(tmp_path: Path) -> None:
     model = vit()
     optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=0.02), model, 0.02)
-    found = checkpoint.open_checkpoint(checkpoint.save(tmp_path, 0, model, optimizer, STATE)[0])
+    found = checkpoint.open_checkpoint(save(tmp_path, 0, model, optimizer, STATE)[0])
     other = build_optimizer(OptimizerConfig(name="sgd", lr=0.5, momentum=0.3, weight_decay=0.7), model, 0.5)
     found.load_optimizer(other, model)
     assert [(group["lr"], group["momentum"]) for group in other.param_groups] == [(0.5, 0.3)] * 2
@@ -258,7 +308,7 @@ def test_numbers_of_parameters_and_groups_are_kept_to_the_last_bit(tmp_path: Pat
     steps(whole, two(whole), range(6))
     optimizer = two(model)
     steps(model, optimizer, range(3))
-    path, _ = checkpoint.save(tmp_path, 3, model, optimizer, STATE)
+    path, _ = save(tmp_path, 3, model, optimizer, STATE)
     assert load_file(path / "optimizer.safetensors") == {}
     kept = json.loads((path / "state.json").read_text())["optimizer"]
     assert kept["groups"] == [{"k": 3}, {"k": 3}]
@@ -290,7 +340,7 @@ def averaged(seed: int = 0) -> tuple[nn.Module, Optimizer, EMA]:
 
 def test_the_average_is_saved_hashed_and_comes_back(tmp_path: Path) -> None:
     model, optimizer, average = averaged()
-    path, size = checkpoint.save(tmp_path, 7, model, optimizer, STATE, average)
+    path, size = save(tmp_path, 7, model, optimizer, STATE, average)
     files = {"model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"}
     entries = json.loads((path / "manifest.json").read_text())["files"]
     assert entries.keys() == files == {one.name for one in path.iterdir()} - {"manifest.json"}
@@ -311,7 +361,7 @@ def test_the_average_is_saved_hashed_and_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["changed", "cut", "removed"])
 def test_a_broken_average_breaks_the_checkpoint(how: str, tmp_path: Path) -> None:
-    path, _ = checkpoint.save(tmp_path, 7, *averaged()[:2], STATE, averaged()[2])
+    path, _ = save(tmp_path, 7, *averaged()[:2], STATE, averaged()[2])
     ema = path / "ema.safetensors"
     content = ema.read_bytes()
     if how == "removed":
@@ -330,7 +380,7 @@ def test_a_broken_average_breaks_the_checkpoint(how: str, tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_without_an_average_or_with_that_of_another_model_gives_none(tmp_path: Path) -> None:
-    path, _ = checkpoint.save(tmp_path, 7, *trained(), STATE)
+    path, _ = save(tmp_path, 7, *trained(), STATE)
     model, _, average = averaged()
     before = average.tensors()
     before = {name: value.clone() for name, value in before.items()}
@@ -340,7 +390,7 @@ def test_a_checkpoint_without_an_average_or_with_that_of_another_model_gives_non
         f"{path / 'ema.safetensors'}: not a safetensors file: No such file or directory: {path / 'ema.safetensors'}"
     )
     other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
-    path, _ = checkpoint.save(tmp_path, 8, other, SGD(other.parameters()), STATE, EMA(other, 0.5))
+    path, _ = save(tmp_path, 8, other, SGD(other.parameters()), STATE, EMA(other, 0.5))
     with pytest.raises(UserError) as caught:
         checkpoint.open_checkpoint(path).load_average(average, model)
     assert str(caught.value) == (
@@ -369,7 +419,7 @@ def test_the_average_of_tied_weights_and_buffers(tmp_path: Path) -> None:
         model.mean.add_(10)
         model.count.add_(3)
     average.update(1, torch.ones(()))
-    path, _ = checkpoint.save(tmp_path, 1, model, SGD(model.parameters()), STATE, average)
+    path, _ = save(tmp_path, 1, model, SGD(model.parameters()), STATE, average)
     ema = load_file(path / "ema.safetensors")
     assert ema.keys() == {"one.weight", "one.bias", "two.bias", "mean", "count"}
     # The first update's decay is 1/10.
@@ -402,7 +452,7 @@ def test_others_may_read_what_they_may_read_of_other_files(tmp_path: Path) -> No
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
     before = os.umask(0o027)
     try:
-        path, _ = checkpoint.save(tmp_path, 1, model, optimizer, {"train": {"position": 1}})
+        path, _ = save(tmp_path, 1, model, optimizer, {"train_state": {"position": 1}})
     finally:
         os.umask(before)
     assert {oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {"0o640"}

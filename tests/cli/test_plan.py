@@ -191,7 +191,7 @@ plan of small, on {processes} × fp32
   rate       wsd, lr 0.003, warmup 2 updates, cooldown 2 updates
   average    of the weights, decay 0.99 per update
   patience   3 evaluations of loss
-  memory     about X MiB per process, beside what Python, torch and the device need: weights 0.1 MiB, \
+  memory     about X MiB per process, on top of what Python, torch and the device need: weights 0.1 MiB, \
 gradients 0.1 MiB, optimizer 0.1 MiB, average 0.1 MiB, activations of 32 slots X MiB
 parameters
   not decayed        20 tensors, 928 values, weight decay 0, peak rate 0.003
@@ -352,7 +352,7 @@ def test_a_plateaus_plan_says_that_nobody_knows_its_rate(
     rate = "ReduceLROnPlateau, metric raw_top1, patience 2, lr 0.003, warmup 2 updates, cooldown 2 updates"
     assert f"  rate       {rate}" in lines
     after = lines.index("rate over 0.6182 epochs: first 0.0015, highest 0.003, last 0.0015") + 1
-    assert lines[after] == "  note: it falls where raw_top1 does not improve, which nobody knows yet"
+    assert lines[after] == "  note: it falls where raw_top1 does not improve, which is not known in advance"
     assert lines[after + 1].startswith("   3.0e-03 ┤")
 
 

@@ -251,8 +251,8 @@ def test_files_to_look_at_that_cannot_be_written_are_told_and_end_no_run(
             aside.rmdir()
 
     with monkeypatch.context() as patch:
-        patch.setattr("vit_dist.training.trainer.write_inputs", full)
-        patch.setattr("vit_dist.training.trainer.write_predictions", in_the_way)
+        patch.setattr("vit_dist.training.artifacts.write_inputs", full)
+        patch.setattr("vit_dist.training.artifacts.write_predictions", in_the_way)
         run = train(digits(folder, **FAST, train__duration="6 updates", log__level="warning"))
     assert not run.stopped
     assert capsys.readouterr().out.splitlines() == [
@@ -274,7 +274,7 @@ def test_other_mistakes_of_what_is_kept_are_not_hidden(tmp_path: Path, monkeypat
     def broken(path: Path, content: Any) -> None:
         raise ValueError("broken")
 
-    monkeypatch.setattr("vit_dist.training.trainer.write_inputs", broken)
+    monkeypatch.setattr("vit_dist.training.artifacts.write_inputs", broken)
     with pytest.raises(ValueError, match=r"^broken$"):
         train(digits(tmp_path / "run", **FAST, train__duration="6 updates"))
     assert status(tmp_path / "run")["state"] == "failed"

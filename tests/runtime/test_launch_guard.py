@@ -13,18 +13,18 @@ from vit_dist.runtime.devices import available_cores, cgroup_quota, resolve_prec
 
 
 def test_precision_auto_is_a_fixed_rule() -> None:
-    assert resolve_precision("auto", cpu=True) == "fp32"
-    assert resolve_precision("bf16", cpu=True) == "bf16"
+    assert resolve_precision("auto", "cpu") == "fp32"
+    assert resolve_precision("bf16", "cpu") == "bf16"
 
 
 def test_what_the_launcher_was_told_in_vain_is_said() -> None:
     told = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
-    assert list(room.overruled(told, "fp32")) == [
+    assert list(room.ignored_settings(told, "fp32")) == [
         "the launcher's mixed_precision bf16 is not used: train.precision decides, fp32",
         "the launcher's gradient_accumulation_steps 4 is not used: batch.global_size and micro_size decide",
     ]
-    assert list(room.overruled({"ACCELERATE_MIXED_PRECISION": "no"}, "bf16")) == []
-    assert list(room.overruled({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16")) == []
+    assert list(room.ignored_settings({"ACCELERATE_MIXED_PRECISION": "no"}, "bf16")) == []
+    assert list(room.ignored_settings({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16")) == []
 
 
 def test_worlds_that_disagree_are_refused() -> None:

@@ -42,10 +42,10 @@ def test_threads_are_set_and_can_be_chosen() -> None:
 def test_signals_ask_once_and_then_insist() -> None:
     runtime = Runtime(RunConfig(device="cpu"))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with runtime.stop_signals():
-        assert not runtime.stop_agreed()
+    with runtime.stop.on_signals():
+        assert not runtime.stop.agreed()
         os.kill(os.getpid(), signal.SIGINT)
-        assert runtime.stop_agreed()
+        assert runtime.stop.agreed()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -67,11 +67,11 @@ def test_dropout_draws_from_the_seed_it_is_given() -> None:
 def what_ranks_agree_on() -> dict[str, Any]:
     runtime = Runtime(RunConfig(device="cpu", threads=1))
     order: list[bool] = []
-    with runtime.stop_signals():
+    with runtime.stop.on_signals():
         for update in range(4):
             if update == 1 and runtime.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            order.append(runtime.stop_agreed())
+            order.append(runtime.stop.agreed())
     value = {"rank": runtime.rank, "text": "é" * 10, "none": None} if runtime.rank == 0 else "not this"
     result = {
         "value": runtime.broadcast(value),

@@ -146,7 +146,7 @@ def test_wandb_offline_gets_the_lines_numbers(
         log=LogConfig(trackers="auto", project="digits", group="group", tags=("a", "b")),
     )
     said: list[str] = []
-    trackers = Trackers(config, runtime, said.append)
+    trackers = Trackers(config, said.append, enabled=True)
     trackers.start(None)
     assert trackers.names == ["wandb"]
     for kind in ("start", "stop", "other"):
@@ -181,7 +181,7 @@ def test_without_a_login_nothing_starts_and_one_line_says_so(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     said: list[str] = []
-    trackers = Trackers(Config(run=RunConfig(dir=str(tmp_path))), runtime, said.append)
+    trackers = Trackers(Config(run=RunConfig(dir=str(tmp_path))), said.append, enabled=True)
     trackers.start(None)
     trackers.log({"kind": "train", "update": 1, "loss": 1.0})
     trackers.end()
@@ -309,7 +309,10 @@ def test_wandb_has_the_config_and_the_summary(wandb_run: tuple[Run, Wandb]) -> N
     run, found = wandb_run
     assert (found.run.display_name, found.run.project, found.run.run_group) == ("mine", "numbers", "group")
     assert list(found.run.tags) == ["a", "b"]
-    assert found.run.run_id == read_json(run.folder / "checkpoints" / "last" / "state.json")["train"]["tracker_id"]
+    assert (
+        found.run.run_id
+        == read_json(run.folder / "checkpoints" / "last" / "state.json")["train_state"]["tracker_run_id"]
+    )
     fields = Config.load(run.folder / "config.yaml").fields()
     assert {name: found.config[name] for name in fields} == {
         name: "" if value is None else value for name, value in fields.items()
@@ -365,7 +368,7 @@ def test_wandb_few_mistakes_are_all_shown_and_none_are_no_error(
     _, kept = kept_of(wandb_run[0].folder)
     said: list[str] = []
     config = Config(run=RunConfig(dir=str(tmp_path), device="cpu"), log=LogConfig(trackers="wandb"))
-    trackers = Trackers(config, runtime, said.append)
+    trackers = Trackers(config, said.append, enabled=True)
     trackers.start(None)
     captions = [f"{one}, is {true}" for one, true in kept.captions()]
     for step, count in ((1, 2), (2, 0)):
@@ -399,7 +402,7 @@ def test_wandb_goes_on_with_the_run_that_was_stopped(tmp_path: Path, monkeypatch
     (second,) = config.folder.glob("wandb/offline-run-*/*.wandb")
     after = Wandb.read(second)
     state = read_json(config.folder / "checkpoints" / "last" / "state.json")
-    assert before.run.run_id == after.run.run_id == state["train"]["tracker_id"]
+    assert before.run.run_id == after.run.run_id == state["train_state"]["tracker_run_id"]
     steps = [[step for step, line in one.lines.items() if "train/loss" in line] for one in (before, after)]
     assert steps == [[3, 5], [6, 9, 12]]
     assert 0 in before.lines
@@ -539,7 +542,7 @@ def test_tensorboard_few_mistakes_and_none(runtime: Runtime, tmp_path: Path, boa
     _, kept = kept_of(board.run.folder)
     said: list[str] = []
     config = Config(run=RunConfig(dir=str(tmp_path), device="cpu"), log=LogConfig(trackers="tensorboard"))
-    trackers = Trackers(config, runtime, said.append)
+    trackers = Trackers(config, said.append, enabled=True)
     trackers.start(None)
     for step, count in ((1, 2), (2, 0)):
         part = SavedPredictions(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])

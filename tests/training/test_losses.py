@@ -254,7 +254,7 @@ def test_an_import_path_that_leads_nowhere_is_refused() -> None:
 @pytest.mark.parametrize(("given", "found"), [(1.5, "float"), (None, "NoneType"), (torch.zeros(3), "[3]")])
 def test_what_is_no_tensor_of_slots_is_refused(given: Any, found: str) -> None:
     loss = Loss(LossConfig())
-    loss.name, loss.of_targets = "mine:gap", lambda outputs, targets: given
+    loss.name, loss.target_loss = "mine:gap", lambda outputs, targets: given
     with pytest.raises(UserError) as error:
         loss(torch.zeros(2, 4), batch(torch.tensor([0, 1])))
     assert str(error.value) == f"loss.name: mine:gap must return one value per slot, shape [2], not {found}"

@@ -29,7 +29,7 @@ from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.status import status
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.run import Run
-from vit_dist.training.setup import claim
+from vit_dist.training.setup import claim_folder
 
 DIGITS = {
     "model.width": 16,
@@ -302,7 +302,7 @@ def ending(folder: Path) -> dict[str, Any]:
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in last_of(folder).glob("*.safetensors")}
     state = state_of(folder)
     kept = {name: state[name] for name in ("schedule", "optimizer", "preprocessing", "classes")}
-    return {**files, **kept, "train": {k: v for k, v in state["train"].items() if k != "train_seconds"}}
+    return {**files, **kept, "train_state": {k: v for k, v in state["train_state"].items() if k != "train_seconds"}}
 
 
 def lines(history: list[Line], kind: str) -> list[Line]:
@@ -365,7 +365,7 @@ def test_a_killed_run_ends_bit_identical(name: str, before_the_end: int, stories
     found, [first, again] = state_of(config.folder), starts(resumed.history)
     assert first == 0
     assert last - 7 <= again < last
-    assert found["train"]["position"] == whole.summary["updates"]
+    assert found["train_state"]["position"] == whole.summary["updates"]
     assert course(resumed.history) == course(whole.history)
     assert ending(config.folder) == ending(whole.folder)
     assert resumed.summary["test"] == whole.summary["test"]
@@ -424,9 +424,9 @@ def test_skipped_updates_are_counted_through_the_stop(stories: Stories) -> None:
     history = stories.resumed("skipped updates").history
     skipped = np.array([line["skipped_updates"] for line in lines(history, "train")])
     assert 0 < skipped[17] < skipped[-1] < 20
-    train_state, schedule = (stories.stop("skipped updates")[name] for name in ("train", "schedule"))
-    assert (train_state["position"], train_state["skipped"]) == (18, skipped[17])
-    assert train_state["applied"] == schedule["updates"] == 18 - skipped[17]
+    train_state, schedule = (stories.stop("skipped updates")[name] for name in ("train_state", "schedule"))
+    assert (train_state["position"], train_state["skipped_updates"]) == (18, skipped[17])
+    assert train_state["applied_updates"] == schedule["updates"] == 18 - skipped[17]
     applied = np.arange(40) - np.concatenate([[0], skipped[:-1]])
     assert rates(history).tolist() == rates(stories.whole("one cycle").history)[applied].tolist()
 
@@ -526,17 +526,17 @@ def test_patience_ends_a_run_where_its_evaluations_say(
 
 
 def test_patience_is_half_spent_at_the_stop(stories: Stories) -> None:
-    assert stories.stop("patience")["train"]["evaluations_without_improvement"] == 1
-    assert stories.stop("patience")["train"]["patience_baseline"] == next(
+    assert stories.stop("patience")["train_state"]["evaluations_without_improvement"] == 1
+    assert stories.stop("patience")["train_state"]["patience_baseline"] == next(
         line["loss"] for line in lines(stories.whole("patience").history, "eval") if line["update"] == 24
     )
-    assert stories.stop("everything")["train"]["evaluations_without_improvement"] == 1
+    assert stories.stop("everything")["train_state"]["evaluations_without_improvement"] == 1
 
 
 def test_a_run_out_of_patience_ends_with_a_checkpoint_and_is_scored_by_its_best(stories: Stories) -> None:
     run, whole = stories.whole("patience, wrecked"), stories.whole("ema, raw_loss")
     assert [line["update"] for line in lines(run.history, "train")] == list(range(1, 25))
-    assert state_of(run.folder)["train"]["position"] == 24
+    assert state_of(run.folder)["train_state"]["position"] == 24
     assert run.best == whole.best
     assert run.best is not None
     assert run.best.update == 16
@@ -630,10 +630,10 @@ def test_two_processes_do_as_one_with_everything(stories: Stories, tmp_path: Pat
     assert history[-1]["update"] == alone.history[-1]["update"] == 32
     state, expected_state = state_of(config.folder), state_of(alone.folder)
     assert alone.best is not None
-    assert state["train"]["best"]["update"] == alone.best.update
+    assert state["train_state"]["best"]["update"] == alone.best.update
     assert (
-        state["train"]["evaluations_without_improvement"]
-        == expected_state["train"]["evaluations_without_improvement"]
+        state["train_state"]["evaluations_without_improvement"]
+        == expected_state["train_state"]["evaluations_without_improvement"]
         == 2
     )
     assert read_json(config.folder / "summary.json")["updates"] == 32
@@ -644,7 +644,7 @@ def test_a_run_that_two_processes_stop_goes_on_in_one(stories: Stories, tmp_path
     config = stories.config("everything", tmp_path / "run")
     # They agree at the end of the update after the one that the signal fell into.
     assert run_world(2, train_and_stop, tmp_path / "logs", config.to_dict(), "1", 21) == [True, True]
-    assert state_of(config.folder)["train"]["position"] == 22
+    assert state_of(config.folder)["train_state"]["position"] == 22
     resumed = train(config)
     assert [line["world_size"] for line in lines(resumed.history, "start")] == [2, 1]
     assert rates(resumed.history).tolist() == rates(whole.history).tolist()
@@ -703,7 +703,7 @@ def follow_average(folder: Path, decay: float) -> list[int]:
     counts: list[int] = []
     for path in sorted((folder / "checkpoints").glob("update_*")):
         after, weights = load_file(path / "ema.safetensors"), load_file(path / "model.safetensors")
-        applied = read_json(path / "state.json")["train"]["applied"]
+        applied = read_json(path / "state.json")["train_state"]["applied_updates"]
         part = 1 - min(decay, applied / (9 + applied)) if applied not in counts else 0
         for name, tensor in before.items():
             mean = tensor.double() + part * (weights[name].double() - tensor.double())
@@ -776,7 +776,7 @@ def test_a_run_grown_and_killed_before_its_first_update_is_not_finished(tmp_path
     train(short)
     longer = digits(folder, train__duration="12 updates")
     runtime = Runtime(longer.run, "fp32")
-    lock = claim(folder, longer, runtime, 6)
+    lock = claim_folder(longer, runtime, 6)
     assert lock is not None
     lock.release()  # as a kill would, right after the folder was taken
     runtime.end()

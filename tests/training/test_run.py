@@ -154,8 +154,8 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         state = read_json(tmp_path / folder / "checkpoints" / "last" / "state.json")
         assert state["schedule"]["updates"] == 60
-        assert state["train"]["applied"] == 60
-        assert state["train"]["skipped"] == 0
+        assert state["train_state"]["applied_updates"] == 60
+        assert state["train_state"]["skipped_updates"] == 0
     start = next(line for line in histories[1] if line["kind"] == "start")
     assert start["world_size"] == 2
     assert start["plan"]["micro_batches_per_rank"] == 2
@@ -410,7 +410,7 @@ def test_bf16_follows_the_curve_of_fp32(tmp_path: Path) -> None:
     assert read_json(state)["precision"] == "bf16"
 
 
-FLIPPED = "  note: augment.flip: mirrored digits are no digits: 0 is better here"
+FLIPPED = "  note: augment.flip: flipping digits makes them unreadable: set augment.flip 0"
 
 
 def stopping_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,7 +536,7 @@ def test_a_summary_names_the_report_that_is_of_it(
     monkeypatch.setattr(Run, "report", drawn)
     folder = tmp_path / "run"
     page = folder / "report" / "index.html"
-    row = f"report     {page}: open it in a browser"
+    row = f"report    {page}: open it in a browser"
 
     def of(length: int, **more: Any) -> list[str]:
         train(digits(folder, train__duration=f"{length} updates", schedule__warmup="0%", **more))

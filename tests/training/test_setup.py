@@ -16,7 +16,7 @@ from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import LabelledSplits, all_of
 from vit_dist.errors import UserError
 from vit_dist.plan.plan import Plan
-from vit_dist.training.components import refuse_metrics
+from vit_dist.training.components import check_metrics
 from vit_dist.training.overview import peak_text, plan_rows
 
 NO_VAL = {"data.val_fraction": 0}
@@ -36,7 +36,7 @@ def pictures(classes: int, *splits: str) -> LabelledSplits:
 
 def refusal(config: Config, data: LabelledSplits) -> str:
     with pytest.raises(UserError) as error:
-        refuse_metrics(config, data)
+        check_metrics(config, data)
     return str(error.value)
 
 
@@ -65,14 +65,14 @@ def test_what_listens_to_val_is_refused_without_one(changes: dict[str, Any], tex
     assert sorted(data.splits) == ["test", "train"]
     assert refusal(config, data) == text
     with_val = Config.load("digits", changes)
-    refuse_metrics(with_val, open_data(with_val.data))
+    check_metrics(with_val, open_data(with_val.data))
 
 
 def test_a_metric_that_nothing_listens_to_needs_no_val() -> None:
     for metric in ("loss", "top1", "top5", "raw_top5"):
         config = Config.load("digits", {**NO_VAL, "evaluate.metric": metric})
-        refuse_metrics(config, open_data(config.data))
-        refuse_metrics(config, pictures(3, "train"))
+        check_metrics(config, open_data(config.data))
+        check_metrics(config, pictures(3, "train"))
 
 
 @pytest.mark.parametrize("metric", ["top5", "raw_top5"])
@@ -85,7 +85,7 @@ def test_top5_is_refused_where_no_evaluation_gives_it(metric: str) -> None:
         assert refusal(chosen, data) == f"evaluate.metric: {fix}"
         assert refusal(followed, data) == f"schedule.args.metric: {fix}"
     for config in (chosen, followed):
-        refuse_metrics(config, pictures(6, "train", "val"))
+        check_metrics(config, pictures(6, "train", "val"))
     with_patience = Config.load("digits", {"evaluate.metric": metric, **PATIENCE})
     assert refusal(with_patience, pictures(5, "train")) == (
         f"evaluate.metric: no evaluation of 5 classes gives {metric}: set top1 or loss\n"

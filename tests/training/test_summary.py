@@ -27,7 +27,7 @@ SUMMARY: dict[str, Any] = {
 }
 
 
-NEXT = "  next       vit-dist predict runs/mine [IMAGE …]; evaluate runs/mine; export runs/mine model.onnx"
+NEXT = "  next      vit-dist predict runs/mine [IMAGE …]; evaluate runs/mine; export runs/mine model.onnx"
 
 
 def printed(capsys: pytest.CaptureFixture[str], report: Path | None = None, **changes: Any) -> list[str]:
@@ -40,45 +40,45 @@ def printed(capsys: pytest.CaptureFixture[str], report: Path | None = None, **ch
 def test_a_run_with_a_best(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys) == [
         "finished",
-        "  trained    20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
-        "  beside it  7.0 s of evaluation, 0.4 s of saving; 1 h 02 min in all",
-        "  best       top1 98.12 % on val at update 240",
-        "  test       top1 97.50 %, loss 0.1235, of the best weights",
-        "  memory     1,536 MiB at most",
-        "  files      runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last, checkpoints/best",
+        "  trained   20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
+        "  overhead  7.0 s of evaluation, 0.4 s of saving; 1 h 02 min in all",
+        "  best      top1 98.12 % on val at update 240",
+        "  test      top1 97.50 %, loss 0.1235, of the best weights",
+        "  memory    1,536 MiB at most",
+        "  files     runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last, checkpoints/best",
         NEXT,
     ]
 
 
 def test_a_report_is_named_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path("runs/mine/report/index.html")
-    assert printed(capsys, page)[-2:] == [f"  report     {page}: open it in a browser", NEXT]
+    assert printed(capsys, page)[-2:] == [f"  report    {page}: open it in a browser", NEXT]
 
 
 def test_a_run_without_val_has_no_best(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, best=None)[3:] == [
-        "  test       top1 97.50 %, loss 0.1235, of the last weights",
-        "  memory     1,536 MiB at most",
-        "  files      runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last",
+        "  test      top1 97.50 %, loss 0.1235, of the last weights",
+        "  memory    1,536 MiB at most",
+        "  files     runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last",
         NEXT,
     ]
     assert printed(capsys, best=None, weights="ema")[3] == (
-        "  test       top1 97.50 %, loss 0.1235, of the last averaged weights"
+        "  test      top1 97.50 %, loss 0.1235, of the last averaged weights"
     )
-    assert printed(capsys, best=None, test=None)[3] == "  memory     1,536 MiB at most"
+    assert printed(capsys, best=None, test=None)[3] == "  memory    1,536 MiB at most"
 
 
 def test_averaged_weights_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     best = {"update": 240, "metric": "loss", "value": 0.0123456, "weights": "ema"}
     assert printed(capsys, best=best, weights="ema")[3:5] == [
-        "  best       loss 0.01235 on val at update 240, averaged weights",
-        "  test       top1 97.50 %, loss 0.1235, of the best averaged weights",
+        "  best      loss 0.01235 on val at update 240, averaged weights",
+        "  test      top1 97.50 %, loss 0.1235, of the best averaged weights",
     ]
 
 
 def test_an_early_end_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, updates=255, epochs=17.0)[1] == (
-        "  trained    17 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s); out of patience 45 updates early"
+        "  trained   17 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s); out of patience 45 updates early"
     )
 
 

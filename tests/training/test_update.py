@@ -225,13 +225,13 @@ def test_an_update_that_is_not_finite_changes_nothing(runtime: Runtime, optimize
     one.update(broken(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL)
     one.finish_previous()
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
-    assert (one.state.position, one.state.applied, one.state.skipped) == (1, 0, 1)
+    assert (one.state.position, one.state.applied_updates, one.state.skipped_updates) == (1, 0, 1)
     assert one.schedule.updates == 0
     one.update(batches(plan, runtime, 1), plan.micro_batches_per_rank, GLOBAL)
     one.update(broken(plan, runtime, 2), plan.micro_batches_per_rank, GLOBAL)
     one.update(batches(plan, runtime, 3), plan.micro_batches_per_rank, GLOBAL)
     one.finish_previous()
-    assert (one.state.position, one.state.applied, one.state.skipped) == (4, 2, 2)
+    assert (one.state.position, one.state.applied_updates, one.state.skipped_updates) == (4, 2, 2)
     assert one.schedule.updates == 2
 
     # The same two good updates without the broken ones: the same weights and moments, to the bit.
@@ -272,7 +272,7 @@ def test_average_is_of_the_updates_that_were_applied(runtime: Runtime, optimizer
     distance = max((found[name] - live).abs().max().item() for name, live in module.state_dict().items())
     assert distance > 1e-3
     one.finish_previous()
-    assert (applied, one.state.applied, one.state.skipped) == (4, 4, 4)
+    assert (applied, one.state.applied_updates, one.state.skipped_updates) == (4, 4, 4)
 
     # The same four without the broken ones: the same average, to the bit; and without one, the same weights.
     weights = copy.deepcopy(module.state_dict())
@@ -330,11 +330,11 @@ def test_fp16s_scaler_backs_off_and_nothing_else_moves(runtime: Runtime) -> None
     )
     one.finish_previous()
     assert scaler.get_scale() == 2.0**7
-    assert (one.state.applied, one.state.skipped) == (0, 1)
+    assert (one.state.applied_updates, one.state.skipped_updates) == (0, 1)
     one.update(window, plan.micro_batches_per_rank, GLOBAL)
     one.finish_previous()
     scaled = {name: p.detach().clone() for name, p in module.named_parameters()}
-    assert (one.state.applied, one.state.skipped) == (1, 1)
+    assert (one.state.applied_updates, one.state.skipped_updates) == (1, 1)
 
     runtime._accelerator.scaler = None
     plain_module = model()

@@ -11,19 +11,22 @@ from vit_dist.files import replacing
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder that have a manifest, oldest first; not verified."""
+    """Return the checkpoints of a folder that have a manifest, oldest first, without verifying them."""
     return sorted(path.parent for path in folder.glob(f"update_*/{MANIFEST}"))
 
 
 def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of a folder, and what is wrong with those newer than it."""
-    wrong: list[str] = []
+    """Return the newest complete checkpoint of a folder, if any, and why each newer one is broken.
+
+    Raises UserError for a checkpoint of another format.
+    """
+    problems: list[str] = []
     for path in reversed(list_checkpoints(folder)):
-        found = why_broken(path)
-        if found is None:
-            return open_verified(path), wrong
-        wrong.append(found)
-    return None, wrong
+        problem = why_broken(path)
+        if problem is None:
+            return open_verified(path), problems
+        problems.append(problem)
+    return None, problems
 
 
 def point_to(folder: Path, name: str, target: Path) -> None:
@@ -37,7 +40,7 @@ def point_to(folder: Path, name: str, target: Path) -> None:
 
 
 def pointed_to(folder: Path, name: str) -> Path | None:
-    """What `link` pointed to, or None."""
+    """Return the path that `point_to` set, or None."""
     path = folder / name
     if path.is_symlink():
         return folder / os.readlink(path)
@@ -45,11 +48,11 @@ def pointed_to(folder: Path, name: str) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the `keep` newest and the best, and what a dead writer left."""
+    """Remove all checkpoints but the `keep` newest and the best, and what a writer that died left."""
     best = pointed_to(folder, "best")
     for path in list_checkpoints(folder)[:-keep]:
         if best is None or path.name != best.name:
-            # Without its manifest a checkpoint does not exist: one that is half removed must not look whole.
+            # The manifest goes first: a checkpoint that is half removed must not look complete.
             (path / MANIFEST).unlink()
             shutil.rmtree(path)
     for path in folder.glob(".writing_*"):

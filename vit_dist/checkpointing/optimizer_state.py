@@ -1,4 +1,4 @@
-"""The optimizer's state as named tensors and numbers."""
+"""Turn an optimizer's state into named tensors and numbers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 SEPARATOR = "/"
-
-
-# Of a group's numbers, those that the config and the schedule give; what else there is, the optimizer counts.
+# Numbers of a parameter group that come from the config and the schedule; the others are the optimizer's counters.
 _FROM_THE_CONFIG = ("lr", "momentum", "weight_decay", "scale")
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of an optimizer's state by `parameter/slot`, on the host."""
     return {
         name: value.detach().cpu().contiguous()
         for name, value in _slots(optimizer, model)
@@ -25,7 +24,7 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
 
 
 def optimizer_numbers(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
-    """What an optimizer keeps as plain numbers, of each parameter and of its groups: some of timm's count so."""
+    """Return the plain numbers of an optimizer's state and of its groups, in which some of timm's optimizers count."""
     return {
         "state": {name: value for name, value in _slots(optimizer, model) if _is_number(value)},
         "groups": [
@@ -40,7 +39,7 @@ def optimizer_numbers(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
 
 
 def _slots(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """("parameter/slot", value) of all that an optimizer keeps of parameters."""
+    """Yield ("parameter/slot", value) of all the state that an optimizer keeps."""
     state = optimizer.state_dict()["state"]
     for i, name in enumerate(parameter_names(optimizer, model)):
         for slot, value in state.get(i, {}).items():
@@ -52,11 +51,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _scalar(value: Any) -> Any:
-    """A tensor of one number, as timm's Lambs count in, as that number; all else as it is."""
+    """Return a tensor of one number, in which timm's Lambs count, as that number; anything else as it is."""
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
 def parameter_names(optimizer: Optimizer, model: nn.Module) -> list[str]:
-    """The parameters' names in the order of the optimizer's numbers."""
+    """Return the parameters' names in the order in which the optimizer numbers them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""The small records that travel between rooms."""
+"""The state of a run that a checkpoint keeps next to weights and moments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: `value` of `metric` at `update`, by its raw or averaged (ema) `weights`."""
+    """The best evaluation so far: `value` of `metric` at `update`, of its `weights` (raw or ema)."""
 
     update: int
     metric: str
@@ -19,29 +19,29 @@ class Best:
 
 @dataclass
 class TrainState:
-    """Where a run stands; with the weights and the optimizer's moments, all there is to it.
+    """The counters of a run.
 
-    position: global batches drawn. applied: updates applied (what the schedule counts). skipped: the
-    difference. train_seconds: time spent training, evaluation and saving left out, over all restarts.
-    patience_baseline: the metric's value that patience wants improved;
-    evaluations_without_improvement: evaluations in a row that have not improved it.
+    position: global batches drawn. applied_updates: updates applied, which the schedule counts. skipped_updates: the
+    difference. train_seconds: time spent training, without evaluation and saving, over all restarts.
+    patience_baseline: the value of the metric that patience wants improved. evaluations_without_improvement:
+    evaluations in a row that have not improved it. tracker_run_id: W&B's id of the run.
     """
 
     position: int = 0
-    applied: int = 0
-    skipped: int = 0
+    applied_updates: int = 0
+    skipped_updates: int = 0
     train_seconds: float = 0.0
     best: Best | None = None
     patience_baseline: float | None = None
     evaluations_without_improvement: int = 0
-    tracker_id: str | None = None
+    tracker_run_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values, as JSON holds them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:
-        """The inverse of `to_dict`."""
+        """Build it from the values of `to_dict`."""
         best = values["best"]
         return cls(**{**values, "best": Best(**best) if best else None})

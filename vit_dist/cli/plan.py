@@ -1,82 +1,92 @@
-"""What a config would do, without doing it: the run's numbers, its memory, the curve of its rate."""
+"""Show a run without making it: its numbers, its memory, the curve of its learning rate."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from vit_dist.config.config import Config
-from vit_dist.data.augmentation.transforms import training_transform
-from vit_dist.data.preprocessing import resolve_preprocessing
-from vit_dist.data.sources.open import open_data
 from vit_dist.errors import UserError
 from vit_dist.formatting import sketch
 from vit_dist.models.build import drop_path_depth
-from vit_dist.models.forward import forward_flops, parameter_count
-from vit_dist.optim.optimizers import build_optimizer, peak_lr
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan
 from vit_dist.report.curves import draw_rates
 from vit_dist.runtime.devices import resolve_precision
 from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
-from vit_dist.training.components import build_loss, own_model, refuse_metrics
-from vit_dist.training.overview import augment_notes, plan_rows
+from vit_dist.training.components import Components, build_components
+from vit_dist.training.overview import augment_notes, component_rows
 
 
 def show_plan(config: Config, console: Console, *, processes: int, picture: Path) -> None:
-    """Prints the plan of a config on so many processes, and draws its rate there and into a PNG. Raises UserError."""
-    data = open_data(config.data)
-    preprocessing = resolve_preprocessing(config, data)
-    plan = Plan.from_config(config, len(data.splits["train"]), processes)
-    refuse_metrics(config, data)
-    training_transform(config.augment, preprocessing.mean, preprocessing.image_size, None)
-    model, notes = own_model(config, data, preprocessing, pretrained=False)
-    loss = build_loss(config, data, preprocessing, torch.device("cpu"), contextlib.nullcontext)
-    lr = peak_lr(config.optimizer, config.batch.global_size)
-    optimizer = build_optimizer(config.optimizer, model, lr)
-    rates = rate_curve(Schedule(config.schedule, optimizer, plan, lr), plan)
-    precision = resolve_precision(
-        config.train.precision, cpu=config.run.device == "cpu" or not torch.cuda.is_available()
+    """Print the plan of a config on so many processes, and draw its learning rate there and into a PNG.
+
+    Raises UserError for whatever `train` would refuse, but for the machine and the run's folder.
+    """
+    components = build_components(
+        config, world_size=processes, device=torch.device("cpu"), autocast=contextlib.nullcontext
     )
-    flops = forward_flops(model, channels=data.channels, image_size=preprocessing.image_size)
-    rows = plan_rows(config, data, preprocessing, plan, parameter_count(model), flops)
-    side = (data.channels, preprocessing.image_size, preprocessing.image_size)
-    memory = estimate(model, optimizer, config, side, drop_path_depth(model), precision)
-    if loss.teacher is not None:
-        teachers = total_bytes([*loss.teacher.parameters(), *loss.teacher.buffers()])
-        memory = replace(memory, weights=memory.weights + teachers)
+    plan = components.plan
+    rates = rate_curve(components.schedule, plan)
+    precision = resolve_precision(config.train.precision, config.run.device)
     console.say(f"plan of {config.run.name or config.folder.name}, on {processes} × {precision}")
-    console.table({**rows, "memory": _memory_text(memory, plan)})
-    for note in [*notes, *augment_notes(config, data)]:
+    console.table({**component_rows(components), "memory": _memory_text(_estimate_memory(components, precision), plan)})
+    for note in [*components.notes, *augment_notes(config, components.data)]:
         console.say(f"  note: {note}")
     console.say("parameters")
-    console.table({group["name"]: _group_text(group, lr) for group in optimizer.param_groups})
+    groups = components.optimizer.param_groups
+    console.table({group["name"]: _group_text(group, components.lr) for group in groups})
+    _show_rates(config, components, rates, console, picture)
+
+
+def _show_rates(
+    config: Config, components: Components, rates: Sequence[float], console: Console, picture: Path
+) -> None:
+    """Print the curve of the learning rate and draw it into a PNG. Raises UserError."""
+    plan = components.plan
     console.say(
         f"rate over {plan.epochs:.4g} epochs: first {rates[0]:.3g}, highest {max(rates):.3g}, last {rates[-1]:.3g}"
     )
     if config.schedule.name == "ReduceLROnPlateau":
-        console.say(f"  note: it falls where {config.schedule.args['metric']} does not improve, which nobody knows yet")
+        console.say(
+            f"  note: it falls where {config.schedule.args['metric']} does not improve, which is not known in advance"
+        )
     for line in sketch(rates):
         console.say(line)
     epochs = [plan.samples_at(update) / plan.samples for update in range(plan.updates)]
     try:
-        draw_rates(picture, epochs, rates, f"{config.schedule.name}, peak {lr:.3g}")
+        draw_rates(picture, epochs, rates, f"{config.schedule.name}, peak {components.lr:.3g}")
     except OSError as error:
         raise UserError(f"--png {picture}: cannot be written: {error.strerror}: name another file") from None
     console.say(f"picture: {picture}")
 
 
 def rate_curve(schedule: Schedule, plan: Plan) -> list[float]:
-    """The full rate of each update, if all are applied; a plateau's, if its metric always improves."""
+    """Return the full rate of each update if all are applied; with a plateau schedule, if its metric always improves.
+
+    Steps the schedule to its end.
+    """
     rates = []
     for _ in range(plan.updates):
         rates.append(schedule.rate)
         schedule.step()
     return rates
+
+
+def _estimate_memory(components: Components, precision: str) -> Memory:
+    """Estimate the memory of one process, the teacher's weights included."""
+    model, teacher = components.model, components.loss.teacher
+    side = components.preprocessing.image_size
+    image = (components.data.channels, side, side)
+    memory = estimate(model, components.optimizer, components.config, image, drop_path_depth(model), precision)
+    if teacher is None:
+        return memory
+    return replace(memory, weights=memory.weights + total_bytes([*teacher.parameters(), *teacher.buffers()]))
 
 
 def _memory_text(memory: Memory, plan: Plan) -> str:
@@ -87,8 +97,8 @@ def _memory_text(memory: Memory, plan: Plan) -> str:
         "average": memory.average,
         f"activations of {plan.micro_size} slots": memory.activations,
     }
-    told = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
-    return f"about {_size(memory.total)} per process, beside what Python, torch and the device need: {told}"
+    listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
+    return f"about {_size(memory.total)} per process, on top of what Python, torch and the device need: {listed}"
 
 
 def _group_text(group: dict[str, object], lr: float) -> str:

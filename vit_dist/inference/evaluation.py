@@ -17,17 +17,23 @@ from vit_dist.data.stream import EvaluationStream
 from vit_dist.inference.load import TrainedModel
 from vit_dist.models.forward import at_least_float32, eval_mode
 from vit_dist.run_folder.predictions import Predictions
-from vit_dist.runtime.devices import resolve_precision
+from vit_dist.runtime.devices import resolve_precision, uses_cuda
 from vit_dist.runtime.runtime import Runtime
 
 
 def precision_of(trained: TrainedModel) -> str:
-    """The one asked for, else that of the training where it runs here, else fp32. Raises UserError."""
-    cpu = trained.config.run.device == "cpu" or not torch.cuda.is_available()
-    asked = trained.config.train.precision
-    if asked not in ("auto", trained.precision):
-        return resolve_precision(asked, cpu=cpu)
-    return "fp32" if trained.precision == "fp16" and cpu else resolve_precision(trained.precision, cpu=cpu)
+    """Return the precision to compute in: the config's, else the training's if it runs here, else fp32.
+
+    Raises UserError for a precision asked for that does not run here.
+    """
+    device, precision = trained.config.run.device, trained.config.train.precision
+    if precision not in ("auto", trained.precision):
+        return resolve_precision(precision, device)
+    return (
+        "fp32"
+        if trained.precision == "fp16" and not uses_cuda(device)
+        else resolve_precision(trained.precision, device)
+    )
 
 
 def evaluate_subset(trained: TrainedModel, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:

@@ -207,7 +207,7 @@ def _chosen(path: Path, field: str) -> tuple[Checkpoint, str]:
         prefix = f"{field}: " if field else ""
         raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint")
     found = checkpoint.open_checkpoint(path)
-    best = found.state["train"]["best"]
+    best = found.state["train_state"]["best"]
     return found, Best(**best).weights if best else default_weights(Config.from_dict(found.state["config"]))
 
 

@@ -1,4 +1,4 @@
-"""Devices, precision and CPU cores that this process may use."""
+"""The device, the precision and the CPU cores that this process may use."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ import torch
 from vit_dist.errors import UserError
 
 
-def require_device(name: str) -> None:
-    """Raises UserError where the device is not there."""
+def check_device(name: str) -> None:
+    """Check that this machine has the device (cuda or mps). Raises UserError."""
     present = torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
     if not present:
         raise UserError(f"run.device: no {name} device here: set run.device auto or cpu")
 
 
-def resolve_precision(precision: str, *, cpu: bool) -> str:
-    """fp32, bf16 or fp16; auto is bf16 on a GPU that has it, else fp32. Raises UserError."""
+def uses_cuda(device: str) -> bool:
+    """Return whether a run with this `run.device` computes on a CUDA GPU."""
+    return device in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Return fp32, bf16 or fp16 for a `train.precision` and a `run.device`.
+
+    auto: bf16 on a GPU that has it, else fp32. Raises UserError for fp16 without a CUDA GPU.
+    """
     if precision == "auto":
-        return "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "fp32"
-    if precision == "fp16" and (cpu or not torch.cuda.is_available()):
+        return "bf16" if uses_cuda(device) and torch.cuda.is_bf16_supported(False) else "fp32"
+    if precision == "fp16" and not uses_cuda(device):
         raise UserError("train.precision: fp16 needs a CUDA GPU: set bf16 or fp32")
     return precision
 
 
 def available_cores() -> int:
-    """CPU cores that affinity and the cgroup's quota allow."""
+    """Return how many CPU cores the affinity mask and the cgroup's quota allow, at least 1."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
@@ -39,7 +47,7 @@ def available_cores() -> int:
 
 
 def cgroup_quota(root: Path) -> float | None:
-    """Cores that the control group's CPU quota gives (version 2 or 1); None without one."""
+    """Return the cores in the CPU quota of a cgroup (version 2 or 1), which may be a fraction; None without a quota."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (root / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)

@@ -1,6 +1,6 @@
-"""The machines: device, precision, processes, reductions, signals, trackers.
+"""The processes and devices of a run: precision, wrapping, reductions, broadcasts.
 
-The only importer of accelerate and torch.distributed; others are handed the `Runtime`.
+No other package imports torch.distributed or builds an Accelerator; they take a `Runtime`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,32 +22,36 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.config.schema import RunConfig
 from vit_dist.errors import UserError
-from vit_dist.runtime.devices import available_cores, require_device, resolve_precision
-from vit_dist.runtime.launch import check_launch, check_world, overruled
+from vit_dist.runtime.devices import available_cores, check_device, resolve_precision
+from vit_dist.runtime.launch import check_launch, check_world, ignored_settings
+from vit_dist.runtime.signals import StopRequest
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 class Runtime:
-    """This process among the others of the run.
+    """This process, as one of the `world_size` processes of a run.
 
-    rank, world_size, device, precision (fp32, bf16 or fp16), threads, cores (CPU cores this process may use),
-    notes (lines for the user).
-    Raises UserError where the launcher's world is not the one that runs, or the precision does not run here.
+    rank, world_size, device, precision (fp32, bf16 or fp16), threads (of torch), cores (CPU cores that this process
+    may use), stop (the request to stop), notes (lines for the user).
     """
 
     def __init__(self, config: RunConfig, precision: str = "auto") -> None:
+        """Join the process group and choose device and precision.
+
+        Raises UserError if fewer processes run than were launched, or the device or precision is not available.
+        """
         cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         if config.device not in ("auto", "cpu"):
-            require_device(config.device)
+            check_device(config.device)
         check_launch(os.environ)
         self.local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.cores = max(1, available_cores() // self.local_processes)
         self.threads = self.cores if config.threads == "auto" else config.threads
         torch.set_num_threads(self.threads)
-        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # else accelerate sets, and says, its own
-        self.precision = resolve_precision(precision, cpu=cpu)
-        # fp32 is fp32 on every device: TF32 would part a GPU's curve from a CPU's by its rounding to 10 bits.
+        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # else accelerate sets its own, with a warning
+        self.precision = resolve_precision(precision, config.device)
+        # fp32 is fp32 on every device: TF32 rounds to 10 bits, and a GPU's losses would drift from a CPU's.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         if config.deterministic:
@@ -73,30 +73,32 @@ class Runtime:
             group = dist.new_group(backend="gloo")
             assert isinstance(group, dist.ProcessGroup)
             self._flags = group
-        self.notes = list(overruled(os.environ, self.precision))
-        self._pending: tuple[Tensor, Any] | None = None
-        self._stop = False
+        self.stop = StopRequest(self._flags)
+        self.notes = list(ignored_settings(os.environ, self.precision))
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Return whether this is rank 0, the process that writes files."""
         return self.rank == 0
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """fp16's loss scaler; None in other precisions."""
+        """Return fp16's loss scaler; None in other precisions."""
         scaler: torch.amp.GradScaler | None = self._accelerator.scaler
         return scaler
 
     @property
     def device_name(self) -> str:
-        """The device's name for people."""
+        """Return the GPU's product name, else `cpu` or `mps`."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return self.device.type
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The model on the device, under autocast, wrapped for the world. `model` itself stays the bare module."""
+        """Return the model on the device, under autocast, wrapped in DDP if there are several ranks.
+
+        `model` itself stays the bare module.
+        """
         with warnings.catch_warnings():
             # Its successor, forward_sync_buffers, is not in torch 2.11.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
@@ -104,26 +106,26 @@ class Runtime:
         return prepared
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of a loss, scaled in fp16."""
+        """Compute the gradients of a loss, scaled in fp16."""
         self._accelerator.backward(loss)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Around the forward pass of a module that was not prepared: the run's precision."""
+        """Return a context in which a module that was not prepared computes in the run's precision."""
         context: contextlib.AbstractContextManager[Any] = self._accelerator.autocast()
         return context
 
     def gradient_sync(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around forward and backward of one micro-batch: gradients travel between ranks only on the last."""
+        """Return a context for the forward and backward pass of one micro-batch: only the last reduces gradients."""
         return contextlib.nullcontext() if last else self._accelerator.no_sync(model)
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """A copy on the device that the host does not wait for."""
+        """Return a copy on the device; the host does not wait for it."""
         if self.device.type == "cuda" and not tensor.is_pinned():
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
     def seed(self, seed: int) -> None:
-        """Sets the default generators that dropout on this device draws from."""
+        """Seed the default generators, which dropout on this device draws from."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
@@ -131,18 +133,18 @@ class Runtime:
             torch.mps.manual_seed(seed)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, in place; float64 sums are made on the host where the device has none."""
+        """Sum a tensor over all ranks, in place, and return it."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     @property
     def sum_dtype(self) -> torch.dtype:
-        """The widest float the device sums in."""
+        """Return the widest float type that the device computes in."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank; plain, as JSON holds it."""
+        """Return rank 0's value, which JSON must be able to hold, on every rank."""
         if self._flags is None:
             return value
         text = json.dumps(value).encode() if self.is_main else b""
@@ -155,21 +157,24 @@ class Runtime:
         return json.loads(content.numpy().tobytes())
 
     def run_on_main(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns on rank 0, plain as JSON holds it, on every rank. Raises its UserError on all alike."""
-        answer: dict[str, Any] = {}
+        """Run `work` on rank 0 and return its result, which JSON must be able to hold, on every rank.
+
+        A UserError that it raises is raised on all ranks.
+        """
+        result: dict[str, Any] = {}
         if self.is_main:
             try:
-                answer["value"] = work()
+                result["value"] = work()
             except UserError as error:
-                answer["failure"] = str(error)
-        answer = self.broadcast(answer)
-        if "failure" in answer:
-            raise UserError(answer["failure"])
-        return answer["value"]
+                result["failure"] = str(error)
+        result = self.broadcast(result)
+        if "failure" in result:
+            raise UserError(result["failure"])
+        return result["value"]
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others do, so that a download happens once."""
+        """Run the block on rank 0 before the other ranks, so that a download happens once."""
         if not self.is_main:
             self.barrier()
         try:
@@ -179,7 +184,7 @@ class Runtime:
                 self.barrier()
 
     def copy_scalar_async(self, value: Tensor) -> Callable[[], float]:
-        """Starts copying a scalar off the device; the function returned waits for that copy alone."""
+        """Start to copy a scalar to the host; the function returned waits for that copy alone and gives its value."""
         if self.device.type != "cuda":
             return value.item
         host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
@@ -194,21 +199,21 @@ class Runtime:
         return read
 
     def barrier(self) -> None:
-        """Waits for all ranks."""
+        """Wait for all ranks."""
         if self._flags is not None:
             dist.barrier(group=self._flags)
 
     def synchronize(self) -> None:
-        """Waits for the device."""
+        """Wait until the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def all_reduce_cost(self, model: nn.Module) -> tuple[int, int]:
-        """(bytes, calls) of gradient all-reduce in one update of a prepared model, after its first update.
+        """Return (bytes, calls) of gradient all-reduce in one update of a prepared model, after its first update.
 
-        By DDP's own rule for buckets, which it applies once it has seen in which order gradients arrive.
+        Follows DDP's rule for buckets, which DDP applies once it has seen in which order gradients arrive.
         """
         if not isinstance(model, DistributedDataParallel):
             return 0, 0
@@ -218,7 +223,7 @@ class Runtime:
         return sum(p.numel() * p.element_size() for p in parameters), len(buckets)
 
     def peak_memory_bytes(self) -> int:
-        """The most memory used so far: the device's for CUDA, else the process's."""
+        """Return the peak memory so far, in bytes: the GPU's on CUDA, else the process's."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         try:
@@ -228,64 +233,9 @@ class Runtime:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if os.uname().sysname == "Darwin" else peak * 1024
 
-    @contextlib.contextmanager
-    def stop_signals(self) -> Iterator[None]:
-        """SIGTERM and the first Ctrl-C ask the run to save and stop; a second Ctrl-C ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self._stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def stop_agreed(self) -> bool:
-        """Whether any rank was asked to stop, the same answer on all: asked at one update, read at the next."""
-        if self._flags is None:
-            return self._stop
-        before = self._pending
-        flag = torch.tensor([int(self._stop)])
-        self._pending = (flag, dist.all_reduce(flag, group=self._flags, async_op=True))
-        if before is None:
-            return False
-        before[1].wait()
-        return bool(before[0].item())
-
-    def start_trackers(
-        self, names: list[str], project: str, config: Mapping[str, Any], settings: Mapping[str, Any], folder: Path
-    ) -> None:
-        """Starts trackers by name, on rank 0, anew where some had started; settings: of each. Files go to `folder`."""
-        self._accelerator.log_with = names
-        self._accelerator.project_configuration.logging_dir = str(folder)
-        project = "tensorboard" if names == ["tensorboard"] else project  # there the name is that of a folder
-        self._accelerator.init_trackers(project, dict(config), {name: settings[name] for name in names})
-
-    def tracker(self, name: str) -> Any:
-        """The named tracker's own run object."""
-        return self._accelerator.get_tracker(name, unwrap=True)
-
-    def track(self, values: Mapping[str, float], step: int) -> None:
-        """Sends values to the trackers; `step` never falls."""
-        self._accelerator.log(dict(values), step=step)
-
-    def end_trackers(self) -> None:
-        """Tells the trackers that the run is over, and waits until they have sent everything."""
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
-
     def end(self) -> None:
-        """Leaves the process group, and lets the next run of this process choose its own precision."""
-        if self._pending is not None:
-            self._pending[1].wait()
-            self._pending = None
+        """Leave the process group, and let the next run in this process choose its own precision."""
+        self.stop.close()
         if dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)

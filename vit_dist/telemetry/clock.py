@@ -1,4 +1,4 @@
-"""The clock of training time."""
+"""Measure the seconds spent in training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vit_dist.runtime.runtime import Runtime
 
 
 class Clock:
-    """Seconds of training: it stands still inside `paused`."""
+    """A stopwatch of training time, which stands still inside `paused`."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._before = seconds
@@ -18,16 +18,16 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Return the seconds counted so far."""
         return self._before + (time.perf_counter() - self._since if self._since is not None else 0.0)
 
     def start(self) -> None:
-        """Runs on."""
+        """Start or resume the clock."""
         self._since = time.perf_counter()
 
     @contextlib.contextmanager
     def paused(self, runtime: Runtime) -> Iterator[None]:
-        """For what is not training; the device finishes its updates first, which belong to training."""
+        """Stop the clock inside the block. The device first finishes its updates, which belong to training."""
         runtime.synchronize()
         self._before, self._since = self.seconds, None
         try:

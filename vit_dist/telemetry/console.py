@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: the plan, one progress line, the summary. Quiet on other ranks than 0."""
+"""Print to the terminal: notes, tables, one progress line. Silent on ranks other than 0."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vit_dist.plan.plan import Plan
 
 Item = TypeVar("Item")
 
-
-_WIDTH_OF_ALL, _WIDTH_WITH_BAR = 110, 130
+# Terminal columns that the whole progress line needs, without and with a bar.
+_FULL_WIDTH, _WIDTH_WITH_BAR = 110, 130
 
 
 class Console:
-    """Prints on rank 0 only; a live line on a terminal, plain lines elsewhere."""
+    """The terminal of a run: a live progress line on a terminal, plain lines elsewhere."""
 
     def __init__(self, *, speaks: bool, stream: TextIO | None = None, level: str = "info") -> None:
-        """stream: where to; the standard output by default. level: warning leaves all but notes unsaid."""
+        """speaks: False prints nothing. stream: standard output by default. level: warning prints notes alone."""
         self.speaks = speaks
         self.stream = stream
         self.level = level
@@ -31,11 +31,11 @@ class Console:
         self._task: Any = None
 
     def note(self, text: str) -> None:
-        """What a person should know, at every level."""
+        """Print a line that the user should see at every level."""
         self._print(text)
 
     def say(self, text: str) -> None:
-        """One line, above the progress line."""
+        """Print a line, above the progress line if there is one; not at the warning level."""
         if self.level != "warning":
             self._print(text)
 
@@ -48,19 +48,19 @@ class Console:
             print(text, file=self.stream, flush=True)
 
     def table(self, rows: Mapping[str, str]) -> None:
-        """Names and values, aligned."""
+        """Print names and values, aligned."""
         width = max(map(len, rows))
         for name, value in rows.items():
             self.say(f"  {name:<{width}}  {value}")
 
     def counted(self, items: Iterable[Item], count: int) -> Iterable[Item]:
-        """The items as they are; on a terminal, a line that counts them goes to the standard error."""
+        """Return the items, counted by a progress line on standard error if only that is a terminal."""
         if not self.speaks or not sys.stderr.isatty() or sys.stdout.isatty():
             return items
         return track(items, "", count, console=RichConsole(stderr=True), transient=True)
 
     def start(self, plan: Plan, position: int) -> None:
-        """Shows the progress line on a terminal."""
+        """Show the progress line, on a terminal."""
         if not self.speaks or self.level == "warning" or not sys.stdout.isatty():
             return
         self._live = Progress(TextColumn("{task.description}", table_column=Column(no_wrap=True)), transient=True)
@@ -70,7 +70,7 @@ class Console:
         self._live.start()
 
     def progress(self, plan: Plan, line: Mapping[str, Any]) -> None:
-        """A `train` line."""
+        """Show a `train` line of the metrics."""
         left = (plan.updates - line["update"]) * line["update_seconds"]
         text = (
             f"update {line['update']}/{plan.updates}  epoch {line['epoch']:.2f}  loss {loss_text(line['loss'])}  "
@@ -80,12 +80,12 @@ class Console:
         if self._live is None:
             self.say(text)
             return
-        if self._live.console.width < _WIDTH_OF_ALL:
+        if self._live.console.width < _FULL_WIDTH:
             text = text.removeprefix("update ").replace("images/s", "img/s").replace("data wait", "wait")
         self._live.update(self._task, completed=line["update"], description=text)
 
     def evaluation(self, line: Mapping[str, Any]) -> None:
-        """An `eval` line."""
+        """Print an `eval` line of the metrics."""
         averaged = "averaged " if line["weights"] == "ema" else ""
         fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
         self.say(
@@ -95,7 +95,7 @@ class Console:
         )
 
     def stop(self) -> None:
-        """Takes the progress line away."""
+        """Remove the progress line."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -1,4 +1,4 @@
-"""What a run measures: its clock, its meters, and the peaks that its speed is held against."""
+"""Measure training: losses, speed, utilisation, memory."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 
 from vit_dist.files import json_number
 from vit_dist.plan.plan import Plan
-from vit_dist.run_folder.metrics import Line, position_fields
+from vit_dist.run_folder.metrics import Line
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.peaks import peak_flops
 
 
 class Meter:
-    """Turns sums and times since the last line into a `train` line."""
+    """Turns what was counted since the last `train` line into the values of the next."""
 
     def __init__(self, plan: Plan, runtime: Runtime, clock: Clock, *, flops: int, matmul: float) -> None:
-        """flops: of one image's forward pass. matmul: measured FLOP/s of one device."""
+        """flops: of one image's forward pass. matmul: measured FLOP/s of a matrix product on one device."""
         self.plan = plan
         self.runtime = runtime
         self.clock = clock
@@ -26,7 +26,7 @@ class Meter:
         self.last: tuple[int, float, float] | None = None
 
     def restart(self, position: int, waited: float) -> None:
-        """The next line counts from here."""
+        """Make the next line count from here. waited: seconds waited for data so far."""
         self.last = position, self.clock.seconds, waited
 
     def line(
@@ -39,7 +39,10 @@ class Meter:
         grad_norm: float,
         skipped: int,
     ) -> Line:
-        """The measures since the last line. The caller has waited for the device."""
+        """Return the values of a `train` line at update `position`. The caller has waited for the device.
+
+        sums: Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w since the last line, over all ranks.
+        """
         assert self.last is not None
         before, seconds_before, waited_before = self.last
         seconds = max(self.clock.seconds - seconds_before, 1e-9)
@@ -48,7 +51,6 @@ class Meter:
         per_device = rate / self.runtime.world_size
         self.restart(position, waited)
         return {
-            **position_fields(self.plan, position),
             "loss": json_number(loss / weight),
             "top1": None if math.isnan(correct) else 100 * correct / weight,
             "lr": lr,

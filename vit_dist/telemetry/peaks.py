@@ -1,4 +1,4 @@
-"""Peak FLOP/s of devices: from data sheets, and measured by a matrix product."""
+"""Peak FLOP/s of devices: from data sheets, and measured with a matrix product."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from vit_dist.runtime.runtime import Runtime
 
-# Dense peaks of the data sheets, in FLOP/s, without sparsity; SXM parts where a name has several.
+# Dense peaks from the data sheets, in FLOP/s, without sparsity; the SXM part where a name has several.
 PEAKS: dict[str, dict[str, float]] = {
     "B200": {"bf16": 2250e12, "fp16": 2250e12},
     "H200": {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12},
@@ -25,7 +25,7 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """The data sheet's dense peak for a device and a precision (fp32 without TF32), if known."""
+    """Return the data sheet's dense peak in FLOP/s for a precision (fp32 without TF32); None if not known."""
     words = device_name.replace("-", " ")
     for name, peaks in PEAKS.items():
         if f" {name} " in f" {words} ":
@@ -34,11 +34,11 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def matmul_flops(runtime: Runtime) -> float:
-    """FLOP/s of a square matrix product on one device in the run's precision: the best of a few, about 0.2 s."""
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    """Measure the FLOP/s of a square matrix product on one device in the run's precision; takes about 0.2 s."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     size = 1024 if runtime.device.type == "cpu" else 8192
     generator = torch.Generator().manual_seed(0)
-    a = torch.randn(size, size, generator=generator).to(runtime.device, kinds[runtime.precision])
+    a = torch.randn(size, size, generator=generator).to(runtime.device, dtypes[runtime.precision])
     best = float("inf")
     for _ in range(5):
         runtime.synchronize()

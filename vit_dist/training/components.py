@@ -2,35 +2,106 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from vit_dist.config.config import Config
 from vit_dist.config.values import parse_size
-from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.augmentation.transforms import training_transform
+from vit_dist.data.preprocessing import Preprocessing, resolve_preprocessing
+from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.inference.load import start_from
 from vit_dist.models.build import build_model, refuse_batch_norm
+from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.models.pretrained import freeze
-from vit_dist.optim.schedules import schedule_metric
+from vit_dist.optim.optimizers import build_optimizer, peak_lr
+from vit_dist.optim.schedules import Schedule, schedule_metric
+from vit_dist.plan.plan import Plan
+from vit_dist.telemetry.trackers import check_tracker
 from vit_dist.training.distillation import Autocast, build_teacher
 from vit_dist.training.losses import Loss
 
 
-def own_model(
+@dataclass(frozen=True)
+class Components:
+    """The parts of a run that its config decides.
+
+    model: bare, on the device. parameters: how many are trained. forward_flops: of one image. lr: the peak.
+    notes: lines for the user.
+    """
+
+    config: Config
+    data: LabelledSplits
+    preprocessing: Preprocessing
+    plan: Plan
+    model: nn.Module
+    parameters: int
+    forward_flops: int
+    loss: Loss
+    lr: float
+    optimizer: Optimizer
+    schedule: Schedule
+    notes: list[str]
+
+
+def build_components(
+    config: Config,
+    *,
+    world_size: int,
+    device: torch.device,
+    autocast: Autocast,
+    model: nn.Module | None = None,
+    source: LabelledSplits | None = None,
+    load_pretrained: bool = True,
+) -> Components:
+    """Build the parts of a run on `world_size` ranks, of which this one computes on `device`.
+
+    autocast: the precision that a teacher runs in. model, source: used in place of the config's model and data.
+    load_pretrained: False if a checkpoint's weights follow. Raises UserError for whatever `train` would refuse,
+    but for the machine and the run's folder.
+    """
+    check_tracker(config.log.trackers)
+    data = source or open_data(config.data)
+    preprocessing = resolve_preprocessing(config, data)
+    plan = Plan.from_config(config, len(data.splits["train"]), world_size)
+    check_metrics(config, data)
+    training_transform(config.augment, preprocessing.mean, preprocessing.image_size, None)  # refuses what it cannot do
+    model, notes = _build_model(config, data, preprocessing, model, load_pretrained=load_pretrained)
+    flops = forward_flops(model, channels=data.channels, image_size=preprocessing.image_size)
+    loss = _build_loss(config, data, preprocessing, device, autocast)
+    model.to(device)
+    lr = peak_lr(config.optimizer, config.batch.global_size)
+    optimizer = build_optimizer(config.optimizer, model, lr)
+    return Components(
+        config=config,
+        data=data,
+        preprocessing=preprocessing,
+        plan=plan,
+        model=model,
+        parameters=parameter_count(model),
+        forward_flops=flops,
+        loss=loss,
+        lr=lr,
+        optimizer=optimizer,
+        schedule=Schedule(config.schedule, optimizer, plan, lr),
+        notes=notes,
+    )
+
+
+def _build_model(
     config: Config,
     data: LabelledSplits,
     preprocessing: Preprocessing,
-    model: nn.Module | None = None,
+    model: nn.Module | None,
     *,
-    pretrained: bool,
+    load_pretrained: bool,
 ) -> tuple[nn.Module, list[str]]:
-    """The config's model for the data, or the one given, with what is to be said of its weights. Raises UserError.
-
-    pretrained: whether model.pretrained is loaded, which a resumed run does not need.
-    """
-    notes: list[str] = []
+    """Return the model on the CPU, and notes on pretrained and frozen weights. Raises UserError."""
     if model is not None:
         refuse_batch_norm(model)
     else:
@@ -42,32 +113,33 @@ def own_model(
             seed=config.run.seed,
             sizes=[parse_size(text)[0] for text in config.augment.sizes],
         )
-    if pretrained and config.model.pretrained:
+    notes: list[str] = []
+    if load_pretrained and config.model.pretrained:
         notes += start_from(model, config.model, list(data.classes))
     return model, notes + freeze(model, config.model)
 
 
-def build_loss(
+def _build_loss(
     config: Config, data: LabelledSplits, preprocessing: Preprocessing, device: torch.device, autocast: Autocast
 ) -> Loss:
-    """The loss with its teacher, if it has one, on the device. Raises UserError where they do not fit the data."""
+    """Return the loss, with its teacher on the device if it has one. Raises UserError if they do not fit the data."""
     loss = Loss(config.loss, build_teacher(config.loss, data, preprocessing, device, autocast))
     if config.augment.mixup or config.augment.cutmix:
-        loss.refuse_numbers_only(len(data.classes), "augment.mixup" if config.augment.mixup else "augment.cutmix")
+        loss.check_mixed_targets(len(data.classes), "augment.mixup" if config.augment.mixup else "augment.cutmix")
     return loss
 
 
-def refuse_metrics(config: Config, data: LabelledSplits) -> None:
-    """What listens to a metric that no evaluation gives. Raises UserError, a line each."""
-    listeners = {"schedule.args.metric": schedule_metric(config.schedule)}
+def check_metrics(config: Config, data: LabelledSplits) -> None:
+    """Reject metrics that no evaluation produces. Raises UserError, one line for each."""
+    used = {"schedule.args.metric": schedule_metric(config.schedule)}
     if "val" in data.splits or config.evaluate.patience:
-        listeners["evaluate.metric"] = config.evaluate.metric
+        used["evaluate.metric"] = config.evaluate.metric
     problems = []
-    for name, metric in listeners.items():
+    for field, metric in used.items():
         if metric is not None and metric.endswith("top5") and len(data.classes) <= 5:
-            problems.append(f"{name}: no evaluation of {len(data.classes)} classes gives {metric}: set top1 or loss")
+            problems.append(f"{field}: no evaluation of {len(data.classes)} classes gives {metric}: set top1 or loss")
         if metric is not None and "val" not in data.splits:
-            asked = "evaluate.patience" if name == "evaluate.metric" else name
-            problems.append(f"{asked}: there is no val split to measure {metric} on: set data.val_fraction above 0")
+            cause = "evaluate.patience" if field == "evaluate.metric" else field
+            problems.append(f"{cause}: there is no val split to measure {metric} on: set data.val_fraction above 0")
     if problems:
         raise UserError("\n".join(problems))

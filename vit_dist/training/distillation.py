@@ -1,4 +1,4 @@
-"""The teacher of a distillation: a frozen model that sees the student's images as it knows them."""
+"""Distillation: a frozen teacher that gets the student's images in its own preprocessing."""
 
 from __future__ import annotations
 
@@ -24,78 +24,80 @@ Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class Teacher(nn.Module):
-    """Images as the student sees them → the teacher's logits; in evaluation mode, without gradients.
+    """Maps the student's images to the teacher's logits; in evaluation mode, without gradients.
 
-    Where the teacher was made for another mean, deviation or size, images are brought to these first.
+    Images are first brought to the teacher's own mean, standard deviation and size.
     """
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, model: nn.Module, own: Preprocessing, students: Preprocessing, autocast: Autocast) -> None:
+    def __init__(self, model: nn.Module, own: Preprocessing, student: Preprocessing, autocast: Autocast) -> None:
         super().__init__()
         self.autocast = autocast
         self.model = model
         self.image_size = own.image_size
         mean, std = torch.tensor(own.mean), torch.tensor(own.std)
-        theirs, deviation = torch.tensor(students.mean), torch.tensor(students.std)
-        self.register_buffer("scale", (deviation / std)[:, None, None])
-        self.register_buffer("offset", ((theirs - mean) / std)[:, None, None])
+        student_mean, student_std = torch.tensor(student.mean), torch.tensor(student.std)
+        self.register_buffer("scale", (student_std / std)[:, None, None])
+        self.register_buffer("offset", ((student_mean - mean) / std)[:, None, None])
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode, whatever the student's mode."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [slots, classes] of the student's images [slots, channels, side, side]."""
-        seen = images * self.scale + self.offset
-        if seen.shape[-1] != self.image_size:
-            seen = F.interpolate(seen, (self.image_size, self.image_size), mode="bilinear", antialias=True)
+        """Return logits [slots, classes] for the student's images [slots, channels, side, side]."""
+        inputs = images * self.scale + self.offset
+        if inputs.shape[-1] != self.image_size:
+            inputs = F.interpolate(inputs, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         with self.autocast():
-            logits: Tensor = self.model(seen)
+            logits: Tensor = self.model(inputs)
         return logits
 
 
 def build_teacher(
-    config: LossConfig, data: LabelledSplits, students: Preprocessing, device: torch.device, autocast: Autocast
+    config: LossConfig, data: LabelledSplits, student: Preprocessing, device: torch.device, autocast: Autocast
 ) -> Teacher | None:
-    """The teacher of a config on the device; None where it has none. autocast: the precision it runs in.
+    """Return the config's teacher on the device, or None if it has none.
 
-    Raises UserError where it does not fit.
+    student: the student's preprocessing. autocast: the precision that the teacher runs in. Raises UserError if it does
+    not fit the data.
     """
     if not config.teacher:
         return None
     if is_timm(config.teacher):
         named = ModelConfig(name=config.teacher)
-        made = timm_preprocessing(named)
-        choices = [students]
-        if made is not None:
-            fits = len(made.mean) == data.channels
-            theirs = Preprocessing(made.image_size, *((made.mean, made.std) if fits else (students.mean, students.std)))
-            choices = [theirs] if fits else [students, theirs]
-        model, own = _built(named, data, choices)
+        timms = timm_preprocessing(named)
+        candidates = [student]
+        if timms is not None:
+            fits = len(timms.mean) == data.channels
+            mean, std = (timms.mean, timms.std) if fits else (student.mean, student.std)
+            resized = Preprocessing(timms.image_size, mean, std)
+            candidates = [resized] if fits else [student, resized]
+        model, own = _build_first(named, data, candidates)
         weights = Path(config.teacher_weights).expanduser()
         if not weights.is_file():
             raise UserError(f"loss.teacher_weights: {weights} does not exist")
         load_weights(model, weights)
     else:
-        found = load_run_model(Path(config.teacher).expanduser(), "loss.teacher")
-        if found.classes != list(data.classes) or found.channels != data.channels:
-            told = f"{config.teacher} knows {_kind(found.classes, found.channels)}"
-            differ = f"the data is {_kind(data.classes, data.channels)}"
-            raise UserError(f"loss.teacher: {told}, {differ}: take a teacher of the same data")
-        model, own = found.model, found.preprocessing
-    return Teacher(model, own, students, autocast).to(device)
+        trained = load_run_model(Path(config.teacher).expanduser(), "loss.teacher")
+        if trained.classes != list(data.classes) or trained.channels != data.channels:
+            known = f"{config.teacher} knows {_kind(trained.classes, trained.channels)}"
+            actual = f"the data is {_kind(data.classes, data.channels)}"
+            raise UserError(f"loss.teacher: {known}, {actual}: take a teacher of the same data")
+        model, own = trained.model, trained.preprocessing
+    return Teacher(model, own, student, autocast).to(device)
 
 
-def _built(
-    named: ModelConfig, data: LabelledSplits, choices: Sequence[Preprocessing]
+def _build_first(
+    named: ModelConfig, data: LabelledSplits, candidates: Sequence[Preprocessing]
 ) -> tuple[nn.Module, Preprocessing]:
-    """A timm teacher for the first of the forms whose size it takes. Raises UserError."""
+    """Build a timm teacher for the first preprocessing whose image size it takes. Raises UserError if none fits."""
     failure = UserError()
-    for preprocessing in choices:
+    for preprocessing in candidates:
         try:
             model = build_model(
                 named,
@@ -113,5 +115,5 @@ def _built(
 
 
 def _kind(classes: Sequence[str], channels: int) -> str:
-    """Of data, for people."""
+    """Describe classes and channels in a few words."""
     return f"{len(classes)} classes ({', '.join(classes[:3])} …) in {channels} channels"

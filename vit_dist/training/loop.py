@@ -5,25 +5,25 @@ from __future__ import annotations
 from vit_dist.training.trainer import Trainer
 
 
-def loop(session: Trainer) -> bool:
-    """All updates that are left; whether the run came to its end, and was not stopped before."""
-    plan, state, clock = session.plan, session.state, session.clock
+def loop(trainer: Trainer) -> bool:
+    """Make all updates that are left. Return whether the run came to its end, rather than being stopped."""
+    plan, state, clock = trainer.components.plan, trainer.state, trainer.clock
     clock.start()
-    session.meter.restart(state.position, session.stream.wait_seconds)
-    while not session.over:
-        window = session.stream.window(state.position)
-        session.updater.update(window, plan.micro_batches_per_rank, plan.weight(state.position))
-        stopping = session.runtime.stop_agreed()
-        evaluating = "val" in session.evaluations and plan.due(state.position, plan.evaluate_every)
-        if stopping or evaluating or plan.due(state.position, plan.log_every):
-            session.log()
-        with_best = False
-        if evaluating:
-            with clock.paused(session.runtime):
-                with_best = session.choose()
-        if stopping or with_best or session.over or plan.due(state.position, plan.checkpoint_every):
-            with clock.paused(session.runtime):
-                session.save()
-        if stopping and not session.over:
+    trainer.meter.restart(state.position, trainer.stream.wait_seconds)
+    while not trainer.over:
+        window = trainer.stream.window(state.position)
+        trainer.updater.update(window, plan.micro_batches_per_rank, plan.weight(state.position))
+        stopping = trainer.runtime.stop.agreed()
+        validating = "val" in trainer.evaluation_streams and plan.due(state.position, plan.evaluate_every)
+        if stopping or validating or plan.due(state.position, plan.log_every):
+            trainer.log()
+        improved = False
+        if validating:
+            with clock.paused(trainer.runtime):
+                improved = trainer.validate()
+        if stopping or improved or trainer.over or plan.due(state.position, plan.checkpoint_every):
+            with clock.paused(trainer.runtime):
+                trainer.save()
+        if stopping and not trainer.over:
             return False
     return True

@@ -1,4 +1,4 @@
-"""Losses: one value per slot; the update takes the weighted mean."""
+"""Losses: one value per slot; the update takes their weighted mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SlotLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy [slots] of logits [slots, classes] (smoothing: Szegedy et al., 2016).
+    """Return the cross entropy [slots] of logits [slots, classes] (label smoothing: Szegedy et al., 2016).
 
     targets: class numbers [slots], or probabilities [slots, classes].
     """
@@ -27,9 +27,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
 
 
 def bce(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Binary cross entropy [slots] of logits [slots, classes], the mean over classes (Wightman et al., 2021).
+    """Return the binary cross entropy [slots] of logits [slots, classes], mean over classes (Wightman et al., 2021).
 
-    targets: class numbers [slots], or probabilities [slots, classes]. Smoothing as for cross entropy.
+    targets: class numbers [slots], or probabilities [slots, classes]. Label smoothing as for cross entropy.
     """
     classes = logits.shape[1]
     wanted = F.one_hot(targets, classes).to(logits.dtype) if targets.ndim == 1 else targets
@@ -38,12 +38,12 @@ def bce(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Ten
 
 
 def hard_distillation(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Cross entropy [slots] with the class that the teacher's logits choose (Touvron et al., "DeiT", 2021)."""
+    """Return the cross entropy [slots] with the class that the teacher ranks first (Touvron et al., "DeiT", 2021)."""
     return F.cross_entropy(logits, teacher.argmax(1), reduction="none")
 
 
 def soft_distillation(logits: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """temperature² · KL(teacher ‖ logits) [slots], both softened by it (Hinton et al., 2015), summed over classes."""
+    """Return temperature² · KL(teacher ‖ logits) [slots], both softened by temperature (Hinton et al., 2015)."""
     softened, wanted = F.log_softmax(logits / temperature, 1), F.log_softmax(teacher / temperature, 1)
     return temperature**2 * F.kl_div(softened, wanted, reduction="none", log_target=True).sum(1)
 
@@ -51,47 +51,47 @@ def soft_distillation(logits: Tensor, teacher: Tensor, *, temperature: float = 1
 class Loss:
     """The loss of a run: (outputs, batch) → one value per slot, [slots].
 
-    With a teacher (images → logits, without gradients), distillation_weight of it is what the teacher says.
+    With a teacher (images → logits, without gradients), (1 - w) · the loss with the targets + w · the loss with the
+    teacher's logits, w being `distillation_weight`.
     """
 
     def __init__(self, config: LossConfig, teacher: nn.Module | None = None) -> None:
-        """Raises UserError where the loss's import path leads nowhere."""
+        """Raises UserError if the loss's import path cannot be imported."""
         self.name = config.name
-        self.of_targets: SlotLoss
+        self.target_loss: SlotLoss
         if ":" in config.name:
-            self.of_targets = import_function(config.name, "loss.name")
+            self.target_loss = import_function(config.name, "loss.name")
         else:
             function = {"cross_entropy": cross_entropy, "bce": bce}[config.name]
-            self.of_targets = partial(function, label_smoothing=config.label_smoothing)
+            self.target_loss = partial(function, label_smoothing=config.label_smoothing)
         self.teacher = teacher
         self.weight = config.distillation_weight
-        self.of_teacher: SlotLoss = (
+        self.teacher_loss: SlotLoss = (
             hard_distillation
             if config.distillation == "hard"
             else partial(soft_distillation, temperature=config.temperature)
         )
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Raises UserError where a function of the user's returns something else than a value per slot."""
-        values = self.of_targets(outputs, batch.targets)
+        """Return the loss [slots]. Raises UserError if the user's function does not return one value per slot."""
+        values = self.target_loss(outputs, batch.targets)
         shape = getattr(values, "shape", None)
         if shape != batch.weights.shape:
-            found = type(values).__name__ if shape is None else list(shape)
-            raise UserError(
-                f"loss.name: {self.name} must return one value per slot, shape {list(batch.weights.shape)}, not {found}"
-            )
+            expected = list(batch.weights.shape)
+            actual = type(values).__name__ if shape is None else list(shape)
+            raise UserError(f"loss.name: {self.name} must return one value per slot, shape {expected}, not {actual}")
         if self.teacher is not None:
             with torch.no_grad():
-                said = self.teacher(batch.images).to(outputs.dtype)
-            values = (1 - self.weight) * values + self.weight * self.of_teacher(outputs, said)
+                taught = self.teacher(batch.images).to(outputs.dtype)
+            values = (1 - self.weight) * values + self.weight * self.teacher_loss(outputs, taught)
         return values
 
-    def refuse_numbers_only(self, classes: int, field: str) -> None:
-        """Raises UserError where the loss takes no mixed targets, as mixup and CutMix make them."""
+    def check_mixed_targets(self, classes: int, field: str) -> None:
+        """Check that the loss takes the mixed targets of `field` (mixup or CutMix). Raises UserError."""
         logits = torch.zeros(2, classes)
         try:
-            fits = self.of_targets(logits, torch.full((2, classes), 1 / classes)).shape == (2,)
-        except Exception:  # whatever a function of the user's does with targets that it does not expect
+            fits = self.target_loss(logits, torch.full((2, classes), 1 / classes)).shape == (2,)
+        except Exception:  # of any kind: the user's function may not expect such targets
             fits = False
         if not fits:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Which weights are the best so far, and when to stop looking for better ones."""
+"""Choose the best weights by an evaluation of val, and decide when to stop looking for better ones."""
 
 from __future__ import annotations
 
@@ -7,32 +7,62 @@ from collections.abc import Mapping
 
 from vit_dist.checkpointing.state import Best, TrainState
 from vit_dist.config.schema import EvaluateConfig
+from vit_dist.inference.evaluation import Evaluation
+from vit_dist.optim.schedules import Schedule
 
-# Of one evaluation, by weights (raw, ema) and measure (loss, top1, top5).
+# The values of one evaluation by weights (raw, ema) and measure (loss, top1, top5).
 Scores = Mapping[str, Mapping[str, float | None]]
 
 
+def take_evaluation(
+    results: Mapping[str, Evaluation],
+    state: TrainState,
+    schedule: Schedule,
+    config: EvaluateConfig,
+    *,
+    warming: bool,
+) -> tuple[str | None, list[str]]:
+    """Feed an evaluation of val, by weights (raw, ema), to the plateau schedule, the choice of the best and patience.
+
+    warming: whether the run is in its warmup. Return (the weights that are the best so far, or None; notes for the
+    user).
+    """
+    scores = {weights: result.to_dict() for weights, result in results.items()}
+    notes = []
+    if schedule.metric is not None:
+        before = schedule.rate
+        schedule.evaluated({schedule.metric: value_of(schedule.metric, scores)})
+        if schedule.rate != before:
+            notes.append(f"plateau of {schedule.metric}: rate {before:.3g} → {schedule.rate:.3g}")
+    improved = update_best(state, config, scores, warming=warming)
+    if out_of_patience(state, config):
+        count = state.evaluations_without_improvement
+        notes.append(f"out of patience: {config.metric} no better in {count} evaluations")
+    return (weights_of(config.metric, scores) if improved else None), notes
+
+
 def weights_of(metric: str, scores: Scores) -> str:
-    """The weights that a metric is of: the averaged ones where there are any, but for raw_…."""
+    """Return the weights that a metric is of: ema if there are any and it does not begin with raw_, else raw."""
     return "raw" if metric.startswith("raw_") or "ema" not in scores else "ema"
 
 
 def value_of(metric: str, scores: Scores) -> float:
-    """The value of a metric that the evaluation gives."""
+    """Return the value of a metric, with or without raw_."""
     value = scores[weights_of(metric, scores)][metric.removeprefix("raw_")]
     assert value is not None
     return value
 
 
-def is_improvement(metric: str, value: float, than: float, by: float = 0.0) -> bool:
-    """Whether a metric's value is an improvement of more than `by`; a loss improves downwards; NaN is none."""
-    return value < than - by if metric.endswith("loss") else value > than + by
+def is_improvement(metric: str, value: float, reference: float, min_delta: float = 0.0) -> bool:
+    """Return whether a value is better than `reference` by more than `min_delta`; a loss falls, NaN never is better."""
+    return value < reference - min_delta if metric.endswith("loss") else value > reference + min_delta
 
 
 def update_best(state: TrainState, config: EvaluateConfig, scores: Scores, *, warming: bool) -> bool:
-    """Takes an evaluation of val into `state`; whether it is the best so far.
+    """Take an evaluation of val into `state`, and return whether it is the best so far.
 
-    Patience counts evaluations that improve on the last improvement by no more than min_delta; none while `warming`.
+    Patience counts evaluations that are not better than the last improvement by more than min_delta; none of them
+    while `warming`.
     """
     metric, value = config.metric, value_of(config.metric, scores)
     first = state.patience_baseline is None and not math.isnan(value)
@@ -49,5 +79,5 @@ def update_best(state: TrainState, config: EvaluateConfig, scores: Scores, *, wa
 
 
 def out_of_patience(state: TrainState, config: EvaluateConfig) -> bool:
-    """Whether the run ends here, before its time."""
+    """Return whether so many evaluations have brought no improvement that the run ends early."""
     return 0 < config.patience <= state.evaluations_without_improvement

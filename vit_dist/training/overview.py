@@ -1,4 +1,4 @@
-"""What is said before a run: its plan, and what a person should know."""
+"""Print the overview of a run before it starts: plan, machine, warnings."""
 
 from __future__ import annotations
 
@@ -16,62 +16,74 @@ from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
+from vit_dist.training.components import Components
 from vit_dist.training.trainer import Trainer
 from vit_dist.version import __version__
 
 
-def print_overview(session: Trainer, notes: list[str], start: Checkpoint | None) -> None:
-    """Every number of the run, for people, and what they should know."""
-    plan, runtime, config, console = session.plan, session.runtime, session.config, session.console
-    console.say(f"vit_dist {__version__}: {config.run.name or session.folder.name}")
-    flops = session.meter.flops
+def print_overview(trainer: Trainer, notes: list[str], start: Checkpoint | None) -> None:
+    """Print the numbers of a run, where it starts, and notes for the user. start: the checkpoint it resumes from."""
+    components, runtime, console = trainer.components, trainer.runtime, trainer.console
+    config, plan = components.config, components.plan
+    console.say(f"vit_dist {__version__}: {config.run.name or trainer.folder.name}")
     console.table(
         {
-            **plan_rows(config, session.data, session.preprocessing, plan, session.parameters, flops),
+            **component_rows(components),
             "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
             f"{runtime.threads} threads per process",
-            "starts": f"at update {session.state.position}, from {start.path}" if start else "anew",
-            "folder": str(session.folder),
+            "starts": f"at update {trainer.state.position}, from {start.path}" if start else "anew",
+            "folder": str(trainer.folder),
         }
     )
-    for note in [*notes, *augment_notes(config, session.data), *runtime.notes, *_idle_notes(plan, runtime)]:
+    for note in [*notes, *augment_notes(config, components.data), *runtime.notes, *_idle_notes(plan, runtime)]:
         console.note(f"  note: {note}")
+
+
+def component_rows(components: Components) -> dict[str, str]:
+    """Return what is shown of a run's components, by name."""
+    return plan_rows(
+        components.config,
+        components.data,
+        components.preprocessing,
+        components.plan,
+        components.parameters,
+        components.forward_flops,
+    )
 
 
 def plan_rows(
     config: Config, data: LabelledSplits, preprocessing: Preprocessing, plan: Plan, parameters: int, flops: int
 ) -> dict[str, str]:
-    """The numbers of a run that the machines do not change."""
-    splits = ", ".join(
-        f"{name} {len(split):,}" for name, split in sorted(data.splits.items(), key=lambda one: one[0] != "train")
-    )
+    """Return the numbers of a run, by name, that do not depend on the machine. flops: of one image's forward pass."""
+    train_first = sorted(data.splits.items(), key=lambda item: item[0] != "train")
+    splits = ", ".join(f"{name} {len(split):,}" for name, split in train_first)
     fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
     last = plan.weight(plan.updates - 1)
     short = f" (the last update has {last} samples)" if last != plan.global_size else ""
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
     cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""
     loss = config.loss
-    given = "".join(f", {name} {value}" for name, value in config.schedule.args.items())
+    args = "".join(f", {name} {value}" for name, value in config.schedule.args.items())
     smoothing = f", smoothing {loss.label_smoothing:g}" if loss.label_smoothing and ":" not in loss.name else ""
-    taught = ""
+    distilled = ""
     if loss.teacher:
         soft = f" at temperature {loss.temperature:g}" if loss.distillation == "soft" else ""
-        taught = f"; {loss.distillation_weight:.0%} {loss.distillation} distillation{soft} from {loss.teacher}"
+        distilled = f"; {loss.distillation_weight:.0%} {loss.distillation} distillation{soft} from {loss.teacher}"
     rows = {
         "model": f"{config.model.name}, {big(parameters)} parameters, {big(flops)}FLOP per image forward",
         "data": f"{splits}; {len(data.classes)} classes",
         "images": f"{data.channels} × {preprocessing.image_size} × {preprocessing.image_size}, mean {mean}, std {std}",
         "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
         "batch": f"micro-batches of {plan.micro_size}, {plan.micro_batches_per_rank} per process and update{fillers}",
-        "loss": f"{loss.name}{smoothing}{taught}",
+        "loss": f"{loss.name}{smoothing}{distilled}",
         "optimizer": f"{config.optimizer.name}, weight decay {config.optimizer.weight_decay:g}, "
         f"clip {config.optimizer.clip_norm:g}",
-        "rate": f"{config.schedule.name}{given}, lr {peak_text(config)}, warmup {plan.warmup} updates{cooldown}",
+        "rate": f"{config.schedule.name}{args}, lr {peak_text(config)}, warmup {plan.warmup} updates{cooldown}",
     }
-    plain = AugmentConfig()
-    set_ones = {name: value for name, value in vars(config.augment).items() if value != getattr(plain, name)}
-    if set_ones:
-        rows["augment"] = ", ".join(f"{name} {value}" for name, value in set_ones.items())
+    defaults = vars(AugmentConfig())
+    changed = {name: value for name, value in vars(config.augment).items() if value != defaults[name]}
+    if changed:
+        rows["augment"] = ", ".join(f"{name} {value}" for name, value in changed.items())
     if config.train.ema:
         rows["average"] = f"of the weights, decay {config.train.ema:g} per update"
     if config.evaluate.patience:
@@ -80,17 +92,18 @@ def plan_rows(
 
 
 def augment_notes(config: Config, data: LabelledSplits) -> Iterator[str]:
-    """Augmentation that is likely a mistake."""
+    """Yield notes on augmentation that is likely a mistake."""
     if config.augment.flip and set(data.classes) == {str(i) for i in range(10)}:
-        yield "augment.flip: mirrored digits are no digits: 0 is better here"
+        yield "augment.flip: flipping digits makes them unreadable: set augment.flip 0"
 
 
 def _idle_notes(plan: Plan, runtime: Runtime) -> Iterator[str]:
-    """Machines that the run leaves unused, and how to use them."""
+    """Yield notes on processes and GPUs that the run leaves idle, and how to use them."""
     idle = plan.world_size - plan.micro_batches
     if idle > 0:
-        fitting = max(2, math.ceil(plan.global_size / plan.world_size / 2) * 2)
-        yield f"{idle} of {plan.world_size} processes compute only fillers: set batch.micro_size {fitting} to use them"
+        micro_size = max(2, math.ceil(plan.global_size / plan.world_size / 2) * 2)
+        only = f"{idle} of {plan.world_size} processes compute only fillers"
+        yield f"{only}: set batch.micro_size {micro_size} to use them"
     gpus = torch.cuda.device_count() if runtime.device.type == "cuda" and runtime.world_size == 1 else 0
     if gpus > 1:
         launch = f"accelerate launch --multi_gpu --num_processes {gpus} scripts/train.py …"
@@ -98,7 +111,7 @@ def _idle_notes(plan: Plan, runtime: Runtime) -> Iterator[str]:
 
 
 def peak_text(config: Config) -> str:
-    """The peak rate, and how it came from lr where it was scaled."""
+    """Return the peak rate as text, with its derivation from lr if it is scaled."""
     optimizer, size = config.optimizer, config.batch.global_size
     peak = f"{peak_lr(optimizer, size):.4g}"
     if optimizer.scale == "none":

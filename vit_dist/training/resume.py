@@ -1,8 +1,8 @@
-"""Whether a run's folder goes on, from where, and what stands in the way. Reads only."""
+"""Decide whether and from where a run resumes. Reads only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,36 @@ from typing import Any
 from vit_dist.checkpointing import checkpoint
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.checkpointing.folder import newest_valid
+from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
 from vit_dist.errors import UserError
+from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.status import status
 
-# These belong to the identity, and yet may change in a run: the first may grow, the second changes no result
-# but where dropout draws by micro-batch. Both are noted.
+# Fields of the identity that may change in a run all the same: the first may grow, the second changes no result
+# unless dropout draws by micro-batch. Both are noted.
 _MAY_CHANGE = ("train.duration", "batch.micro_size")
 
 
 @dataclass(frozen=True)
-class Resumption:
-    """checkpoint: where to go on from, or None. finished: nothing is left to do. notes: lines for the user."""
+class ResumePoint:
+    """Where a run starts.
+
+    checkpoint: to resume from; None: from the start. checkpoint_in_folder: whether it is in the run's own folder.
+    finished: whether nothing is left to do. notes: lines for the user. changed: fields that differ, and their new
+    values.
+    """
 
     checkpoint: Checkpoint | None = None
+    checkpoint_in_folder: bool = False
     finished: bool = False
     notes: list[str] = field(default_factory=list)
     changed: dict[str, Any] = field(default_factory=dict)
 
 
-def decide(config: Config) -> Resumption:
-    """What to do with a config's folder. Raises UserError where it holds another run, or may not be used."""
+def find_resume_point(config: Config) -> ResumePoint:
+    """Find where the run of a config starts. Raises UserError if its folder holds another run, or may not be used."""
     folder = config.folder
     stored = folder / "config.yaml"
     used = stored.is_file()
@@ -44,25 +52,25 @@ def decide(config: Config) -> Resumption:
     if used:
         before = Config.from_dict(read_yaml(stored))
         changed, notes = compare(before.fields(), config.fields(), config.fields(free=False), folder)
-        own, wrong = newest_valid(folder / "checkpoints")
-        notes += [f"{one}: not used" for one in wrong]
-        finished = status(folder).get("state") == "finished" and "train.duration" not in changed
-        if own is not None:
+        newest, problems = newest_valid(folder / "checkpoints")
+        notes += [f"{problem}: not used" for problem in problems]
+        if newest is not None:
             if config.run.resume != "auto":
                 notes.append(f"run.resume: {folder} has its own checkpoint and goes on from that")
-            return Resumption(own, finished, notes, changed)
+            finished = status(folder).get("state") == "finished" and "train.duration" not in changed
+            return ResumePoint(newest, True, finished, notes, changed)
     if config.run.resume in ("auto", "never"):
-        return Resumption(None, False, notes, changed)
-    start = _at(Path(config.run.resume))
+        return ResumePoint(notes=notes, changed=changed)
+    start = _open_newest(Path(config.run.resume))
     before = Config.from_dict(start.state["config"])
     changed, more = compare(before.fields(), config.fields(), config.fields(free=False), start.path)
-    return Resumption(start, False, notes + more, changed)
+    return ResumePoint(start, folder in start.path.parents, False, notes + more, changed)
 
 
 def compare(
-    before: Mapping[str, Any], now: Mapping[str, Any], identity: Mapping[str, Any], where: Path
+    before: Mapping[str, Any], now: Mapping[str, Any], identity: Mapping[str, Any], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """(fields that differ and their new values, notes). Raises UserError where a field of the identity differs."""
+    """Return (fields that differ and their new values, notes). Raises UserError if a field of the identity differs."""
     changed = {name: value for name, value in now.items() if before.get(name) != value and name != "run.resume"}
     refused = [
         f"{name}: {before.get(name)!r} there, {value!r} now"
@@ -71,17 +79,39 @@ def compare(
     ]
     if refused:
         raise UserError(
-            f"{where}: holds a run of another config: {'; '.join(refused)}: set another run.dir, or these back"
+            f"{path}: holds a run of another config: {'; '.join(refused)}: set another run.dir, or these back"
         )
     notes = [f"{name}: {before.get(name)} before, {changed[name]} now" for name in _MAY_CHANGE if name in changed]
     return changed, notes
 
 
-def _at(path: Path) -> Checkpoint:
-    """The checkpoint at a path, or the newest whole one of the run there. Raises UserError."""
+def _open_newest(path: Path) -> Checkpoint:
+    """Open the checkpoint at a path, or the newest valid one of the run there. Raises UserError."""
     if (path / checkpoint.MANIFEST).is_file() or path.name.startswith("update_"):
         return checkpoint.open_checkpoint(path)
-    found, wrong = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
-    if found is None:
-        raise UserError(f"run.resume: no whole checkpoint at {path}" + "".join(f"; {one}" for one in wrong))
-    return found
+    newest, problems = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    if newest is None:
+        raise UserError(f"run.resume: no whole checkpoint at {path}" + "".join(f"; {text}" for text in problems))
+    return newest
+
+
+def resumed_state(resume: ResumePoint, plan: Plan, classes: Sequence[str]) -> TrainState:
+    """Return the state that a run starts with. Raises UserError if the checkpoint is of other data or a longer run."""
+    if resume.checkpoint is None:
+        return TrainState()
+    saved = resume.checkpoint.state
+    state = TrainState.from_dict(saved["train_state"])
+    if saved["classes"] != list(classes):
+        different = sorted(set(saved["classes"]) ^ set(classes)) or ["their order"]
+        counts = f"{len(saved['classes'])} there, {len(classes)} here"
+        raise UserError(f"data: other classes than before ({counts}): {', '.join(different[:5])}")
+    if saved["plan"]["samples"] != plan.samples:
+        raise UserError(f"data: {saved['plan']['samples']} training images before, {plan.samples} now")
+    before = saved["plan"]["updates"]
+    if plan.updates < before:
+        raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now")
+    if not resume.checkpoint_in_folder:
+        state.best = state.patience_baseline = None  # those weights are not in this folder
+    if not resume.checkpoint_in_folder or plan.updates > before:
+        state.evaluations_without_improvement = 0
+    return state

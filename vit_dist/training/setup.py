@@ -1,41 +1,37 @@
-"""Builds a run: config → a `Session`, announced with its plan."""
+"""Build a run: config → a `Trainer`, ready for its first update."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import dataclasses
+from typing import Any
 
 import yaml
 from torch import nn
 
 from vit_dist.checkpointing.checkpoint import Checkpoint
+from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
-from vit_dist.data.preprocessing import resolve_preprocessing
 from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import UserError
 from vit_dist.models.build import drop_path_depth
-from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.optim.ema import EMA
-from vit_dist.optim.optimizers import build_optimizer, peak_lr
-from vit_dist.optim.schedules import Schedule
-from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.lock import FolderLock
-from vit_dist.run_folder.metrics import MetricsLog, drop_superseded, position_fields, read_metrics
+from vit_dist.run_folder.metrics import drop_superseded, read_metrics
 from vit_dist.run_folder.status import versions, write_status
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.meter import Meter
 from vit_dist.telemetry.peaks import matmul_flops
-from vit_dist.telemetry.trackers import Trackers, require_tracker
-from vit_dist.training.components import build_loss, own_model, refuse_metrics
-from vit_dist.training.losses import Loss
+from vit_dist.telemetry.recorder import Recorder
+from vit_dist.telemetry.trackers import Trackers
+from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import print_overview
-from vit_dist.training.resume import Resumption
+from vit_dist.training.resume import ResumePoint, resumed_state
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import Updater
 
@@ -44,131 +40,101 @@ def setup(
     config: Config,
     runtime: Runtime,
     console: Console,
-    resumption: Resumption,
+    resume: ResumePoint,
     model: nn.Module | None = None,
     source: LabelledSplits | None = None,
 ) -> Trainer:
-    """Everything the loop needs. Raises UserError; the run's folder is touched only once all else stands."""
-    require_tracker(config.log.trackers)
+    """Build everything that the loop needs, print the overview and record the `start` line.
+
+    Raises UserError. The run's folder is touched only once everything else has been built.
+    """
     with runtime.main_first():
-        data = source or open_data(config.data)
-    preprocessing = resolve_preprocessing(config, data)
-    plan = Plan.from_config(config, len(data.splits["train"]), runtime.world_size)
-    start = resumption.checkpoint
-    elsewhere = start is not None and config.folder not in start.path.parents
-    state = _state(start, plan, data.classes, elsewhere=elsewhere)
-    model, notes = own_model(config, data, preprocessing, model, pretrained=start is None)
-    flops = forward_flops(model, channels=data.channels, image_size=preprocessing.image_size)
-    if start is not None:
-        start.load_model(model)
-    refuse_metrics(config, data)
-    loss = build_loss(config, data, preprocessing, runtime.device, runtime.autocast)
-    prepared = runtime.prepare(model)
-    prepared.train()
-    updater = _updater(config, model, prepared, loss, plan, state, start, runtime)
+        source = source or open_data(config.data)
+    components = build_components(
+        config,
+        world_size=runtime.world_size,
+        device=runtime.device,
+        autocast=runtime.autocast,
+        model=model,
+        source=source,
+        load_pretrained=resume.checkpoint is None,
+    )
+    state = resumed_state(resume, components.plan, components.data.classes)
+    updater = _build_updater(components, state, resume.checkpoint, runtime)
+    stream, evaluation_streams = _build_streams(components, runtime)
+    clock = Clock(state.train_seconds)
+    lock = claim_folder(config, runtime, state.position)
+    trainer = Trainer(
+        components=components,
+        runtime=runtime,
+        console=console,
+        folder=config.folder,
+        lock=lock,
+        updater=updater,
+        state=state,
+        stream=stream,
+        evaluation_streams=evaluation_streams,
+        clock=clock,
+        meter=Meter(components.plan, runtime, clock, flops=components.forward_flops, matmul=matmul_flops(runtime)),
+        recorder=_build_recorder(components, state, runtime, console, resumed=resume.checkpoint is not None),
+        checkpointer=_build_checkpointer(components, updater, runtime, in_folder=resume.checkpoint_in_folder),
+    )
+    print_overview(trainer, [*resume.notes, *components.notes], resume.checkpoint)
+    trainer.recorder.trackers.start(state.tracker_run_id, state.position)
+    state.tracker_run_id = trainer.recorder.trackers.run_id
+    trainer.recorder.record("start", state.position, _start_values(trainer, resume))
+    return trainer
+
+
+def _build_updater(
+    components: Components, state: TrainState, checkpoint: Checkpoint | None, runtime: Runtime
+) -> Updater:
+    """Return the update over the wrapped model, with everything that it keeps as the checkpoint has it, if any."""
+    config, model = components.config, components.model
+    optimizer, schedule = components.optimizer, components.schedule
+    if checkpoint is not None:
+        checkpoint.load_model(model)
+    wrapped = runtime.prepare(model)
+    wrapped.train()
+    average = EMA(model, config.train.ema) if config.train.ema else None
+    if checkpoint is not None:
+        checkpoint.load_optimizer(optimizer, model)
+        schedule.load_state_dict(checkpoint.state["schedule"])
+        if average is not None:
+            checkpoint.load_average(average, model)
+        if runtime.scaler is not None and checkpoint.state["scaler"]:
+            runtime.scaler.load_state_dict(checkpoint.state["scaler"])
+    clip_norm = config.optimizer.clip_norm
+    return Updater(wrapped, components.loss, optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average)
+
+
+def _build_streams(components: Components, runtime: Runtime) -> tuple[Stream, dict[str, EvaluationStream]]:
+    """Return the training stream, and those of the other splits by name."""
+    config, data, preprocessing = components.config, components.data, components.preprocessing
     workers = worker_count(config.data.workers, runtime)
-    evaluations = {
-        name: EvaluationStream(split, preprocessing, runtime, batch_size=config.evaluate.batch_size, workers=workers)
+    stream = Stream(
+        data.splits["train"],
+        components.plan,
+        preprocessing,
+        config.augment,
+        runtime,
+        workers=workers,
+        classes=len(data.classes),
+        drop_path_depth=drop_path_depth(components.model),
+    )
+    size = config.evaluate.batch_size
+    return stream, {
+        name: EvaluationStream(split, preprocessing, runtime, batch_size=size, workers=workers)
         for name, split in data.splits.items()
         if name != "train"
     }
-    clock = Clock(state.train_seconds)
-    folder = config.folder
-    lock = claim(folder, config, runtime, state.position)
-    metrics = folder / "metrics.jsonl"
-    history = read_metrics(metrics) if start is not None and metrics.is_file() else []
-    session = Trainer(
-        config=config,
-        runtime=runtime,
-        console=console,
-        folder=folder,
-        lock=lock,
-        data=data,
-        plan=plan,
-        module=model,
-        preprocessing=preprocessing,
-        updater=updater,
-        state=state,
-        stream=Stream(
-            data.splits["train"],
-            plan,
-            preprocessing,
-            config.augment,
-            runtime,
-            workers=workers,
-            classes=len(data.classes),
-            drop_path_depth=drop_path_depth(model),
-        ),
-        evaluations=evaluations,
-        journal=MetricsLog(metrics, writes=runtime.is_main),
-        clock=clock,
-        meter=Meter(plan, runtime, clock, flops=flops, matmul=matmul_flops(runtime)),
-        trackers=Trackers(config, runtime, console.note),
-        parameters=parameter_count(model),
-        saved=None if start is None or elsewhere else state.position,
-        history=drop_superseded(history, state.position),
-    )
-    print_overview(session, [*resumption.notes, *notes], start)
-    session.trackers.start(state.tracker_id, state.position)
-    state.tracker_id = session.trackers.run_id
-    _record_start(session, prepared, resumption)
-    return session
 
 
-def _state(start: Checkpoint | None, plan: Plan, classes: Sequence[str], *, elsewhere: bool) -> TrainState:
-    """Where the run stands. Raises UserError where the plan is not one that goes on from there."""
-    if start is None:
-        return TrainState()
-    state = TrainState.from_dict(start.state["train"])
-    if start.state["classes"] != list(classes):
-        was = start.state["classes"]
-        odd = sorted(set(was) ^ set(classes)) or ["their order"]
-        raise UserError(
-            f"data: other classes than before ({len(was)} there, {len(classes)} here): {', '.join(odd[:5])}"
-        )
-    if start.state["plan"]["samples"] != plan.samples:
-        raise UserError(f"data: {start.state['plan']['samples']} training images before, {plan.samples} now")
-    before = start.state["plan"]["updates"]
-    if plan.updates < before:
-        raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now")
-    if elsewhere:
-        state.best = state.patience_baseline = None  # those weights are not in this folder
-    if elsewhere or plan.updates > before:
-        state.evaluations_without_improvement = 0
-    return state
+def claim_folder(config: Config, runtime: Runtime, position: int) -> FolderLock | None:
+    """Create the run's folder and lock it, on rank 0. Raises UserError on all ranks."""
+    folder, locks = config.folder, []
 
-
-def _updater(
-    config: Config,
-    model: nn.Module,
-    prepared: nn.Module,
-    loss: Loss,
-    plan: Plan,
-    state: TrainState,
-    start: Checkpoint | None,
-    runtime: Runtime,
-) -> Updater:
-    """The update over a prepared model; all that it keeps as `start` left it, if there is one."""
-    lr = peak_lr(config.optimizer, config.batch.global_size)
-    optimizer = build_optimizer(config.optimizer, model, lr)
-    schedule = Schedule(config.schedule, optimizer, plan, lr)
-    average = EMA(model, config.train.ema) if config.train.ema else None
-    if start is not None:
-        start.load_optimizer(optimizer, model)
-        schedule.load_state_dict(start.state["schedule"])
-        if average is not None:
-            start.load_average(average, model)
-        if runtime.scaler is not None and start.state["scaler"]:
-            runtime.scaler.load_state_dict(start.state["scaler"])
-    clip_norm = config.optimizer.clip_norm
-    return Updater(prepared, loss, optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average)
-
-
-def claim(folder: Path, config: Config, runtime: Runtime, position: int) -> FolderLock | None:
-    """Makes the run's folder and holds it, on rank 0. Raises UserError on all ranks."""
-    locks = []
-
-    def make() -> None:
+    def claim() -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             locks.append(FolderLock(folder))
@@ -178,30 +144,62 @@ def claim(folder: Path, config: Config, runtime: Runtime, position: int) -> Fold
         except OSError as error:
             raise UserError(f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir") from None
 
-    runtime.run_on_main(make)
+    runtime.run_on_main(claim)
     return locks[0] if locks else None
 
 
-def _record_start(session: Trainer, prepared: nn.Module, resumption: Resumption) -> None:
-    """The `start` line."""
-    plan, runtime, start = session.plan, session.runtime, resumption.checkpoint
-    size, calls = runtime.all_reduce_cost(prepared)
-    session.record(
-        "start",
-        {
-            **position_fields(plan, session.state.position),
-            "plan": plan.to_dict(),
-            "world_size": runtime.world_size,
-            "device": runtime.device_name,
+def _build_recorder(
+    components: Components, state: TrainState, runtime: Runtime, console: Console, *, resumed: bool
+) -> Recorder:
+    """Return the recorder, with the history up to the position that the run resumes from."""
+    config = components.config
+    path = config.folder / "metrics.jsonl"
+    history = drop_superseded(read_metrics(path), state.position) if resumed and path.is_file() else []
+    trackers = Trackers(config, console.note, enabled=runtime.is_main)
+    return Recorder(path, components.plan, console, trackers, history, writes=runtime.is_main)
+
+
+def _build_checkpointer(components: Components, updater: Updater, runtime: Runtime, *, in_folder: bool) -> Checkpointer:
+    """in_folder: whether the checkpoint that the run resumes from is one of its own."""
+    return Checkpointer(
+        folder=components.config.folder / "checkpoints",
+        keep=components.config.checkpoint.keep,
+        runtime=runtime,
+        model=components.model,
+        optimizer=components.optimizer,
+        schedule=components.schedule,
+        average=updater.average,
+        state=updater.state,
+        about={
             "precision": runtime.precision,
-            "threads": runtime.threads,
+            "world_size": runtime.world_size,
+            "classes": list(components.data.classes),
+            "preprocessing": dataclasses.asdict(components.preprocessing),
+            "channels": components.data.channels,
+            "plan": components.plan.to_dict(),
+            "config": components.config.to_dict(),
             "versions": versions(),
-            "parameters": session.parameters,
-            "forward_flops": session.meter.flops,
-            "matmul_flops": session.meter.matmul,
-            "all_reduce_bytes": size,
-            "all_reduce_calls": calls,
-            "resumed_from": str(start.path) if start else None,
-            "changed": resumption.changed,
         },
+        saved=updater.state.position if in_folder else None,
     )
+
+
+def _start_values(trainer: Trainer, resume: ResumePoint) -> dict[str, Any]:
+    """Return the values of the `start` line."""
+    components, runtime = trainer.components, trainer.runtime
+    size, calls = runtime.all_reduce_cost(trainer.updater.model)
+    return {
+        "plan": components.plan.to_dict(),
+        "world_size": runtime.world_size,
+        "device": runtime.device_name,
+        "precision": runtime.precision,
+        "threads": runtime.threads,
+        "versions": versions(),
+        "parameters": components.parameters,
+        "forward_flops": components.forward_flops,
+        "matmul_flops": trainer.meter.matmul,
+        "all_reduce_bytes": size,
+        "all_reduce_calls": calls,
+        "resumed_from": str(resume.checkpoint.path) if resume.checkpoint else None,
+        "changed": resume.changed,
+    }

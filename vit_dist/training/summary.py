@@ -1,4 +1,4 @@
-"""What a finished run came to: summary.json and what is printed of it."""
+"""The summary of a finished run: summary.json and its printed form."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from vit_dist.telemetry.console import Console
 from vit_dist.training.trainer import Trainer
 
 
-def summarise(session: Trainer, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:
-    """The content of summary.json; `test` and `final` are of these weights (raw or ema)."""
-    state, plan, runtime, history = session.state, session.plan, session.runtime, session.history
-    lines = [line for line in history if line["kind"] == "eval"]
-    of_val = [line for line in lines if line["split"] == "val" and line["weights"] == weights]
+def summarise(trainer: Trainer, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the content of summary.json. weights: those that `test` and `final` are of (raw or ema)."""
+    components, state, runtime = trainer.components, trainer.state, trainer.runtime
+    plan, history = components.plan, trainer.recorder.history
+    evaluations = [line for line in history if line["kind"] == "eval"]
+    on_val = [line for line in evaluations if line["split"] == "val" and line["weights"] == weights]
     rates = [line["samples_per_second"] for line in history if line["kind"] == "train"]
     seconds, samples = state.train_seconds, plan.samples_at(state.position)
-    # Between a stop and the start that goes on from it nothing ran.
+    # Between a stop and the start that resumes from it, nothing ran.
     spans = (after["time"] - before["time"] for before, after in pairwise(history) if after["kind"] != "start")
     total = max(sum(spans) + time.time() - history[-1]["time"], 1e-9)
     return {
         "device": runtime.device_name,
         "world_size": runtime.world_size,
         "precision": runtime.precision,
-        "parameters": session.parameters,
+        "parameters": components.parameters,
         "updates": state.position,
         "planned_updates": plan.updates,
-        "skipped_updates": state.skipped,
+        "skipped_updates": state.skipped_updates,
         "epochs": samples / plan.samples,
         "train_seconds": seconds,
-        "evaluate_seconds": sum(line["seconds"] for line in lines),
+        "evaluate_seconds": sum(line["seconds"] for line in evaluations),
         "save_seconds": sum(line["stall_seconds"] for line in history if line["kind"] == "save"),
         "total_seconds": total,
         "seconds_per_epoch": seconds * plan.samples / samples,
@@ -44,7 +45,7 @@ def summarise(session: Trainer, weights: str, test: dict[str, Any] | None) -> di
         "median_samples_per_second": float(np.median(rates)) if rates else None,
         "weights": weights,
         "best": asdict(state.best) if state.best else None,
-        "final": {name: of_val[-1][name] for name in ("loss", "top1", "top5")} if of_val else None,
+        "final": {name: on_val[-1][name] for name in ("loss", "top1", "top5")} if on_val else None,
         "test": {**test, "loss": json_number(test["loss"])} if test else None,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
         "goodput": seconds / total,
@@ -52,7 +53,7 @@ def summarise(session: Trainer, weights: str, test: dict[str, Any] | None) -> di
 
 
 def print_summary(console: Console, folder: Path, summary: dict[str, Any], report: Path | None) -> None:
-    """What a finished run came to, for people; with its report, if it has one, and what to do next."""
+    """Print the summary of a finished run, its report's path if it has one, and what to do next."""
     best, test = summary["best"], summary["test"]
     early = summary["updates"] < summary["planned_updates"]
     averaged = "averaged " if summary["weights"] == "ema" else ""
@@ -60,7 +61,7 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
         "trained": f"{summary['epochs']:.4g} epochs in {duration(summary['train_seconds'])} "
         f"({summary['seconds_per_epoch']:.1f} s an epoch, {summary['samples_per_second']:,.0f} images/s)"
         + (f"; out of patience {summary['planned_updates'] - summary['updates']} updates early" if early else ""),
-        "beside it": f"{duration(summary['evaluate_seconds'])} of evaluation, "
+        "overhead": f"{duration(summary['evaluate_seconds'])} of evaluation, "
         f"{duration(summary['save_seconds'])} of saving; {duration(summary['total_seconds'])} in all",
     }
     if best:

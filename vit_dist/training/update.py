@@ -21,9 +21,9 @@ from vit_dist.training.losses import Loss
 class Updater:
     """Makes updates: the gradient is Σ wᵢ∇ℓᵢ / Σ wᵢ over the whole global batch, however it is split.
 
-    One pass of gradient all-reduce, one clip, one optimizer step and one schedule step for each update; an
-    update whose gradient is not finite makes neither step, on all ranks alike. `sums` gathers, on the device
-    and since the last `take_sums`, this rank's Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w.
+    Each update makes one pass of gradient all-reduce, one clip, one optimizer step and one schedule step; an update
+    whose gradient is not finite makes neither step, on all ranks alike. `sums` holds, on the device, this rank's
+    Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w since the last `take_sums`.
     """
 
     def __init__(
@@ -52,21 +52,21 @@ class Updater:
         self._skipped: Callable[[], float] | None = None
 
     def update(self, window: Iterable[Batch], length: int, weight: int) -> None:
-        """One update from this rank's `length` micro-batches of a global batch of total weight `weight`."""
+        """Make one update from this rank's `length` micro-batches of a global batch of total weight `weight`."""
         self.accumulate(window, length, weight)
         self.finish_previous()
         self.apply()
         self.state.position += 1
 
     def accumulate(self, window: Iterable[Batch], length: int, weight: int) -> None:
-        """Leaves the gradient of the whole global batch in every rank's parameters."""
+        """Leave the gradient of the whole global batch in the parameters of every rank."""
         for number, batch in enumerate(window, 1):
             self.runtime.seed(batch.seed)
             with self.runtime.gradient_sync(self.model, last=number == length):
                 inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
                 outputs = at_least_float32(self.model(*inputs))
                 losses = self.loss(outputs, batch) * batch.weights
-                # The wrapper takes the mean over ranks; times world_size, it is the sum.
+                # DDP takes the mean over ranks; times world_size, that is the sum.
                 self.runtime.backward(losses.sum() * (self.runtime.world_size / weight))
             with torch.no_grad():
                 hits = outputs.argmax(1) == batch.targets if batch.targets.ndim == 1 else batch.weights * torch.nan
@@ -74,7 +74,7 @@ class Updater:
                 self.sums += torch.stack([losses.sum(), correct.sum(), batch.weights.sum()])
 
     def apply(self) -> None:
-        """Clips, and steps the optimizer and the average where the gradient is finite."""
+        """Clip the gradient and, if it is finite, step the optimizer and the average."""
         scaler = self.runtime.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -97,27 +97,27 @@ class Updater:
         self.optimizer.zero_grad()
 
     def _step(self, found_inf: Tensor) -> None:
-        """The optimizer, and the average of what it left."""
+        """Step the optimizer and take the new weights into the average. found_inf: 1 if the step is masked, else 0."""
         self.optimizer.step()
         if self.average is not None:
-            self.average.update(self.state.applied + 1, 1 - found_inf)
+            self.average.update(self.state.applied_updates + 1, 1 - found_inf)
 
     def finish_previous(self) -> None:
-        """Counts the last update and steps its schedule, once it is known whether it was skipped.
+        """Count the last update and step its schedule, now that it is known whether it was skipped.
 
-        Called just before the next optimizer step, and before anything that reads the state.
+        Call it just before the next optimizer step, and before anything that reads the state.
         """
         if self._skipped is None:
             return
         if self._skipped():
-            self.state.skipped += 1
+            self.state.skipped_updates += 1
         else:
             self.schedule.step()
-            self.state.applied += 1
+            self.state.applied_updates += 1
         self._skipped = None
 
     def take_sums(self) -> tuple[float, float, float]:
-        """Σ wℓ, Σ w·correct, Σ w over all ranks since the last call; waits for the device."""
+        """Return Σ wℓ, Σ w·correct, Σ w over all ranks since the last call. Waits for the device."""
         loss, correct, weight = self.runtime.all_reduce_sum(self.sums).tolist()
         self.sums.zero_()
         return loss, correct, weight

@@ -275,7 +275,9 @@ def test_top1_of_train_lines_is_a_number_where_nothing_is_mixed_and_mirrored_dig
     assert len(values) == 6
     # So many of 48.
     assert all(value * 48 / 100 == pytest.approx(round(value * 48 / 100)) for value in values)
-    assert "  note: augment.flip: mirrored digits are no digits: 0 is better here\n" in capsys.readouterr().out
+    assert (
+        "  note: augment.flip: flipping digits makes them unreadable: set augment.flip 0\n" in capsys.readouterr().out
+    )
     train(digits(tmp_path / "plain", train__duration="5 updates"))
     assert "mirrored" not in capsys.readouterr().out
 

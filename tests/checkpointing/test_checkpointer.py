@@ -1,0 +1,95 @@
+"""The Checkpointer: what a run saves, points to, keeps and reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.processes import run_world
+from vit_dist.checkpointing.checkpoint import open_checkpoint
+from vit_dist.checkpointing.checkpointer import Checkpointer
+from vit_dist.checkpointing.folder import pointed_to
+from vit_dist.checkpointing.state import Best, TrainState
+from vit_dist.config.config import Config
+from vit_dist.config.schema import RunConfig
+from vit_dist.errors import UserError
+from vit_dist.optim.schedules import Schedule
+from vit_dist.plan.plan import Plan
+from vit_dist.runtime.runtime import Runtime
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    yield runtime
+    runtime.end()
+
+
+def checkpointer(folder: Path, runtime: Runtime, keep: int = 2) -> Checkpointer:
+    config = Config.load("digits")
+    plan = Plan.from_config(config, 1294, 1)
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = Schedule(config.schedule, optimizer, plan, 0.1)
+    about = {"classes": ["a", "b"]}
+    return Checkpointer(folder / "checkpoints", keep, runtime, model, optimizer, schedule, None, TrainState(), about)
+
+
+def test_last_and_best_are_pointed_to_and_old_checkpoints_pruned(runtime: Runtime, tmp_path: Path) -> None:
+    saver = checkpointer(tmp_path, runtime)
+    values: dict[str, Any] = {}
+    for position in (1, 2, 3, 4):
+        saver.state.position = position
+        if position == 1:
+            saver.state.best = Best(1, "loss", 0.5)
+        values = saver.save()
+        assert saver.saved == position
+        assert pointed_to(saver.folder, "last") == saver.folder / f"update_{position:08d}"
+        assert pointed_to(saver.folder, "best") == saver.folder / "update_00000001"
+    assert {path.name for path in saver.folder.glob("update_*")} == {f"update_0000000{n}" for n in (1, 3, 4)}
+    assert values.keys() == {"path", "seconds", "stall_seconds", "bytes"}
+    assert values["path"] == "checkpoints/update_00000004"
+    last = tmp_path / values["path"]
+    assert values["bytes"] == sum(path.stat().st_size for path in last.iterdir() if path.name != "manifest.json")
+    assert values["stall_seconds"] == values["seconds"] > 0
+
+
+def test_state_json_has_the_counters_and_the_facts(runtime: Runtime, tmp_path: Path) -> None:
+    saver = checkpointer(tmp_path, runtime)
+    saver.state = TrainState(position=7, applied_updates=5, skipped_updates=2, tracker_run_id="x")
+    state = json.loads((tmp_path / saver.save()["path"] / "state.json").read_text())
+    assert state["format"] == 2
+    assert TrainState.from_dict(state["train_state"]) == saver.state
+    assert state["schedule"] == {"updates": 0}
+    assert (state["scaler"], state["classes"]) == ({}, ["a", "b"])
+    assert open_checkpoint(tmp_path / "checkpoints" / "update_00000007").position == 7
+
+
+def fail_to_save(folder: str) -> str:
+    """Save where a file is in the way, and return the text of the error."""
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    saver = checkpointer(Path(folder), runtime)
+    try:
+        saver.save()
+    except UserError as error:
+        return str(error)
+    finally:
+        runtime.end()
+    return "no error"
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("not a folder")
+    errors = run_world(2, fail_to_save, tmp_path / "logs", str(tmp_path / "run"))
+    folder = tmp_path / "run" / "checkpoints"
+    assert errors[0] == errors[1]
+    assert errors[0].startswith(f"{folder}: a checkpoint cannot be written: ")
+    assert "Not a directory" in errors[0]

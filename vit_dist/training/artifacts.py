@@ -1,0 +1,51 @@
+"""Write a run's optional files: inputs.safetensors and predictions.safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vit_dist.data.stream import pictures
+from vit_dist.run_folder.predictions import (
+    INPUTS,
+    PREDICTIONS,
+    Predictions,
+    SavedPredictions,
+    write_inputs,
+    write_predictions,
+)
+from vit_dist.training.trainer import Trainer
+
+_MISTAKES = 24
+
+
+def save_inputs(trainer: Trainer) -> None:
+    """Write inputs.safetensors, the images that the model sees first, once in a run's life."""
+    path = trainer.folder / INPUTS
+    if trainer.runtime.is_main and not path.exists() and not trainer.over:
+        inputs = trainer.stream.inputs(trainer.state.position, trainer.components.data.classes)
+        _write_if_possible(trainer, path, lambda: write_inputs(path, inputs))
+        trainer.recorder.trackers.show_inputs(inputs, inputs.captions())
+
+
+def save_predictions(trainer: Trainer, split: str, weights: str, update: int, predictions: Predictions) -> None:
+    """Write predictions.safetensors: the predictions for a split by the weights of `update`, and its worst mistakes."""
+    if not trainer.runtime.is_main:
+        return
+    components = trainer.components
+    shown = predictions.mistakes(_MISTAKES)
+    about = {"split": split, "weights": weights, "update": update, "classes": list(components.data.classes)}
+    images = pictures(components.data.splits[split], shown, components.preprocessing)
+    saved = SavedPredictions(predictions, about, shown, images)
+    path = trainer.folder / PREDICTIONS
+    _write_if_possible(trainer, path, lambda: write_predictions(path, saved))
+    captions = [f"{predicted}, is {label}" for predicted, label in saved.captions()]
+    trainer.recorder.trackers.show_predictions(saved, captions, trainer.state.position)
+
+
+def _write_if_possible(trainer: Trainer, path: Path, write: Callable[[], None]) -> None:
+    """Write an optional file; if that fails, print a note and go on."""
+    try:
+        write()
+    except OSError as error:
+        trainer.console.note(f"{path}: cannot be written: {error.strerror}")
