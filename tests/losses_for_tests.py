@@ -28,3 +28,9 @@ def sometimes_nan(logits: Tensor, targets: Tensor) -> Tensor:
     """The same, but not a number for a micro-batch whose class numbers have a sum that ends in 7."""
     values = signalling(logits, targets)
     return values * float("nan") if targets.sum().item() % 10 == 7 else values
+
+
+def hard_targets_only(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy that takes class numbers alone."""
+    assert targets.ndim == 1
+    return cross_entropy(logits, targets)

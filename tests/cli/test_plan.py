@@ -1,4 +1,4 @@
-"""The plan without the run: its curve against real runs, its memory against counts, and what the command prints."""
+"""`plan`: its curve against real runs, its memory against counts, what it prints, and what it refuses."""
 
 from __future__ import annotations
 
@@ -329,6 +329,59 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model.name", "timm/resnet18"], "model.name: BatchNorm (bn1) makes the result depend on"),
+        (["--augment.mixup", "0.5", "--loss.name", "tests.losses_for_tests:hard_targets_only",
+          "--loss.label_smoothing", "0"], "augment.mixup: loss.name tests.losses_for_tests:hard_targets_only takes"),
+        (["--augment.auto", "rnd"], "augment.auto: no augmentation rnd; known: "),
+        (["--data.val_fraction", "0"], "evaluate.patience: there is no val split to measure loss on"),
+        (["--config", "digits", "--model.pretrained", "no.safetensors"],
+         "model.pretrained: no.safetensors does not exist"),
+        (["--loss.teacher", "none"], "loss.teacher: none is neither a run's folder with a checkpoint"),
+        (["--optimizer.overrides.haed.lr", "1e-4"], "optimizer.overrides.haed: matches no parameter"),
+        (["--schedule.name", "OneCycleLR", "--schedule.args", "{pct_start: 2}"], "schedule.args: OneCycleLR over"),
+    ],
+)  # fmt: skip
+def test_plan_refuses_what_train_refuses_and_neither_touches_a_folder(
+    arguments: list[str],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    errors = []
+    for command in ("plan", "train"):
+        assert main([command, *SMALL, *arguments, "--run.device", "cpu"]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        errors.append(printed.err)
+    assert errors[0] == errors[1]
+    assert errors[0].startswith(f"vit-dist: {text}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_shows_what_train_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [*SMALL, "--run.device", "cpu", "--run.threads", "1", "--augment.flip", "0.5", "--log.report", "false"]
+    shown = []
+    for command in ("plan", "train"):
+        assert main([command, *flags]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        until = next(number for number, line in enumerate(lines) if line.split()[0] in ("memory", "machine"))
+        shown.append([line.split() for line in lines[1:until] + [line for line in lines if "  note: " in line]])
+    assert shown[0] == shown[1]
+    assert [words[0] for words in shown[0]] == [
+        "model", "data", "images", "run", "batch", "loss", "optimizer", "rate", "augment", "average", "patience",
+        "note:",
+    ]  # fmt: skip
+
+
 def test_a_folder_is_no_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,7 +395,7 @@ def test_a_folder_is_no_picture(
     assert list((tmp_path / "rate.png").iterdir()) == []
 
 
-def test_a_plateaus_plan_says_that_nobody_knows_its_rate(
+def test_the_plan_of_a_plateau_notes_that_its_rate_is_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,22 +1,28 @@
-"""What a run is told before it starts: metrics that nothing measures, and the numbers of the plan."""
+"""The components of a run and its overview: metrics that nothing measures, and the numbers of the plan."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import BatchConfig, OptimizerConfig
+from vit_dist.config.schema import BatchConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from vit_dist.data.preprocessing import resolve_preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import LabelledSplits, all_of
 from vit_dist.errors import UserError
+from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan
-from vit_dist.training.components import check_metrics
+from vit_dist.training.components import Components, build_components, check_metrics
+from vit_dist.training.losses import Loss
 from vit_dist.training.overview import peak_text, plan_rows
 
 NO_VAL = {"data.val_fraction": 0}
@@ -28,7 +34,7 @@ def plateau(metric: str) -> dict[str, Any]:
 
 
 def pictures(classes: int, *splits: str) -> LabelledSplits:
-    """Of so many classes."""
+    """Twelve black images in so many classes, the same for every split."""
     split = all_of(MemorySource(np.zeros((12, 1, 8, 8), np.uint8), np.arange(12) % classes))
     names = tuple(str(i) for i in range(classes))
     return LabelledSplits(dict.fromkeys(splits, split), names, 1, 8, (0.5,), (0.25,))
@@ -59,7 +65,7 @@ def refusal(config: Config, data: LabelledSplits) -> str:
         ),
     ],
 )
-def test_what_listens_to_val_is_refused_without_one(changes: dict[str, Any], text: str) -> None:
+def test_metrics_of_val_are_refused_without_a_val_split(changes: dict[str, Any], text: str) -> None:
     config = Config.load("digits", {**changes, **NO_VAL})
     data = open_data(config.data)
     assert sorted(data.splits) == ["test", "train"]
@@ -68,7 +74,7 @@ def test_what_listens_to_val_is_refused_without_one(changes: dict[str, Any], tex
     check_metrics(with_val, open_data(with_val.data))
 
 
-def test_a_metric_that_nothing_listens_to_needs_no_val() -> None:
+def test_a_metric_that_nothing_uses_needs_no_val_split() -> None:
     for metric in ("loss", "top1", "top5", "raw_top5"):
         config = Config.load("digits", {**NO_VAL, "evaluate.metric": metric})
         check_metrics(config, open_data(config.data))
@@ -76,7 +82,7 @@ def test_a_metric_that_nothing_listens_to_needs_no_val() -> None:
 
 
 @pytest.mark.parametrize("metric", ["top5", "raw_top5"])
-def test_top5_is_refused_where_no_evaluation_gives_it(metric: str) -> None:
+def test_top5_is_refused_for_five_classes_or_fewer(metric: str) -> None:
     chosen = Config.load("digits", {"evaluate.metric": metric})
     followed = Config.load("digits", plateau(metric))
     for classes in (2, 5):
@@ -112,7 +118,22 @@ def rows(processes: int, **changes: Any) -> dict[str, str]:
     config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
     data = open_data(config.data)
     plan = Plan.from_config(config, len(data.splits["train"]), processes)
-    return plan_rows(config, data, resolve_preprocessing(config, data), plan, 1_797_130, 17_580_000_000)
+    optimizer = SGD([torch.zeros(1)], lr=1.0)
+    components = Components(
+        config=config,
+        data=data,
+        preprocessing=resolve_preprocessing(config, data),
+        plan=plan,
+        model=nn.Identity(),
+        parameters=1_797_130,
+        forward_flops=17_580_000_000,
+        loss=Loss(LossConfig()),
+        lr=1.0,
+        optimizer=optimizer,
+        schedule=Schedule(ScheduleConfig(), optimizer, plan, 1.0),
+        notes=[],
+    )
+    return plan_rows(components)
 
 
 def test_rows_of_a_plan() -> None:
@@ -128,7 +149,7 @@ def test_rows_of_a_plan() -> None:
     }
 
 
-def test_rows_that_only_some_plans_have() -> None:
+def test_optional_rows_of_a_plan() -> None:
     changes = {
         "batch__global_size": 100,
         "train__duration": "10 updates",
@@ -191,12 +212,12 @@ def test_rows_that_only_some_plans_have() -> None:
         ("schedule", {"name": "constant"}, "constant, lr 0.003, warmup 98 updates"),
     ],
 )  # fmt: skip
-def test_rows_of_what_shapes_learning(row: str, changes: dict[str, Any], text: str) -> None:
+def test_rows_of_loss_optimizer_and_schedule(row: str, changes: dict[str, Any], text: str) -> None:
     found = rows(1, **{f"{row}__{name}": value for name, value in changes.items()})
     assert found["rate" if row == "schedule" else row] == text
 
 
-def test_form_is_the_configs_and_else_the_datas() -> None:
+def test_preprocessing_comes_from_the_config_or_else_from_the_data() -> None:
     data = dataclasses.replace(pictures(3, "train"), mean=(0.1,), std=(0.2,))
     preprocessing = resolve_preprocessing(Config.load("digits"), data)
     assert (preprocessing.image_size, preprocessing.mean, preprocessing.std) == (8, (0.1,), (0.2,))
@@ -209,7 +230,7 @@ def test_form_is_the_configs_and_else_the_datas() -> None:
         resolve_preprocessing(wrong, data)
 
 
-def test_the_part_that_evaluation_keeps_is_the_configs_or_the_models() -> None:
+def test_crop_comes_from_the_config_or_else_from_the_model() -> None:
     def crop(**changes: Any) -> float:
         config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
         return resolve_preprocessing(config, open_data(config.data)).crop
@@ -220,6 +241,37 @@ def test_the_part_that_evaluation_keeps_is_the_configs_or_the_models() -> None:
     assert crop(model__name="timm/convnext_tiny", data__crop=0.5) == 0.5
 
 
-def test_augmentation_has_a_row_where_there_is_any() -> None:
+def test_augmentation_has_a_row_if_there_is_any() -> None:
     assert "augment" not in rows(1)
     assert rows(1, augment__rotate=10.0, augment__mixup=0.8)["augment"] == "rotate 10.0, mixup 0.8"
+
+
+def components_of(**changes: Any) -> Components:
+    config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
+    return build_components(config, world_size=2, device=torch.device("cpu"), autocast=contextlib.nullcontext)
+
+
+def test_components_are_those_of_the_config() -> None:
+    components = components_of(model__width=16, model__depth=2, model__heads=2, optimizer__scale="sqrt")
+    assert components.plan == Plan.from_config(components.config, 1294, 2)
+    assert components.lr == pytest.approx(3e-3 * (32 / 256) ** 0.5, rel=1e-12)
+    assert components.schedule.rate == pytest.approx(components.lr / components.plan.warmup, rel=1e-12)
+    assert components.schedule.optimizer is components.optimizer
+    assert components.parameters == sum(parameter.numel() for parameter in components.model.parameters())
+    assert components.notes == []
+
+
+def test_a_model_and_a_source_replace_those_of_the_config() -> None:
+    data, model = pictures(6, "train", "val"), nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+    config = Config.load("digits", {"schedule.warmup": "0%"})
+    components = build_components(
+        config, world_size=1, device=torch.device("cpu"), autocast=contextlib.nullcontext, model=model, source=data
+    )
+    assert components.model is model
+    assert components.data is data
+    assert (components.plan.samples, components.parameters, components.forward_flops) == (12, 390, 768)
+    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 6))
+    with pytest.raises(UserError, match=r"^model.name: BatchNorm \(1\) makes the result depend on"):
+        build_components(
+            config, world_size=1, device=torch.device("cpu"), autocast=contextlib.nullcontext, model=norm, source=data
+        )

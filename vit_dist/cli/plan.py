@@ -20,7 +20,7 @@ from vit_dist.runtime.devices import resolve_precision
 from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
 from vit_dist.training.components import Components, build_components
-from vit_dist.training.overview import augment_notes, component_rows
+from vit_dist.training.overview import augment_notes, plan_rows
 
 
 def show_plan(config: Config, console: Console, *, processes: int, picture: Path) -> None:
@@ -35,7 +35,7 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     rates = rate_curve(components.schedule, plan)
     precision = resolve_precision(config.train.precision, config.run.device)
     console.say(f"plan of {config.run.name or config.folder.name}, on {processes} × {precision}")
-    console.table({**component_rows(components), "memory": _memory_text(_estimate_memory(components, precision), plan)})
+    console.table({**plan_rows(components), "memory": _memory_text(_estimate_memory(components, precision), plan)})
     for note in [*components.notes, *augment_notes(config, components.data)]:
         console.say(f"  note: {note}")
     console.say("parameters")

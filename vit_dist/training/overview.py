@@ -10,7 +10,6 @@ import torch
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.config.config import Config
 from vit_dist.config.schema import AugmentConfig
-from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
@@ -28,7 +27,7 @@ def print_overview(trainer: Trainer, notes: list[str], start: Checkpoint | None)
     console.say(f"vit_dist {__version__}: {config.run.name or trainer.folder.name}")
     console.table(
         {
-            **component_rows(components),
+            **plan_rows(components),
             "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
             f"{runtime.threads} threads per process",
             "starts": f"at update {trainer.state.position}, from {start.path}" if start else "anew",
@@ -39,22 +38,10 @@ def print_overview(trainer: Trainer, notes: list[str], start: Checkpoint | None)
         console.note(f"  note: {note}")
 
 
-def component_rows(components: Components) -> dict[str, str]:
-    """Return what is shown of a run's components, by name."""
-    return plan_rows(
-        components.config,
-        components.data,
-        components.preprocessing,
-        components.plan,
-        components.parameters,
-        components.forward_flops,
-    )
-
-
-def plan_rows(
-    config: Config, data: LabelledSplits, preprocessing: Preprocessing, plan: Plan, parameters: int, flops: int
-) -> dict[str, str]:
-    """Return the numbers of a run, by name, that do not depend on the machine. flops: of one image's forward pass."""
+def plan_rows(components: Components) -> dict[str, str]:
+    """Return the numbers of a run, by name, that do not depend on the machine."""
+    config, data, plan = components.config, components.data, components.plan
+    preprocessing = components.preprocessing
     train_first = sorted(data.splits.items(), key=lambda item: item[0] != "train")
     splits = ", ".join(f"{name} {len(split):,}" for name, split in train_first)
     fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
@@ -70,7 +57,8 @@ def plan_rows(
         soft = f" at temperature {loss.temperature:g}" if loss.distillation == "soft" else ""
         distilled = f"; {loss.distillation_weight:.0%} {loss.distillation} distillation{soft} from {loss.teacher}"
     rows = {
-        "model": f"{config.model.name}, {big(parameters)} parameters, {big(flops)}FLOP per image forward",
+        "model": f"{config.model.name}, {big(components.parameters)} parameters, "
+        f"{big(components.forward_flops)}FLOP per image forward",
         "data": f"{splits}; {len(data.classes)} classes",
         "images": f"{data.channels} × {preprocessing.image_size} × {preprocessing.image_size}, mean {mean}, std {std}",
         "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",

@@ -55,15 +55,10 @@ class Trainer:
         lr = self.updater.schedule.rate
         self.updater.finish_previous()
         sums = self.updater.take_sums()
-        line = self.meter.line(
-            self.state.position,
-            self.stream.wait_seconds,
-            sums,
-            lr=lr,
-            grad_norm=self.updater.grad_norm.item(),
-            skipped=self.state.skipped_updates,
-        )
-        self.recorder.record("train", self.state.position, line)
+        grad_norm, skipped = self.updater.grad_norm.item(), self.state.skipped_updates
+        position, waited = self.state.position, self.stream.wait_seconds
+        line = self.meter.line(position, waited, sums, lr=lr, grad_norm=grad_norm, skipped=skipped)
+        self.recorder.record("train", position, line)
         self.write_status("running")
 
     def validate(self) -> bool:
