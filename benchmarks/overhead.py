@@ -20,7 +20,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from vit_dist.cli.flags import parse
+from vit_dist.cli.arguments import parse_arguments
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
@@ -76,8 +76,8 @@ def main() -> None:
         total = own.updates * (own.rounds + 1)
         settings = ["--run.dir", folder, "--train.duration", f"{total} updates", "--data.val_fraction", "0"]
         settings += ["--log.every", f"{own.updates} updates", "--checkpoint.every", f"{total} updates"]
-        config = parse([*settings, "--log.trackers", "none", "--schedule.warmup", "0 updates", *rest])
-        assert config is not None
+        settings += ["--log.trackers", "none", "--schedule.warmup", "0 updates"]
+        config = parse_arguments("train", [*settings, *rest]).load_config()
         runtime = Runtime(config.run, config.train.precision)
         trainer = setup(config, runtime, Console(speaks=False), ResumePoint())
         trainer.evaluation_streams.clear()

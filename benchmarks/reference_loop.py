@@ -13,7 +13,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from vit_dist.cli.flags import parse
+from vit_dist.cli.arguments import parse_arguments
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.models.build import build_model
@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=5)
     own, rest = parser.parse_known_args()
-    config = parse(["--config", "mnist_reference", "--data.val_fraction", "0", *rest])
-    assert config is not None
+    words = ["--config", "mnist_reference", "--data.val_fraction", "0", *rest]
+    config = parse_arguments("train", words).load_config()
     torch.set_num_threads(available_cores())
     source = open_data(config.data).splits["train"].source
     assert isinstance(source, MemorySource)

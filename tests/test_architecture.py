@@ -52,6 +52,8 @@ ALLOWED = {
     "onnxruntime": ("export.onnx_file",),
     "onnxscript": ("export.onnx_file",),
     "orjson": ("run_folder.metrics",),
+    "pydantic": ("config",),
+    "pydantic_core": ("config",),
     "yaml": ("config", "cli", "training", "report"),
     # Not in version, errors, files, formatting, config and plan, which `--help` and a report import.
     "torch": ("runtime", *PACKAGES[PACKAGES.index("plan") + 1 : -1]),

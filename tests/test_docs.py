@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from vit_dist.cli.arguments import USAGES
 from vit_dist.cli.reference import reference
+from vit_dist.cli.usages import USAGES
 from vit_dist.config.config import Config
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]

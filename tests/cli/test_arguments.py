@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 
 from tests.cli.test_evaluate import SMALL, a_digits_run, a_pictures_run, command
 from vit_dist.cli import main
-from vit_dist.cli.arguments import USAGES, Given, parse_usage
-from vit_dist.cli.flags import config_flags
+from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.cli.habits import MODEL_ALIASES
+from vit_dist.cli.usages import USAGES
+from vit_dist.config.sections import all_options
 from vit_dist.errors import UserError
 
-# What a run does not say itself.
-BESIDE = "data.root, data.workers, evaluate.batch_size, run.device, run.threads, run.seed, train.precision"
+# The commands that read a run or another model.
+MODEL_COMMANDS = {name: usage for name, usage in USAGES.items() if usage.positionals}
 # What only a training reads of the sections that the others have too.
 OF_TRAINING = (
     *("--model.init", "--model.dropout", "--model.attention_dropout", "--model.drop_path", "--model.freeze"),
@@ -53,14 +54,14 @@ MEANT: dict[str, tuple[str, Any]] = {
 
 def refusal(command: str, *words: str) -> list[str]:
     with pytest.raises(UserError) as caught:
-        parse_usage(command, words)
+        parse_arguments(command, words)
     return str(caught.value).splitlines()
 
 
 # Help
 
 
-@pytest.mark.parametrize("name", ["train", "plan", *USAGES])
+@pytest.mark.parametrize("name", list(USAGES))
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_names_every_flag(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -68,21 +69,21 @@ def test_help_names_every_flag(name: str, flag: str, capsys: pytest.CaptureFixtu
     said = capsys.readouterr()
     assert (ended.value.code, said.err) == (0, "")
     assert said.out.startswith(f"usage: vit-dist {name} ")
-    fields = [f"--{field}" for field, _, _ in config_flags()]
-    if name in USAGES:
+    fields = [f"--{field}" for field, _ in all_options()]
+    if name in MODEL_COMMANDS:
         usage = USAGES[name]
         fields = [one for one in fields if usage.fields and one[2:].startswith(usage.fields) and one not in OF_TRAINING]
         fields += usage.flags
-        for word, meaning in usage.words.items():
+        for word, meaning in usage.positionals.items():
             assert f"  {word:<8} {meaning}\n" in said.out
     named = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", said.out))
     assert set(fields) <= named
-    assert not named & set(OF_TRAINING if name in USAGES else ())
+    assert not named & set(OF_TRAINING if name in MODEL_COMMANDS else ())
 
 
 def test_help_shows_the_words_that_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
-    for name in USAGES:
+    for name in MODEL_COMMANDS:
         with pytest.raises(SystemExit):
             main([name, "--help"])
         shown[name] = capsys.readouterr().out.splitlines()[0]
@@ -91,12 +92,10 @@ def test_help_shows_the_words_that_may_be_left_out(capsys: pytest.CaptureFixture
     assert shown["export"] == "usage: vit-dist export MODEL OUT [--flag VALUE …]"
 
 
-def test_help_says_which_fields_go_beside_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    about = "  beside a run, which says the others itself: data.root, data.workers, evaluate.batch_size, run.device, "
-    for name, fields in (
-        ("evaluate", "run.threads, train.precision"),
-        ("predict", "run.threads, run.seed, train.precision"),
-    ):
+def test_help_says_which_fields_may_be_set_for_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    about = "  for a run, which fixes the others: "
+    rest = "run.device, run.threads, data.root, data.workers, train.precision, evaluate.batch_size"
+    for name, fields in (("evaluate", rest), ("predict", f"run.seed, {rest}")):
         with pytest.raises(SystemExit):
             main([name, "--help"])
         assert f"\nfields of the config:\n{about}{fields}\n" in capsys.readouterr().out
@@ -108,13 +107,13 @@ def test_help_says_which_fields_go_beside_a_run(capsys: pytest.CaptureFixture[st
 def test_no_help_breaks_off(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["export", "--help"])
-    assert "which says the others \n" not in capsys.readouterr().out
+    assert "which fixes the others \n" not in capsys.readouterr().out
 
 
 def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     said = capsys.readouterr().out
-    for name in ("train", "plan", *USAGES):
+    for name in USAGES:
         assert f"\n  {name} " in said
     assert main(["evaluat"]) == 2
     assert capsys.readouterr().err.startswith("vit-dist: evaluat: no such command; known: train, plan, ")
@@ -134,16 +133,18 @@ def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_flags_before_between_and_behind_words(words: list[str]) -> None:
-    assert parse_usage("predict", words) == Given(["runs/x", "a.png", "b.png"], {"--split": "val"}, {"run.threads": 3})
+    assert parse_arguments("predict", words) == Arguments(
+        ["runs/x", "a.png", "b.png"], {"--split": "val"}, {"run.threads": 3}
+    )
 
 
 def test_fields_have_the_values_that_they_mean() -> None:
-    given = parse_usage(
+    given = parse_arguments(
         "evaluate",
         ["x", "--data.root", "007", "--data.mean", "[0.5, 0.25]", "--run.threads", "auto", "--train.precision=bf16",
          "--evaluate.batch_size", "7", "--model.args.x", "1", "--model.args", "{y: a, z: {w: 2.5}}"],
     )  # fmt: skip
-    assert given.fields == {
+    assert given.config == {
         "data.root": "007",
         "data.mean": [0.5, 0.25],
         "run.threads": "auto",
@@ -151,7 +152,7 @@ def test_fields_have_the_values_that_they_mean() -> None:
         "evaluate.batch_size": 7,
         "model.args": {"x": 1, "y": "a", "z": {"w": 2.5}},
     }
-    assert given.own == {}
+    assert given.flags == {}
 
 
 def test_a_field_that_is_no_yaml() -> None:
@@ -160,16 +161,16 @@ def test_a_field_that_is_no_yaml() -> None:
 
 
 def test_flags_without_a_value() -> None:
-    assert parse_usage("export", ["x", "y.onnx", "--preprocess"]).own.keys() == {"--preprocess"}
-    assert parse_usage("export", ["x", "y.onnx"]).own == {}
+    assert parse_arguments("export", ["x", "y.onnx", "--preprocess"]).flags.keys() == {"--preprocess"}
+    assert parse_arguments("export", ["x", "y.onnx"]).flags == {}
 
 
 def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    given = parse_usage("predict", ["x", "--out", "~/a.csv", "--png", "b.png"])
+    given = parse_arguments("predict", ["x", "--out", "~/a.csv", "--png", "b.png"])
     assert given.path("--out") == Path("/home/someone/a.csv")
     assert given.path("--png") == Path("b.png")
-    assert parse_usage("predict", ["x"]).path("--out") is None
+    assert parse_arguments("predict", ["x"]).path("--out") is None
 
 
 @pytest.mark.parametrize("habit", list(MEANT))
@@ -181,8 +182,8 @@ def test_habits_are_answered_with_what_works(habit: str) -> None:
         (line,) = refusal(name, "x", *typed)
         assert line.startswith(f"{habit}: here it is --")
         hint = line.removeprefix(f"{habit}: here it is ").split()
-        given = parse_usage(name, ["x", *hint])
-        assert {**given.own, **given.fields} == {flag: value}
+        given = parse_arguments(name, ["x", *hint])
+        assert {**given.flags, **given.config} == {flag: value}
 
 
 @pytest.mark.parametrize("habit", sorted(MODEL_ALIASES.keys() - MEANT.keys()))
@@ -193,10 +194,10 @@ def test_habits_that_are_words_here(habit: str) -> None:
 
 def test_no_command_offers_for_a_habit_what_it_then_refuses() -> None:
     offered = set()
-    for name, usage in USAGES.items():
-        fields = {f"--{one}" for one, _, _ in config_flags() if usage.fields and one.startswith(usage.fields)}
+    for name, usage in MODEL_COMMANDS.items():
+        fields = {f"--{one}" for one, _ in all_options() if usage.fields and one.startswith(usage.fields)}
         for habit in MEANT:
-            (line,) = refusal(name, *["x"] * usage.least, habit, "7")
+            (line,) = refusal(name, *["x"] * usage.min, habit, "7")
             if line.startswith(f"{habit}: here it is "):
                 flag = line.removeprefix(f"{habit}: here it is ").split()[0]
                 offered |= {(name, habit, flag)} - {(name, habit, one) for one in (*usage.flags, *fields)}
@@ -225,7 +226,7 @@ def test_flags_are_not_abbreviated() -> None:
     assert refusal("predict", "x", "--form", "csv") == ["--form: no such flag; did you mean --format?"]
 
 
-@pytest.mark.parametrize("name", list(USAGES))
+@pytest.mark.parametrize("name", list(MODEL_COMMANDS))
 def test_flags_of_training_are_no_flags_here(name: str) -> None:
     for flag in ("--optimizer.lr", *OF_TRAINING):
         (line,) = refusal(name, "x", "y", flag, "1")
@@ -233,14 +234,14 @@ def test_flags_of_training_are_no_flags_here(name: str) -> None:
 
 
 def test_missing_words_and_too_many() -> None:
-    assert refusal("evaluate") == [f"evaluate: needs MODEL: {USAGES['evaluate'].words['MODEL']}"]
-    assert refusal("predict", "--top", "3") == [f"predict: needs MODEL: {USAGES['predict'].words['MODEL']}"]
-    assert refusal("report") == [f"report: needs RUN: {USAGES['report'].words['RUN']}"]
-    assert refusal("export", "x") == [f"export: needs OUT: {USAGES['export'].words['OUT']}"]
-    assert refusal("export") == [f"export: needs MODEL: {USAGES['export'].words['MODEL']}"]
+    assert refusal("evaluate") == [f"evaluate: needs MODEL: {USAGES['evaluate'].positionals['MODEL']}"]
+    assert refusal("predict", "--top", "3") == [f"predict: needs MODEL: {USAGES['predict'].positionals['MODEL']}"]
+    assert refusal("report") == [f"report: needs RUN: {USAGES['report'].positionals['RUN']}"]
+    assert refusal("export", "x") == [f"export: needs OUT: {USAGES['export'].positionals['OUT']}"]
+    assert refusal("export") == [f"export: needs MODEL: {USAGES['export'].positionals['MODEL']}"]
     assert refusal("evaluate", "x", "y", "z") == ["evaluate: takes MODEL alone, not y z too"]
     assert refusal("export", "x", "y", "z") == ["export: takes MODEL OUT alone, not z too"]
-    assert parse_usage("report", ["x", "y", "z"]).words == ["x", "y", "z"]
+    assert parse_arguments("report", ["x", "y", "z"]).positionals == ["x", "y", "z"]
 
 
 def test_wrong_choices_all_at_once() -> None:
@@ -248,7 +249,7 @@ def test_wrong_choices_all_at_once() -> None:
         "--weights: must be raw or ema, not best",
         "--format: must be table or jsonl or csv, not xml",
         "--top: must be a whole number above 0, not 0",
-        f"predict: needs MODEL: {USAGES['predict'].words['MODEL']}",
+        f"predict: needs MODEL: {USAGES['predict'].positionals['MODEL']}",
     ]
 
 
@@ -276,13 +277,13 @@ def test_values_that_are_empty_all_at_once() -> None:
 
 
 def test_words_that_begin_with_a_dash_stand_behind_two() -> None:
-    assert parse_usage("predict", ["x", "--", "-x.png"]) == Given(["x", "-x.png"])
-    assert parse_usage("predict", ["x", "a.png", "--top", "2", "--", "-y.png", "--top"]) == Given(
+    assert parse_arguments("predict", ["x", "--", "-x.png"]) == Arguments(["x", "-x.png"])
+    assert parse_arguments("predict", ["x", "a.png", "--top", "2", "--", "-y.png", "--top"]) == Arguments(
         ["x", "a.png", "-y.png", "--top"], {"--top": "2"}
     )
     (line,) = refusal("predict", "x", "-x.png")
     assert line.startswith("-x.png: no such flag; ")
-    assert parse_usage("predict", ["x", "--out=-x.csv"]).own == {"--out": "-x.csv"}
+    assert parse_arguments("predict", ["x", "--out=-x.csv"]).flags == {"--out": "-x.csv"}
 
 
 # Through the command: a line each, exit code 2
@@ -498,7 +499,7 @@ def test_a_short_flag_is_refused_in_one_line(words: Sequence[str], capsys: pytes
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["predict", "x", "-5.png"], "unrecognized arguments: -5.png: words that begin with a dash go behind --"),
+        (["predict", "x", "-5.png"], "unrecognized arguments: -5.png: words that begin with a dash go after --"),
         (
             ["predict", "--", "gone", "-x.png"],
             "gone: no run's folder, checkpoint, exported folder or safetensors file ",
@@ -517,7 +518,7 @@ def test_other_words_with_a_dash_end_in_lines_too(
 
 @pytest.mark.parametrize("out", ["x.json", "x.xml", "some.where/x.parquet"])
 def test_an_ending_of_no_form_is_refused_before_the_model_is_read(out: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = f"--out: {out}: name it .csv, .jsonl or .txt, or say --format table, jsonl, csv"
+    line = f"--out: {out}: name it .csv, .jsonl or .txt, or set --format table, jsonl, csv"
     assert refused(capsys, "predict", "gone", "--out", out) == [line]
     (line,) = refused(capsys, "predict", "gone", "--out", out, "--format", "jsonl")
     assert line.startswith("gone: no run's folder, ")

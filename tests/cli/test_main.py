@@ -15,15 +15,16 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from vit_dist.cli import main
-from vit_dist.cli.flags import config_flags, parse
+from vit_dist.cli.arguments import help_text, parse_arguments
 from vit_dist.cli.habits import TRAIN_ALIASES
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
+from vit_dist.config.sections import all_options
 from vit_dist.errors import UserError
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.version import __version__
 
-FLAGS = {name for name, _, _ in config_flags()}
+FLAGS = {name for name, _ in all_options()}
 # What people type → the field they mean, and the value it gets for what they gave.
 MEANT = {
     "--epochs": ("train.duration", "7", "7 epochs"),
@@ -70,14 +71,12 @@ BESIDE = {"--momentum": ("--optimizer.name", "sgd")}
 
 
 def config(*arguments: str) -> Config:
-    parsed = parse(arguments)
-    assert parsed is not None
-    return parsed
+    return parse_arguments("train", arguments).load_config()
 
 
 def refusal(*arguments: str) -> str:
     with pytest.raises(UserError) as error:
-        parse(arguments)
+        parse_arguments("train", arguments).load_config()
     return str(error.value)
 
 
@@ -163,7 +162,7 @@ def test_arguments_of_a_schedule() -> None:
         "schedulers": [{"name": "LinearLR", "total_iters": "5 epochs"}, {"name": "ExponentialLR", "gamma": 0.9}],
     }
     assert refusal("--schedule.args.step_size", "30 epochs") == (
-        "schedule.args: only for torch's schedulers; cosine has its own fields beside it"
+        "schedule.args: only for torch's schedulers; cosine has its own fields instead"
     )
     assert refusal(*step, "--schedule.args.step_size", "30") == (
         'schedule.args.step_size: must be a length with its unit, as "30 epochs", not 30'
@@ -322,12 +321,12 @@ def test_names_in_habits_are_never_flags_of_ours(flag: str) -> None:
         (["--cooldown_power=2"], "--cooldown_power: no such flag; did you mean --schedule.cooldown_power?"),
         (["--foo"], "--foo: no such flag; see --help for all flags"),
         (["--resume", "--foo"], "--resume: here it is --run.resume X\n--foo: no such flag; see --help for all flags"),
-        (["--optimizer.lr"], "argument --optimizer.lr: expected one argument"),
-        (["mnist"], "unrecognized arguments: mnist"),
+        (["--optimizer.lr"], "--optimizer.lr: needs a value"),
+        (["mnist"], "train: takes flags alone, not mnist: a recipe or file goes after --config"),
         (["--optimizer.lr", "fast"], "optimizer.lr: must be a number, not 'fast'"),
         (
             ["--optimizer.lr", "-1", "--batch.micro_size", "3"],
-            "optimizer.lr: must be above 0, not -1.0\nbatch.micro_size: must be even, not 3: set 4",
+            "batch.micro_size: must be even, not 3: set 4\noptimizer.lr: must be above 0, not -1",
         ),
     ],
 )
@@ -351,8 +350,8 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(asked) == 0
         assert capsys.readouterr().out.startswith(
             "usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n"
-            "  train     train a Vision Transformer, or go on where its folder left off\n"
-            "  plan      show what a run would be, without training: numbers, memory, the curve of its rate\n"
+            "  train     train a Vision Transformer, or resume the run in its folder\n"
+            "  plan      show what a run would do, without training: numbers, memory, learning rate\n"
         )
     assert main(["trian"]) == 2
     printed = capsys.readouterr()
@@ -370,10 +369,13 @@ def test_help_names_every_field_with_its_meaning(
     printed = capsys.readouterr().out
     assert len(FLAGS) == len(Config().fields())
     unwrapped = " ".join(printed.split())
-    for flag, field, _ in config_flags():
-        assert f"--{flag} X {field.metadata['meaning']} (default: " in unwrapped
-    assert "--optimizer.lr X peak learning rate, above 0, before scale (default: 0.001)" in unwrapped
-    assert "its first update is at lr/warmup (default: 5%)" in unwrapped
+    for name, option in all_options():
+        assert f"--{name} X {help_text(option, default=True)}" in unwrapped
+        assert f"--{name} X {option.description}" in unwrapped
+    assert (
+        "--optimizer.lr X peak learning rate, before scaling by optimizer.scale; above 0 (default: 0.001)" in unwrapped
+    )
+    assert "the first update is at lr / (updates of the warmup) (default: 5%)" in unwrapped
     shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     assert f"--config takes a shipped recipe ({shipped}) or a YAML file" in unwrapped
     assert "--processes" not in unwrapped
@@ -391,14 +393,15 @@ def test_help_of_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         "[--section.field VALUE …]"
     )
     assert rest.startswith(
-        "Shows what `train` with the same flags would do: every number of the run, its memory, the curve of its rate; "
-        "trains nothing and leaves the run's folder alone. --config takes a shipped recipe ("
+        "Show what `train` with the same flags would do, without training or touching the run's folder: every number "
+        "of the run, its memory, the curve of its learning rate. --config takes a shipped recipe ("
     )
     unwrapped = " ".join(rest.split())
     assert "--processes N processes to plan for (default: 1)" in unwrapped
-    assert "--png FILE where the curve's picture goes (default: plan.png)" in unwrapped
-    for flag, field, _ in config_flags():
-        assert f"--{flag} X {field.metadata['meaning']} (default: " in unwrapped
+    assert "--png FILE picture of the learning rate (default: plan.png)" in unwrapped
+    for name, option in all_options():
+        assert f"--{name} X {help_text(option, default=True)}" in unwrapped
+        assert f"--{name} X {option.description}" in unwrapped
 
 
 def test_plan_takes_the_flags_of_train_and_two_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -408,7 +411,7 @@ def test_plan_takes_the_flags_of_train_and_two_of_its_own(capsys: pytest.Capture
         assert main([command, *arguments, "--print_config"]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
-    assert parse(arguments, "plan") == parse(arguments)
+    assert parse_arguments("plan", arguments).load_config() == config(*arguments)
     assert refusal("--processes", "2") == "--processes: no such flag; see --help for all flags"
     assert refusal("--png", "x.png") == "--png: no such flag; see --help for all flags"
 
@@ -444,21 +447,17 @@ def test_print_config_prints_what_loads_back(capsys: pytest.CaptureFixture[str],
 
 
 def test_flags_of_one_mapping_add_up_and_their_spelling_does_not_matter() -> None:
-    both = parse(["--optimizer.overrides.head.lr", "1e-4", "--optimizer.overrides.head.weight_decay=0"])
-    whole = parse(["--optimizer.overrides", "{head: {lr: 1e-4}}", "--optimizer.overrides.head.weight_decay", "0"])
-    other = parse(["--optimizer.overrides", "{head: {lr: 0.0001, weight_decay: 0}}"])
-    assert both is not None
-    assert whole is not None
-    assert other is not None
+    both = config("--optimizer.overrides.head.lr", "1e-4", "--optimizer.overrides.head.weight_decay=0")
+    whole = config("--optimizer.overrides", "{head: {lr: 1e-4}}", "--optimizer.overrides.head.weight_decay", "0")
+    other = config("--optimizer.overrides", "{head: {lr: 0.0001, weight_decay: 0}}")
     assert both.optimizer.overrides == {"head": {"lr": 1e-4, "weight_decay": 0}}
     assert both.identity() == whole.identity() == other.identity()
-    dotted = parse(["--optimizer.overrides.blocks.0.lr", "1e-4"])
-    assert dotted is not None
+    dotted = config("--optimizer.overrides.blocks.0.lr", "1e-4")
     assert dotted.optimizer.overrides == {"blocks.0": {"lr": 1e-4}}
     with pytest.raises(UserError, match=r"^--schedule.args: must be a mapping, as \{name: value\}, not '3'$"):
-        parse(["--schedule.args", "3"])
+        config("--schedule.args", "3")
     with pytest.raises(UserError, match=r"^--schedule.args: not YAML: "):
-        parse(["--schedule.args", "{a: ["])
+        config("--schedule.args", "{a: [")
 
 
 def test_flags_of_mappings_add_up_with_the_recipes_and_the_last_of_a_name_counts(tmp_path: Path) -> None:
@@ -498,3 +497,15 @@ def test_later_flags_of_a_mapping_count_and_none_swallows_another() -> None:
     assert refusal("--optimizer.overrides.head.lr", "--run.seed", "5") == "--optimizer.overrides.head.lr: needs a value"
     mended = config("--optimizer.overrides.head", "1", "--optimizer.overrides.head.lr", "1")
     assert mended.optimizer.overrides == {"head": {"lr": 1}}
+
+
+def test_config_schema_prints_the_schema_and_config_alone_explains_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (RECIPES / "schema.json").read_text(encoding="utf-8")
+    for words in (["config"], ["config", "--help"], ["config", "-h"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out.startswith("usage: vit-dist config schema\n\nPrint the JSON schema of a config")
+    assert main(["config", "shema"]) == 2
+    line = "vit-dist: config: takes schema alone, not shema; see vit-dist config --help\n"
+    assert capsys.readouterr().err == line

@@ -153,7 +153,7 @@ def test_schedulers_inside_others_are_left_as_they_are() -> None:
 def test_presets_take_no_arguments(name: str) -> None:
     assert said(name, {}) == []
     assert said(name, {"gamma": 1}) == [
-        f"schedule.args: only for torch's schedulers; {name} has its own fields beside it"
+        f"schedule.args: only for torch's schedulers; {name} has its own fields instead"
     ]
 
 

@@ -63,7 +63,7 @@ def test_its_recipe_is_the_runs(run: Path) -> None:
     trained = load_model(str(run))
     values = yaml.safe_load(block(model_card(trained, None, "digits"), "yaml"))
     found = Config.from_dict(values)
-    assert found.fields(free=False) == trained.config.fields(free=False)
+    assert found.fields(changes_result=True) == trained.config.fields(changes_result=True)
     assert values["train"] == {"duration": DIGITS["train.duration"], "ema": 0.9}
     # Nothing of the machine, and no field at its default.
     assert "run" not in values

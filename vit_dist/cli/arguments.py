@@ -1,208 +1,212 @@
-"""What the commands that use a trained model are given: words, flags of their own, fields of the config."""
+"""Parse the command line of every command: positionals, its own flags, and fields of the config as dotted flags."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import difflib
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_origin
 
-import yaml
-
-from vit_dist.cli.flags import config_flags, refuse_unknown, take_mappings
-from vit_dist.cli.habits import MODEL_ALIASES
-from vit_dist.config.catalog import BESIDE_A_RUN
+from vit_dist.cli.habits import MODEL_ALIASES, TRAIN_ALIASES
+from vit_dist.cli.usages import USAGES, Usage
+from vit_dist.config.config import Config
+from vit_dist.config.option import Option
+from vit_dist.config.recipe import parse_yaml
+from vit_dist.config.sections import all_options, inference_fields, sections
+from vit_dist.config.values import describe, merged
 from vit_dist.errors import UserError, one_line
 from vit_dist.inference.output import FORMATS
 
-_MODEL = "a run's folder, a checkpoint's, that of an export, FILE.safetensors, or timm/NAME"
-
-
-# What only a training reads.
-_OF_TRAINING = (
-    *("model.init", "model.dropout", "model.attention_dropout", "model.drop_path", "model.freeze"),
-    "model.linear_probe",
-)
-
-
-_FIELDS = ("model.", "data.", "evaluate.batch_size", "run.device", "run.threads", "train.precision")
+_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS}
+_COUNTS = ("--top", "--processes")
 
 
 @dataclass(frozen=True)
-class Usage:
-    """A command: its words with their meaning and how many it takes, its flags, the fields of the config it takes.
+class Arguments:
+    """A parsed command line: positionals, the command's own flags, fields of the config by dotted name."""
 
-    flags: name → (what its value is called, its meaning); a flag without a value has an empty name for it.
-    """
-
-    description: str
-    words: Mapping[str, str]
-    least: int
-    most: int | None
-    flags: Mapping[str, tuple[str, str]]
-    fields: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Given:
-    """What was typed: words, the command's own flags, dotted fields."""
-
-    words: list[str]
-    own: dict[str, Any] = field(default_factory=dict)
-    fields: dict[str, Any] = field(default_factory=dict)
+    positionals: list[str] = field(default_factory=list)
+    flags: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
     def path(self, flag: str) -> Path | None:
-        """A flag's value as a path."""
-        return Path(self.own[flag]).expanduser() if flag in self.own else None
+        """Return the value of a flag as a path; None if the flag was not used."""
+        return Path(self.flags[flag]).expanduser() if flag in self.flags else None
+
+    def load_config(self) -> Config:
+        """Load the config of `--config` and the fields. Raises UserError with every problem, a line each."""
+        return Config.load(self.flags.get("--config"), self.config)
 
 
-_WEIGHTS = ("raw|ema", "the last weights or their average; default: what the run chose by")
-
-
-USAGES = {
-    "report": Usage(
-        "Draws a run's curves, mistakes and inputs on a page that opens from the disk (RUN/report/index.html), "
-        "with PNGs beside it, also while it runs. Of several runs: a comparison, as a page, Markdown and PNGs.",
-        {"RUN": "a run's folder; several: compared with the first"},
-        1,
-        None,
-        {"--out": ("DIR", "where the page goes; default: RUN/report, or comparison for several runs")},
-    ),
-    "evaluate": Usage(
-        "Counts every sample of a split or of a folder once, on any number of processes.",
-        {"MODEL": _MODEL},
-        1,
-        1,
-        {
-            "--split": ("NAME", "train, val or test of the model's data; default: test, else val"),
-            "--folder": ("DIR", "all images in folders named like the classes, instead of a split"),
-            "--weights": _WEIGHTS,
-            "--json": ("FILE", "write what was found, every class included"),
-        },
-        _FIELDS,
-    ),
-    "predict": Usage(
-        "Says what images show, with the preprocessing that the model was trained with. Without IMAGE and --split: "
-        "16 of the test split, chosen by key, and a picture of them. Samples without a file are named by their number "
-        "in their source.",
-        {"MODEL": _MODEL, "IMAGE": "files, folders, patterns"},
-        1,
-        None,
-        {
-            "--split": ("NAME", "all of train, val or test of the model's data"),
-            "--top": ("N", "classes to name, default 3"),
-            "--format": ("|".join(FORMATS), "default: by the ending of --out, else table"),
-            "--out": ("FILE", "default: the standard output"),
-            "--png": ("FILE", "also draw the first 64; default: predictions.png for the 16 of test"),
-            "--weights": _WEIGHTS,
-        },
-        (*_FIELDS, "run.seed"),
-    ),
-    "export": Usage(
-        "Writes a model as ONNX (tensors input and output, any batch), checked against torch; or as a folder that "
-        "timm and the Hugging Face hub load.",
-        {"MODEL": _MODEL, "OUT": "FILE.onnx, or a folder that is not there yet"},
-        2,
-        2,
-        {
-            "--preprocess": ("", "ONNX: take uint8 pixels and normalise them inside"),
-            "--weights": _WEIGHTS,
-        },
-        ("model.", "data.image_size", "data.mean", "data.std", "data.crop"),
-    ),
-}
-
-
-_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS}
-
-
-def parse_usage(command: str, arguments: Sequence[str]) -> Given:
-    """What was typed behind a command. Raises UserError with all that is wrong, a line each; --help ends it all."""
+def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
+    """Parse the words after a command. Raises UserError with every problem, a line each; `--help` ends the process."""
     usage = USAGES[command]
-    rest, behind = list(arguments), []
-    if "--" in rest:  # what is behind it are words, whatever they begin with
-        behind = rest[rest.index("--") + 1 :]
+    fields = {name: option for name, option in all_options() if usage.takes(name)}
+    rest, after = list(words), []
+    if "--" in rest:  # all words after it are positionals, also those that begin with a dash
+        after = rest[rest.index("--") + 1 :]
         del rest[rest.index("--") :]
-    mappings = take_mappings(rest)
-    kinds = {
-        name: (one, kind)
-        for name, one, kind in config_flags()
-        if usage.fields and name.startswith(usage.fields) and name not in _OF_TRAINING
-    }
-    parser = _parser(command, usage, kinds)
-    known = {*kinds, *(flag[2:] for flag in usage.flags)}
-    habits = {
-        flag: ours for flag, ours in MODEL_ALIASES.items() if not ours.startswith("--") or ours.split()[0][2:] in known
-    }
-    refuse_unknown(rest, known, habits)
+    mappings = _take_mappings(rest, [name for name, option in fields.items() if get_origin(option.type) is dict])
+    _refuse_unknown(rest, usage, fields)
     try:
-        space = vars(parser.parse_intermixed_args(rest))
+        space = vars(_parser(command, usage, fields).parse_intermixed_args(rest))
     except argparse.ArgumentError as error:
-        flag = error.argument_name
-        raise UserError(f"{flag}: needs a value" if flag else one_line(error)) from None
-    words: list[str] = [*space.pop("words"), *behind]
-    own = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
-    fields = {name: _value(space[name], kinds[name][1], name) for name in kinds if space[name] is not None}
-    empty = [flag for flag, value in {**own, **fields}.items() if value in ("", None)]
-    problems = [f"{flag}: needs a value" for flag in empty]
-    problems += [
-        f"{flag}: must be {' or '.join(allowed)}, not {own[flag]}"
-        for flag, allowed in _CHOICES.items()
-        if flag in own and flag not in empty and own[flag] not in allowed
-    ]
-    if own.get("--top") and not (own["--top"].isdecimal() and int(own["--top"]) > 0):
-        problems.append(f"--top: must be a whole number above 0, not {own['--top']}")
-    names = list(usage.words)
-    if len(words) < usage.least:
-        missing = names[len(words)]
-        problems.append(f"{command}: needs {missing}: {usage.words[missing]}")
-    if usage.most is not None and len(words) > usage.most:
-        problems.append(f"{command}: takes {' '.join(names)} alone, not {' '.join(words[usage.most :])} too")
+        if error.argument_name is None:
+            raise UserError(f"{one_line(error)}: words that begin with a dash go after --") from None
+        what = "a recipe's name or a file" if error.argument_name == "--config" else "a value"
+        raise UserError(f"{error.argument_name}: needs {what}") from None
+    positionals: list[str] = [*space.pop("positionals"), *after]
+    flags = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
+    config = {name: _value(space[name], option, name) for name, option in fields.items() if space[name] is not None}
+    problems = [*_value_problems(usage, flags, config), *_positional_problems(command, usage, positionals)]
     if problems:
         raise UserError("\n".join(problems))
-    return Given(words, own, {**fields, **mappings})
+    return Arguments(positionals, flags, {**config, **mappings})
+
+
+def _value_problems(usage: Usage, flags: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which flags have no value, or none that they take. A training may empty a field, a trained model cannot."""
+    given = {**flags, **(config if usage.positionals else {})}
+    empty = [flag for flag, value in given.items() if value in ("", None)]
+    yield from (f"{flag}: needs a value" for flag in empty)
+    for flag, choices in _CHOICES.items():
+        if flag in flags and flag not in empty and flags[flag] not in choices:
+            yield f"{flag}: must be {' or '.join(choices)}, not {flags[flag]}"
+    for flag in _COUNTS:
+        value = flags.get(flag)
+        if value and not (value.isdecimal() and int(value) > 0):
+            yield f"{flag}: must be a whole number above 0, not {value}"
+
+
+def _positional_problems(command: str, usage: Usage, positionals: Sequence[str]) -> Iterator[str]:
+    names = list(usage.positionals)
+    if len(positionals) < usage.min:
+        missing = names[len(positionals)]
+        yield f"{command}: needs {missing}: {usage.positionals[missing]}"
+    if usage.max is not None and len(positionals) > usage.max:
+        extra = " ".join(positionals[usage.max :])
+        if names:
+            yield f"{command}: takes {' '.join(names)} alone, not {extra} too"
+        else:
+            yield f"{command}: takes flags alone, not {extra}: a recipe or file goes after --config"
+
+
+def _value(text: str, option: Option, name: str) -> Any:
+    """Return a text as it was typed, and anything else as YAML reads it; the config checks it."""
+    return text if option.type is str or get_origin(option.type) is Literal else parse_yaml(text, f"--{name}")
+
+
+def _take_mappings(words: list[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Remove the flags of fields that are mappings, and return their values; later flags add to earlier ones.
+
+    Such as `--schedule.args.gamma 0.5`, `--schedule.args "{gamma: 0.5}"`, `--optimizer.overrides.head.lr 1e-4`.
+    Raises UserError.
+    """
+    taken: dict[str, dict[str, Any]] = {}
+    at = 0
+    while at < len(words):
+        flag, equals, text = words[at].partition("=")
+        field = next((name for name in names if flag == f"--{name}" or flag.startswith(f"--{name}.")), None)
+        if field is None:
+            at += 1
+            continue
+        del words[at]
+        if not equals:
+            if at == len(words) or words[at].startswith("--"):
+                raise UserError(f"{flag}: needs a value")
+            text = words.pop(at)
+        value = parse_yaml(text, flag)
+        path = flag.removeprefix(f"--{field}").removeprefix(".")
+        if path and field == "optimizer.overrides" and "." in path and not isinstance(value, dict):
+            pattern, _, name = path.rpartition(".")  # the pattern may have dots of its own
+            value = {pattern: {name: value}}
+        elif path:
+            value = {path: value}
+        elif not isinstance(value, dict):
+            raise UserError(f"{flag}: must be a mapping, as {{name: value}}, not {text!r}")
+        taken[field] = merged(taken.get(field, {}), value)
+    return taken
+
+
+def _refuse_unknown(words: Sequence[str], usage: Usage, fields: Mapping[str, Option]) -> None:
+    """Refuse flags that do not exist, with the one that does the same here. Raises UserError, a line each."""
+    known = sorted({*fields, *(flag[2:] for flag in usage.flags)})
+    aliases = {
+        flag: ours
+        for flag, ours in (MODEL_ALIASES if usage.positionals else TRAIN_ALIASES).items()
+        if not ours.startswith("--") or ours.split()[0][2:].strip(",") in known
+    }
+    problems = []
+    for number, word in enumerate(words):
+        if not re.match(r"-[^\d.]", word) or word == "-h":  # a number is the value of some flag
+            continue
+        flag, _, value = word.partition("=")
+        name = flag[2:]
+        if name in known or name == "help":
+            continue
+        if flag in aliases:
+            following = words[number + 1] if number + 1 < len(words) and not words[number + 1].startswith("--") else ""
+            problems.append(f"{flag}: here it is {aliases[flag].replace('{}', value or following or 'X')}")
+            continue
+        close = difflib.get_close_matches(name, known, 1) or [
+            other for other in known if other.split(".")[-1] == name.split(".")[-1]
+        ]
+        hint = f"did you mean --{close[0]}?" if close else "see --help for all flags"
+        problems.append(f"{flag}: no such flag; {hint}")
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as all of vit_dist does."""
+    """Raises its errors, in all versions of Python, instead of printing them."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}: words that begin with a dash go behind --")
+        raise argparse.ArgumentError(None, message)
 
 
-def _parser(command: str, usage: Usage, kinds: Mapping[str, tuple[Any, Any]]) -> _Parser:
-    named = " ".join(f"[{word} …]" if number >= usage.least else word for number, word in enumerate(usage.words))
-    meanings = "\n".join(f"  {word:<8} {meaning}" for word, meaning in usage.words.items())
+def _parser(command: str, usage: Usage, fields: Mapping[str, Option]) -> _Parser:
+    meanings = "\n".join(f"  {name:<8} {meaning}" for name, meaning in usage.positionals.items())
+    description = textwrap.fill(usage.description, shutil.get_terminal_size().columns - 2, break_on_hyphens=False)
     parser = _Parser(
         prog=f"vit-dist {command}",
-        usage=f"vit-dist {command} {named} [--flag VALUE …]",
-        description=f"{usage.description}\n\n{meanings}",
+        usage=f"vit-dist {command} {usage}",
+        description=f"{description}\n\n{meanings}".rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         exit_on_error=False,
     )
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("positionals", nargs="*", help=argparse.SUPPRESS)
     for flag, (value, meaning) in usage.flags.items():
         if value:
             parser.add_argument(flag, dest=flag, metavar=value, help=meaning)
         else:
             parser.add_argument(flag, dest=flag, action="store_true", help=meaning)
-    if not kinds:
-        return parser
-    allowed = ", ".join(name for name in BESIDE_A_RUN if name in kinds)
-    about = f"beside a run, which says the others itself: {allowed}" if allowed else "not beside a run, which says them"
-    group = parser.add_argument_group("fields of the config", about)
-    for name, (one, _) in kinds.items():
-        group.add_argument(f"--{name}", dest=name, metavar="X", help=one.metadata["meaning"].replace("%", "%%"))
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, option in fields.items():
+        title, about = _group(name, usage, fields)
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title, about))
+        text = help_text(option, default=not usage.positionals)
+        group.add_argument(f"--{name}", dest=name, metavar="X", help=text.replace("%", "%%"))
     return parser
 
 
-def _value(text: str, kind: Any, name: str) -> Any:
-    """A text stays as it was typed; what else there is, YAML reads and the config checks."""
-    if kind is str or get_origin(kind) is Literal:
-        return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--{name}: not YAML: {one_line(error)}") from None
+def _group(name: str, usage: Usage, fields: Mapping[str, Option]) -> tuple[str, str | None]:
+    """Return title and description of the group of flags that a field is shown in."""
+    if not usage.positionals:
+        section = name.split(".")[0]
+        return section, sections()[section].__doc__
+    allowed = ", ".join(name for name in inference_fields() if name in fields)
+    return "fields of the config", f"for a run, which fixes the others: {allowed}" if allowed else "fixed by a run"
+
+
+def help_text(option: Option, *, default: bool) -> str:
+    """Return the description of a field with its bounds or choices and, if asked for, its default."""
+    limits = describe(option.type) if get_origin(option.type) is Literal else str(option.bounds)
+    text = f"{option.description}; {limits}" if limits else option.description
+    shown = "empty" if option.default in ("", (), None, {}) else option.default
+    return f"{text} (default: {shown})" if default else text

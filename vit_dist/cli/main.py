@@ -1,35 +1,51 @@
-"""The commands: what each is given, whom it asks, and its exit code."""
+"""The entry point: choose the command, run it, return its exit code."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vit_dist.cli.arguments import parse_usage
-from vit_dist.cli.flags import parse, take
+from vit_dist.cli.arguments import Arguments, parse_arguments
+from vit_dist.config.config import Config
 from vit_dist.errors import UserError
 from vit_dist.inference.output import FORMATS
 from vit_dist.version import __version__
+
+if TYPE_CHECKING:
+    from vit_dist.inference.load import TrainedModel
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 
 
 _HELP = {
-    "train": "train a Vision Transformer, or go on where its folder left off",
-    "plan": "show what a run would be, without training: numbers, memory, the curve of its rate",
-    "report": "a page with the pictures of a run, or several runs side by side",
-    "evaluate": "how good a model is on a split or a folder: exact, on any number of processes",
-    "predict": "what a model says of files, folders, patterns, a split; or of 16 of test, drawn to predictions.png",
-    "export": "write a model as ONNX, or as a folder for timm and the Hugging Face hub",
+    "train": "train a Vision Transformer, or resume the run in its folder",
+    "plan": "show what a run would do, without training: numbers, memory, learning rate",
+    "report": "draw the report of a run, or compare several runs",
+    "evaluate": "evaluate a model on a split or a folder, exactly, on any number of processes",
+    "predict": "classify files, folders, patterns or a split; or 16 test images, drawn to predictions.png",
+    "export": "export a model to ONNX, or to a folder for timm and the Hugging Face Hub",
+    "config": "print the JSON schema of the config, for editors",
 }
+
+_CONFIG_HELP = """usage: vit-dist config schema
+
+Print the JSON schema of a config in YAML: every section and field with its description, type, choices, bounds and
+default. Editors use it to complete and check a config. Write it next to your config and name it in the first line:
+
+  vit-dist config schema > schema.json
+  # yaml-language-server: $schema=schema.json
+
+docs/config.md lists the same fields."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 done, 75 stopped and resumable, 2 a person's mistake."""
+    """Run a command and return its exit code: 0 done, 75 stopped and resumable, 2 a mistake of the user's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
         print(f"vit-dist {__version__}")
@@ -43,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "predict": _predict,
         "export": _export,
+        "config": _config,
     }
     try:
         return commands[arguments[0]](arguments[1:])
@@ -54,52 +71,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output is gone, as with `head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _overview(arguments: list[str]) -> int:
-    asked = not arguments or arguments[0] in ("-h", "--help")
+    if arguments and arguments[0] not in ("-h", "--help"):
+        print(f"vit-dist: {arguments[0]}: no such command; known: {', '.join(_HELP)}", file=sys.stderr)
+        return MISTAKE
     lines = [f"  {name:<10}{meaning}" for name, meaning in _HELP.items()]
-    text = "usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n" + "\n".join(lines)
-    if asked:
-        print(text)
-        return 0
-    print(f"vit-dist: {arguments[0]}: no such command; known: {', '.join(_HELP)}", file=sys.stderr)
-    return MISTAKE
+    print("usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n" + "\n".join(lines))
+    return 0
 
 
-def _train(arguments: list[str]) -> int:
-    config = parse(arguments)
-    if config is None:
+def _train(words: list[str]) -> int:
+    arguments = parse_arguments("train", words)
+    config = arguments.load_config()
+    if _print_config(arguments, config):
         return 0
     from vit_dist.training.run import train
 
     return STOPPED if train(config).stopped else 0
 
 
-def _plan(arguments: list[str]) -> int:
-    processes, picture = take(arguments, "--processes") or "1", take(arguments, "--png") or "plan.png"
-    if not processes.isdecimal() or int(processes) < 1:
-        raise UserError(f"--processes: must be a whole number above 0, not {processes}")
-    if not picture.lower().endswith(".png"):
-        raise UserError(f"--png: the picture is a PNG: name it so, not {picture}")
-    config = parse(arguments, "plan")
-    if config is None:
+def _plan(words: list[str]) -> int:
+    arguments = parse_arguments("plan", words)
+    picture = arguments.path("--png") or Path("plan.png")
+    if picture.suffix.lower() != ".png":
+        raise UserError(f"--png: the picture is a PNG: name it FILE.png, not {picture}")
+    config = arguments.load_config()
+    if _print_config(arguments, config):
         return 0
     from vit_dist.cli.plan import show_plan
     from vit_dist.telemetry.console import Console
 
-    show_plan(config, Console(speaks=True), processes=int(processes), picture=Path(picture))
+    show_plan(config, Console(speaks=True), processes=int(arguments.flags.get("--processes", "1")), picture=picture)
     return 0
 
 
-def _report(arguments: list[str]) -> int:
-    given = parse_usage("report", arguments)
-    runs = list(dict.fromkeys(Path(name).expanduser() for name in given.words))
-    out = given.path("--out")
+def _print_config(arguments: Arguments, config: Config) -> bool:
+    """Print the config as YAML if `--print_config` asks for it, and return whether it did."""
+    if "--print_config" not in arguments.flags:
+        return False
+    import yaml
+
+    values = config.to_dict()
+    if config.run.name.endswith(f"-{config.identity()}"):
+        values["run"]["name"] = ""  # derived from the other fields, also after an edit
+    print(yaml.safe_dump(values, sort_keys=False), end="")
+    return True
+
+
+def _report(words: list[str]) -> int:
+    arguments = parse_arguments("report", words)
+    runs = list(dict.fromkeys(Path(name).expanduser() for name in arguments.positionals))
+    out = arguments.path("--out")
     if len(runs) == 1:
         from vit_dist.report.page import write_report
 
@@ -113,74 +141,89 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
-def _evaluate(arguments: list[str]) -> int:
-    given = parse_usage("evaluate", arguments)
+def _evaluate(words: list[str]) -> int:
+    arguments = parse_arguments("evaluate", words)
     from vit_dist.cli.evaluate import run_evaluate
-    from vit_dist.inference.load import load_model
     from vit_dist.telemetry.console import Console
 
-    trained = load_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields)
     run_evaluate(
-        trained,
-        given.words[0],
+        _load(arguments),
+        arguments.positionals[0],
         Console(speaks=True),
-        split=given.own.get("--split", ""),
-        folder=given.path("--folder"),
-        out=given.path("--json"),
+        split=arguments.flags.get("--split", ""),
+        folder=arguments.path("--folder"),
+        out=arguments.path("--json"),
     )
     return 0
 
 
-def _predict(arguments: list[str]) -> int:
-    given = parse_usage("predict", arguments)
-    out = given.path("--out")
+def _predict(words: list[str]) -> int:
+    arguments = parse_arguments("predict", words)
+    out = arguments.path("--out")
     ending = out.suffix[1:].lower() if out else ""
-    if ending not in ("", "txt", *FORMATS) and "--format" not in given.own:
-        raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or say --format {', '.join(FORMATS)}")
-    format = given.own.get("--format") or (ending if ending in FORMATS else "table")
+    if ending not in ("", "txt", *FORMATS) and "--format" not in arguments.flags:
+        raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or set --format {', '.join(FORMATS)}")
+    format = arguments.flags.get("--format") or (ending if ending in FORMATS else "table")
     from vit_dist.cli.predict import predict
-    from vit_dist.inference.load import load_model
     from vit_dist.telemetry.console import Console
 
     predict(
-        load_model(given.words[0], weights=given.own.get("--weights", ""), overrides=given.fields),
-        given.words[1:],
+        _load(arguments),
+        arguments.positionals[1:],
         Console(speaks=True, stream=sys.stderr),
-        split=given.own.get("--split", ""),
-        top=int(given.own.get("--top", "3")),
+        split=arguments.flags.get("--split", ""),
+        top=int(arguments.flags.get("--top", "3")),
         format=format,
         out=out,
-        png=given.path("--png"),
+        png=arguments.path("--png"),
     )
     return 0
 
 
-def _export(arguments: list[str]) -> int:
-    given = parse_usage("export", arguments)
-    from vit_dist.inference.load import load_model
-
-    name, out = given.words[0], Path(given.words[1]).expanduser()
-    asked = "--preprocess" in given.own
+def _export(words: list[str]) -> int:
+    arguments = parse_arguments("export", words)
+    name, out = arguments.positionals[0], Path(arguments.positionals[1]).expanduser()
+    preprocess = "--preprocess" in arguments.flags
     ending = out.suffix.lower()
     if ending in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onxx", ".onx"):
         raise UserError(f"export: OUT is FILE.onnx or a folder, not {out}")
-    if asked and out.suffix.lower() != ".onnx":
-        raise UserError("--preprocess: is for FILE.onnx: a folder's config.json says how to prepare images")
-    trained = load_model(name, weights=given.own.get("--weights", ""), overrides=given.fields)
-    of = f", {trained.weights} weights of update {trained.update}" if trained.update is not None else ""
+    if preprocess and ending != ".onnx":
+        raise UserError("--preprocess: only for FILE.onnx: the config.json of a folder holds the preprocessing")
+    trained = _load(arguments)
+    weights = f", {trained.weights} weights of update {trained.update}" if trained.update is not None else ""
     if ending == ".onnx":
         from vit_dist.export.onnx_file import export_onnx
 
         source = {"model": name, "weights": trained.weights, "update": trained.update, "vit_dist": __version__}
-        found = export_onnx(trained, out, preprocess=asked, source=source)
-        print(f"{out}: {name}{of}; {found.bytes / 2**20:.1f} MiB, opset {found.opset}, input, output, any batch")
-        print(f"  beside torch: {found.largest_difference:.1e} apart at most over {found.images} images")
+        exported = export_onnx(trained, out, preprocess=preprocess, source=source)
+        size = f"{exported.bytes / 2**20:.1f} MiB"
+        print(f"{out}: {name}{weights}; {size}, opset {exported.opset}, input, output, any batch")
+        print(f"  largest difference from torch: {exported.largest_difference:.1e} over {exported.images} images")
         return 0
     from vit_dist.export.model_card import model_card
     from vit_dist.export.timm_folder import export_timm
     from vit_dist.run_folder.status import summary_of
 
     export_timm(trained, out, card=model_card(trained, summary_of(Path(name).expanduser()), out.name))
-    print(f'{out}: {name}{of}; timm.create_model("local-dir:{out}", pretrained=True) loads it')
+    print(f'{out}: {name}{weights}; timm.create_model("local-dir:{out}", pretrained=True) loads it')
     print(f"  on the hub: hf upload OWNER/NAME {out}")
+    return 0
+
+
+def _load(arguments: Arguments) -> TrainedModel:
+    from vit_dist.inference.load import load_model
+
+    name, weights = arguments.positionals[0], arguments.flags.get("--weights", "")
+    return load_model(name, weights=weights, overrides=arguments.config)
+
+
+def _config(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_CONFIG_HELP)
+        return 0
+    if words != ["schema"]:
+        raise UserError(f"config: takes schema alone, not {' '.join(words)}; see vit-dist config --help")
+    from vit_dist.config.checking import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
     return 0

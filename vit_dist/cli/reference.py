@@ -1,29 +1,41 @@
-"""Write docs/config.md, the reference of every config field."""
+"""Write docs/config.md, the reference of every field of the config."""
 
 from __future__ import annotations
 
-from vit_dist.cli.flags import config_flags
+from typing import Literal, get_origin
+
+from vit_dist.config.option import Option
+from vit_dist.config.sections import all_options, sections
 from vit_dist.config.values import describe
+
+_HEAD = """# Config reference
+
+Every field, as `--section.field VALUE` on the command line or `section: {field: VALUE}` in YAML. The defaults are
+those of the field alone; recipes set others. Fields marked · can change the result of a run and are part of its
+identity. Lengths of time have units: `20 epochs`, `5000 updates`, `1e6 samples` and, within a run, `5%`.
+`vit-dist config schema` prints the same as a JSON schema. This page is generated: `python scripts/config_reference.py
+> docs/config.md`."""
 
 
 def reference() -> str:
-    """docs/config.md: every field of the config, from the dataclasses themselves."""
-    lines = [
-        "# Config reference",
-        "",
-        "Every field, as `--section.field VALUE` on the command line or `section: {field: VALUE}` in YAML; recipes set",
-        "other values than these defaults. Fields marked · belong to a run's identity: they can change its result.",
-        "Lengths of time have units: `20 epochs`, `5000 updates`, `1e6 samples`, and inside a run `5%`.",
-        "This page is written by `python scripts/config_reference.py > docs/config.md`.",
-    ]
-    section = ""
-    for flag, field, kind in config_flags():
-        if flag.split(".")[0] != section:
-            section = flag.split(".")[0]
-            lines += ["", f"## {section}", "", "| field | value | default | meaning |", "| --- | --- | --- | --- |"]
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        shown = "" if default in ("", (), None, {}) else f"`{str(default).lower() if kind is bool else default}`"
-        mark = "" if field.metadata["free"] else " ·"
-        cells = [f"`{flag}`{mark}", describe(kind), shown, field.metadata["meaning"]]
-        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    """Return the text of docs/config.md."""
+    lines = [_HEAD]
+    for section, kind in sections().items():
+        lines += ["", f"## {section}", "", kind.__doc__, ""]
+        lines += ["| field | value | default | description |", "| --- | --- | --- | --- |"]
+        lines += [_row(name, option) for name, option in all_options() if name.startswith(f"{section}.")]
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, option: Option) -> str:
+    value = describe(option.type)
+    if get_origin(option.type) is Literal:
+        value = value.replace(" or ", ", ")
+    default = str(option.default).lower() if isinstance(option.default, bool) else option.default
+    cells = [
+        f"`{name}`{' ·' if option.changes_result else ''}",
+        "; ".join(part for part in (value, str(option.bounds)) if part),
+        "" if default in ("", (), None, {}) else f"`{default}`",
+        option.description,
+    ]
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"

@@ -1,4 +1,4 @@
-"""The names that a config may use, and what each takes: schedules, optimizers, losses, metrics."""
+"""Names that a config may use: schedules, optimizers, losses, metrics."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ from collections.abc import Iterator
 
 from vit_dist.errors import nearest
 
-PRESETS = ("cosine", "wsd", "constant")
-
-
 _TIMM = "timm/"
+PRESETS = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
-
-
 LOSSES = ("cross_entropy", "bce")
-
-
-# Of val, by the averaged weights where train.ema keeps some; raw_ asks for the others.
+# Validation metrics, of the EMA weights if train.ema is set; with raw_, of the raw weights.
 METRICS = ("top1", "top5", "loss", "raw_top1", "raw_top5", "raw_loss")
 
 
@@ -31,7 +25,7 @@ def timm_name(name: str) -> str:
 
 
 def optimizer_problems(name: str) -> Iterator[str]:
-    """What is wrong with an optimizer's name."""
+    """Yield what is wrong with the name of an optimizer."""
     if name not in OPTIMIZERS and not is_timm(name):
         hint = nearest(name, [*OPTIMIZERS, "timm/NAME"])
         timms = "" if "did you mean" in hint or not name else f"; if timm has it: timm/{name.lower()}"
@@ -39,7 +33,7 @@ def optimizer_problems(name: str) -> Iterator[str]:
 
 
 def loss_problems(name: str) -> Iterator[str]:
-    """What is wrong with a loss's name."""
+    """Yield what is wrong with the name of a loss."""
     if name == "clip":
         yield (
             "loss.name: clip needs a two-tower model (images and texts), which is not built: "
@@ -47,10 +41,3 @@ def loss_problems(name: str) -> Iterator[str]:
         )
     elif name not in LOSSES and ":" not in name:
         yield f"loss.name: no loss {name}{nearest(name, [*LOSSES, 'package.module:function'])}"
-
-
-# Fields that may be set beside a trained run, which says all else itself.
-BESIDE_A_RUN = (
-    *("data.root", "data.workers", "evaluate.batch_size"),
-    *("run.device", "run.threads", "run.seed", "train.precision"),
-)

@@ -8,15 +8,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from vit_dist.config import validation
+from vit_dist.config.checking import checked
 from vit_dist.config.recipe import find_recipe, read_yaml, recipe_for
-from vit_dist.config.schema import (
-    Schema,
-)
-from vit_dist.config.values import coerce, describe, merged
-from vit_dist.errors import UserError, nearest
+from vit_dist.config.sections import Schema, all_options
+from vit_dist.config.values import merged
+from vit_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,16 +22,15 @@ class Config(Schema):
     """The config of one run. Build it with `Config.load`, or from its sections in Python."""
 
     def __post_init__(self) -> None:
-        """Raises `UserError` with every problem of the fields, a line each."""
-        problems = list(validation.problems(self))
-        if problems:
-            raise UserError("\n".join(problems))
+        """Check and convert the sections. Raises `UserError` with every problem, a line each."""
+        sections = {section.name: vars(getattr(self, section.name)) for section in dataclasses.fields(self)}
+        vars(self).update(vars(checked(sections)))
 
     @classmethod
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-        """The config of a recipe's name or a YAML file (by default `recipe_for`'s), with dotted overrides on top.
+        """Load a shipped recipe or a YAML file, by default that of `recipe_for`, with dotted overrides on top.
 
-        Raises `UserError` with all that is wrong, a line each.
+        Raises `UserError` with every problem, a line each.
         """
         overrides = dict(overrides or {})
         if recipe is None:
@@ -57,61 +54,32 @@ class Config(Schema):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """The config of nested plain values, as YAML or JSON give them; missing fields take their defaults.
+        """Build a config from nested plain values, as in YAML or JSON; missing fields take their defaults.
 
-        Raises `UserError` with every unknown key, wrong type and contradiction, a line each.
+        Raises `UserError` with every unknown key, wrong type, number out of bounds and contradiction, a line each.
         """
-        problems: list[str] = []
-        sections: dict[str, Any] = {}
-        known = get_type_hints(cls)
-        for name, given in values.items():
-            if name not in known:
-                problems.append(f"{name}: no such section{nearest(str(name), known)}")
-                continue
-            kind = known[name]
-            hints = get_type_hints(kind)
-            if given is not None and not isinstance(given, Mapping):
-                problems.append(f"{name}: a section of fields ({', '.join(hints)}), not {given!r}")
-                continue
-            section: dict[str, Any] = {}
-            for key, value in (given or {}).items():
-                if key not in hints:
-                    problems.append(f"{name}.{key}: no such field{nearest(str(key), hints)}")
-                    continue
-                try:
-                    section[key] = coerce(value, hints[key])
-                except (TypeError, ValueError, OverflowError):
-                    problems.append(f"{name}.{key}: must be {describe(hints[key])}, not {value!r}")
-            sections[name] = kind(**section)
-        try:
-            config = cls(**sections)
-        except UserError as error:
-            raise UserError("\n".join([*problems, str(error)])) from None
-        if problems:
-            raise UserError("\n".join(problems))
-        return config
+        return cls(**vars(checked(values)))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested plain values that YAML and JSON hold."""
+        """Return nested plain values that YAML and JSON can hold."""
         plain: dict[str, dict[str, Any]] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
-    def fields(self, *, free: bool = True) -> dict[str, Any]:
-        """Dotted names and plain values; without `free`, only what can change the result."""
+    def fields(self, *, changes_result: bool = False) -> dict[str, Any]:
+        """Return plain values by dotted name; with `changes_result`, only those that can change the result."""
         values = self.to_dict()
         return {
-            f"{section.name}.{f.name}": values[section.name][f.name]
-            for section in dataclasses.fields(self)
-            for f in dataclasses.fields(getattr(self, section.name))
-            if free or not f.metadata["free"]
+            name: values[name.split(".")[0]][option.name]
+            for name, option in all_options()
+            if option.changes_result or not changes_result
         }
 
     def identity(self) -> str:
-        """Six hex digits that name everything that can change the result."""
-        text = json.dumps(self.fields(free=False), sort_keys=True)
+        """Return six hex digits that name everything that can change the result."""
+        text = json.dumps(self.fields(changes_result=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
     @property
     def folder(self) -> Path:
-        """Where the run lives."""
+        """The folder of the run."""
         return Path(self.run.dir or f"runs/{self.run.name or f'{self.data.name}-{self.identity()}'}")

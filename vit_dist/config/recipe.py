@@ -1,4 +1,4 @@
-"""Where configs are read from: shipped recipes by name, and files. The only reader of YAML."""
+"""Recipes and other YAML files that a config is read from."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def recipe_for(overrides: Mapping[str, Any]) -> str:
-    """Where none is named: `finetune` where the overrides set `model.pretrained`; the one named like their `data.name`;
-    `folder` where they set `data.root` or another `data.name`; else `digits`."""
+    """Return the recipe to use if none is named.
+
+    `finetune` if the overrides set `model.pretrained`, else the one named after their `data.name`, else `folder` if
+    they set `data.root` or another `data.name`, else `digits`.
+    """
     if overrides.get("model.pretrained"):
         return "finetune"
-    named = str(overrides.get("data.name", ""))
-    if (RECIPES / f"{named}.yaml").is_file():
-        return named
+    name = str(overrides.get("data.name", ""))
+    if (RECIPES / f"{name}.yaml").is_file():
+        return name
     return "folder" if {"data.root", "data.name"} & overrides.keys() else "digits"
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """The YAML file of a shipped recipe's name or of a path. Raises UserError."""
+    """Return the YAML file of a shipped recipe's name or of a path. Raises UserError."""
     shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if str(recipe) in shipped:
         return shipped[str(recipe)]
@@ -33,15 +36,23 @@ def find_recipe(recipe: str | Path) -> Path:
     return path
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file. Raises UserError, with the line where it breaks."""
+def parse_yaml(text: str, name: object) -> Any:
+    """Parse YAML. Raises UserError that begins with `name` and says where it breaks."""
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not YAML: {one_line(error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the sections of a YAML file. Raises UserError, with the line where it breaks."""
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), path) or {}
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold sections such as `optimizer:` with fields below them")

@@ -1,10 +1,9 @@
-"""Plain values → typed ones: what YAML, JSON and flags hold, lengths of time, import paths."""
+"""Types of plain values from YAML, JSON and flags: numbers, lengths of time, import paths."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 import re
 import sys
@@ -12,21 +11,24 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Union, get_args, get_origin
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter
 
 from vit_dist.errors import UserError
 
 
 @dataclass(frozen=True)
 class Length:
-    """A length of time: an amount of a unit (epochs, updates, samples or %)."""
+    """A length of time: an amount of epochs, updates, samples or % of the run."""
 
     amount: Fraction
     unit: str
 
     @classmethod
     def parse(cls, text: str) -> Length:
-        """Of "20 epochs", 20epochs, "5000 updates", "1e6 samples" or "5%". Raises ValueError."""
+        """Parse "20 epochs", "20epochs", "5000 updates", "1e6 samples" or "5%". Raises ValueError."""
         match = re.fullmatch(r"\s*([0-9.]+(?:[eE]\+?[0-9]+)?)\s*(epochs?|updates?|samples?|%)\s*", str(text))
         if not match:
             raise ValueError(f"not a length of time: {text!r}")
@@ -35,7 +37,7 @@ class Length:
 
 
 def parse_size(text: str) -> tuple[int, Length]:
-    """Of "128 for 40%": a side in pixels and the length for which images have it. Raises ValueError."""
+    """Parse "128 for 40%" into the side of the images in pixels and for how long they have it. Raises ValueError."""
     side, word, length = text.partition(" for ")
     if not word or not side.strip().isdigit() or int(side) == 0:
         raise ValueError(f"not a size for a length of time: {text!r}")
@@ -43,7 +45,7 @@ def parse_size(text: str) -> tuple[int, Length]:
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Both mappings, the second's values where both have one; mappings inside them likewise."""
+    """Merge two mappings, nested ones too; the second's values win."""
     both = dict(first)
     for name, value in second.items():
         old = both.get(name)
@@ -52,76 +54,81 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """`value` as `kind`, reading numbers from text as YAML's 3e-4 needs.
+    """Return `value` as `kind`; numbers are read from text too, as YAML's 3e-4 needs. Raises ValueError."""
+    return _adapter(kind).validate_python(value)
 
-    Raises TypeError, ValueError or OverflowError where it does not fit.
-    """
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(readable(kind))
+
+
+def readable(kind: Any, **constraints: Any) -> Any:
+    """Return the pydantic type that reads a field of type `kind`, with constraints on its numbers."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        for choice in args:
-            try:
-                return coerce(value, choice)
-            except (TypeError, ValueError):
-                continue
-        raise TypeError
-    if origin is Literal:
-        if value in args and isinstance(value, str):
-            return value
-        raise ValueError
-    if kind is Length:
-        return Length.parse(str(value))
+        choices = tuple(readable(choice, **constraints) for choice in args)
+        return Annotated[Union[choices], Field(union_mode="left_to_right")]
     if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        return tuple(coerce(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
+        return Annotated[tuple[readable(args[0], **constraints), ...], BeforeValidator(_sequence)]  # type: ignore[misc]
     if origin is dict:
-        if not isinstance(value, Mapping):
-            raise TypeError
-        json.dumps(value)
-        return {str(name): _numbers(one) for name, one in value.items()}
-    if kind is type(None):
-        if value is None or value == "":
-            return None
-        raise TypeError
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise TypeError
-    if isinstance(value, bool) or value is None:
-        raise TypeError
+        return Annotated[dict[str, Any], BeforeValidator(_mapping)]
     if kind is int:
-        number = float(value)
-        if not number.is_integer():
-            raise ValueError
-        return int(value) if isinstance(value, (int, str)) and not _has_point(value) else int(number)
+        return Annotated[int, Field(**constraints), BeforeValidator(_whole)]
     if kind is float:
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError
-        return number
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    raise TypeError
+        return Annotated[float, Field(allow_inf_nan=False, **constraints), BeforeValidator(_not_bool)]
+    if kind is Length:
+        return Annotated[Length, PlainValidator(lambda value: Length.parse(str(value)))]
+    kinds = {
+        bool: Annotated[bool, Field(strict=True)],
+        str: Annotated[str, Field(coerce_numbers_to_str=True)],
+        type(None): Annotated[None, BeforeValidator(lambda value: None if value == "" else value)],
+    }
+    return kinds.get(kind, kind)
 
 
-def _numbers(value: Any) -> Any:
-    """Texts such as 1e-4, which YAML does not take for numbers, as numbers; inside lists and mappings too."""
+def _sequence(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("not a list")
+    return value
+
+
+def _mapping(value: Any) -> Any:
+    """Return a mapping with text keys and numbers read from text; refuse what JSON cannot hold, such as dates."""
+    if not isinstance(value, Mapping):
+        raise ValueError("not a mapping")
+    try:
+        json.dumps(value)
+    except TypeError as error:
+        raise ValueError("not JSON") from error
+    return {str(name): numbers(item) for name, item in value.items()}
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """Let pydantic's integers read 1e2 and 64.0 from text as well."""
+    is_text = isinstance(value, str) and not value.strip().lstrip("+-").isdigit()
+    return float(value) if is_text else _not_bool(value)
+
+
+def numbers(value: Any) -> Any:
+    """Return texts such as 1e-4, which YAML 1.1 takes for text, as numbers, inside lists and mappings too."""
     if isinstance(value, Mapping):
-        return {name: _numbers(one) for name, one in value.items()}
+        return {name: numbers(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_numbers(one) for one in value]
+        return [numbers(item) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         return float(value)
     return value
 
 
-def _has_point(value: int | str) -> bool:
-    return isinstance(value, str) and not value.strip().lstrip("+-").isdigit()
-
-
 def describe(kind: Any) -> str:
-    """A type in a person's words."""
+    """Return a type in words for the user."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(choice) for choice in args)
@@ -129,14 +136,14 @@ def describe(kind: Any) -> str:
         return " or ".join(args)
     if origin is tuple:
         items = {float: "numbers", Length: "lengths with their units, as [30 epochs, 60 epochs]"}.get(args[0], "texts")
-        return f"a list of {items}" + ("" if args[-1] is Ellipsis else f", {len(args)} of them")
+        return f"a list of {items}"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "empty"}
     names[Length] = 'a length with its unit, as "30 epochs"'
     return names.get(kind, "fields with values")
 
 
 def import_function(path: str, name: str) -> Any:
-    """The object at "package.module:function", looked for in the working folder too. Raises UserError with `name`."""
+    """Import "package.module:function", from the working folder too. Raises UserError that names the field `name`."""
     module, _, attribute = path.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

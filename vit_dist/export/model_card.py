@@ -120,7 +120,7 @@ def _number(value: Any) -> str:
 def _recipe(config: Config) -> str:
     """The fields that can change a result and are not the defaults, as YAML."""
     defaults, sections = Config().fields(), dict[str, list[str]]()
-    for name, value in config.fields(free=False).items():
+    for name, value in config.fields(changes_result=True).items():
         if value != defaults[name]:
             section, _, field = name.partition(".")
             # JSON is YAML.

@@ -14,9 +14,10 @@ from vit_dist.checkpointing import checkpoint
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.checkpointing.folder import pointed_to
 from vit_dist.checkpointing.state import Best
-from vit_dist.config.catalog import BESIDE_A_RUN, is_timm
+from vit_dist.config.catalog import is_timm
 from vit_dist.config.config import Config
 from vit_dist.config.schema import ModelConfig
+from vit_dist.config.sections import inference_fields
 from vit_dist.config.values import merged
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
@@ -97,7 +98,7 @@ def load_run_model(path: Path, field: str, model: nn.Module | None = None) -> Tr
 def _from_run(
     path: Path, field: str, weights: str, given: Mapping[str, Any], model: nn.Module | None = None
 ) -> TrainedModel:
-    _refuse(given, BESIDE_A_RUN, "the run says it itself")
+    _refuse(given, inference_fields(), "the run says it itself")
     found, chosen = _chosen(path, field)
     weights = weights or chosen
     config = _with(Config.from_dict(found.state["config"]), given)
@@ -113,8 +114,7 @@ def _from_run(
         seed=config.run.seed,
     )
     load_weights(model, _weights_file(found, weights))
-    named = config.data.name or ("folder" if config.data.root else "digits")
-    if named != "folder":
+    if config.data.source != "folder":
         preprocessing = dataclasses.replace(preprocessing, crop=1.0)  # it was trained on images that fill their frame
     return TrainedModel(
         model,
@@ -158,7 +158,7 @@ def _from_weights_file(given: Mapping[str, Any], path: Path | None) -> TrainedMo
 
 def _from_export(folder: Path, given: Mapping[str, Any]) -> TrainedModel:
     """A folder in the form of timm and the Hugging Face hub."""
-    _refuse(given, (*BESIDE_A_RUN, "data.name", "data.val_fraction"), "the folder says it itself")
+    _refuse(given, (*inference_fields(), "data.name", "data.val_fraction"), "the folder says it itself")
     try:
         said = read_json(folder / "config.json")
         made = said["pretrained_cfg"]

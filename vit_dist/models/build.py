@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from vit_dist.config.catalog import is_timm
 from vit_dist.config.schema import ModelConfig
-from vit_dist.config.validation import image_problems
+from vit_dist.config.validation import vit_problems
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError, one_line
 from vit_dist.models.forward import eval_mode
@@ -82,14 +83,7 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
     preset = PRESETS[config.name]
     width = config.width or preset["width"]
     heads = config.heads or preset["heads"]
-    stride = config.patch_stride or config.patch_size
-    problems = list(image_problems(stride, image_size))
-    if stride != config.patch_size:
-        problems = [problem.replace("model.patch_size", "model.patch_stride") for problem in problems]
-    if width % heads:
-        problems.append(f"model.width: {width} is not divisible by {heads} heads: set model.heads")
-    if config.position == "sincos" and width % 4:
-        problems.append(f"model.width: {width} must be divisible by 4 with model.position sincos")
+    problems = list(vit_problems(replace(config, width=width, heads=heads), image_size))
     if problems:
         raise UserError("\n".join(problems))
     return ViT(

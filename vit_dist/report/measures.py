@@ -129,9 +129,9 @@ def metric_of(run: RunRecord) -> str:
 
 def compare_configs(runs: Sequence[RunRecord], names: Sequence[str]) -> Iterator[str]:
     """Whether the others saw the samples that the first did."""
-    mine = runs[0].config.fields(free=False)
+    mine = runs[0].config.fields(changes_result=True)
     for run, name in zip(runs[1:], names[1:], strict=True):
-        theirs = run.config.fields(free=False)
+        theirs = run.config.fields(changes_result=True)
         odd = [field for field in mine if mine[field] != theirs[field]]
         samples = runs[0].start["plan"]["samples"], run.start["plan"]["samples"]
         if not odd and samples[0] == samples[1]:

@@ -51,7 +51,7 @@ def find_resume_point(config: Config) -> ResumePoint:
     changed: dict[str, Any] = {}
     if used:
         before = Config.from_dict(read_yaml(stored))
-        changed, notes = compare(before.fields(), config.fields(), config.fields(free=False), folder)
+        changed, notes = compare(before.fields(), config.fields(), config.fields(changes_result=True), folder)
         newest, problems = newest_valid(folder / "checkpoints")
         notes += [f"{problem}: not used" for problem in problems]
         if newest is not None:
@@ -63,7 +63,7 @@ def find_resume_point(config: Config) -> ResumePoint:
         return ResumePoint(notes=notes, changed=changed)
     start = _open_newest(Path(config.run.resume))
     before = Config.from_dict(start.state["config"])
-    changed, more = compare(before.fields(), config.fields(), config.fields(free=False), start.path)
+    changed, more = compare(before.fields(), config.fields(), config.fields(changes_result=True), start.path)
     return ResumePoint(start, folder in start.path.parents, False, notes + more, changed)
 
 

@@ -16,7 +16,7 @@ _READERS = {**BUILTIN, "folder": read_folder}
 
 def open_data(config: DataConfig) -> LabelledSplits:
     """The data of a config, downloaded where it is not there yet. Raises UserError."""
-    name = config.name or ("folder" if config.root else "digits")
+    name = config.source
     if name not in _READERS:
         raise UserError(f"data.name: no data set {name}{nearest(name, _READERS)}")
     if name == "digits" and config.root:

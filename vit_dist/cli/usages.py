@@ -1,0 +1,124 @@
+"""The commands: what each does, its positionals, its own flags, and the fields of the config that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vit_dist.config.recipe import RECIPES
+from vit_dist.inference.output import FORMATS
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a command takes.
+
+    positionals: name → meaning, with the number of them from `min` to `max` (None: any number).
+    flags: name → (name of the value, meaning); the name of the value is empty for a flag without one.
+    fields: beginnings of the dotted names of the fields that it takes.
+    """
+
+    description: str
+    flags: Mapping[str, tuple[str, str]]
+    positionals: Mapping[str, str]
+    min: int
+    max: int | None
+    fields: tuple[str, ...] = ()
+
+    def takes(self, name: str) -> bool:
+        """Return whether a field of the config is a flag of the command."""
+        return name.startswith(self.fields) and not (self.positionals and name in _ONLY_FOR_TRAINING)
+
+    def __str__(self) -> str:
+        """Return the usage line, without the command."""
+        if self.positionals:
+            names = [f"[{name} …]" if at >= self.min else name for at, name in enumerate(self.positionals)]
+            return f"{' '.join(names)} [--flag VALUE …]"
+        flags = [f"[{flag} {value}]" if value else f"[{flag}]" for flag, (value, _) in self.flags.items()]
+        return f"{' '.join(flags)} [--section.field VALUE …]"
+
+
+_ONLY_FOR_TRAINING = (
+    *("model.init", "model.dropout", "model.attention_dropout", "model.drop_path", "model.freeze"),
+    "model.linear_probe",
+)
+_MODEL_FIELDS = ("model.", "data.", "evaluate.batch_size", "run.device", "run.threads", "train.precision")
+_MODEL = "the folder of a run, a checkpoint or an export; FILE.safetensors; or timm/NAME"
+_WEIGHTS = ("raw|ema", "the last weights or their EMA; default: those that the run's metric picked")
+_RECIPE = (
+    f"--config takes a shipped recipe ({', '.join(path.stem for path in sorted(RECIPES.glob('*.yaml')))}) or a YAML "
+    "file. Without it: the recipe named like data.name; finetune if model.pretrained is set; folder if data.root is; "
+    "else digits. Recipes set other values than the defaults below; --print_config shows the result."
+)
+_CONFIG_FLAGS = {
+    "--config": ("RECIPE|FILE", "shipped recipe or YAML file to start from"),
+    "--print_config": ("", "print the whole config as YAML and exit"),
+}
+
+
+USAGES = {
+    "train": Usage(f"Train a Vision Transformer. {_RECIPE}", _CONFIG_FLAGS, {}, 0, 0, ("",)),
+    "plan": Usage(
+        "Show what `train` with the same flags would do, without training or touching the run's folder: every number "
+        f"of the run, its memory, the curve of its learning rate. {_RECIPE}",
+        {
+            **_CONFIG_FLAGS,
+            "--processes": ("N", "processes to plan for (default: 1)"),
+            "--png": ("FILE", "picture of the learning rate (default: plan.png)"),
+        },
+        {},
+        0,
+        0,
+        ("",),
+    ),
+    "report": Usage(
+        "Draw the curves, mistakes and inputs of a run on a page that opens from the disk (RUN/report/index.html), "
+        "with PNGs next to it; also while the run is going on. For several runs: a comparison as a page, Markdown and "
+        "PNGs.",
+        {"--out": ("DIR", "folder of the page; default: RUN/report, or comparison for several runs")},
+        {"RUN": "the folder of a run; of several, the others are compared with the first"},
+        1,
+        None,
+    ),
+    "evaluate": Usage(
+        "Evaluate a model on a split or a folder, each sample exactly once, on any number of processes.",
+        {
+            "--split": ("NAME", "train, val or test of the model's data; default: test, else val"),
+            "--folder": ("DIR", "all images in folders named after the classes, instead of a split"),
+            "--weights": _WEIGHTS,
+            "--json": ("FILE", "write the result, with every class"),
+        },
+        {"MODEL": _MODEL},
+        1,
+        1,
+        _MODEL_FIELDS,
+    ),
+    "predict": Usage(
+        "Classify images, preprocessed as the model was trained. Without IMAGE and --split: 16 samples of the test "
+        "split, and a picture of them. Samples without a file are named by their number in the data set.",
+        {
+            "--split": ("NAME", "all of train, val or test of the model's data"),
+            "--top": ("N", "classes to show, default 3"),
+            "--format": ("|".join(FORMATS), "default: by the suffix of --out, else table"),
+            "--out": ("FILE", "default: standard output"),
+            "--png": ("FILE", "also draw the first 64 images; default: predictions.png for the 16 of test"),
+            "--weights": _WEIGHTS,
+        },
+        {"MODEL": _MODEL, "IMAGE": "files, folders, patterns"},
+        1,
+        None,
+        (*_MODEL_FIELDS, "run.seed"),
+    ),
+    "export": Usage(
+        "Export a model to ONNX (tensors input and output, any batch size), checked against torch; or to a folder "
+        "that timm and the Hugging Face Hub load.",
+        {
+            "--preprocess": ("", "ONNX: take uint8 pixels and normalise them in the graph"),
+            "--weights": _WEIGHTS,
+        },
+        {"MODEL": _MODEL, "OUT": "FILE.onnx, or a new folder"},
+        2,
+        2,
+        ("model.", "data.image_size", "data.mean", "data.std", "data.crop"),
+    ),
+}
