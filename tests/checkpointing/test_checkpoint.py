@@ -45,7 +45,7 @@ def save(
     state: dict[str, Any],
     average: EMA | None = None,
 ) -> tuple[Path, int]:
-    """Copy and write: the path and the size in bytes."""
+    """Save a checkpoint and return its path and size in bytes."""
     return checkpoint.write_snapshot(folder, checkpoint.take_snapshot(position, model, optimizer, state, average))
 
 
@@ -53,37 +53,37 @@ def saved(folder: Path, position: int = 7) -> Path:
     return save(folder, position, *trained(), {"train_state": {"position": position}})[0]
 
 
-def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_loads_back(tmp_path: Path) -> None:
     model, optimizer = trained()
     path, size = save(tmp_path, 7, model, optimizer, STATE)
     assert path == tmp_path / "update_00000007"
     files = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
-    assert {one.name for one in path.iterdir()} == files
+    assert {file.name for file in path.iterdir()} == files
     assert size == sum((path / name).stat().st_size for name in files - {"manifest.json"})
-    found, wrong = newest_valid(tmp_path)
+    opened, wrong = newest_valid(tmp_path)
     assert wrong == []
-    assert found is not None
-    assert found.position == 7
+    assert opened is not None
+    assert opened.position == 7
     other, other_optimizer = trained(seed=1)
-    found.load_model(other)
-    found.load_optimizer(other_optimizer, other)
+    opened.load_model(other)
+    opened.load_optimizer(other_optimizer, other)
     for name, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
-    for one, two in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
-        assert one.keys() == {"step", "exp_avg", "exp_avg_sq"}
-        assert all(torch.equal(one[slot], two[slot]) for slot in one)
+    for expected, actual in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
+        assert expected.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(expected[slot], actual[slot]) for slot in expected)
 
 
-def test_the_same_run_makes_the_same_bytes(tmp_path: Path) -> None:
-    one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
+def test_the_same_run_writes_the_same_bytes(tmp_path: Path) -> None:
+    first, second = saved(tmp_path / "one"), saved(tmp_path / "two")
     for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"):
-        assert (one / name).read_bytes() == (two / name).read_bytes()
-    with safe_open(one / "optimizer.safetensors", "pt") as file:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    with safe_open(first / "optimizer.safetensors", "pt") as file:
         assert sorted(file.keys())[0] == "0.bias/exp_avg"
         assert len(file.metadata() or {}) <= 1
 
 
-def test_our_vit_opens_in_timm(tmp_path: Path) -> None:
+def test_timm_loads_our_vits_weights(tmp_path: Path) -> None:
     ours = build_model(ModelConfig(), classes=10, channels=3, image_size=224, seed=0)
     path, _ = save(tmp_path, 1, ours, SGD(ours.parameters(), lr=0.1), STATE)
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=10)
@@ -107,15 +107,15 @@ def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-def test_each_file_that_breaks_is_named_and_the_checkpoint_before_is_used(name: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_named_and_the_checkpoint_before_it_used(name: str, tmp_path: Path) -> None:
     saved(tmp_path, 3)
     broken = saved(tmp_path, 5) / name
     content = bytearray(broken.read_bytes())
     content[len(content) // 2] ^= 1
     broken.write_bytes(content)
-    found, wrong = newest_valid(tmp_path)
-    assert found is not None
-    assert found.position == 3
+    opened, wrong = newest_valid(tmp_path)
+    assert opened is not None
+    assert opened.position == 3
     assert wrong == [f"{broken}: its SHA-256 is not the manifest's"]
     broken.write_bytes(bytes(content[:-3]))
     assert checkpoint.why_broken(broken.parent) == f"{broken}: {len(content) - 3} bytes, not {len(content)}"
@@ -125,17 +125,17 @@ def test_each_file_that_breaks_is_named_and_the_checkpoint_before_is_used(name: 
         checkpoint.open_checkpoint(broken.parent)
 
 
-def test_without_its_manifest_a_checkpoint_does_not_exist(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_manifest_does_not_exist(tmp_path: Path) -> None:
     saved(tmp_path, 3)
     (saved(tmp_path, 5) / "manifest.json").unlink()
     (tmp_path / ".writing_update_00000009").mkdir()
-    found, wrong = newest_valid(tmp_path)
-    assert found is not None
-    assert (found.position, wrong) == (3, [])
+    opened, wrong = newest_valid(tmp_path)
+    assert opened is not None
+    assert (opened.position, wrong) == (3, [])
     assert newest_valid(tmp_path / "nowhere") == (None, [])
 
 
-def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused_with_a_list(tmp_path: Path) -> None:
     path = saved(tmp_path) / "model.safetensors"
     with pytest.raises(UserError) as caught:
         load_weights(nn.Sequential(nn.Linear(3, 5), nn.Flatten(), nn.Linear(5, 2)), path)
@@ -147,12 +147,12 @@ def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
         load_weights(trained()[0], path)
 
 
-def test_moments_of_another_model_are_refused(tmp_path: Path) -> None:
-    found = checkpoint.open_checkpoint(saved(tmp_path))
+def test_optimizer_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    opened = checkpoint.open_checkpoint(saved(tmp_path))
     model = nn.Sequential(nn.Linear(3, 4))
     with pytest.raises(UserError) as caught:
-        found.load_optimizer(AdamW(model.parameters(), fused=True), model)
-    assert str(caught.value) == f"{found.path / 'optimizer.safetensors'}: 1.bias is not in the optimizer"
+        opened.load_optimizer(AdamW(model.parameters(), fused=True), model)
+    assert str(caught.value) == f"{opened.path / 'optimizer.safetensors'}: 1.bias is not in the optimizer"
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
             point_to(tmp_path, "best", path)
     (tmp_path / ".writing_update_00000006").mkdir()
     prune(tmp_path, 2)
-    assert {one.name for one in tmp_path.iterdir()} == {
+    assert {path.name for path in tmp_path.iterdir()} == {
         "best",
         "last",
         "update_00000002",
@@ -178,7 +178,7 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert pointed_to(tmp_path, "other") is None
 
 
-def test_numbers_are_never_nan(tmp_path: Path) -> None:
+def test_nan_in_state_json_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         save(tmp_path, 1, *trained(), {"loss": float("nan")})
     assert list_checkpoints(tmp_path) == []
@@ -215,14 +215,14 @@ def test_another_format_is_refused_with_both_numbers(name: str, known: int, numb
         f"{path / name}: format {number}, and this version of vit_dist reads format {known}: "
         "use the version that wrote it"
     )
-    # The one before it is not taken in its place: the run would silently go back.
+    # The checkpoint before it is not used instead: the run would silently lose updates.
     for read in (lambda: checkpoint.open_checkpoint(path), lambda: newest_valid(tmp_path)):
         with pytest.raises(UserError) as caught:
             read()
         assert str(caught.value) == text
 
 
-# What optimizers keep
+# Optimizer state
 
 
 def vit(seed: int = 0) -> nn.Module:
@@ -238,22 +238,22 @@ def steps(model: nn.Module, optimizer: Optimizer, numbers: range) -> None:
         optimizer.step()
 
 
-def same(one: nn.Module, two: nn.Module) -> bool:
-    return all(torch.equal(two.state_dict()[name], value) for name, value in one.state_dict().items())
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(second.state_dict()[name], value) for name, value in first.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon", *(f"timm/{name}" for name in ACCEPTED)])
-def test_steps_after_a_stop_are_those_without_one(name: str, tmp_path: Path) -> None:
+def test_every_optimizer_resumes_bit_identical(name: str, tmp_path: Path) -> None:
     config = OptimizerConfig(name=name, lr=0.02, weight_decay=0.3, layer_decay=0.8)
     whole, model, later = vit(), vit(), vit(seed=1)
     assert not same(model, later)
     steps(whole, build_optimizer(config, whole, 0.02), range(6))
     optimizer = build_optimizer(config, model, 0.02)
     steps(model, optimizer, range(3))
-    found = checkpoint.open_checkpoint(save(tmp_path, 3, model, optimizer, STATE)[0])
+    opened = checkpoint.open_checkpoint(save(tmp_path, 3, model, optimizer, STATE)[0])
     fresh = build_optimizer(config, later, 0.02)
-    found.load_model(later)
-    found.load_optimizer(fresh, later)
+    opened.load_model(later)
+    opened.load_optimizer(fresh, later)
     for parameter, other in zip(model.parameters(), later.parameters(), strict=True):
         kept, came = optimizer.state[parameter], fresh.state[other]
         for slot, value in came.items():
@@ -261,31 +261,31 @@ def test_steps_after_a_stop_are_those_without_one(name: str, tmp_path: Path) -> 
             assert torch.equal(value, kept[slot]) if tensor else value == kept[slot], slot
             assert type(value) is type(kept[slot])
             assert not tensor or value.dtype == kept[slot].dtype
-        # timm's Muon also keeps whether a parameter is one of its own, and finds it anew.
+        # timm's Muon also keeps whether a parameter is its own, which it works out again.
         assert {slot for slot in kept if kept[slot] is not None} - {"use_muon"} == came.keys()
     steps(later, fresh, range(3, 6))
     assert same(whole, later)
 
 
-def test_a_schedules_momentum_and_rate_are_not_the_optimizers_to_keep(tmp_path: Path) -> None:
+def test_rate_and_momentum_come_from_the_config_not_the_checkpoint(tmp_path: Path) -> None:
     model = vit()
     optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=0.02), model, 0.02)
-    found = checkpoint.open_checkpoint(save(tmp_path, 0, model, optimizer, STATE)[0])
+    opened = checkpoint.open_checkpoint(save(tmp_path, 0, model, optimizer, STATE)[0])
     other = build_optimizer(OptimizerConfig(name="sgd", lr=0.5, momentum=0.3, weight_decay=0.7), model, 0.5)
-    found.load_optimizer(other, model)
+    opened.load_optimizer(other, model)
     assert [(group["lr"], group["momentum"]) for group in other.param_groups] == [(0.5, 0.3)] * 2
     assert [group["weight_decay"] for group in other.param_groups] == [0.0, 0.7]
 
 
 class Counting(Optimizer):
-    """Keeps numbers, not tensors, of each parameter and of its groups, and steps by all of them."""
+    """An optimizer that keeps plain numbers instead of tensors, of parameters and groups, and steps by all of them."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.1, "nesterov": True, "betas": (0.1, 0.2)})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step; its size falls with those made."""
+        """Make one step; its size falls with the number of steps."""
         for group in self.param_groups:
             group["k"] = group.get("k", 0) + 1
             for parameter in group["params"]:
@@ -296,9 +296,9 @@ class Counting(Optimizer):
                 parameter -= group["lr"] / group["k"] * (parameter.grad + kept["mean"]) / kept["seen"]
 
 
-def test_numbers_of_parameters_and_groups_are_kept_to_the_last_bit(tmp_path: Path) -> None:
+def test_plain_numbers_of_parameters_and_groups_are_saved_exactly(tmp_path: Path) -> None:
     def two(model: nn.Module) -> Counting:
-        return Counting([{"params": list(one.parameters()), "lr": 0.3} for one in model.children()])
+        return Counting([{"params": list(layer.parameters()), "lr": 0.3} for layer in model.children()])
 
     def linears() -> nn.Module:
         torch.manual_seed(0)
@@ -318,9 +318,9 @@ def test_numbers_of_parameters_and_groups_are_kept_to_the_last_bit(tmp_path: Pat
         for slot in ("seen", "mean")
     }
     assert "optimizer" not in STATE
-    found, fresh = checkpoint.open_checkpoint(path), two(later)
-    found.load_model(later)
-    found.load_optimizer(fresh, later)
+    opened, fresh = checkpoint.open_checkpoint(path), two(later)
+    opened.load_model(later)
+    opened.load_optimizer(fresh, later)
     assert [group["k"] for group in fresh.param_groups] == [3, 3]
     steps(later, fresh, range(3, 6))
     assert same(whole, later)
@@ -338,12 +338,12 @@ def averaged(seed: int = 0) -> tuple[nn.Module, Optimizer, EMA]:
     return model, optimizer, average
 
 
-def test_the_average_is_saved_hashed_and_comes_back(tmp_path: Path) -> None:
+def test_the_average_is_saved_hashed_and_loaded(tmp_path: Path) -> None:
     model, optimizer, average = averaged()
     path, size = save(tmp_path, 7, model, optimizer, STATE, average)
     files = {"model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"}
     entries = json.loads((path / "manifest.json").read_text())["files"]
-    assert entries.keys() == files == {one.name for one in path.iterdir()} - {"manifest.json"}
+    assert entries.keys() == files == {file.name for file in path.iterdir()} - {"manifest.json"}
     content = (path / "ema.safetensors").read_bytes()
     assert entries["ema.safetensors"] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert size == sum((path / name).stat().st_size for name in files)
@@ -379,7 +379,7 @@ def test_a_broken_average_breaks_the_checkpoint(how: str, tmp_path: Path) -> Non
     assert str(caught.value) == f"{ema}: {text[how]}: this checkpoint cannot be used"
 
 
-def test_a_checkpoint_without_an_average_or_with_that_of_another_model_gives_none(tmp_path: Path) -> None:
+def test_a_missing_average_or_one_of_another_model_is_refused(tmp_path: Path) -> None:
     path, _ = save(tmp_path, 7, *trained(), STATE)
     model, _, average = averaged()
     before = average.tensors()
@@ -401,7 +401,7 @@ def test_a_checkpoint_without_an_average_or_with_that_of_another_model_gives_non
 
 
 def test_the_average_of_tied_weights_and_buffers(tmp_path: Path) -> None:
-    """Tied ones once, under their first name; buffers too; what the model's state leaves out, left out."""
+    """Tied weights are saved once, under their first name; buffers too, except those outside the model's state."""
 
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -435,7 +435,7 @@ def test_the_average_of_tied_weights_and_buffers(tmp_path: Path) -> None:
         assert torch.equal(other.mean, ema["mean"])
 
 
-def test_a_file_that_only_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_lacks_one_tensor_is_refused(tmp_path: Path) -> None:
     model = trained()[0]
     held = state_tensors(model)
     path = tmp_path / "weights.safetensors"
@@ -446,8 +446,8 @@ def test_a_file_that_only_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
-def test_others_may_read_what_they_may_read_of_other_files(tmp_path: Path) -> None:
-    """safetensors makes its files for their owner alone."""
+def test_weights_have_the_permissions_of_other_files(tmp_path: Path) -> None:
+    """safetensors itself makes its files readable for the owner alone."""
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
     before = os.umask(0o027)

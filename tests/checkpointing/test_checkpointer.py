@@ -1,4 +1,4 @@
-"""The Checkpointer: what a run saves, points to, keeps and reports."""
+"""The Checkpointer: files, links, pruning, errors on all ranks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_last_and_best_are_pointed_to_and_old_checkpoints_pruned(runtime: Runtim
     assert values["stall_seconds"] == values["seconds"] > 0
 
 
-def test_state_json_has_the_counters_and_the_facts(runtime: Runtime, tmp_path: Path) -> None:
+def test_state_json_holds_the_counters_and_what_never_changes(runtime: Runtime, tmp_path: Path) -> None:
     saver = checkpointer(tmp_path, runtime)
     saver.state = TrainState(position=7, applied_updates=5, skipped_updates=2, tracker_run_id="x")
     state = json.loads((tmp_path / saver.save()["path"] / "state.json").read_text())

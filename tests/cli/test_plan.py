@@ -52,7 +52,7 @@ SHORT = {
     ],
     ids=lambda schedule: schedule["schedule.name"],
 )
-def test_rate_curve_is_the_rate_of_a_real_run(schedule: dict[str, Any], tmp_path: Path) -> None:
+def test_the_rate_curve_equals_a_real_runs(schedule: dict[str, Any], tmp_path: Path) -> None:
     config = Config.load("digits", {**SHORT, **schedule, "run.dir": str(tmp_path)})
     rates = [line["lr"] for line in train(config).history if line["kind"] == "train"]
     model = build_model(config.model, classes=CLASSES, channels=1, image_size=8, seed=0)
@@ -79,7 +79,7 @@ def estimated(
 
 
 def values(model: nn.Module) -> int:
-    """Of the ViT above, by its sizes."""
+    """Return the numbers of values of the ViT above, from its sizes."""
     width, depth, tokens = 48, 3, 17
     block = 2 * 2 * width + (3 + 1 + 4 + 4) * width**2 + (3 + 1 + 4 + 1) * width
     count = (16 + 1) * width + width + tokens * width + depth * block + 2 * width + (width + 1) * CLASSES
@@ -100,24 +100,24 @@ def values(model: nn.Module) -> int:
 def test_weights_gradients_and_optimizer_are_exact(optimizer: dict[str, Any], moments: int, counts_steps: bool) -> None:
     _, model = vit()
     tensors, size = len(list(model.parameters())), 4 * values(model)
-    found = estimated(model, **optimizer)
-    assert (found.weights, found.gradients, found.average) == (size, size, 0)
-    assert found.optimizer == moments * size + (4 * tensors if counts_steps else 0)
-    assert found.total == found.weights + found.gradients + found.optimizer + found.activations
+    memory = estimated(model, **optimizer)
+    assert (memory.weights, memory.gradients, memory.average) == (size, size, 0)
+    assert memory.optimizer == moments * size + (4 * tensors if counts_steps else 0)
+    assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.activations
 
 
-def test_average_is_another_copy_of_the_weights() -> None:
+def test_the_average_is_one_more_copy_of_the_weights() -> None:
     _, model = vit()
     plain, averaged = estimated(model), estimated(model, ema=0.99)
     assert averaged.average == averaged.weights == 4 * values(model)
     assert averaged.total == plain.total + averaged.weights
 
 
-def test_buffers_are_weights_and_what_is_frozen_has_no_gradient() -> None:
+def test_buffers_count_as_weights_and_frozen_weights_have_no_gradients() -> None:
     _, model = vit(position="sincos")
     positions = 4 * 17 * 48
-    found = estimated(model, name="sgd")
-    assert (found.weights, found.gradients, found.optimizer) == (
+    memory = estimated(model, name="sgd")
+    assert (memory.weights, memory.gradients, memory.optimizer) == (
         4 * values(vit()[1]),
         4 * values(vit()[1]) - positions,
         4 * values(vit()[1]) - positions,
@@ -125,8 +125,8 @@ def test_buffers_are_weights_and_what_is_frozen_has_no_gradient() -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.startswith("head.")
     frozen, head = estimated(model, name="sgd"), 4 * 49 * CLASSES
-    assert (frozen.weights, frozen.gradients, frozen.optimizer) == (found.weights, head, head)
-    assert frozen.activations < found.activations / 10
+    assert (frozen.weights, frozen.gradients, frozen.optimizer) == (memory.weights, head, head)
+    assert frozen.activations < memory.activations / 10
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -139,7 +139,7 @@ def test_activations_are_linear_in_the_slots(precision: str) -> None:
 
 
 def kept_after_forward(model: nn.Module, micro_size: int, precision: str) -> int:
-    """Bytes that torch's allocator gave for a forward pass and its loss, and has not got back at their end."""
+    """Return the bytes that torch's allocator still holds after a forward pass and its loss."""
     depth = drop_path_depth(model)
     inputs = [torch.zeros(micro_size, 1, SIDE, SIDE)] + ([torch.rand(micro_size, depth, 2)] if depth else [])
     targets = torch.zeros(micro_size, dtype=torch.int64)
@@ -158,16 +158,16 @@ def kept_after_forward(model: nn.Module, micro_size: int, precision: str) -> int
     [{}, {"drop_path": 0.2, "pool": "mean"}, {"dropout": 0.1, "mlp_ratio": 2.0, "position": "sincos"}],
     ids=["plain", "drop_path", "dropout"],
 )
-def test_activations_are_what_the_allocator_keeps(model: dict[str, Any], precision: str) -> None:
+def test_activations_equal_what_the_allocator_keeps(model: dict[str, Any], precision: str) -> None:
     _, module = vit(**model)
-    found = estimated(module, 32, precision).activations
-    assert found == pytest.approx(kept_after_forward(module.train(), 32, precision), rel=0.05)
+    memory = estimated(module, 32, precision).activations
+    assert memory == pytest.approx(kept_after_forward(module.train(), 32, precision), rel=0.05)
 
 
-def test_activations_are_near_a_count_by_hand() -> None:
+def test_activations_are_close_to_a_count_by_hand() -> None:
     width, depth, tokens, hidden, slots = 48, 3, 17, 4 * 48, 32
-    # Of a block: two residual sums and what both norms make of them, q, k and v, what attention and its softmax
-    # give, and both sides of GELU.
+    # A block keeps two residual sums and the outputs of both norms, q, k and v, the outputs of attention and its
+    # softmax, and both sides of GELU.
     block = tokens * (2 * width + 2 * width + 3 * width + width + 3 + 4 + 2 * hidden)
     by_hand = 4 * slots * (depth * block + 2 * tokens * width)
     assert estimated(vit()[1], slots).activations == pytest.approx(by_hand, rel=0.1)
@@ -212,7 +212,7 @@ picture: {picture}
 
 
 def picture(path: Path) -> tuple[str | None, tuple[int, int], int]:
-    """Format, size in pixels and number of colours."""
+    """Return the format, the size in pixels and the number of colours."""
     with Image.open(path) as image:
         image.load()
         colours = image.convert("RGB").getcolors(1 << 20)
@@ -228,7 +228,7 @@ def picture(path: Path) -> tuple[str | None, tuple[int, int], int]:
         (["--processes=2", "--png", "rate.PNG"], 2, "2 per process and update, 28 filler slots per update", "rate.PNG"),
     ],
 )
-def test_plan_prints_every_number_draws_the_rate_and_makes_no_run(
+def test_plan_prints_every_number_draws_the_rate_and_trains_nothing(
     arguments: list[str],
     processes: int,
     window: str,
@@ -241,8 +241,8 @@ def test_plan_prints_every_number_draws_the_rate_and_makes_no_run(
     assert main(["plan", *SMALL, *arguments]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    found = re.sub(r"(?<=about |slots )\d+\.\d(?= MiB)", "X", printed.out)
-    assert found == PRINTED.format(processes=processes, window=window, picture=name)
+    shown = re.sub(r"(?<=about |slots )\d+\.\d(?= MiB)", "X", printed.out)
+    assert shown == PRINTED.format(processes=processes, window=window, picture=name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     kind, size, colours = picture(tmp_path / name)
     assert (kind, size) == ("PNG", (1200, 525))
@@ -315,7 +315,7 @@ def test_plan_leaves_a_runs_folder_alone(
         (["--epochs", "7"], '--epochs: here it is --train.duration "7 epochs"'),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(
+def test_a_users_mistake_is_one_line_and_exit_code_2(
     arguments: list[str],
     text: str,
     tmp_path: Path,
@@ -382,7 +382,7 @@ def test_plan_shows_what_train_shows(
     ]  # fmt: skip
 
 
-def test_a_folder_is_no_picture(
+def test_a_folder_in_place_of_the_picture_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)

@@ -1,4 +1,4 @@
-"""Real launchers around the real script: the world that runs is the world that was asked for."""
+"""Real launchers with the real script: the world that runs is the one that was asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT += ["--run.threads", "auto", "--log.report", "false"]
 
 
 def environment() -> dict[str, str]:
-    """The test's own, without what a launcher or an earlier run in this process left."""
+    """Return this process's environment without what a launcher or an earlier run left in it."""
     dropped = ("ACCELERATE_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "OMP_", "KMP_", "TORCHELASTIC", "FSDP_")
     return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
@@ -59,7 +59,7 @@ def start_line(folder: Path) -> Line:
     ],
     ids=["python", "module", "cpu flag", "cpu.yaml", "single_gpu.yaml", "multi_gpu.yaml", "torchrun"],
 )
-def test_launcher(launcher: list[str], world: int, tmp_path: Path) -> None:
+def test_each_launcher_starts_the_world_it_should(launcher: list[str], world: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     if "torch.distributed.run" in launcher:
         launcher = [*launcher[:3], "--master_port", free_port(), *launcher[3:]]
@@ -76,7 +76,7 @@ def test_launcher(launcher: list[str], world: int, tmp_path: Path) -> None:
     assert f"{world} × cpu, fp32, {start['threads']} threads per process" in done.stdout
 
 
-def test_two_machines(tmp_path: Path) -> None:
+def test_two_machines_train_one_run(tmp_path: Path) -> None:
     folder, port = tmp_path / "run", free_port()
     configured = [*ACCELERATE, "--config_file", "accelerate_configs/multi_node.yaml", "--main_process_port", port]
     machines = [
@@ -101,7 +101,7 @@ def test_two_machines(tmp_path: Path) -> None:
     [["--cpu", "--num_processes", "2"], ["--cpu", "--num_machines", "2", "--main_process_ip", "127.0.0.1"]],
     ids=["processes", "machines"],
 )
-def test_a_launch_that_would_quietly_run_alone_is_refused(flags: list[str], tmp_path: Path) -> None:
+def test_a_launch_that_would_silently_run_one_process_is_refused(flags: list[str], tmp_path: Path) -> None:
     more = ["--machine_rank", "0", "--main_process_port", free_port()] if "--num_machines" in flags else []
     done = launch([*ACCELERATE, *flags, *more, "scripts/train.py"], tmp_path / "run")
     assert done.returncode == 1
@@ -112,7 +112,7 @@ def test_a_launch_that_would_quietly_run_alone_is_refused(flags: list[str], tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = launch([sys.executable, "scripts/train.py"], tmp_path / "run", "--optimizer.name", "adamm", "--lr", "1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "vit-dist: --lr: here it is --optimizer.lr 1\n"
@@ -125,7 +125,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_under_a_launcher_rank_0_alone_speaks(tmp_path: Path) -> None:
+def test_under_a_launcher_only_rank_0_prints_the_error(tmp_path: Path) -> None:
     launcher = [*ACCELERATE, "--config_file", "accelerate_configs/multi_gpu.yaml", "--main_process_port", free_port()]
     done = launch([*launcher, "scripts/train.py"], tmp_path / "run", "--data.name", "folder")
     assert done.returncode == 1

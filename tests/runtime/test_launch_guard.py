@@ -1,4 +1,4 @@
-"""What the launcher and the machine give, from environments and control groups as they are found."""
+"""The launcher's environment, cgroups' CPU quotas and the rule for precision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vit_dist.errors import UserError
-from vit_dist.runtime import launch as room
+from vit_dist.runtime import launch
 from vit_dist.runtime.devices import available_cores, cgroup_quota, resolve_precision
 
 
@@ -17,27 +17,27 @@ def test_precision_auto_is_a_fixed_rule() -> None:
     assert resolve_precision("bf16", "cpu") == "bf16"
 
 
-def test_what_the_launcher_was_told_in_vain_is_said() -> None:
-    told = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
-    assert list(room.ignored_settings(told, "fp32")) == [
+def test_ignored_settings_of_the_launcher_are_noted() -> None:
+    environ = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    assert list(launch.ignored_settings(environ, "fp32")) == [
         "the launcher's mixed_precision bf16 is not used: train.precision decides, fp32",
         "the launcher's gradient_accumulation_steps 4 is not used: batch.global_size and micro_size decide",
     ]
-    assert list(room.ignored_settings({"ACCELERATE_MIXED_PRECISION": "no"}, "bf16")) == []
-    assert list(room.ignored_settings({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16")) == []
+    assert list(launch.ignored_settings({"ACCELERATE_MIXED_PRECISION": "no"}, "bf16")) == []
+    assert list(launch.ignored_settings({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16")) == []
 
 
-def test_worlds_that_disagree_are_refused() -> None:
+def test_a_world_other_than_the_launched_one_is_refused() -> None:
     launched = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
     with pytest.raises(UserError, match=r"^accelerate launch was asked for several processes"):
-        room.check_launch(launched)
-    room.check_launch({**launched, "WORLD_SIZE": "2"})
-    room.check_launch({"MASTER_ADDR": "a cluster's script exports this"})
+        launch.check_launch(launched)
+    launch.check_launch({**launched, "WORLD_SIZE": "2"})
+    launch.check_launch({"MASTER_ADDR": "a cluster's script exports this"})
     with pytest.raises(UserError, match=r"^the launcher started 2 processes and 1 found each other: see WORLD_SIZE$"):
-        room.check_world({"WORLD_SIZE": "2"}, 1)
+        launch.check_world({"WORLD_SIZE": "2"}, 1)
 
 
-def test_cores_are_those_that_the_control_group_gives(tmp_path: Path) -> None:
+def test_cores_are_limited_by_the_cgroups_quota(tmp_path: Path) -> None:
     assert cgroup_quota(tmp_path) is None
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")

@@ -1,4 +1,4 @@
-"""The machines: launch guard, precision, cores, signals, values from rank 0."""
+"""The runtime: precision, devices, threads, signals, values from rank 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_fp16_on_a_cpu_is_refused() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_missing_device_is_refused() -> None:
     with pytest.raises(UserError, match=r"^run.device: no cuda device here: set run.device auto or cpu$"):
         Runtime(RunConfig(device="cuda"))
 
@@ -39,7 +39,7 @@ def test_threads_are_set_and_can_be_chosen() -> None:
     runtime.end()
 
 
-def test_signals_ask_once_and_then_insist() -> None:
+def test_one_signal_requests_a_stop_and_a_second_interrupts() -> None:
     runtime = Runtime(RunConfig(device="cpu"))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with runtime.stop.on_signals():
@@ -53,7 +53,7 @@ def test_signals_ask_once_and_then_insist() -> None:
     runtime.end()
 
 
-def test_dropout_draws_from_the_seed_it_is_given() -> None:
+def test_dropout_draws_from_the_seed() -> None:
     runtime = Runtime(RunConfig(device="cpu"))
     runtime.seed(5)
     first = torch.rand(3)
@@ -64,7 +64,7 @@ def test_dropout_draws_from_the_seed_it_is_given() -> None:
     runtime.end()
 
 
-def what_ranks_agree_on() -> dict[str, Any]:
+def values_on_each_rank() -> dict[str, Any]:
     runtime = Runtime(RunConfig(device="cpu", threads=1))
     order: list[bool] = []
     with runtime.stop.on_signals():
@@ -84,15 +84,15 @@ def what_ranks_agree_on() -> dict[str, Any]:
 
 
 def test_ranks_agree(tmp_path: Path) -> None:
-    for result in run_world(3, what_ranks_agree_on, tmp_path):
+    for result in run_world(3, values_on_each_rank, tmp_path):
         assert result["value"] == {"rank": 0, "text": "é" * 10, "none": None}
-        # Asked at update 1 on one rank, read at update 2 on all.
+        # Requested at update 1 on one rank, read at update 2 on all.
         assert result["stops"] == [False, False, True, True]
         assert result["sum"] == [4.5, 3.0]
         assert result["device"] == "cpu"
 
 
-def what_main_did() -> dict[str, Any]:
+def results_of_run_on_main() -> dict[str, Any]:
     runtime = Runtime(RunConfig(device="cpu", threads=1))
     ran: list[str] = []
 
@@ -109,7 +109,7 @@ def what_main_did() -> dict[str, Any]:
         runtime.run_on_main(fail)
     except UserError as error:
         result["error"] = str(error)
-    # The ranks are together still, and nothing is a value too.
+    # The ranks are still in step, and None is a value too.
     result["nothing"] = runtime.run_on_main(lambda: ran.append("last"))
     result["ran"] = ran
     runtime.end()
@@ -117,8 +117,8 @@ def what_main_did() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_main_works_and_all_hear_what_came_of_it(world: int, tmp_path: Path) -> None:
-    results = run_world(world, what_main_did, tmp_path)
+def test_run_on_main_returns_its_result_or_error_on_all_ranks(world: int, tmp_path: Path) -> None:
+    results = run_world(world, results_of_run_on_main, tmp_path)
     assert len(results) == world
     for rank, result in enumerate(results):
         assert result["value"] == {"by": 0, "text": "é" * 10, "none": None}
@@ -127,7 +127,7 @@ def test_main_works_and_all_hear_what_came_of_it(world: int, tmp_path: Path) -> 
         assert result["ran"] == (["work", "fail", "last"] if rank == 0 else [])
 
 
-def test_another_error_of_main_is_not_a_persons_mistake() -> None:
+def test_run_on_main_raises_other_errors_as_they_are() -> None:
     runtime = Runtime(RunConfig(device="cpu", threads=1))
 
     def fail() -> None:
@@ -139,7 +139,7 @@ def test_another_error_of_main_is_not_a_persons_mistake() -> None:
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast_is_of_the_runs_precision(precision: str, kind: torch.dtype) -> None:
+def test_autocast_computes_in_the_runs_precision(precision: str, kind: torch.dtype) -> None:
     runtime = Runtime(RunConfig(device="cpu", threads=1), precision)
     module = nn.Linear(2, 2)
     with runtime.autocast():

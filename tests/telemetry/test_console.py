@@ -1,4 +1,4 @@
-"""What a person reads: plain lines away from a terminal, none on other ranks, numbers for people."""
+"""The console: plain lines without a terminal, nothing on other ranks, formatted numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plan() -> Plan:
     return Plan.from_config(Config(train=TrainConfig(duration="100 updates"), schedule=ScheduleConfig()), 1000, 1)
 
 
-def talk(console: Console) -> None:
+def print_everything(console: Console) -> None:
     console.say("[bold]hello[/bold]")
     console.start(plan(), 0)
     console.progress(plan(), TRAIN)
@@ -36,8 +36,8 @@ def talk(console: Console) -> None:
     console.stop()
 
 
-def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    talk(Console(speaks=True))
+def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_everything(Console(speaks=True))
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
         "[bold]hello[/bold]",
@@ -53,7 +53,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
 
 
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    talk(Console(speaks=False))
+    print_everything(Console(speaks=False))
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "")
 
@@ -113,7 +113,7 @@ def test_sketch_of_a_ramp() -> None:
 
 
 def test_a_column_of_a_sketch_is_the_mean_of_its_share() -> None:
-    # Shares of 1, 1 and 2 values: 0, 8 and the mean of 0 and 8.
+    # Columns of 1, 1 and 2 values: 0, 8 and the mean of 0 and 8.
     assert sketch([0.0, 8.0, 0.0, 8.0], width=3, height=1) == ["   8.0e+00 ┤ █▄"]
     assert sketch([2.0, 4.0] * 50, width=5, height=2) == ["   3.0e+00 ┤█████", "         0 ┤█████"]
     assert [len(line) for line in sketch(range(1000))] == [12 + 72] * 8
@@ -124,33 +124,33 @@ def test_sketch_of_nothing_and_of_one() -> None:
     assert sketch([3e-4], height=3) == ["   3.0e-04 ┤█", "           ┤█", "         0 ┤█"]
 
 
-def test_a_warning_level_leaves_all_but_notes_unsaid(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_warning_level_prints_notes_alone(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(speaks=True, level="warning")
     console.note("[a] before")
-    talk(console)
+    print_everything(console)
     console.note("after")
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("[a] before\nafter\n", "")
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-def test_other_levels_say_everything(level: str, capsys: pytest.CaptureFixture[str]) -> None:
-    talk(Console(speaks=True))
+def test_other_levels_print_everything(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_everything(Console(speaks=True))
     plain = capsys.readouterr().out
     console = Console(speaks=True, level=level)
-    talk(console)
+    print_everything(console)
     console.note("a note")
     assert capsys.readouterr().out == plain + "a note\n"
 
 
 @pytest.mark.parametrize("level", ["info", "warning"])
-def test_notes_too_are_for_rank_0_alone(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_rank_0_prints_notes(level: str, capsys: pytest.CaptureFixture[str]) -> None:
     Console(speaks=False, level=level).note("a note")
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "")
 
 
-def test_a_console_may_talk_to_another_stream(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_console_prints_to_the_stream_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     console = Console(speaks=True, stream=stream)
     console.say("one")
@@ -160,7 +160,7 @@ def test_a_console_may_talk_to_another_stream(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == ""
 
 
-def test_items_that_are_counted_are_the_items(capsys: pytest.CaptureFixture[str]) -> None:
+def test_counted_returns_the_items(capsys: pytest.CaptureFixture[str]) -> None:
     for speaks in (True, False):
         assert list(Console(speaks=speaks).counted(iter([3, 1, 2]), 3)) == [3, 1, 2]
     printed = capsys.readouterr()

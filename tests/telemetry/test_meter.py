@@ -1,4 +1,4 @@
-"""Telemetry: meters by hand, peaks, the clock."""
+"""The meter against values by hand, the peaks, the clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def runtime() -> Iterator[Runtime]:
 
 
 def plan() -> Plan:
-    """50 updates of 4, but for the last, which has 2; 30 samples an epoch."""
+    """Return a plan of 50 updates of 4 samples (the last has 2) and 30 samples an epoch."""
     config = Config(
         batch=BatchConfig(global_size=4, micro_size=4),
         schedule=ScheduleConfig(warmup="0 updates"),
@@ -52,7 +52,7 @@ def plan() -> Plan:
         ("cpu", "fp32", None),
     ],
 )
-def test_peaks_are_the_data_sheets(device: str, precision: str, peak: float | None) -> None:
+def test_peak_flops_equal_the_data_sheets(device: str, precision: str, peak: float | None) -> None:
     assert peak_flops(device, precision) == peak
 
 
@@ -66,7 +66,7 @@ class Watch(Clock):
         return self.now
 
 
-def test_a_meters_numbers(runtime: Runtime) -> None:
+def test_values_of_a_train_line(runtime: Runtime) -> None:
     watch = Watch()
     meter = Meter(plan(), runtime, watch, flops=1000, matmul=1e6)
     assert meter.peak is None
@@ -88,7 +88,7 @@ def test_a_meters_numbers(runtime: Runtime) -> None:
         "matmul_fraction": pytest.approx(0.024, rel=1e-15),
         "skipped_updates": 2,
     }
-    # The next line counts from that one, and the run's last update is short.
+    # The next line counts from this one, and the run's last update is short.
     meter.peak, runtime.world_size, watch.now = 1e5, 2, 108.0
     line = meter.line(50, 2.5, (math.nan, 0.0, 118.0), lr=0.0, grad_norm=math.inf, skipped=0)
     assert (line["loss"], line["grad_norm"]) == ("nan", "inf")
@@ -98,7 +98,7 @@ def test_a_meters_numbers(runtime: Runtime) -> None:
     assert (line["data_wait_fraction"], line["update_seconds"]) == (0.0, 0.1)
 
 
-def test_place_in_the_run() -> None:
+def test_position_fields() -> None:
     assert position_fields(plan(), 0) == {"update": 0, "epoch": 0.0, "samples": 0}
     assert position_fields(plan(), 15) == {"update": 15, "epoch": 2.0, "samples": 60}
     assert position_fields(plan(), 50) == {"update": 50, "epoch": 6.6, "samples": 198}

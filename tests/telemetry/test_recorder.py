@@ -24,7 +24,7 @@ EVAL: Line = {
 
 
 class Sent(Trackers):
-    """Trackers that keep the lines which they are sent."""
+    """Trackers that keep the lines that they are sent."""
 
     def __init__(self) -> None:
         config = Config(run=RunConfig(dir="unused"), log=LogConfig(trackers="none"))

@@ -1,4 +1,4 @@
-"""W&B and TensorBoard, offline for real: their own files are read back and held to metrics.jsonl and summary.json."""
+"""W&B (offline) and TensorBoard: their files are read back and compared with metrics.jsonl and summary.json."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def runtime() -> Iterator[Runtime]:
         ({"WANDB_DISABLED": "true", "WANDB_API_KEY": "k"}, [], None),
     ],
 )
-def test_auto_is_wandb_where_the_user_is_logged_in(
+def test_auto_is_wandb_if_the_user_is_logged_in(
     environ: dict[str, str], names: list[str], reason: str | None, tmp_path: Path
 ) -> None:
     environ = {"NETRC": str(tmp_path / "none"), **environ}
@@ -85,7 +85,7 @@ def test_a_login_in_netrc_counts_for_its_host(tmp_path: Path) -> None:
     assert chosen_trackers("auto", environ) == ([], NOT_LOGGED_IN)
 
 
-def test_wandb_is_offline_where_its_server_is_not_reached() -> None:
+def test_wandb_is_offline_if_its_server_is_not_reachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}/"}
         assert wandb_mode(url) == "online"
@@ -95,7 +95,7 @@ def test_wandb_is_offline_where_its_server_is_not_reached() -> None:
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: LevelDB's log format, 32 KiB blocks, behind a header of 7 bytes."""
+    """Yield the records of a .wandb file: LevelDB's log format in 32 KiB blocks after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, whole = path.read_bytes(), 7, b""
@@ -116,7 +116,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def whole_records(path: Path) -> list[Any]:
-    """The records of a .wandb file that has its end: wandb's own process may write it a little after `finish`."""
+    """Return the records of a complete .wandb file; wandb's own process may end it a little after `finish`."""
     from google.protobuf.message import DecodeError
 
     until = time.monotonic() + 30
@@ -133,7 +133,7 @@ def values_of(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
-def test_wandb_offline_gets_the_lines_numbers(
+def test_wandb_offline_gets_the_numbers_of_each_line(
     runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -145,8 +145,8 @@ def test_wandb_offline_gets_the_lines_numbers(
         run=RunConfig(name="mine", dir=str(folder), device="cpu"),
         log=LogConfig(trackers="auto", project="digits", group="group", tags=("a", "b")),
     )
-    said: list[str] = []
-    trackers = Trackers(config, said.append, enabled=True)
+    notes: list[str] = []
+    trackers = Trackers(config, notes.append, enabled=True)
     trackers.start(None)
     assert trackers.names == ["wandb"]
     for kind in ("start", "stop", "other"):
@@ -157,7 +157,7 @@ def test_wandb_offline_gets_the_lines_numbers(
     trackers.log(evaluation)
     trackers.end()
     assert trackers.names == []
-    assert said == [f"wandb: offline; later: wandb sync {folder / 'wandb'}/offline-run-*"]
+    assert notes == [f"wandb: offline; later: wandb sync {folder / 'wandb'}/offline-run-*"]
     assert trackers.run_id
 
     (path,) = folder.glob(f"wandb/offline-run-*/run-{trackers.run_id}.wandb")
@@ -167,29 +167,29 @@ def test_wandb_offline_gets_the_lines_numbers(
         if record.WhichOneof("record_type") == "run":
             runs.append((record.run.project, record.run.display_name, record.run.run_group, list(record.run.tags)))
         if record.WhichOneof("record_type") == "history":
-            found = values_of(record.history.item)
-            lines.append({name: value for name, value in found.items() if not name.startswith("_") or name == "_step"})
+            values = values_of(record.history.item)
+            lines.append({name: value for name, value in values.items() if not name.startswith("_") or name == "_step"})
     assert lines == [{"_step": 10, "train/loss": 1.5, "save/seconds": 0.25}, {"_step": 20, "eval/val_raw_loss": 1.25}]
     assert runs[0] == ("digits", "mine", "group", ["a", "b"])
     assert (settings["optimizer.lr"], settings["train.duration"]) == (1e-3, "20 epochs")
 
 
-def test_without_a_login_nothing_starts_and_one_line_says_so(
+def test_without_a_login_nothing_starts_but_a_note(
     runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    said: list[str] = []
-    trackers = Trackers(Config(run=RunConfig(dir=str(tmp_path))), said.append, enabled=True)
+    notes: list[str] = []
+    trackers = Trackers(Config(run=RunConfig(dir=str(tmp_path))), notes.append, enabled=True)
     trackers.start(None)
     trackers.log({"kind": "train", "update": 1, "loss": 1.0})
     trackers.end()
-    assert (said, trackers.names, trackers.run_id) == ([NOT_LOGGED_IN], [], None)
+    assert (notes, trackers.names, trackers.run_id) == ([NOT_LOGGED_IN], [], None)
     assert list(tmp_path.iterdir()) == []
 
 
-def kept_of(folder: Path) -> tuple[InputExamples, SavedPredictions]:
+def saved_examples(folder: Path) -> tuple[InputExamples, SavedPredictions]:
     inputs, kept = read_inputs(folder / INPUTS), read_predictions(folder / PREDICTIONS)
     assert inputs is not None
     assert kept is not None
@@ -197,7 +197,7 @@ def kept_of(folder: Path) -> tuple[InputExamples, SavedPredictions]:
 
 
 def numbers(line: Line) -> dict[str, float]:
-    """What a tracker has of a line: its numbers, by the names that charts have."""
+    """Return the numbers of a line by the names that trackers give them."""
     prefix = line["kind"]
     if prefix not in ("train", "eval", "save"):
         return {}
@@ -214,7 +214,7 @@ def numbers(line: Line) -> dict[str, float]:
 
 
 def stopped_at(update: int, config: Config, patch: pytest.MonkeyPatch) -> Run:
-    """A run that a signal stops after an update of 3 micro-batches."""
+    """Return a run stopped by a signal after an update of 3 micro-batches."""
     losses_for_tests.forwards = 0
     patch.setenv("SIGNAL", "SIGTERM")
     patch.setenv("SIGNAL_AT", str(3 * update))
@@ -226,7 +226,7 @@ def stopped_at(update: int, config: Config, patch: pytest.MonkeyPatch) -> Run:
 
 @dataclass(frozen=True)
 class Wandb:
-    """What a .wandb file holds. lines: of its history, by step; config, summary: by name; run: its own record."""
+    """The content of a .wandb file: its record of the run, config and summary by name, history by step."""
 
     run: Any
     config: dict[str, Any]
@@ -243,16 +243,16 @@ class Wandb:
             if record.WhichOneof("record_type") == "run":
                 run = record.run
             if record.WhichOneof("record_type") == "history":
-                found = values_of(record.history.item)
-                assert found["_step"] not in lines
-                lines[found["_step"]] = found
+                values = values_of(record.history.item)
+                assert values["_step"] not in lines
+                lines[values["_step"]] = values
         return cls(run, config, summary, lines, path.parent / "files")
 
     def images(self, name: str, step: int) -> tuple[list[str], list[np.ndarray[Any, Any]]]:
-        """Captions and pictures that were sent under a name."""
-        of = {key.removeprefix(f"{name}/"): value for key, value in self.lines[step].items() if key.startswith(name)}
-        assert (of["_type"], of["count"]) == ("images/separated", len(of["filenames"]))
-        return of["captions"], [np.asarray(Image.open(self.files / one)) for one in of["filenames"]]
+        """Return the captions and pictures that were sent under a name."""
+        entry = {key.removeprefix(f"{name}/"): value for key, value in self.lines[step].items() if key.startswith(name)}
+        assert (entry["_type"], entry["count"]) == ("images/separated", len(entry["filenames"]))
+        return entry["captions"], [np.asarray(Image.open(self.files / file)) for file in entry["filenames"]]
 
 
 def offline(patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -263,7 +263,7 @@ def offline(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Wandb]:
-    """A whole run of 20 updates with W&B's file of it."""
+    """Return a run of 20 updates and the content of its .wandb file."""
     folder = tmp_path_factory.mktemp("wandb") / "run"
     with pytest.MonkeyPatch.context() as patch:
         offline(patch, folder.parent)
@@ -284,7 +284,7 @@ def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Wandb]:
 
 
 def test_wandb_has_the_numbers_of_metrics_jsonl(wandb_run: tuple[Run, Wandb]) -> None:
-    run, found = wandb_run
+    run, wandb = wandb_run
     expected: dict[int, dict[str, float]] = {}
     for line in read_metrics(run.folder / "metrics.jsonl"):
         expected.setdefault(line["update"], {}).update(numbers(line))
@@ -292,29 +292,29 @@ def test_wandb_has_the_numbers_of_metrics_jsonl(wandb_run: tuple[Run, Wandb]) ->
     shown = ("inputs", "test/")
     assert expected == {
         step: {name: value for name, value in line.items() if not name.startswith(("_", *shown))}
-        for step, line in found.lines.items()
+        for step, line in wandb.lines.items()
     }
-    last = found.lines[20]
+    last = wandb.lines[20]
     assert last["train/samples_per_second"] > 0
     assert 0 < last["train/lr"] < 1e-3
     assert last["eval/test_raw_top1"] == run.summary["test"]["top1"]
     assert last["eval/val_raw_top1"] == run.summary["final"]["top1"]
-    # No peak is known of this device, so there is no such number.
+    # No peak FLOP/s is known for this device, so there is no mfu.
     trained = [line for line in run.history if line["kind"] == "train"]
     assert [line["mfu"] for line in trained] == [None] * 4
-    assert not any("train/mfu" in line for line in found.lines.values())
+    assert not any("train/mfu" in line for line in wandb.lines.values())
 
 
 def test_wandb_has_the_config_and_the_summary(wandb_run: tuple[Run, Wandb]) -> None:
-    run, found = wandb_run
-    assert (found.run.display_name, found.run.project, found.run.run_group) == ("mine", "numbers", "group")
-    assert list(found.run.tags) == ["a", "b"]
+    run, wandb = wandb_run
+    assert (wandb.run.display_name, wandb.run.project, wandb.run.run_group) == ("mine", "numbers", "group")
+    assert list(wandb.run.tags) == ["a", "b"]
     assert (
-        found.run.run_id
+        wandb.run.run_id
         == read_json(run.folder / "checkpoints" / "last" / "state.json")["train_state"]["tracker_run_id"]
     )
     fields = Config.load(run.folder / "config.yaml").fields()
-    assert {name: found.config[name] for name in fields} == {
+    assert {name: wandb.config[name] for name in fields} == {
         name: "" if value is None else value for name, value in fields.items()
     }
     summary = read_json(run.folder / "summary.json")
@@ -322,19 +322,19 @@ def test_wandb_has_the_config_and_the_summary(wandb_run: tuple[Run, Wandb]) -> N
     for name in ("best", "final", "test"):
         flat |= {f"summary/{name}/{inner}": value for inner, value in summary[name].items()}
     assert len(flat) > 20
-    assert {name: value for name, value in found.summary.items() if name.startswith("summary/")} == flat
+    assert {name: value for name, value in wandb.summary.items() if name.startswith("summary/")} == flat
 
 
 def test_wandb_has_the_confusion_matrix(wandb_run: tuple[Run, Wandb]) -> None:
-    run, found = wandb_run
-    _, kept = kept_of(run.folder)
-    (path,) = found.files.glob("media/table/test/confusion_table_*.table.json")
+    run, wandb = wandb_run
+    _, kept = saved_examples(run.folder)
+    (path,) = wandb.files.glob("media/table/test/confusion_table_*.table.json")
     table = read_json(path)
     assert table["columns"] == ["Actual", "Predicted", "nPredictions"]
     classes = kept.about["classes"]
     counts = np.zeros((10, 10), np.int64)
-    for true, said, count in table["data"]:
-        counts[classes.index(true), classes.index(said)] += int(count)
+    for label, predicted, count in table["data"]:
+        counts[classes.index(label), classes.index(predicted)] += int(count)
     by_hand = np.zeros((10, 10), np.int64)
     for label, top in zip(kept.predictions.label, kept.predictions.top[:, 0], strict=True):
         by_hand[label, top] += 1
@@ -345,13 +345,13 @@ def test_wandb_has_the_confusion_matrix(wandb_run: tuple[Run, Wandb]) -> None:
 
 
 def test_wandb_has_the_pictures(wandb_run: tuple[Run, Wandb]) -> None:
-    run, found = wandb_run
-    inputs, kept = kept_of(run.folder)
-    captions, images = found.images("inputs", 0)
+    run, wandb = wandb_run
+    inputs, kept = saved_examples(run.folder)
+    captions, images = wandb.images("inputs", 0)
     assert captions == inputs.captions()
     assert all(caption in kept.about["classes"] for caption in captions)
     np.testing.assert_array_equal(np.stack(images), inputs.pixels[:, 0])
-    captions, images = found.images("test/mistakes", 20)
+    captions, images = wandb.images("test/mistakes", 20)
     wrong = int((kept.predictions.top[:, 0] != kept.predictions.label).sum())
     assert len(captions) == len(kept.shown) == min(24, wrong) == 24
     assert captions == [
@@ -361,30 +361,30 @@ def test_wandb_has_the_pictures(wandb_run: tuple[Run, Wandb]) -> None:
     np.testing.assert_array_equal(np.stack(images), kept.pictures[:, 0])
 
 
-def test_wandb_few_mistakes_are_all_shown_and_none_are_no_error(
+def test_wandb_shows_few_mistakes_or_none(
     runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb_run: tuple[Run, Wandb]
 ) -> None:
     offline(monkeypatch, tmp_path)
-    _, kept = kept_of(wandb_run[0].folder)
-    said: list[str] = []
+    _, kept = saved_examples(wandb_run[0].folder)
+    notes: list[str] = []
     config = Config(run=RunConfig(dir=str(tmp_path), device="cpu"), log=LogConfig(trackers="wandb"))
-    trackers = Trackers(config, said.append, enabled=True)
+    trackers = Trackers(config, notes.append, enabled=True)
     trackers.start(None)
-    captions = [f"{one}, is {true}" for one, true in kept.captions()]
+    captions = [f"{predicted}, is {label}" for predicted, label in kept.captions()]
     for step, count in ((1, 2), (2, 0)):
         part = SavedPredictions(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
         trackers.show_predictions(part, captions[:count], step)
     trackers.log({"kind": "train", "time": 0.0, "update": 3, "loss": 1.0})
     trackers.end()
-    assert said == [f"wandb: offline; later: wandb sync {tmp_path / 'wandb'}/offline-run-*"]
+    assert notes == [f"wandb: offline; later: wandb sync {tmp_path / 'wandb'}/offline-run-*"]
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    found = Wandb.read(path)
-    assert found.images("test/mistakes", 1)[0] == captions[:2]
-    assert "test/confusion_table/path" in found.lines[2]
-    assert found.lines[3]["train/loss"] == 1.0
+    wandb = Wandb.read(path)
+    assert wandb.images("test/mistakes", 1)[0] == captions[:2]
+    assert "test/confusion_table/path" in wandb.lines[2]
+    assert wandb.lines[3]["train/loss"] == 1.0
 
 
-def test_wandb_goes_on_with_the_run_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_continues_the_run_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offline(monkeypatch, tmp_path)
     config = digits(
         tmp_path / "run",
@@ -396,33 +396,33 @@ def test_wandb_goes_on_with_the_run_that_was_stopped(tmp_path: Path, monkeypatch
     stopped_at(5, config, monkeypatch)
     (first,) = config.folder.glob("wandb/offline-run-*/*.wandb")
     before = Wandb.read(first)
-    # The name of the second folder is its start in seconds and the run's id: in the same second it is the same.
+    # wandb names its folder after the second of its start and the run's id: two in one second would be one.
     first.parent.rename(tmp_path / "first")
     assert not train(config).stopped
     (second,) = config.folder.glob("wandb/offline-run-*/*.wandb")
     after = Wandb.read(second)
     state = read_json(config.folder / "checkpoints" / "last" / "state.json")
     assert before.run.run_id == after.run.run_id == state["train_state"]["tracker_run_id"]
-    steps = [[step for step, line in one.lines.items() if "train/loss" in line] for one in (before, after)]
+    steps = [[step for step, line in wandb.lines.items() if "train/loss" in line] for wandb in (before, after)]
     assert steps == [[3, 5], [6, 9, 12]]
     assert 0 in before.lines
     assert "inputs/count" in before.lines[0]
-    # What the model saw first was sent then, and is not sent again.
+    # The first inputs were sent before the stop, and are not sent again.
     assert not any("inputs/count" in line for line in after.lines.values())
     assert after.lines[12]["test/mistakes/count"] == 24
 
 
 def events(folder: Path) -> EventAccumulator:
-    found = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0, "tensors": 0})
-    found.Reload()
-    return found
+    board = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0, "tensors": 0})
+    board.Reload()
+    return board
 
 
-def scalars(found: EventAccumulator) -> dict[tuple[str, int], list[float]]:
-    """Values by name and step, in the order in which they came."""
+def scalars(board: EventAccumulator) -> dict[tuple[str, int], list[float]]:
+    """Return the values by name and step, in the order in which they were written."""
     values: dict[tuple[str, int], list[float]] = {}
-    for name in found.Tags()["scalars"]:
-        for event in found.Scalars(name):
+    for name in board.Tags()["scalars"]:
+        for event in board.Scalars(name):
             values.setdefault((name, event.step), []).append(event.value)
     return values
 
@@ -437,7 +437,7 @@ def expected_scalars(lines: list[Line]) -> dict[tuple[str, int], list[float]]:
 
 @dataclass(frozen=True)
 class Board:
-    """A run that was stopped at 17, lost that checkpoint, and went on from 10 to 30: what TensorBoard had each time.
+    """A run stopped at 17 that lost that checkpoint and went on from 10 to 30: TensorBoard's content each time.
 
     first: the lines that counted when it was stopped.
     """
@@ -482,20 +482,20 @@ def test_tensorboard_has_the_numbers_of_metrics_jsonl(board: Board) -> None:
     assert "train/mfu" not in names
 
 
-def test_tensorboard_forgets_what_a_resume_supersedes(board: Board) -> None:
+def test_tensorboard_drops_what_a_resume_supersedes(board: Board) -> None:
     lines = read_metrics(board.run.folder / "metrics.jsonl")
     assert [line["update"] for line in lines if line["kind"] == "start"] == [0, 10]
     assert scalars(board.after) == expected_scalars(lines)
     trained = [event.step for event in board.after.Scalars("train/loss")]
     assert trained == [4, 7, 8, 12, 14, 16, 20, 21, 24, 28, 30]
-    # Update 17 was logged by the stop alone, and the run that counts never stopped there.
+    # Update 17 was logged because of the stop alone, and the lines that count have no stop there.
     assert ("train/loss", 17) in scalars(board.before)
     assert ("train/loss", 17) not in scalars(board.after)
     assert scalars(board.after)["eval/test_raw_top1", 30] == [pytest.approx(board.run.summary["test"]["top1"])]
 
 
 def test_tensorboard_has_the_pictures(board: Board) -> None:
-    inputs, kept = kept_of(board.run.folder)
+    inputs, kept = saved_examples(board.run.folder)
     assert sorted(board.after.Tags()["images"]) == ["inputs", "test/confusion", "test/mistakes"]
     assert {name: [event.step for event in board.after.Images(name)] for name in board.after.Tags()["images"]} == {
         "inputs": [0],
@@ -504,7 +504,7 @@ def test_tensorboard_has_the_pictures(board: Board) -> None:
     }
 
     def tiles(name: str, height: int, width: int) -> list[np.ndarray[Any, Any]]:
-        """The tiles of a grid, row by row."""
+        """Return the tiles of a grid, row by row."""
         [event] = board.after.Images(name)
         path = board.run.folder.parent / "tile.png"
         path.write_bytes(event.encoded_image_string)
@@ -521,7 +521,7 @@ def test_tensorboard_has_the_pictures(board: Board) -> None:
 
 
 def test_tensorboard_takes_settings_of_every_kind(board: Board) -> None:
-    """Lists, mappings and nothing at all are text in its table of settings."""
+    """Lists, mappings and None become text in its table of settings."""
     import yaml
 
     paths = sorted((board.run.folder / "tensorboard").glob("*/hparams.yml"))
@@ -538,11 +538,11 @@ def test_tensorboard_takes_settings_of_every_kind(board: Board) -> None:
     assert written["schedule.args"] == "{'step_size': '20 updates'}"
 
 
-def test_tensorboard_few_mistakes_and_none(runtime: Runtime, tmp_path: Path, board: Board) -> None:
-    _, kept = kept_of(board.run.folder)
-    said: list[str] = []
+def test_tensorboard_shows_few_mistakes_or_none(runtime: Runtime, tmp_path: Path, board: Board) -> None:
+    _, kept = saved_examples(board.run.folder)
+    notes: list[str] = []
     config = Config(run=RunConfig(dir=str(tmp_path), device="cpu"), log=LogConfig(trackers="tensorboard"))
-    trackers = Trackers(config, said.append, enabled=True)
+    trackers = Trackers(config, notes.append, enabled=True)
     trackers.start(None)
     for step, count in ((1, 2), (2, 0)):
         part = SavedPredictions(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
@@ -550,14 +550,14 @@ def test_tensorboard_few_mistakes_and_none(runtime: Runtime, tmp_path: Path, boa
     many = {**kept.about, "classes": [str(number) for number in range(101)]}
     trackers.show_predictions(SavedPredictions(kept.predictions, many, kept.shown[:1], kept.pictures[:1]), ["x"], 3)
     trackers.end()
-    found = events(tmp_path)
-    assert said == []
-    assert [event.step for event in found.Images("test/mistakes")] == [1, 3]
-    # A matrix of more than 100 classes is not drawn.
-    assert [event.step for event in found.Images("test/confusion")] == [1, 2]
+    written = events(tmp_path)
+    assert notes == []
+    assert [event.step for event in written.Images("test/mistakes")] == [1, 3]
+    # A confusion matrix of more than 100 classes is not shown.
+    assert [event.step for event in written.Images("test/confusion")] == [1, 2]
 
 
-def test_a_missing_package_is_one_line_and_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_missing_package_is_refused_and_leaves_no_folder(tmp_path: Path) -> None:
     code = "import sys; sys.modules['tensorboard'] = None; from vit_dist.cli import main; sys.exit(main(sys.argv[1:]))"
     fields = {"log.trackers": "tensorboard", "run.device": "cpu", "run.threads": "1", "run.dir": str(tmp_path / "run")}
     arguments = ["train", *(part for name, value in fields.items() for part in (f"--{name}", value))]

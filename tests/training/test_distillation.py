@@ -1,4 +1,4 @@
-"""The teacher of a distillation: its own logits for the student's images, and runs that learn from it."""
+"""Distillation: a teacher's logits for the student's images, and runs that learn from them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def runtime() -> Any:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that drops a lot and keeps an average: what a teacher must not do, and must use."""
+    """Train with strong dropout, which a teacher must switch off, and an average, which it must use."""
     folder = tmp_path_factory.mktemp("teacher") / "run"
     wide = {"model__width": 24, "model__dropout": 0.5, "model__drop_path": 0.5}
     train(digits(folder, **wide, optimizer__lr=1e-2, train__ema=0.5, train__duration="40 updates"))
@@ -86,19 +86,19 @@ def pixels_of(data: LabelledSplits) -> NDArray[np.uint8]:
 
 
 def seen(data: LabelledSplits, preprocessing: Preprocessing) -> Tensor:
-    """The images as a student of that form sees them."""
+    """Return the images in a student's preprocessing."""
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     return normalise(torch.from_numpy(pixels_of(data)), preprocessing.image_size, mean, std)
 
 
 def preprocessed(pixels: NDArray[np.uint8], side: int, mean: Any, std: Any) -> Tensor:
-    """By pillow and numpy: uint8 images in 0..1, resized to `side`, less the mean, by the deviation, per channel."""
+    """Resize uint8 images to `side` with Pillow and normalise them per channel with NumPy."""
     images = [
         [
-            np.asarray(Image.fromarray(one.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
-            for one in i
+            np.asarray(Image.fromarray(channel.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
+            for channel in image
         ]
-        for i in pixels
+        for image in pixels
     ]
     normal = (np.array(images) / 255 - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
     return torch.from_numpy(normal).float()
@@ -106,7 +106,7 @@ def preprocessed(pixels: NDArray[np.uint8], side: int, mean: Any, std: Any) -> T
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those of a timm ViT of 160 pixels with three classes."""
+    """Write the weights of a timm ViT of 160 pixels with three classes."""
     torch.manual_seed(3)
     model = timm.create_model("test_vit", num_classes=3)
     for parameter in model.parameters():
@@ -122,8 +122,8 @@ def built(config: LossConfig, data: LabelledSplits, students: Preprocessing, run
     return teacher
 
 
-def test_a_timm_teacher_sees_the_images_as_it_was_made_for(weights: Path, runtime: Runtime) -> None:
-    """160 pixels, mean and deviation ½; the student has 32 pixels and others."""
+def test_a_timm_teacher_gets_images_in_its_own_preprocessing(weights: Path, runtime: Runtime) -> None:
+    """The teacher has 160 pixels, mean and std ½; the student has 32 pixels and others."""
     config = LossConfig(teacher="timm/test_vit", teacher_weights=str(weights))
     teacher = built(config, pictures(), STUDENTS, runtime)
     original = timm.create_model("test_vit", num_classes=3).eval()
@@ -131,25 +131,25 @@ def test_a_timm_teacher_sees_the_images_as_it_was_made_for(weights: Path, runtim
     with torch.no_grad():
         expected = original(preprocessed(pixels_of(pictures()), 160, [0.5] * 3, [0.5] * 3))
         unlike = original(preprocessed(pixels_of(pictures()), 160, STUDENTS.mean, STUDENTS.std))
-    found = teacher(seen(pictures(), STUDENTS))
-    assert found.shape == (5, 3)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    actual = teacher(seen(pictures(), STUDENTS))
+    assert actual.shape == (5, 3)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert (unlike - expected).abs().max() > 0.01
 
 
-def test_a_timm_teacher_of_other_channels_sees_what_the_student_sees(tmp_path: Path, runtime: Runtime) -> None:
+def test_a_timm_teacher_of_other_channels_gets_the_students_images(tmp_path: Path, runtime: Runtime) -> None:
     original = timm.create_model("test_vit", num_classes=3, in_chans=1, img_size=32).eval()
     save_file(original.state_dict(), tmp_path / "grey.safetensors")
     config = LossConfig(teacher="timm/test_vit", teacher_weights=str(tmp_path / "grey.safetensors"))
     preprocessing = Preprocessing(32, (0.4,), (0.2,))
     images = seen(pictures(channels=1), preprocessing)
-    found = built(config, pictures(channels=1), preprocessing, runtime)(images)
+    actual = built(config, pictures(channels=1), preprocessing, runtime)(images)
     with torch.no_grad():
-        torch.testing.assert_close(found, original(images), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(actual, original(images), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [8, 12, 5])
-def test_a_run_teaches_by_its_best_weights_on_images_as_it_knew_them(run: Path, side: int, runtime: Runtime) -> None:
+def test_a_run_teaches_with_its_best_weights_and_its_own_preprocessing(run: Path, side: int, runtime: Runtime) -> None:
     data = pictures(channels=1, side=side)
     data = LabelledSplits(data.splits, tuple(str(i) for i in range(10)), 1, side, data.mean, data.std)
     own = load_run_model(run, "own")
@@ -157,10 +157,10 @@ def test_a_run_teaches_by_its_best_weights_on_images_as_it_knew_them(run: Path, 
     students = Preprocessing(side, (0.1,), (0.7,))
     for path in (run, run / "checkpoints" / "best"):
         teacher = built(LossConfig(teacher=str(path)), data, students, runtime)
-        found = teacher(seen(data, students))
+        actual = teacher(seen(data, students))
         with torch.no_grad():
             expected = own.model.eval()(preprocessed(pixels_of(data), 8, own.preprocessing.mean, own.preprocessing.std))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_teacher_never_trains(run: Path, runtime: Runtime) -> None:
@@ -188,7 +188,7 @@ def test_a_teacher_never_trains(run: Path, runtime: Runtime) -> None:
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
-def test_a_teacher_thinks_in_the_runs_precision(run: Path) -> None:
+def test_a_teacher_computes_in_the_runs_precision(run: Path) -> None:
     runtime = Runtime(RunConfig(device="cpu", threads=1), "bf16")
     data = open_data(digits(run).data)
     teacher = built(LossConfig(teacher=str(run)), data, Preprocessing(8, data.mean, data.std), runtime)
@@ -201,15 +201,15 @@ def test_a_teacher_thinks_in_the_runs_precision(run: Path) -> None:
         torch.testing.assert_close(half.float(), own.model.eval()(images), rtol=0.1, atol=0.02)
 
 
-def test_without_a_name_there_is_none(runtime: Runtime) -> None:
+def test_without_a_name_there_is_no_teacher(runtime: Runtime) -> None:
     assert build_teacher(LossConfig(), pictures(), STUDENTS, runtime.device, runtime.autocast) is None
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(10, 1), (3, 1), (10, 3)])
-def test_a_run_of_other_classes_or_channels_is_refused(
+def test_a_teacher_of_other_classes_or_channels_is_refused(
     classes: int, channels: int, run: Path, runtime: Runtime
 ) -> None:
-    """Ten classes in one channel, too: theirs have other names."""
+    """Data of ten classes in one channel, but with other names, is refused too."""
     with pytest.raises(UserError) as caught:
         build_teacher(
             LossConfig(teacher=str(run)), pictures(channels, classes), STUDENTS, runtime.device, runtime.autocast
@@ -239,7 +239,7 @@ def test_weights_of_another_teacher_are_refused(weights: Path, tmp_path: Path, r
     assert str(caught.value) == f"loss.teacher_weights: {nowhere} does not exist"
 
 
-def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path, runtime: Runtime) -> None:
+def test_a_missing_teacher_is_refused(tmp_path: Path, runtime: Runtime) -> None:
     with pytest.raises(UserError) as caught:
         build_teacher(LossConfig(teacher=str(tmp_path)), pictures(), STUDENTS, runtime.device, runtime.autocast)
     assert str(caught.value) == (
@@ -253,8 +253,8 @@ def test_a_teacher_that_is_not_there_is_refused(tmp_path: Path, runtime: Runtime
     assert not (tmp_path / "student").exists()
 
 
-def first_loss(config: Config, of: Any) -> float:
-    """By hand: the mean of `of` (logits, teacher's logits, targets → one each) over the first global batch."""
+def first_loss(config: Config, loss: Any) -> float:
+    """Return the mean of `loss` (logits, teacher's logits, targets → one value each) over the first global batch."""
     runtime = Runtime(config.run, "fp32")
     data = open_data(config.data)
     preprocessing = Preprocessing(8, data.mean, data.std)
@@ -265,25 +265,25 @@ def first_loss(config: Config, of: Any) -> float:
     values: list[float] = []
     with torch.no_grad():
         for batch in stream.window(0):
-            logits, said = student(batch.images), teacher(batch.images)
-            values += of(logits.double(), said.double(), batch.targets)[batch.weights > 0].tolist()
+            logits, taught = student(batch.images), teacher(batch.images)
+            values += loss(logits.double(), taught.double(), batch.targets)[batch.weights > 0].tolist()
     runtime.end()
     assert len(values) == 48
     return float(np.mean(values))
 
 
-def softly(logits: Tensor, said: Tensor, targets: Tensor) -> Tensor:
-    """At temperature 3."""
-    teacher, student = (said / 3).softmax(1), (logits / 3).softmax(1)
+def soft_loss(logits: Tensor, taught: Tensor, targets: Tensor) -> Tensor:
+    """Return the soft distillation loss at temperature 3."""
+    teacher, student = (taught / 3).softmax(1), (logits / 3).softmax(1)
     return 9 * (teacher * (teacher / student).log()).sum(1)
 
 
-def firmly(logits: Tensor, said: Tensor, targets: Tensor) -> Tensor:
-    return -logits.softmax(1)[torch.arange(len(logits)), said.argmax(1)].log()
+def hard_loss(logits: Tensor, taught: Tensor, targets: Tensor) -> Tensor:
+    return -logits.softmax(1)[torch.arange(len(logits)), taught.argmax(1)].log()
 
 
-def truly(logits: Tensor, said: Tensor, targets: Tensor) -> Tensor:
-    """With a tenth of smoothing, as in the recipe."""
+def target_loss(logits: Tensor, taught: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross entropy with label smoothing 0.1, as in the recipe."""
     logs = logits.log_softmax(1)
     return -0.9 * logs[torch.arange(len(logits)), targets] - 0.1 * logs.mean(1)
 
@@ -297,11 +297,11 @@ def test_a_distilled_run_learns_from_targets_and_teacher(kind: str, run: Path, t
     assert not finished.stopped
     lines = [line for line in read_metrics(config.folder / "metrics.jsonl") if line["kind"] == "train"]
     assert len(lines) == 8
-    of_teacher = first_loss(config, softly if kind == "soft" else firmly)
-    expected = 0.3 * first_loss(config, truly) + 0.7 * of_teacher
+    of_teacher = first_loss(config, soft_loss if kind == "soft" else hard_loss)
+    expected = 0.3 * first_loss(config, target_loss) + 0.7 * of_teacher
     assert lines[0]["loss"] == pytest.approx(expected, rel=1e-5)
-    assert abs(first_loss(config, truly) - expected) > 0.002
-    # The student's checkpoint is its own, and its teacher is left as it was.
+    assert abs(first_loss(config, target_loss) - expected) > 0.002
+    # The student's checkpoint does not hold the teacher, and the teacher's folder is unchanged.
     saved = load_file(config.folder / "checkpoints" / "last" / "model.safetensors")
     assert {name: value.shape for name, value in saved.items()} == {
         name: value.shape for name, value in finished.model.state_dict().items()
@@ -311,7 +311,7 @@ def test_a_distilled_run_learns_from_targets_and_teacher(kind: str, run: Path, t
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_a_student_comes_nearer_to_its_teacher(kind: str, run: Path, tmp_path: Path) -> None:
+def test_a_student_approaches_its_teacher(kind: str, run: Path, tmp_path: Path) -> None:
     config = digits(
         tmp_path / "student",
         loss__teacher=str(run),
@@ -325,13 +325,15 @@ def test_a_student_comes_nearer_to_its_teacher(kind: str, run: Path, tmp_path: P
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
-def test_a_distilled_run_that_goes_on_ends_as_one_without_a_stop(run: Path, tmp_path: Path) -> None:
+def test_a_resumed_distillation_ends_as_one_without_a_stop(run: Path, tmp_path: Path) -> None:
     settings = {"loss__teacher": str(run), "loss__distillation": "soft", "schedule__name": "constant"}
     train(digits(tmp_path / "whole", **settings))
     train(digits(tmp_path / "parts", **settings, train__duration="4 updates"))
     train(digits(tmp_path / "parts", **settings))
     for name in ("model.safetensors", "optimizer.safetensors"):
-        whole_run, parts = (tmp_path / one / "checkpoints" / "update_00000008" / name for one in ("whole", "parts"))
+        whole_run, parts = (
+            tmp_path / folder / "checkpoints" / "update_00000008" / name for folder in ("whole", "parts")
+        )
         assert whole_run.read_bytes() == parts.read_bytes()
 
 

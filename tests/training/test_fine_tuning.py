@@ -1,4 +1,4 @@
-"""Fine-tuning, whole runs: from a run's folder and from timm's weights, on other data, through a resume."""
+"""Fine-tuning, in whole runs: from a run's folder and from timm's weights, on other data, across a resume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHORT: dict[str, Any] = {
     "run.threads": 1,
     "log.report": False,
 }
-# A rate that moves nothing by more than this: what a run saves is then what it started from.
+# A learning rate too low to change weights: what a run saves is then what it started from.
 STILL = {"optimizer.lr": 1e-9}
 MOVED = 1e-7
 
@@ -51,7 +51,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small timm model of 16 classes."""
+    """Write the weights of a small timm model of 16 classes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = timm.create_model("test_vit", num_classes=16, **TIMM)
@@ -72,7 +72,7 @@ def from_timm(images: Path, path: Path, folder: Path, **changes: Any) -> Config:
 
 
 def grey_pictures() -> LabelledSplits:
-    """Three classes of grey pictures of 8 pixels: dark, bright, and the left half bright."""
+    """Write greyscale images of 8 pixels in three classes: dark, bright, and the left half bright."""
     generator = np.random.default_rng(0)
     labels = np.arange(48, dtype=np.int64) % 3
     pixels = generator.integers(0, 100, (48, 1, 8, 8), dtype=np.uint8)
@@ -90,12 +90,12 @@ def last_weights(run: Run) -> dict[str, Tensor]:
     return load_file(path / "model.safetensors")
 
 
-def moved(found: dict[str, Tensor], start: dict[str, Tensor]) -> set[str]:
-    """Names of what is not (but for the little that STILL moves) what it was at the start."""
-    assert found.keys() == start.keys()
+def moved(weights: dict[str, Tensor], start: dict[str, Tensor]) -> set[str]:
+    """Return the names of the tensors that differ from those at the start by more than STILL allows."""
+    assert weights.keys() == start.keys()
     return {
         name
-        for name, tensor in found.items()
+        for name, tensor in weights.items()
         if tensor.shape != start[name].shape or (tensor - start[name]).abs().max() > MOVED
     }
 
@@ -104,7 +104,7 @@ def resumed_from(run: Run) -> list[int]:
     return [line["update"] for line in run.history if line["kind"] == "start"]
 
 
-def test_from_a_runs_folder_on_other_classes(
+def test_fine_tuning_from_a_run_on_other_classes(
     digits_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = load_run_model(digits_run.folder, "run.dir").model.state_dict()
@@ -113,7 +113,7 @@ def test_from_a_runs_folder_on_other_classes(
     assert "head: starts anew" in capsys.readouterr().out
     assert moved(last_weights(still), start) == {"head.weight", "head.bias"}
     assert last_weights(still)["head.weight"].shape == (3, 16)
-    # The same at a real rate: everything learns.
+    # At a real learning rate everything learns.
     longer = {"train.duration": "60 updates", "optimizer.lr": 1e-2, "evaluate.every": "30 updates"}
     run = train(digits(tmp_path / "run", **pretrained, **longer), source=grey_pictures())
     assert moved(last_weights(run), start) == start.keys()
@@ -121,7 +121,7 @@ def test_from_a_runs_folder_on_other_classes(
     assert run.predict(grey_pictures().splits["val"].source.pixels).shape == (48, 3)  # type: ignore[union-attr]
 
 
-def test_from_a_checkpoint_on_the_same_classes_the_head_is_kept(
+def test_fine_tuning_on_the_same_classes_keeps_the_head(
     digits_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = digits_run.folder / "checkpoints" / "update_00000020"
@@ -133,7 +133,7 @@ def test_from_a_checkpoint_on_the_same_classes_the_head_is_kept(
     )
 
 
-def test_grey_weights_are_refused_for_pictures_in_colour(digits_run: Run, image_folder: Path, tmp_path: Path) -> None:
+def test_greyscale_weights_are_refused_for_colour_images(digits_run: Run, image_folder: Path, tmp_path: Path) -> None:
     small = {"model.width": 16, "model.depth": 1, "model.heads": 2, "model.patch_size": 4, "model.mlp_ratio": 2}
     overrides = {**small, **SHORT, "data.image_size": 8, "data.root": str(image_folder), "model.pool": "mean"}
     folder = tmp_path / "run"
@@ -147,7 +147,7 @@ def test_grey_weights_are_refused_for_pictures_in_colour(digits_run: Run, image_
     assert not folder.exists()
 
 
-def test_colour_weights_for_grey_pictures(
+def test_colour_weights_are_converted_for_greyscale_images(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"model.width": 16, "model.depth": 1, "model.heads": 2, "model.patch_size": 4, "model.mlp_ratio": 2}
@@ -157,21 +157,21 @@ def test_colour_weights_for_grey_pictures(
     capsys.readouterr()
     config = digits(tmp_path / "grey", **{"model.pretrained": str(colour.folder)}, **STILL)
     run = train(config)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in (
         "head: starts anew",
         "patch_embed.proj.weight: 3 channels brought to 1",
         "pos_embed: resampled from 16 to 4 tokens",
     ):
-        assert line in said
-    found = last_weights(run)
-    assert found["head.weight"].shape == (10, 16)
-    assert found["pos_embed"].shape == (1, 4, 16)
+        assert line in printed
+    weights = last_weights(run)
+    assert weights["head.weight"].shape == (10, 16)
+    assert weights["pos_embed"].shape == (1, 4, 16)
     start["patch_embed.proj.weight"] = adapt_input_conv(1, start["patch_embed.proj.weight"])
-    assert moved(found, start) == {"head.weight", "head.bias", "pos_embed"}
+    assert moved(weights, start) == {"head.weight", "head.bias", "pos_embed"}
 
 
-def test_from_timms_weights_the_recipe_and_what_the_model_was_made_for(
+def test_timms_weights_bring_the_recipe_and_preprocessing(
     image_folder: Path, timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = Config.load(None, {"data.root": str(image_folder), "model.name": "timm/test_vit",
@@ -194,7 +194,7 @@ def test_from_timms_weights_the_recipe_and_what_the_model_was_made_for(
     assert model.blocks[1].drop_path1.drop_prob == pytest.approx(0.1)  # type: ignore[index,union-attr]
 
 
-def test_the_configs_own_preprocessing_goes_before_the_models(
+def test_the_configs_preprocessing_overrides_the_models(
     image_folder: Path, timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = {"data.image_size": 32, "data.mean": [0.1, 0.2, 0.3], "data.std": [1, 2, 3]}
@@ -208,7 +208,7 @@ def test_the_configs_own_preprocessing_goes_before_the_models(
     assert "pos_embed: resampled from 101 to 5 tokens" in capsys.readouterr().out
 
 
-def test_grey_pictures_keep_their_own_mean(timm_file: Path, tmp_path: Path) -> None:
+def test_greyscale_images_keep_their_own_mean(timm_file: Path, tmp_path: Path) -> None:
     config = Config.load(
         "finetune",
         {"data.name": "digits", "data.image_size": 16, "model.name": "timm/test_vit", "model.args": TIMM,
@@ -221,7 +221,7 @@ def test_grey_pictures_keep_their_own_mean(timm_file: Path, tmp_path: Path) -> N
     torch.testing.assert_close(last_weights(run)["patch_embed.proj.weight"], kernel.sum(1, keepdim=True))
 
 
-def test_a_resumed_run_does_not_read_the_weights_again(
+def test_a_resumed_run_does_not_read_pretrained_weights_again(
     image_folder: Path, timm_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "weights.safetensors"
@@ -235,16 +235,16 @@ def test_a_resumed_run_does_not_read_the_weights_again(
     resumed = train(longer)
     assert resumed_from(resumed) == [0, 2]
     assert "starts anew" not in capsys.readouterr().out
-    found, expected = last_weights(resumed), last_weights(unbroken)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert moved(found, load_file(timm_file)) == found.keys()
-    # Finished: its own weights are all it takes.
+    weights, expected = last_weights(resumed), last_weights(unbroken)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert moved(weights, load_file(timm_file)) == weights.keys()
+    # A finished run needs its own weights alone.
     assert train(longer).summary == resumed.summary
     with pytest.raises(UserError, match=rf"^model.pretrained: {path} does not exist$"):
         train(from_timm(image_folder, path, tmp_path / "c", **small))
 
 
-def test_a_resume_with_a_run_as_its_start_does_not_need_that_run(digits_run: Run, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_need_the_run_it_was_fine_tuned_from(digits_run: Run, tmp_path: Path) -> None:
     start = tmp_path / "start"
     shutil.copytree(digits_run.folder, start, symlinks=True)
     pretrained = {"model.pretrained": str(start), "schedule.warmup": "1 updates"}

@@ -1,4 +1,4 @@
-"""Losses: one value per slot, by hand in numpy; with a teacher, and by a function of the user's."""
+"""Losses: one value per slot, against NumPy; with a teacher, and with a user's function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def log_softmax(logits: Floats) -> Floats:
 
 
 def wanted(targets: NDArray[Any], smoothing: float) -> Floats:
-    """The probabilities that a loss draws towards."""
+    """Return the probabilities that the targets stand for, after label smoothing."""
     probabilities = np.eye(4)[targets] if targets.ndim == 1 else targets
     smoothed: Floats = (1 - smoothing) * probabilities + smoothing / 4
     return smoothed
@@ -62,16 +62,18 @@ def batch(targets: Tensor, images: Tensor | None = None) -> Batch:
     ("name", "function", "by_hand"),
     [("cross_entropy", cross_entropy, cross_entropies), ("bce", bce, binary_cross_entropies)],
 )
-def test_of_targets(name: str, function: Any, by_hand: Any, targets: NDArray[Any], smoothing: float) -> None:
-    logits, given = torch.from_numpy(LOGITS), torch.from_numpy(targets)
-    found = function(logits, given, label_smoothing=smoothing)
-    assert (found.shape, found.dtype) == ((6,), torch.float64)
-    np.testing.assert_allclose(found.numpy(), by_hand(targets, smoothing), rtol=1e-12)
-    assert torch.equal(Loss(LossConfig(name=name, label_smoothing=smoothing))(logits, batch(given)), found)
+def test_loss_equals_the_formula_computed_by_hand(
+    name: str, function: Any, by_hand: Any, targets: NDArray[Any], smoothing: float
+) -> None:
+    logits, tensor = torch.from_numpy(LOGITS), torch.from_numpy(targets)
+    actual = function(logits, tensor, label_smoothing=smoothing)
+    assert (actual.shape, actual.dtype) == ((6,), torch.float64)
+    np.testing.assert_allclose(actual.numpy(), by_hand(targets, smoothing), rtol=1e-12)
+    assert torch.equal(Loss(LossConfig(name=name, label_smoothing=smoothing))(logits, batch(tensor)), actual)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_bce_is_timms(smoothing: float) -> None:
+def test_bce_equals_timms(smoothing: float) -> None:
     logits, targets = torch.from_numpy(LOGITS), torch.from_numpy(NUMBERS)
     expected = timm.loss.BinaryCrossEntropy(smoothing)(logits, targets)
     torch.testing.assert_close(bce(logits, targets, label_smoothing=smoothing).mean(), expected, rtol=1e-12, atol=0)
@@ -83,7 +85,7 @@ def test_bce_is_timms(smoothing: float) -> None:
     )
 
 
-def test_values_that_are_known() -> None:
+def test_known_values() -> None:
     logits = torch.tensor([[0.0, 0.0], [np.log(3.0), 0.0]])
     targets = torch.tensor([0, 1])
     np.testing.assert_allclose(cross_entropy(logits, targets).numpy(), [np.log(2), np.log(4)], rtol=1e-6)
@@ -95,7 +97,7 @@ def test_values_that_are_known() -> None:
 
 
 @pytest.mark.parametrize("function", [bce, cross_entropy, hard_distillation, soft_distillation])
-def test_large_logits_make_no_infinity(function: Any) -> None:
+def test_large_logits_do_not_overflow(function: Any) -> None:
     logits = torch.tensor([[900.0, -900.0], [-900.0, 900.0]], requires_grad=True)
     other = torch.tensor([1, 1]) if function in (bce, cross_entropy) else -logits.detach()
     values = function(logits, other)
@@ -107,9 +109,9 @@ def test_large_logits_make_no_infinity(function: Any) -> None:
 
 
 def test_hard_distillation_is_cross_entropy_with_the_teachers_choice() -> None:
-    found = hard_distillation(torch.from_numpy(LOGITS), torch.from_numpy(TEACHERS))
+    actual = hard_distillation(torch.from_numpy(LOGITS), torch.from_numpy(TEACHERS))
     expected = -log_softmax(LOGITS)[np.arange(6), TEACHERS.argmax(1)]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
 
 
 def divergences(temperature: float) -> Floats:
@@ -121,8 +123,8 @@ def divergences(temperature: float) -> Floats:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_soft_distillation_is_the_divergence_from_the_teacher(temperature: float) -> None:
     logits, teacher = torch.from_numpy(LOGITS), torch.from_numpy(TEACHERS)
-    found = soft_distillation(logits, teacher, temperature=temperature)
-    np.testing.assert_allclose(found.numpy(), divergences(temperature), rtol=1e-12)
+    actual = soft_distillation(logits, teacher, temperature=temperature)
+    np.testing.assert_allclose(actual.numpy(), divergences(temperature), rtol=1e-12)
     shifted = soft_distillation(logits, logits + 7, temperature=temperature)
     np.testing.assert_allclose(shifted.numpy(), np.zeros(6), atol=1e-12)
 
@@ -141,21 +143,23 @@ class Says(nn.Module):
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("kind", "temperature"), [("hard", 1.0), ("soft", 1.0), ("soft", 3.0)])
 @pytest.mark.parametrize("name", ["cross_entropy", "bce"])
-def test_with_a_teacher_the_two_are_weighed(name: str, kind: Any, temperature: float, weight: float) -> None:
+def test_with_a_teacher_the_loss_is_a_weighted_mean_of_both(
+    name: str, kind: Any, temperature: float, weight: float
+) -> None:
     config = LossConfig(
         name=name, label_smoothing=0.1, distillation=kind, distillation_weight=weight, temperature=temperature
     )
     teacher = Says()
     logits = torch.from_numpy(LOGITS).requires_grad_()
     images = torch.from_numpy(TEACHERS)[:, None, None]
-    found = Loss(config, teacher)(logits, batch(torch.from_numpy(NUMBERS), images))
+    actual = Loss(config, teacher)(logits, batch(torch.from_numpy(NUMBERS), images))
     of_targets = (cross_entropies if name == "cross_entropy" else binary_cross_entropies)(NUMBERS, 0.1)
     of_teacher = -log_softmax(LOGITS)[np.arange(6), TEACHERS.argmax(1)] if kind == "hard" else divergences(temperature)
-    assert (found.shape, found.dtype) == ((6,), torch.float64)
+    assert (actual.shape, actual.dtype) == ((6,), torch.float64)
     np.testing.assert_allclose(
-        found.detach().numpy(), (1 - weight) * of_targets + weight * of_teacher, rtol=1e-12, atol=1e-14
+        actual.detach().numpy(), (1 - weight) * of_targets + weight * of_teacher, rtol=1e-12, atol=1e-14
     )
-    found.sum().backward()
+    actual.sum().backward()
     assert logits.grad is not None
     assert logits.grad.abs().sum() > 0
     assert teacher.weight.grad is None
@@ -168,10 +172,10 @@ def test_a_teachers_half_precision_is_widened() -> None:
 
     logits, images = torch.from_numpy(LOGITS).float(), torch.from_numpy(TEACHERS).float()[:, None, None]
     loss = Loss(LossConfig(distillation="soft", distillation_weight=1.0), Half())
-    found = loss(logits, batch(torch.from_numpy(NUMBERS), images))
-    assert found.dtype == torch.float32
+    actual = loss(logits, batch(torch.from_numpy(NUMBERS), images))
+    assert actual.dtype == torch.float32
     expected = soft_distillation(logits, torch.from_numpy(TEACHERS).bfloat16().float())
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,7 @@ def each(outputs, targets):
 
 @pytest.fixture
 def of_mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module of the user's in the working folder."""
+    """Write a user's module into the working folder."""
     (tmp_path / "losses_of_mine.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -217,17 +221,17 @@ OUTPUTS = torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]])
 
 
 @pytest.mark.usefixtures("of_mine")
-def test_a_function_of_the_users_is_the_loss() -> None:
-    given = batch(torch.tensor([1, 0, 1]), images=torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]])[:, None, None])
-    assert Loss(LossConfig(name="losses_of_mine:gap"))(OUTPUTS, given).tolist() == [2.0, 7.0, 0.0]
-    taught = Loss(LossConfig(name="losses_of_mine:gap", distillation_weight=0.25), Says())(OUTPUTS, given)
+def test_a_users_function_is_the_loss() -> None:
+    slots = batch(torch.tensor([1, 0, 1]), images=torch.tensor([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0]])[:, None, None])
+    assert Loss(LossConfig(name="losses_of_mine:gap"))(OUTPUTS, slots).tolist() == [2.0, 7.0, 0.0]
+    taught = Loss(LossConfig(name="losses_of_mine:gap", distillation_weight=0.25), Says())(OUTPUTS, slots)
     of_teacher = np.log1p(np.exp([1.0, -1.0, 1.0]))
     np.testing.assert_allclose(taught.numpy(), 0.75 * np.array([2, 7, 0]) + 0.25 * of_teacher, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("of_mine")
 @pytest.mark.parametrize(("name", "shape"), [("mean", "[]"), ("each", "[3, 2]")])
-def test_a_function_that_gives_no_value_per_slot_is_refused(name: str, shape: str) -> None:
+def test_a_function_that_does_not_return_one_value_per_slot_is_refused(name: str, shape: str) -> None:
     with pytest.raises(UserError) as caught:
         Loss(LossConfig(name=f"losses_of_mine:{name}"))(OUTPUTS, batch(torch.tensor([1, 0, 1])))
     assert str(caught.value) == (
@@ -236,7 +240,7 @@ def test_a_function_that_gives_no_value_per_slot_is_refused(name: str, shape: st
 
 
 @pytest.mark.usefixtures("of_mine")
-def test_an_import_path_that_leads_nowhere_is_refused() -> None:
+def test_an_import_path_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         Loss(LossConfig(name="losses_of_mine:gpa"))
     assert str(caught.value) == (
@@ -251,10 +255,10 @@ def test_an_import_path_that_leads_nowhere_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize(("given", "found"), [(1.5, "float"), (None, "NoneType"), (torch.zeros(3), "[3]")])
-def test_what_is_no_tensor_of_slots_is_refused(given: Any, found: str) -> None:
+@pytest.mark.parametrize(("values", "actual"), [(1.5, "float"), (None, "NoneType"), (torch.zeros(3), "[3]")])
+def test_a_loss_that_is_not_a_tensor_of_slots_is_refused(values: Any, actual: str) -> None:
     loss = Loss(LossConfig())
-    loss.name, loss.target_loss = "mine:gap", lambda outputs, targets: given
+    loss.name, loss.target_loss = "mine:gap", lambda outputs, targets: values
     with pytest.raises(UserError) as error:
         loss(torch.zeros(2, 4), batch(torch.tensor([0, 1])))
-    assert str(error.value) == f"loss.name: mine:gap must return one value per slot, shape [2], not {found}"
+    assert str(error.value) == f"loss.name: mine:gap must return one value per slot, shape [2], not {actual}"

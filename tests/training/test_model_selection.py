@@ -1,4 +1,4 @@
-"""Which weights are the best, and when patience ends: scripted runs of evaluations."""
+"""The choice of the best weights and the end of patience, on scripted evaluations."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ BOTH = {
 ALONE = {"raw": BOTH["raw"]}
 
 
-def judged(values: Sequence[float], warming: int = 0, **evaluate: Any) -> list[tuple[bool, int, bool]]:
-    """(best so far, stale, out of patience) after each evaluation; the first `warming` are in the warmup."""
-    config, state, found = EvaluateConfig(**evaluate), TrainState(), []
+def outcomes(values: Sequence[float], warming: int = 0, **evaluate: Any) -> list[tuple[bool, int, bool]]:
+    """Return (best so far, evaluations without improvement, out of patience) after each; `warming`: in the warmup."""
+    config, state, after_each = EvaluateConfig(**evaluate), TrainState(), []
     for number, value in enumerate(values):
         state.position = 10 * (number + 1)
         scores = {"raw": {"loss": -1.0, "top1": -1.0, "top5": None, config.metric.removeprefix("raw_"): value}}
         best = update_best(state, config, scores, warming=number < warming)
         assert state.best is not None
         assert best == (state.best.update == state.position)
-        found.append((best, state.evaluations_without_improvement, out_of_patience(state, config)))
-    return found
+        after_each.append((best, state.evaluations_without_improvement, out_of_patience(state, config)))
+    return after_each
 
 
 def test_top1_rises_and_a_tie_is_no_improvement() -> None:
-    assert judged([50, 60, 60, 55, 61, 61], metric="top1", patience=2) == [
+    assert outcomes([50, 60, 60, 55, 61, 61], metric="top1", patience=2) == [
         (True, 0, False),
         (True, 0, False),
         (False, 1, False),
@@ -43,7 +43,7 @@ def test_top1_rises_and_a_tie_is_no_improvement() -> None:
 
 
 def test_loss_falls() -> None:
-    assert judged([2.0, 1.0, 1.0, 1.5, 0.5], metric="loss", patience=2) == [
+    assert outcomes([2.0, 1.0, 1.0, 1.5, 0.5], metric="loss", patience=2) == [
         (True, 0, False),
         (True, 0, False),
         (False, 1, False),
@@ -52,9 +52,9 @@ def test_loss_falls() -> None:
     ]
 
 
-def test_top1_within_min_delta_is_best_and_stale() -> None:
-    # Each is held to the last improvement, not to the best: slow steps add up to one.
-    assert judged([50, 50.5, 50.75, 51.0, 51.25, 52.25], metric="top1", patience=3, min_delta=1.0) == [
+def test_top1_within_min_delta_is_best_and_spends_patience() -> None:
+    # Each is compared with the last improvement, not with the best: slow steps add up to an improvement.
+    assert outcomes([50, 50.5, 50.75, 51.0, 51.25, 52.25], metric="top1", patience=3, min_delta=1.0) == [
         (True, 0, False),
         (True, 1, False),
         (True, 2, False),
@@ -64,8 +64,8 @@ def test_top1_within_min_delta_is_best_and_stale() -> None:
     ]
 
 
-def test_loss_within_min_delta_is_best_and_stale() -> None:
-    assert judged([1.0, 0.9375, 0.875, 0.75, 0.8125], metric="loss", patience=2, min_delta=0.125) == [
+def test_loss_within_min_delta_is_best_and_spends_patience() -> None:
+    assert outcomes([1.0, 0.9375, 0.875, 0.75, 0.8125], metric="loss", patience=2, min_delta=0.125) == [
         (True, 0, False),
         (True, 1, False),
         (True, 2, True),
@@ -74,16 +74,16 @@ def test_loss_within_min_delta_is_best_and_stale() -> None:
     ]
 
 
-def test_nothing_is_counted_in_the_warmup() -> None:
-    assert judged([50, 40, 30, 45, 44], 3, metric="top1", patience=2) == [
+def test_patience_does_not_count_in_the_warmup() -> None:
+    assert outcomes([50, 40, 30, 45, 44], 3, metric="top1", patience=2) == [
         (True, 0, False),
         (False, 0, False),
         (False, 0, False),
         (False, 1, False),
         (False, 2, True),
     ]
-    # What is found there counts as the best, and as the bar.
-    assert judged([50, 60, 55, 61], 2, metric="top1", patience=1) == [
+    # An evaluation in the warmup may be the best, and sets the baseline.
+    assert outcomes([50, 60, 55, 61], 2, metric="top1", patience=1) == [
         (True, 0, False),
         (True, 0, False),
         (False, 1, True),
@@ -92,7 +92,7 @@ def test_nothing_is_counted_in_the_warmup() -> None:
 
 
 def test_without_patience_no_run_ends_early() -> None:
-    assert [(stale, out) for _, stale, out in judged([3, 2, 1, 0], metric="top1")] == [
+    assert [(stale, out) for _, stale, out in outcomes([3, 2, 1, 0], metric="top1")] == [
         (0, False),
         (1, False),
         (2, False),
@@ -111,9 +111,7 @@ def test_without_patience_no_run_ends_early() -> None:
         ("raw_loss", "raw", 0.5),
     ],
 )
-def test_averaged_weights_are_chosen_where_there_are_any_and_not_asked_otherwise(
-    metric: str, weights: str, value: float
-) -> None:
+def test_a_metric_is_of_the_averaged_weights_if_there_are_any(metric: str, weights: str, value: float) -> None:
     assert (weights_of(metric, BOTH), value_of(metric, BOTH)) == (weights, value)
     state = TrainState(position=30)
     assert update_best(state, EvaluateConfig(metric=metric), BOTH, warming=False)
@@ -125,10 +123,12 @@ def test_averaged_weights_are_chosen_where_there_are_any_and_not_asked_otherwise
     assert alone.best == Best(update=30, metric=metric, value=value_of(metric, ALONE), weights="raw")
 
 
-def test_raw_metrics_improve_as_their_own_do() -> None:
+def test_raw_metrics_improve_as_the_metric_they_are_named_after() -> None:
     rising, falling = [1.0, 2.0, 1.5], [2.0, 1.0, 1.5]
-    assert judged(rising, metric="raw_top1") == judged(rising, metric="top1") == judged(falling, metric="raw_loss")
-    assert judged(rising, metric="raw_top1") == [(True, 0, False), (True, 0, False), (False, 1, False)]
+    assert (
+        outcomes(rising, metric="raw_top1") == outcomes(rising, metric="top1") == outcomes(falling, metric="raw_loss")
+    )
+    assert outcomes(rising, metric="raw_top1") == [(True, 0, False), (True, 0, False), (False, 1, False)]
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_raw_metrics_improve_as_their_own_do() -> None:
         ("raw_loss", 0.5, 2.0, 1.0, True),
     ],
 )
-def test_better(metric: str, value: float, than: float, by: float, answer: bool) -> None:
+def test_is_improvement(metric: str, value: float, than: float, by: float, answer: bool) -> None:
     assert is_improvement(metric, value, than, by) is answer
 
 
-def test_a_state_that_went_through_json_goes_on_the_same() -> None:
+def test_patience_goes_on_from_a_saved_state() -> None:
     config = EvaluateConfig(metric="top1", patience=3, min_delta=1.0)
     state = TrainState(position=10)
     for value in (50.0, 50.5):
@@ -168,11 +168,11 @@ def test_a_state_that_went_through_json_goes_on_the_same() -> None:
     )
 
 
-def test_a_metric_that_is_no_number_is_never_the_best() -> None:
+def test_nan_is_never_the_best() -> None:
     state = TrainState()
     config = EvaluateConfig(metric="loss", patience=3)
     nan = float("nan")
-    found = [update_best(state, config, {"raw": {"loss": loss}}, warming=False) for loss in (nan, 1.0, nan, 0.5)]
-    assert found == [False, True, False, True]
+    improved = [update_best(state, config, {"raw": {"loss": loss}}, warming=False) for loss in (nan, 1.0, nan, 0.5)]
+    assert improved == [False, True, False, True]
     assert state.best is not None
     assert (state.best.value, state.patience_baseline, state.evaluations_without_improvement) == (0.5, 0.5, 0)

@@ -1,4 +1,4 @@
-"""Whatever shapes a run goes on through stops and kills bit for bit: averages, schedules, optimizers, patience."""
+"""Stopped and killed runs end bit-identical: averages, schedules, optimizers, patience."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DIGITS = {
     "log.report": False,
 }
 TEACHER = "<a run>"
-# Steady, then a jump to a rate that wrecks what was learnt: the best is not the last.
+# A steady rate, then one so high that it destroys what was learnt: the best weights are not the last.
 WRECKED = {
     "train.ema": 0.98,
     "optimizer.name": "sgd",
@@ -57,7 +57,7 @@ WRECKED = {
     "schedule.name": "ConstantLR",
     "evaluate.every": "4 updates",
 }
-# The update that a run is stopped after, and what its config has of its own.
+# Case → the update that the run is stopped after, and the fields of its config.
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "ema": (
         23,
@@ -183,8 +183,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-class Stories:
-    """Runs by the names of their cases, each trained once: uninterrupted, and stopped in the middle."""
+class RunsByCase:
+    """Runs by case, each trained once without a stop and once with a stop in the middle."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -199,7 +199,7 @@ class Stories:
         return Config.load("digits", {**DIGITS, **own, "run.dir": str(folder), **changes})
 
     def teacher(self) -> Path:
-        """The folder of a run that has learnt a little."""
+        """Return the folder of a run that has learnt a little."""
         folder = self.root / "teacher"
         if "teacher" not in self.runs:
             values = {**DIGITS, "optimizer.lr": 1e-2, "model.width": 32, "run.dir": str(folder)}
@@ -207,13 +207,13 @@ class Stories:
         return folder
 
     def whole(self, name: str) -> Run:
-        """The run that was not stopped."""
+        """Return the run that was not stopped."""
         if name not in self.runs:
             self.runs[name] = train(self.config(name, self.root / name / "whole"))
         return self.runs[name]
 
     def resumed(self, name: str) -> Run:
-        """The run that was, by a real signal, and went on by the same config."""
+        """Return the run that was stopped by a real signal and resumed with the same config."""
         key = f"{name}, resumed"
         if key not in self.runs:
             config = self.config(name, self.root / name / "resumed")
@@ -225,18 +225,18 @@ class Stories:
         return self.runs[key]
 
     def stop(self, name: str) -> Line:
-        """What the checkpoint of the stop says in its state.json."""
+        """Return state.json of the checkpoint that the stop saved."""
         self.resumed(name)
         return self.stops[name]
 
 
 @pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> Stories:
-    return Stories(tmp_path_factory.mktemp("stories"))
+def runs_by_case(tmp_path_factory: pytest.TempPathFactory) -> RunsByCase:
+    return RunsByCase(tmp_path_factory.mktemp("runs_by_case"))
 
 
 def stop_after(update: int, config: Config) -> Run:
-    """Trains until a SIGTERM in the last forward pass of an update."""
+    """Train until a SIGTERM in the last forward pass of an update."""
     losses_for_tests.forwards = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIGNAL", "SIGTERM")
@@ -245,12 +245,12 @@ def stop_after(update: int, config: Config) -> Run:
 
 
 def forwards(config: Config) -> int:
-    """Forward passes of an update in one process."""
+    """Return the number of forward passes of an update in one process."""
     return math.ceil(config.batch.global_size / config.batch.micro_size)
 
 
 def killed(function: Any, *arguments: Any) -> None:
-    """Runs a function in a process of its own, which must die of SIGKILL."""
+    """Run a function in a process of its own, which must die of SIGKILL."""
     process = multiprocessing.get_context("forkserver").Process(target=function, args=arguments)
     process.start()
     process.join(120)
@@ -263,7 +263,7 @@ def train_until_forward(values: dict[str, Any], number: int) -> None:
 
 
 def train_until_the_end_is_saved(values: dict[str, Any], update: int) -> None:
-    """Dies in the first forward pass of the evaluation of test."""
+    """Train, and die in the first forward pass of the evaluation of test."""
     config = Config.from_dict(values)
     end = config.folder / "checkpoints" / f"update_{update:08d}" / "manifest.json"
 
@@ -276,21 +276,21 @@ def train_until_the_end_is_saved(values: dict[str, Any], update: int) -> None:
     train(config, model=model)
 
 
-def train_and_tell(values: dict[str, Any]) -> list[Line]:
+def history_of_training(values: dict[str, Any]) -> list[Line]:
     return train(Config.from_dict(values)).history
 
 
 def train_and_stop(values: dict[str, Any], rank: str, forward: int) -> bool:
-    """Whether the run stopped that a SIGTERM asked to, in one forward pass of one rank."""
+    """Train with a SIGTERM to one rank in one of its forward passes; return whether the run stopped."""
     if os.environ["RANK"] == rank:
         os.environ.update(SIGNAL="SIGTERM", SIGNAL_AT=str(forward))
     return train(Config.from_dict(values)).stopped
 
 
 def last_of(folder: Path) -> Path:
-    found = pointed_to(folder / "checkpoints", "last")
-    assert found is not None
-    return found
+    path = pointed_to(folder / "checkpoints", "last")
+    assert path is not None
+    return path
 
 
 def state_of(folder: Path) -> Line:
@@ -298,7 +298,7 @@ def state_of(folder: Path) -> Line:
 
 
 def ending(folder: Path) -> dict[str, Any]:
-    """All that a run's last checkpoint holds, but for seconds and what names its folder."""
+    """Return everything in a run's last checkpoint except seconds and what depends on its folder."""
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in last_of(folder).glob("*.safetensors")}
     state = state_of(folder)
     kept = {name: state[name] for name in ("schedule", "optimizer", "preprocessing", "classes")}
@@ -310,7 +310,7 @@ def lines(history: list[Line], kind: str) -> list[Line]:
 
 
 def course(history: list[Line]) -> list[tuple[Any, ...]]:
-    """What was done and measured, but for times."""
+    """Return what was done and measured, except times."""
     trained = [(x["update"], x["lr"], x["loss"], x["top1"], x["grad_norm"]) for x in lines(history, "train")]
     names = ("update", "split", "weights", "weights_update", "loss", "top1", "top5", "seen", "best")
     return [*trained, *(tuple(line[name] for name in names) for line in lines(history, "eval"))]
@@ -325,7 +325,7 @@ def rates(history: list[Line]) -> NDArray[np.float64]:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """The rows of progress.md by the names of its columns."""
+    """Return the rows of progress.md, each by column name."""
     title, *text = (folder / "progress.md").read_text().splitlines()
     assert title == f"# {folder.name}"
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in text if row.startswith("|")]
@@ -334,8 +334,8 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_stopped_run_ends_bit_identical(name: str, stories: Stories) -> None:
-    whole, resumed = stories.whole(name), stories.resumed(name)
+def test_a_stopped_run_ends_bit_identical(name: str, runs_by_case: RunsByCase) -> None:
+    whole, resumed = runs_by_case.whole(name), runs_by_case.resumed(name)
     assert starts(whole.history) == [0]
     assert starts(resumed.history) == [0, CASES[name][0]]
     assert course(resumed.history) == course(whole.history)
@@ -355,27 +355,29 @@ def test_a_stopped_run_ends_bit_identical(name: str, stories: Stories) -> None:
 
 
 @pytest.mark.parametrize(("name", "before_the_end"), [("ema", 6), ("patience", 0), ("everything", 1)])
-def test_a_killed_run_ends_bit_identical(name: str, before_the_end: int, stories: Stories, tmp_path: Path) -> None:
-    whole = stories.whole(name)
-    config = stories.config(name, tmp_path / "run", checkpoint__every="7 updates")
+def test_a_killed_run_ends_bit_identical(
+    name: str, before_the_end: int, runs_by_case: RunsByCase, tmp_path: Path
+) -> None:
+    whole = runs_by_case.whole(name)
+    config = runs_by_case.config(name, tmp_path / "run", checkpoint__every="7 updates")
     last = whole.summary["updates"] - before_the_end
     killed(train_until_forward, config.to_dict(), forwards(config) * last)
     assert status(config.folder)["state"] == "running"
     resumed = train(config)
-    found, [first, again] = state_of(config.folder), starts(resumed.history)
+    state, [first, again] = state_of(config.folder), starts(resumed.history)
     assert first == 0
     assert last - 7 <= again < last
-    assert found["train_state"]["position"] == whole.summary["updates"]
+    assert state["train_state"]["position"] == whole.summary["updates"]
     assert course(resumed.history) == course(whole.history)
     assert ending(config.folder) == ending(whole.folder)
     assert resumed.summary["test"] == whole.summary["test"]
 
 
-def test_a_run_killed_after_its_last_checkpoint_is_scored_as_the_one_that_was_not(
-    stories: Stories, tmp_path: Path
+def test_a_run_killed_after_its_last_checkpoint_gets_the_same_test_result(
+    runs_by_case: RunsByCase, tmp_path: Path
 ) -> None:
-    whole = stories.whole("everything")
-    config = stories.config("everything", tmp_path / "run")
+    whole = runs_by_case.whole("everything")
+    config = runs_by_case.config("everything", tmp_path / "run")
     end = whole.summary["updates"]
     killed(train_until_the_end_is_saved, config.to_dict(), end)
     assert status(config.folder)["state"] == "running"
@@ -394,78 +396,78 @@ def test_a_run_killed_after_its_last_checkpoint_is_scored_as_the_one_that_was_no
     [("plateau", 0.7, [10, 15, 20, 25, 30, 35]), ("plateau, patience 1", 0.5, [15, 25, 35])],
 )
 def test_a_plateau_reduces_the_rate_before_and_after_the_stop(
-    name: str, factor: float, reduced_after: list[int], stories: Stories
+    name: str, factor: float, reduced_after: list[int], runs_by_case: RunsByCase
 ) -> None:
-    # No evaluation halves the loss, so each after the first counts as bad.
-    found = rates(stories.resumed(name).history)
+    # No evaluation halves the loss, so each one after the first counts as bad.
+    actual = rates(runs_by_case.resumed(name).history)
     reductions = np.searchsorted(reduced_after, np.arange(40), side="right")
     warmup = np.minimum(1, np.arange(1, 41) / 4)
-    np.testing.assert_allclose(found, 3e-3 * warmup * factor**reductions, rtol=1e-12)
-    assert found[21] < found[9]
-    assert found[-1] < found[21]
-    plateau = stories.stop(name)["schedule"]["plateau"]
+    np.testing.assert_allclose(actual, 3e-3 * warmup * factor**reductions, rtol=1e-12)
+    assert actual[21] < actual[9]
+    assert actual[-1] < actual[21]
+    plateau = runs_by_case.stop(name)["schedule"]["plateau"]
     assert plateau["num_bad_epochs"] == (1 if name.endswith("1") else 0)
-    assert plateau["best"] == lines(stories.resumed(name).history, "eval")[0]["loss"]
+    assert plateau["best"] == lines(runs_by_case.resumed(name).history, "eval")[0]["loss"]
 
 
 @pytest.mark.parametrize("name", ["one cycle", "one cycle, sgd"])
-def test_momentum_has_its_cycle_beside_the_rate(name: str, stories: Stories, tmp_path: Path) -> None:
-    run = stories.resumed(name)
-    found = rates(run.history)
-    assert 0 < found.argmax() < 39
-    assert found[-1] < 1e-4 * found.max()
+def test_momentum_cycles_with_the_rate(name: str, runs_by_case: RunsByCase, tmp_path: Path) -> None:
+    run = runs_by_case.resumed(name)
+    actual = rates(run.history)
+    assert 0 < actual.argmax() < 39
+    assert actual[-1] < 1e-4 * actual.max()
     arguments = {**CASES[name][1].get("schedule.args", {}), "cycle_momentum": False}
-    without = train(stories.config(name, tmp_path / "run", schedule__args=arguments))
-    assert rates(without.history).tolist() == found.tolist()
+    without = train(runs_by_case.config(name, tmp_path / "run", schedule__args=arguments))
+    assert rates(without.history).tolist() == actual.tolist()
     assert ending(without.folder)["model.safetensors"] != ending(run.folder)["model.safetensors"]
 
 
-def test_skipped_updates_are_counted_through_the_stop(stories: Stories) -> None:
-    history = stories.resumed("skipped updates").history
+def test_skipped_updates_are_counted_across_a_stop(runs_by_case: RunsByCase) -> None:
+    history = runs_by_case.resumed("skipped updates").history
     skipped = np.array([line["skipped_updates"] for line in lines(history, "train")])
     assert 0 < skipped[17] < skipped[-1] < 20
-    train_state, schedule = (stories.stop("skipped updates")[name] for name in ("train_state", "schedule"))
+    train_state, schedule = (runs_by_case.stop("skipped updates")[name] for name in ("train_state", "schedule"))
     assert (train_state["position"], train_state["skipped_updates"]) == (18, skipped[17])
     assert train_state["applied_updates"] == schedule["updates"] == 18 - skipped[17]
     applied = np.arange(40) - np.concatenate([[0], skipped[:-1]])
-    assert rates(history).tolist() == rates(stories.whole("one cycle").history)[applied].tolist()
+    assert rates(history).tolist() == rates(runs_by_case.whole("one cycle").history)[applied].tolist()
 
 
-def test_warm_restarts_fall_where_fractions_of_epochs_say(stories: Stories) -> None:
-    found = rates(stories.resumed("restarts").history)
+def test_warm_restarts_fall_where_fractions_of_epochs_say(runs_by_case: RunsByCase) -> None:
+    actual = rates(runs_by_case.resumed("restarts").history)
     period = 0.25 * 1294 / 24
     place = np.arange(36)
     expected = 1e-5 + (3e-3 - 1e-5) * (1 + np.cos(np.pi * (place / period % 1))) / 2
-    np.testing.assert_allclose(found[4:], expected, rtol=1e-6)
-    restarts = 1 + np.flatnonzero(np.diff(found[4:]) > 0)
+    np.testing.assert_allclose(actual[4:], expected, rtol=1e-6)
+    restarts = 1 + np.flatnonzero(np.diff(actual[4:]) > 0)
     assert restarts.tolist() == [14, 27]
     assert restarts[0] + 4 < CASES["restarts"][0] < restarts[1] + 4
 
 
-def test_the_second_of_two_schedules_goes_on_after_the_stop(stories: Stories) -> None:
-    found = rates(stories.resumed("sequential").history)
+def test_the_second_of_two_schedules_goes_on_after_the_stop(runs_by_case: RunsByCase) -> None:
+    actual = rates(runs_by_case.resumed("sequential").history)
     first, second = np.arange(10), np.arange(26)
-    np.testing.assert_allclose(found[4:14], 3e-3 * (0.2 + 0.8 * first / 10), rtol=1e-12)
-    np.testing.assert_allclose(found[14:], 3e-3 * np.cos(np.pi / 2 * second / 26) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(actual[4:14], 3e-3 * (0.2 + 0.8 * first / 10), rtol=1e-12)
+    np.testing.assert_allclose(actual[14:], 3e-3 * np.cos(np.pi / 2 * second / 26) ** 2, rtol=1e-9)
     assert CASES["sequential"][0] > 14
 
 
-def test_a_cooldown_goes_on_after_the_stop(stories: Stories) -> None:
-    found = rates(stories.resumed("layer decay").history)
+def test_a_cooldown_goes_on_after_the_stop(runs_by_case: RunsByCase) -> None:
+    actual = rates(runs_by_case.resumed("layer decay").history)
     warmup, cooldown = 3e-3 * np.arange(1, 5) / 4, 3e-3 * np.arange(12, 0, -1) / 12
-    np.testing.assert_allclose(found, [*warmup, *[3e-3] * 24, *cooldown], rtol=1e-12)
+    np.testing.assert_allclose(actual, [*warmup, *[3e-3] * 24, *cooldown], rtol=1e-12)
     assert CASES["layer decay"][0] > 28
 
 
 @pytest.mark.parametrize("name", ["lamb", "adan"])
-def test_what_an_optimizer_counts_in_its_groups_goes_on(name: str, stories: Stories) -> None:
-    assert {group["step"] for group in stories.stop(name)["optimizer"]["groups"]} == {19}
-    assert {group["step"] for group in state_of(stories.resumed(name).folder)["optimizer"]["groups"]} == {40}
+def test_counters_in_an_optimizers_groups_continue(name: str, runs_by_case: RunsByCase) -> None:
+    assert {group["step"] for group in runs_by_case.stop(name)["optimizer"]["groups"]} == {19}
+    assert {group["step"] for group in state_of(runs_by_case.resumed(name).folder)["optimizer"]["groups"]} == {40}
 
 
-def test_overrides_hold_through_the_stop(stories: Stories) -> None:
-    run = stories.resumed("overrides")
-    config = stories.config("overrides", run.folder)
+def test_overrides_hold_across_a_stop(runs_by_case: RunsByCase) -> None:
+    run = runs_by_case.resumed("overrides")
+    config = runs_by_case.config("overrides", run.folder)
     first = build_model(config.model, classes=10, channels=1, image_size=8, seed=0).state_dict()
     last = load_file(last_of(run.folder) / "model.safetensors")
     same = {name for name, tensor in last.items() if torch.equal(tensor, first[name])}
@@ -474,11 +476,11 @@ def test_overrides_hold_through_the_stop(stories: Stories) -> None:
 
 
 def replay(run: Run, config: Config, *, warmup: int, min_delta: float) -> int | None:
-    """The update that patience ends at, from the losses of val alone; None: it lasts."""
+    """Return the update at which patience runs out, from the losses of val alone; None if it does not."""
     weights = "ema" if config.train.ema else "raw"
-    found = [(x["update"], x["loss"]) for x in lines(run.history, "eval") if x["split"] == "val"]
+    actual = [(x["update"], x["loss"]) for x in lines(run.history, "eval") if x["split"] == "val"]
     scored = [x["weights"] for x in lines(run.history, "eval") if x["split"] == "val"]
-    updates, losses = np.array([one for one, own in zip(found, scored, strict=True) if own == weights]).T
+    updates, losses = np.array([one for one, own in zip(actual, scored, strict=True) if own == weights]).T
     improved = [0]
     for i in range(1, len(losses)):
         if losses[i] < losses[improved[-1]] - min_delta:
@@ -490,16 +492,16 @@ def replay(run: Run, config: Config, *, warmup: int, min_delta: float) -> int | 
 
 
 @pytest.mark.parametrize(("name", "end_without_warmup"), [("patience", 12), ("everything", 32)])
-def test_patience_ends_a_run_where_its_evaluations_say(
-    name: str, end_without_warmup: int, stories: Stories, capsys: pytest.CaptureFixture[str]
+def test_patience_ends_a_run_at_the_predicted_evaluation(
+    name: str, end_without_warmup: int, runs_by_case: RunsByCase, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = stories.whole(name)
-    config = stories.config(name, run.folder)
+    run = runs_by_case.whole(name)
+    config = runs_by_case.config(name, run.folder)
     end = int(config.schedule.warmup.split()[0])
     predicted = replay(run, config, warmup=end, min_delta=config.evaluate.min_delta)
     assert predicted is not None
     assert end < predicted < 60
-    # Both rules matter: without them the first of the two would have ended in its warmup, and neither early.
+    # Without the rule for warmup the first case ends in its warmup; without min_delta none ends early.
     assert replay(run, config, warmup=0, min_delta=config.evaluate.min_delta) == end_without_warmup
     assert replay(run, config, warmup=end, min_delta=0.0) is None
     trained = [line["update"] for line in lines(run.history, "train")]
@@ -525,16 +527,16 @@ def test_patience_ends_a_run_where_its_evaluations_say(
     assert (run.folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_patience_is_half_spent_at_the_stop(stories: Stories) -> None:
-    assert stories.stop("patience")["train_state"]["evaluations_without_improvement"] == 1
-    assert stories.stop("patience")["train_state"]["patience_baseline"] == next(
-        line["loss"] for line in lines(stories.whole("patience").history, "eval") if line["update"] == 24
+def test_patience_is_half_spent_at_the_stop(runs_by_case: RunsByCase) -> None:
+    assert runs_by_case.stop("patience")["train_state"]["evaluations_without_improvement"] == 1
+    assert runs_by_case.stop("patience")["train_state"]["patience_baseline"] == next(
+        line["loss"] for line in lines(runs_by_case.whole("patience").history, "eval") if line["update"] == 24
     )
-    assert stories.stop("everything")["train_state"]["evaluations_without_improvement"] == 1
+    assert runs_by_case.stop("everything")["train_state"]["evaluations_without_improvement"] == 1
 
 
-def test_a_run_out_of_patience_ends_with_a_checkpoint_and_is_scored_by_its_best(stories: Stories) -> None:
-    run, whole = stories.whole("patience, wrecked"), stories.whole("ema, raw_loss")
+def test_a_run_out_of_patience_saves_and_tests_its_best_weights(runs_by_case: RunsByCase) -> None:
+    run, whole = runs_by_case.whole("patience, wrecked"), runs_by_case.whole("ema, raw_loss")
     assert [line["update"] for line in lines(run.history, "train")] == list(range(1, 25))
     assert state_of(run.folder)["train_state"]["position"] == 24
     assert run.best == whole.best
@@ -544,7 +546,7 @@ def test_a_run_out_of_patience_ends_with_a_checkpoint_and_is_scored_by_its_best(
 
 
 def by_hand(config: Config, file: Path, images: NDArray[np.uint8]) -> Tensor:
-    """Probabilities of images by the weights of a file."""
+    """Return probabilities for images by the weights in a file."""
     model = build_model(config.model, classes=10, channels=1, image_size=8, seed=1)
     model.load_state_dict(load_file(file))
     data = open_data(config.data)
@@ -555,9 +557,9 @@ def by_hand(config: Config, file: Path, images: NDArray[np.uint8]) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("ema", "ema"), ("ema, raw_loss", "raw")])
-def test_averaged_weights_are_scored_chosen_and_used(name: str, chosen: str, stories: Stories) -> None:
-    run = stories.whole(name)
-    config = stories.config(name, run.folder)
+def test_averaged_weights_are_evaluated_chosen_and_used(name: str, chosen: str, runs_by_case: RunsByCase) -> None:
+    run = runs_by_case.whole(name)
+    config = runs_by_case.config(name, run.folder)
     evaluations = lines(run.history, "eval")
     val = [line for line in evaluations if line["split"] == "val"]
     assert [(line["update"], line["weights"]) for line in val] == [
@@ -582,7 +584,7 @@ def test_averaged_weights_are_scored_chosen_and_used(name: str, chosen: str, sto
     assert run.summary["test"] == {field: by_weights[chosen][field] for field in ("loss", "top1", "top5")}
     final = next(line for line in val if line["update"] == 40 and line["weights"] == chosen)
     assert run.summary["final"] == {field: final[field] for field in ("loss", "top1", "top5")}
-    # The same from the files, by hand.
+    # The files give the same results, computed by hand.
     data = open_data(config.data).splits["test"]
     images = data.source.pixels[data.indices]  # type: ignore[union-attr]
     labels = torch.from_numpy(data.source.labels[data.indices])
@@ -599,32 +601,32 @@ def test_averaged_weights_are_scored_chosen_and_used(name: str, chosen: str, sto
     for key, tensor in run.model.state_dict().items():
         assert torch.equal(tensor, saved[key])
     torch.testing.assert_close(run.predict(images), by_hand(config, files[chosen], images))
-    # A run that had finished before predicts by the same weights.
+    # A finished run that is opened again predicts with the same weights.
     again = train(config)
     assert (again.best, again.summary) == (run.best, run.summary)
     assert course(again.history) == course(run.history)
     assert torch.equal(again.predict(images), run.predict(images))
 
 
-def test_two_processes_do_as_one_with_everything(stories: Stories, tmp_path: Path) -> None:
-    alone = stories.whole("everything")
-    config = stories.config("everything", tmp_path / "run")
-    told = run_world(2, train_and_tell, tmp_path / "logs", config.to_dict())
+def test_two_processes_match_one_with_everything_on(runs_by_case: RunsByCase, tmp_path: Path) -> None:
+    alone = runs_by_case.whole("everything")
+    config = runs_by_case.config("everything", tmp_path / "run")
+    histories = run_world(2, history_of_training, tmp_path / "logs", config.to_dict())
     history = read_metrics(config.folder / "metrics.jsonl")
     assert lines(history, "start")[0]["world_size"] == 2
     assert lines(history, "start")[0]["plan"]["micro_batches_per_rank"] == 1
-    assert course(told[0]) == course(told[1]) == course(history)
+    assert course(histories[0]) == course(histories[1]) == course(history)
     assert rates(history).tolist() == rates(alone.history).tolist()
-    # Once in the middle of a rate that was reduced and a patience that was half spent.
+    # The stop falls between reductions of the rate, with patience half spent.
     assert len(set(rates(alone.history)[6:])) > 2
     for kind in ("train", "eval"):
-        found, expected = lines(history, kind), lines(alone.history, kind)
+        actual, expected = lines(history, kind), lines(alone.history, kind)
         names = ("update", "epoch", "samples") + (("split", "weights", "seen") if kind == "eval" else ())
-        assert [[line[name] for name in names] for line in found] == [
+        assert [[line[name] for name in names] for line in actual] == [
             [line[name] for name in names] for line in expected
         ]
         np.testing.assert_allclose(
-            [line["loss"] for line in found], [line["loss"] for line in expected], rtol=1e-5, err_msg=kind
+            [line["loss"] for line in actual], [line["loss"] for line in expected], rtol=1e-5, err_msg=kind
         )
     assert history[-1]["reason"] == alone.history[-1]["reason"] == "out of patience"
     assert history[-1]["update"] == alone.history[-1]["update"] == 32
@@ -639,24 +641,24 @@ def test_two_processes_do_as_one_with_everything(stories: Stories, tmp_path: Pat
     assert read_json(config.folder / "summary.json")["updates"] == 32
 
 
-def test_a_run_that_two_processes_stop_goes_on_in_one(stories: Stories, tmp_path: Path) -> None:
-    whole = stories.whole("everything")
-    config = stories.config("everything", tmp_path / "run")
-    # They agree at the end of the update after the one that the signal fell into.
+def test_a_run_stopped_in_two_processes_resumes_in_one(runs_by_case: RunsByCase, tmp_path: Path) -> None:
+    whole = runs_by_case.whole("everything")
+    config = runs_by_case.config("everything", tmp_path / "run")
+    # They agree at the end of the update after the one in which the signal came.
     assert run_world(2, train_and_stop, tmp_path / "logs", config.to_dict(), "1", 21) == [True, True]
     assert state_of(config.folder)["train_state"]["position"] == 22
     resumed = train(config)
     assert [line["world_size"] for line in lines(resumed.history, "start")] == [2, 1]
     assert rates(resumed.history).tolist() == rates(whole.history).tolist()
     for kind in ("train", "eval"):
-        found, expected = ([line["loss"] for line in lines(run.history, kind)] for run in (resumed, whole))
-        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=kind)
+        actual, expected = ([line["loss"] for line in lines(run.history, kind)] for run in (resumed, whole))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=kind)
     assert resumed.history[-1]["reason"] == "out of patience"
 
 
 @pytest.mark.parametrize("name", ["everything", "patience"])
-def test_progress_has_a_row_for_each_evaluation(name: str, stories: Stories) -> None:
-    run = stories.whole(name)
+def test_progress_has_a_row_for_each_evaluation(name: str, runs_by_case: RunsByCase) -> None:
+    run = runs_by_case.whole(name)
     averaged = name == "everything"
     val = [line for line in lines(run.history, "eval") if line["split"] == "val"]
     updates = list(dict.fromkeys(line["update"] for line in val))
@@ -684,12 +686,12 @@ def test_progress_has_a_row_for_each_evaluation(name: str, stories: Stories) -> 
     assert {row["best"] for row in rows} <= {"", "best"}
 
 
-def test_other_arguments_of_a_schedule_are_refused_on_resume(stories: Stories, tmp_path: Path) -> None:
-    config = stories.config("one cycle", tmp_path / "run")
+def test_other_arguments_of_a_schedule_are_refused_on_resume(runs_by_case: RunsByCase, tmp_path: Path) -> None:
+    config = runs_by_case.config("one cycle", tmp_path / "run")
     stop_after(6, config)
     before = {path: path.stat().st_mtime_ns for path in config.folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError) as caught:
-        train(stories.config("one cycle", tmp_path / "run", schedule__args={"pct_start": 0.5}))
+        train(runs_by_case.config("one cycle", tmp_path / "run", schedule__args={"pct_start": 0.5}))
     assert str(caught.value) == (
         f"{config.folder}: holds a run of another config: schedule.args: {{'pct_start': 0.4}} there, "
         "{'pct_start': 0.5} now: set another run.dir, or these back"
@@ -698,7 +700,7 @@ def test_other_arguments_of_a_schedule_are_refused_on_resume(stories: Stories, t
 
 
 def follow_average(folder: Path, decay: float) -> list[int]:
-    """The updates applied at each checkpoint; from each to the next the average must have moved by the formula."""
+    """Check that the average follows its formula between checkpoints; return the updates applied at each."""
     before: dict[str, Tensor] = {}
     counts: list[int] = []
     for path in sorted((folder / "checkpoints").glob("update_*")):
@@ -723,13 +725,13 @@ def test_skipped_updates_leave_the_average_and_its_count(tmp_path: Path) -> None
 
 
 def steady(folder: Path, duration: str, **more: Any) -> Config:
-    """wsd with an average: what comes before the cooldown does not depend on the run's length."""
+    """Return a run with wsd and an average: before the cooldown nothing depends on the run's length."""
     changes = {name.replace("__", "."): value for name, value in more.items()}
     own = {"train.ema": 0.7, "schedule.name": "wsd", "schedule.cooldown": "6 updates", "train.duration": duration}
     return Config.load("digits", {**DIGITS, **own, "run.dir": str(folder), **changes})
 
 
-def test_a_run_that_is_made_longer_before_its_cooldown_is_the_longer_run(tmp_path: Path) -> None:
+def test_a_run_made_longer_before_its_cooldown_equals_the_longer_run(tmp_path: Path) -> None:
     whole = train(steady(tmp_path / "whole", "36 updates"))
     assert stop_after(14, steady(tmp_path / "run", "24 updates")).stopped
     grown = train(steady(tmp_path / "run", "36 updates"))
@@ -747,11 +749,11 @@ def test_a_finished_run_is_made_longer(tmp_path: Path) -> None:
     assert not run.stopped
     assert starts(run.history) == [0, 20]
     assert [line["reason"] for line in lines(run.history, "stop")] == ["finished", "finished"]
-    # Down, up to the peak again, and down.
+    # The rate falls, is at the peak again, and falls.
     warmup, cooldown = np.arange(1, 5) / 4, np.arange(6, 0, -1) / 6
     expected = [*warmup, *[1] * 10, *cooldown, *[1] * 4, *cooldown]
     np.testing.assert_allclose(rates(run.history), 3e-3 * np.array(expected), rtol=1e-12)
-    # The average goes on from what it was, and so does its count.
+    # The average and its count go on from where they were.
     kept = load_file(run.folder / "checkpoints" / "update_00000020" / "ema.safetensors")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in short.items())
     assert follow_average(run.folder, decay=0.7) == list(range(1, 31))
@@ -770,7 +772,7 @@ def digits(folder: Path, **more: Any) -> Config:
     return Config.load("digits", {**DIGITS, "run.dir": str(folder), **changes})
 
 
-def test_a_run_grown_and_killed_before_its_first_update_is_not_finished(tmp_path: Path) -> None:
+def test_a_run_made_longer_and_killed_before_its_first_update_is_not_finished(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     short = digits(folder, train__duration="6 updates")
     train(short)
@@ -784,7 +786,7 @@ def test_a_run_grown_and_killed_before_its_first_update_is_not_finished(tmp_path
     assert train(longer).summary["updates"] == 12
 
 
-def test_patience_begins_anew_where_a_run_is_made_longer(tmp_path: Path) -> None:
+def test_patience_starts_over_if_a_run_is_made_longer(tmp_path: Path) -> None:
     fields = {"evaluate__every": "4 updates", "evaluate__patience": 2, "evaluate__min_delta": 100.0}
     folder = tmp_path / "run"
     early = train(digits(folder, train__duration="40 updates", **fields))
@@ -794,7 +796,7 @@ def test_patience_begins_anew_where_a_run_is_made_longer(tmp_path: Path) -> None
     assert [line["split"] for line in grown.history if line["kind"] == "eval"].count("test") == 1
 
 
-def test_a_run_that_starts_elsewhere_has_a_best_of_its_own(tmp_path: Path) -> None:
+def test_a_run_started_from_another_has_its_own_best(tmp_path: Path) -> None:
     fields = {
         "optimizer__name": "sgd",
         "optimizer__lr": 1.0,

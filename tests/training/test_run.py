@@ -1,4 +1,4 @@
-"""Whole runs: the same at any world size, through kills and stops, from the command to the summary."""
+"""Whole runs: equal at any world size and across kills and stops, from the command to the summary."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def digits(folder: Path, **more: Any) -> Config:
 
 
 def pictures(folder: Path, images: Path, workers: int) -> Config:
-    """Everything random at once: crops in workers, flips, shifts, dropout, drop-path; a fifth of a second of work."""
+    """Return a short run with everything random: crops in workers, flips, shifts, dropout, drop-path."""
     return Config.load(
         "folder",
         {
@@ -96,7 +96,7 @@ def train_digits(folder: str) -> dict[str, Any]:
 
 
 def ids_and_evaluations() -> dict[str, Any]:
-    """The sample ids of each global batch, in slot order for one rank; exact evaluations of the first weights."""
+    """Return this rank's sample ids of each global batch, and exact evaluations of the initial weights."""
     config = digits(Path("unused"))
     runtime = Runtime(config.run, "fp32")
     data = open_data(config.data)
@@ -111,8 +111,8 @@ def ids_and_evaluations() -> dict[str, Any]:
     evaluations = {}
     for split in ("val", "test"):
         for size in (7, 64):
-            one = EvaluationStream(data.splits[split], preprocessing, runtime, batch_size=size, workers=0)
-            result = evaluate(model, one, len(data.splits[split]), runtime)
+            batches = EvaluationStream(data.splits[split], preprocessing, runtime, batch_size=size, workers=0)
+            result = evaluate(model, batches, len(data.splits[split]), runtime)
             evaluations[f"{split} {size}"] = [result.seen, result.top1, result.top5, result.loss]
     runtime.end()
     return {"ids": ids, "evaluations": evaluations}
@@ -197,7 +197,7 @@ def test_a_run_stopped_after_update_37_ends_bit_identical(
     assert [line["update"] for line in finished.history if line["kind"] == "eval"] == [25, 50, 60]
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(
+def test_a_killed_run_resumes_from_its_last_checkpoint(
     image_folder: Path, tmp_path: Path, uninterrupted: tuple[bytes, bytes]
 ) -> None:
     config = pictures(tmp_path / "run", image_folder, workers=2)
@@ -279,7 +279,7 @@ def test_files_and_numbers_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert summary["test"]["top1"] == evaluations[-1]["top1"]
     assert summary["final"]["top1"] == evaluations[-2]["top1"]
     assert summary["parameters"] == sum(p.numel() for p in run.model.parameters())
-    # A finished run answers with its summary and trains no more.
+    # A finished run returns its summary and does not train again.
     capsys.readouterr()
     again = train(config)
     assert "this run has finished" in capsys.readouterr().out
@@ -287,7 +287,7 @@ def test_files_and_numbers_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert again.best == run.best
 
 
-def test_what_python_gets_back(tmp_path: Path) -> None:
+def test_the_result_in_python_predicts_with_the_best_weights(tmp_path: Path) -> None:
     config = digits(tmp_path / "run", train__duration="20 epochs", log__every="50 updates", optimizer__lr=5e-3)
     data = open_data(config.data)
     run = train(config, source=data)
@@ -309,12 +309,12 @@ def test_what_python_gets_back(tmp_path: Path) -> None:
             ValueError, match=r"^images: uint8 \[n, 1, height, width\] with n above 0, not float32 \[0\]"
         ):
             run.predict(wrong)  # type: ignore[arg-type]
-    # A finished run predicts by what it saved.
+    # A finished run predicts with the weights that it saved.
     again = train(config)
     assert torch.equal(again.predict(images), probabilities)
 
 
-def test_a_model_of_ones_own(tmp_path: Path) -> None:
+def test_train_takes_a_users_model(tmp_path: Path) -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -330,7 +330,7 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     assert run.summary["test"]["top1"] > 75
 
 
-def test_a_longer_duration_goes_on_and_a_shorter_one_is_refused(tmp_path: Path) -> None:
+def test_a_longer_duration_resumes_and_a_shorter_one_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(digits(folder, train__duration="10 updates"))
     run = train(digits(folder, train__duration="15 updates"))
@@ -362,7 +362,7 @@ def test_a_folder_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path) ->
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_elsewhere_is_where_a_run_may_start(tmp_path: Path) -> None:
+def test_a_run_may_start_from_another_runs_checkpoint(tmp_path: Path) -> None:
     first = train(digits(tmp_path / "first", train__duration="10 updates"))
     config = digits(tmp_path / "second", train__duration="15 updates", run__resume=str(first.folder))
     second = train(config)
@@ -376,7 +376,7 @@ def test_a_checkpoint_elsewhere_is_where_a_run_may_start(tmp_path: Path) -> None
     assert not (tmp_path / "third").exists()
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as caught:
         train(digits(tmp_path / "file" / "run"))
@@ -405,7 +405,7 @@ def test_bf16_follows_the_curve_of_fp32(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
     assert losses[1] != losses[0]
     assert runs[1].history[0]["precision"] == "bf16"
-    # What `auto` was decided to be at the start stays, also where it would be decided otherwise now.
+    # The precision that `auto` chose at the start is kept on resume.
     state = tmp_path / "bf16" / "checkpoints" / "last" / "state.json"
     assert read_json(state)["precision"] == "bf16"
 
@@ -414,24 +414,24 @@ FLIPPED = "  note: augment.flip: flipping digits makes them unreadable: set augm
 
 
 def stopping_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next run of `signalling_digits` in this process is stopped after an update; 0: none is."""
+    """Stop the next run of `signalling_digits` in this process after an update; 0: stop none."""
     losses_for_tests.forwards = 0
     monkeypatch.setenv("SIGNAL", "SIGTERM")
     monkeypatch.setenv("SIGNAL_AT", str(3 * update))
 
 
 def signalling_digits(folder: Path, **more: Any) -> Config:
-    given = {"loss__name": "tests.losses_for_tests:signalling", "log__every": "4 updates", "augment__flip": 0.5}
-    return digits(folder, **given, train__duration="8 updates", log__trackers="none", **more)
+    own = {"loss__name": "tests.losses_for_tests:signalling", "log__every": "4 updates", "augment__flip": 0.5}
+    return digits(folder, **own, train__duration="8 updates", log__trackers="none", **more)
 
 
 def arguments_of(config: Config, path: Path) -> list[str]:
-    """`vit-dist train` with this config."""
+    """Write the config and return the arguments of `vit-dist` that train it."""
     path.write_text(yaml.safe_dump(config.to_dict()))
     return ["train", "--config", str(path)]
 
 
-def test_at_the_warning_level_only_notes_and_mistakes_are_said(
+def test_the_warning_level_prints_notes_and_errors_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = signalling_digits(tmp_path / "run", log__level="warning")
@@ -445,7 +445,7 @@ def test_at_the_warning_level_only_notes_and_mistakes_are_said(
     printed = capsys.readouterr()
     assert (printed.out.splitlines(), printed.err) == ([FLIPPED], "")
     assert not (config.folder / "report").exists()
-    # A finished run that is opened again says no more.
+    # A finished run that is opened again prints nothing.
     train(config)
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "")
@@ -465,10 +465,10 @@ def test_at_the_warning_level_only_notes_and_mistakes_are_said(
     ]
 
 
-def test_a_report_is_drawn_at_the_end_and_one_that_fails_ends_no_run(
+def test_a_report_is_written_at_the_end_and_its_failure_does_not_fail_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that is stopped goes on twice: in this process, and in another with a file where the report should be."""
+    """A stopped run is resumed twice: in this process, and in another with a file in place of the report's folder."""
     config = signalling_digits(tmp_path / "run", log__report=True)
     folder, copy = config.folder, tmp_path / "copy"
     stopping_at(3, monkeypatch)
@@ -504,15 +504,15 @@ def test_a_report_is_drawn_at_the_end_and_one_that_fails_ends_no_run(
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=80)
     assert done.returncode == 0
-    said = done.stdout.splitlines()
-    assert [line for line in said if line.strip().startswith("report")] == [
+    printed = done.stdout.splitlines()
+    assert [line for line in printed if line.strip().startswith("report")] == [
         f"report: {copy / 'report'} cannot be written: File exists"
     ]
-    assert said[-1].split()[:3] == ["next", "vit-dist", "predict"]
+    assert printed[-1].split()[:3] == ["next", "vit-dist", "predict"]
     assert status(copy)["state"] == "finished"
     assert read_json(copy / "summary.json")["test"] == read_json(folder / "summary.json")["test"]
     assert (copy / "report").read_text() == "not a folder"
-    # The libraries' own logs, which `info` leaves out, but for those of fonts and of files of images.
+    # `debug` shows the libraries' own logs, except those of Matplotlib and Pillow.
     assert "DEBUG:a_library:its own log" in done.stderr.splitlines()
     assert not [line for line in done.stderr.splitlines() if line.startswith(("DEBUG:matplotlib", "DEBUG:PIL"))]
     assert "Traceback" not in done.stderr
@@ -522,10 +522,10 @@ def rows_of_reports(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("report")]
 
 
-def test_a_summary_names_the_report_that_is_of_it(
+def test_the_summary_names_only_a_current_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Drawing takes seconds: here it writes a file."""
+    """The report is replaced by a stub that writes a file, since drawing takes seconds."""
 
     def drawn(self: Run, out: Path | None = None) -> Path:
         page = self.folder / "report" / "index.html"
@@ -543,9 +543,9 @@ def test_a_summary_names_the_report_that_is_of_it(
         return rows_of_reports(capsys)
 
     assert of(2, log__report=True) == [row]
-    # Opened again, it is named wherever it is.
+    # Opened again, the summary names the report that is there.
     assert of(2, log__report=True) == of(2) == [row]
-    # Longer, without one: that of before is stale.
+    # Made longer without a report, the run has an outdated one.
     assert of(4) == []
     assert page.is_file()
 

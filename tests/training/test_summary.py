@@ -1,4 +1,4 @@
-"""What is printed of a finished run."""
+"""The printed summary of a finished run."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ NEXT = "  next      vit-dist predict runs/mine [IMAGE …]; evaluate runs/mine; 
 
 def printed(capsys: pytest.CaptureFixture[str], report: Path | None = None, **changes: Any) -> list[str]:
     print_summary(Console(speaks=True), Path("runs/mine"), {**SUMMARY, **changes}, report)
-    found = capsys.readouterr()
-    assert found.err == ""
-    return found.out.splitlines()
+    output = capsys.readouterr()
+    assert output.err == ""
+    return output.out.splitlines()
 
 
-def test_a_run_with_a_best(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_of_a_run_with_best_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys) == [
         "finished",
         "  trained   20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
@@ -50,12 +50,12 @@ def test_a_run_with_a_best(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_a_report_is_named_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_names_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path("runs/mine/report/index.html")
     assert printed(capsys, page)[-2:] == [f"  report    {page}: open it in a browser", NEXT]
 
 
-def test_a_run_without_val_has_no_best(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_of_a_run_without_val(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, best=None)[3:] == [
         "  test      top1 97.50 %, loss 0.1235, of the last weights",
         "  memory    1,536 MiB at most",
@@ -68,7 +68,7 @@ def test_a_run_without_val_has_no_best(capsys: pytest.CaptureFixture[str]) -> No
     assert printed(capsys, best=None, test=None)[3] == "  memory    1,536 MiB at most"
 
 
-def test_averaged_weights_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_says_if_weights_are_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     best = {"update": 240, "metric": "loss", "value": 0.0123456, "weights": "ema"}
     assert printed(capsys, best=best, weights="ema")[3:5] == [
         "  best      loss 0.01235 on val at update 240, averaged weights",
@@ -76,7 +76,7 @@ def test_averaged_weights_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_an_early_end_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_says_if_patience_ran_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, updates=255, epochs=17.0)[1] == (
         "  trained   17 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s); out of patience 45 updates early"
     )

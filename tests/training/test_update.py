@@ -86,7 +86,9 @@ def in_float64(batch: Batch) -> Batch:
     return dataclasses.replace(batch, images=batch.images.double())
 
 
-def updater(module: nn.Module, settings: Config, plan: Plan, runtime: Runtime, average: EMA | None = None) -> Updater:
+def build_updater(
+    module: nn.Module, settings: Config, plan: Plan, runtime: Runtime, average: EMA | None = None
+) -> Updater:
     prepared = runtime.prepare(module)
     lr = settings.optimizer.lr
     optimizer = build_optimizer(settings.optimizer, module, lr)
@@ -98,26 +100,26 @@ def updater(module: nn.Module, settings: Config, plan: Plan, runtime: Runtime, a
 
 
 def gradients_of_all_splits(folder: str) -> list[int]:
-    """In each process: the gradient of global batch 1 (over an epoch's end) for every micro-batch size."""
+    """Save this rank's gradient of global batch 1 (which crosses an epoch's end) for every micro-batch size."""
     runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
     sizes = []
     for micro_size in MICRO_SIZES:
         settings = config(micro_size)
         plan = Plan.from_config(settings, SAMPLES, runtime.world_size)
         module = model()
-        one = updater(module, settings, plan, runtime)
+        updater = build_updater(module, settings, plan, runtime)
         window = [in_float64(batch) for batch in stream(plan, runtime).window(1)]
         sizes.append(len(window))
-        one.accumulate(window, plan.micro_batches_per_rank, plan.weight(1))
+        updater.accumulate(window, plan.micro_batches_per_rank, plan.weight(1))
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         save_file(gradients, Path(folder) / f"{micro_size}_{runtime.rank}.safetensors")
-        assert one.take_sums()[2] == GLOBAL
+        assert updater.take_sums()[2] == GLOBAL
     runtime.end()
     return sizes
 
 
 def reference_gradients() -> dict[str, torch.Tensor]:
-    """By hand: the mean loss of samples 21 … 41 of the stream, as one batch, by autograd alone."""
+    """Return autograd's gradients of the mean loss of samples 21 … 41 of the stream, as one batch."""
     plan = Plan.from_config(config(GLOBAL + 1), SAMPLES, 1)
     slots = plan.slots(1, 0)
     ids, epochs = slots.index[:GLOBAL], slots.epoch[:GLOBAL]
@@ -129,7 +131,7 @@ def reference_gradients() -> dict[str, torch.Tensor]:
         padded = np.pad(pixels[i, 0], 1)
         moved = padded[1 - down : 13 - down, 1 - right : 13 - right]
         pixels[i, 0] = moved[:, ::-1] if mirrored[i] else moved
-    # test_data_device.py holds `normalise` to numpy; it rounds to float32, here as there.
+    # test_ops.py compares `normalise` with NumPy; it rounds to float32.
     images = normalise(
         torch.from_numpy(pixels.astype(np.uint8)), 12, torch.tensor([0.5]), torch.tensor([0.25])
     ).double()
@@ -141,7 +143,7 @@ def reference_gradients() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_gradient_is_that_of_one_big_batch_however_it_is_split(world: int, tmp_path: Path) -> None:
+def test_the_gradient_equals_that_of_one_big_batch_for_any_split(world: int, tmp_path: Path) -> None:
     windows = run_world(world, gradients_of_all_splits, tmp_path, str(tmp_path))
     expected = reference_gradients()
     norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
@@ -149,19 +151,19 @@ def test_gradient_is_that_of_one_big_batch_however_it_is_split(world: int, tmp_p
         micro_batches = -(-GLOBAL // micro_size)
         for rank in range(world):
             assert windows[rank][number] == -(-micro_batches // world)
-            found = load_file(tmp_path / f"{micro_size}_{rank}.safetensors")
-            assert found.keys() == expected.keys()
-            difference = torch.cat([(found[name] - expected[name]).flatten() for name in expected]).norm()
+            actual = load_file(tmp_path / f"{micro_size}_{rank}.safetensors")
+            assert actual.keys() == expected.keys()
+            difference = torch.cat([(actual[name] - expected[name]).flatten() for name in expected]).norm()
             assert difference / norm < 1e-12, (micro_size, rank)
 
 
 def all_reduces(folder: str) -> dict[str, int]:
-    """gloo's all-reduces in 4 updates of 3 micro-batches per rank, after the buckets have settled."""
+    """Count gloo's all-reduces in 4 updates of 3 micro-batches per rank, after DDP has rebuilt its buckets."""
     settings = dataclasses.replace(config(4), model=dataclasses.replace(MODEL, width=128, depth=6, patch_size=2))
     runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
     plan = Plan.from_config(settings, SAMPLES, runtime.world_size)
     module = build_model(settings.model, classes=5, channels=1, image_size=12, seed=0)
-    one = updater(module, settings, plan, runtime)
+    updater = build_updater(module, settings, plan, runtime)
     images = Stream(
         all_of(source()),
         plan,
@@ -172,12 +174,12 @@ def all_reduces(folder: str) -> dict[str, int]:
         drop_path_depth=6,
     )
     for position in range(2):
-        one.update(images.window(position), plan.micro_batches_per_rank, plan.weight(position))
+        updater.update(images.window(position), plan.micro_batches_per_rank, plan.weight(position))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for position in range(2, 6):
-            one.update(images.window(position), plan.micro_batches_per_rank, plan.weight(position))
+            updater.update(images.window(position), plan.micro_batches_per_rank, plan.weight(position))
     calls = sum(event.count for event in profile.key_averages() if event.key == "gloo:all_reduce")
-    size, buckets = runtime.all_reduce_cost(one.model)
+    size, buckets = runtime.all_reduce_cost(updater.model)
     runtime.end()
     parameters = sum(p.numel() for p in module.parameters())
     return {
@@ -189,7 +191,7 @@ def all_reduces(folder: str) -> dict[str, int]:
     }
 
 
-def test_gradients_travel_once_per_update(tmp_path: Path) -> None:
+def test_gradients_are_reduced_once_per_update(tmp_path: Path) -> None:
     for result in run_world(2, all_reduces, tmp_path, ""):
         assert result["window"] == 3
         assert result["buckets"] >= 2
@@ -214,72 +216,72 @@ def broken(plan: Plan, runtime: Runtime, position: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_an_update_that_is_not_finite_changes_nothing(runtime: Runtime, optimizer: Any) -> None:
+def test_an_update_with_a_gradient_that_is_not_finite_changes_nothing(runtime: Runtime, optimizer: Any) -> None:
     settings = config(8, name=optimizer, lr=0.01)
     plan = Plan.from_config(settings, SAMPLES, 1)
     module = model()
-    one = updater(module, settings, plan, runtime)
+    updater = build_updater(module, settings, plan, runtime)
 
-    # The first update of all is the one that unmasked momentum would not survive.
+    # The very first update is the one in which masking would leave momentum uninitialised.
     before = copy.deepcopy(module.state_dict())
-    one.update(broken(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL)
-    one.finish_previous()
+    updater.update(broken(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL)
+    updater.finish_previous()
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
-    assert (one.state.position, one.state.applied_updates, one.state.skipped_updates) == (1, 0, 1)
-    assert one.schedule.updates == 0
-    one.update(batches(plan, runtime, 1), plan.micro_batches_per_rank, GLOBAL)
-    one.update(broken(plan, runtime, 2), plan.micro_batches_per_rank, GLOBAL)
-    one.update(batches(plan, runtime, 3), plan.micro_batches_per_rank, GLOBAL)
-    one.finish_previous()
-    assert (one.state.position, one.state.applied_updates, one.state.skipped_updates) == (4, 2, 2)
-    assert one.schedule.updates == 2
+    assert (updater.state.position, updater.state.applied_updates, updater.state.skipped_updates) == (1, 0, 1)
+    assert updater.schedule.updates == 0
+    updater.update(batches(plan, runtime, 1), plan.micro_batches_per_rank, GLOBAL)
+    updater.update(broken(plan, runtime, 2), plan.micro_batches_per_rank, GLOBAL)
+    updater.update(batches(plan, runtime, 3), plan.micro_batches_per_rank, GLOBAL)
+    updater.finish_previous()
+    assert (updater.state.position, updater.state.applied_updates, updater.state.skipped_updates) == (4, 2, 2)
+    assert updater.schedule.updates == 2
 
-    # The same two good updates without the broken ones: the same weights and moments, to the bit.
+    # The two good updates without the broken ones give the same weights and moments, bit for bit.
     other_module = model()
-    other = updater(other_module, settings, plan, runtime)
+    other = build_updater(other_module, settings, plan, runtime)
     other.update(batches(plan, runtime, 1), plan.micro_batches_per_rank, GLOBAL)
     other.update(batches(plan, runtime, 3), plan.micro_batches_per_rank, GLOBAL)
     other.finish_previous()
     for name, value in other_module.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
-    for found, expected in zip(one.optimizer.state.values(), other.optimizer.state.values(), strict=True):
-        assert all(torch.equal(found[slot], expected[slot]) for slot in expected if expected[slot] is not None)
+    for actual, expected in zip(updater.optimizer.state.values(), other.optimizer.state.values(), strict=True):
+        assert all(torch.equal(actual[slot], expected[slot]) for slot in expected if expected[slot] is not None)
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 0.01), ("sgd", 1.0)])
-def test_average_is_of_the_updates_that_were_applied(runtime: Runtime, optimizer: str, lr: float) -> None:
+def test_the_average_counts_applied_updates_alone(runtime: Runtime, optimizer: str, lr: float) -> None:
     settings, decay = config(8, name=optimizer, lr=lr), 0.24
     plan = Plan.from_config(settings, SAMPLES, 1)
     module = model()
     average = EMA(module, decay)
-    one = updater(module, settings, plan, runtime, average)
+    updater = build_updater(module, settings, plan, runtime, average)
     expected = {name: value.numpy().copy() for name, value in module.state_dict().items()}
     applied = 0
     for position, fine in enumerate([False, True, True, False, True, False, False, True]):
         before = {name: value.clone() for name, value in average.tensors().items()}
         window = batches(plan, runtime, position) if fine else broken(plan, runtime, position)
-        one.update(window, plan.micro_batches_per_rank, GLOBAL)
-        found = average.tensors()
+        updater.update(window, plan.micro_batches_per_rank, GLOBAL)
+        actual = average.tensors()
         if not fine:
-            assert found.keys() == before.keys()
-            assert all(torch.equal(found[name], before[name]) for name in found), position
+            assert actual.keys() == before.keys()
+            assert all(torch.equal(actual[name], before[name]) for name in actual), position
             continue
         applied += 1
         d = min(decay, applied / (9 + applied))
         for name, live in module.state_dict().items():
             expected[name] = d * expected[name] + (1 - d) * live.numpy()
-            np.testing.assert_allclose(found[name].numpy(), expected[name], rtol=1e-6, atol=1e-9)
-    distance = max((found[name] - live).abs().max().item() for name, live in module.state_dict().items())
+            np.testing.assert_allclose(actual[name].numpy(), expected[name], rtol=1e-6, atol=1e-9)
+    distance = max((actual[name] - live).abs().max().item() for name, live in module.state_dict().items())
     assert distance > 1e-3
-    one.finish_previous()
-    assert (applied, one.state.applied_updates, one.state.skipped_updates) == (4, 4, 4)
+    updater.finish_previous()
+    assert (applied, updater.state.applied_updates, updater.state.skipped_updates) == (4, 4, 4)
 
-    # The same four without the broken ones: the same average, to the bit; and without one, the same weights.
+    # The four good ones alone give the same average, bit for bit; and without an average, the same weights.
     weights = copy.deepcopy(module.state_dict())
-    for of in (EMA, None):
+    for kind in (EMA, None):
         other_module = model()
-        other_average = of(other_module, decay) if of is not None else None
-        other = updater(other_module, settings, plan, runtime, other_average)
+        other_average = kind(other_module, decay) if kind is not None else None
+        other = build_updater(other_module, settings, plan, runtime, other_average)
         for position in (1, 2, 4, 7):
             other.update(batches(plan, runtime, position), plan.micro_batches_per_rank, GLOBAL)
         assert all(torch.equal(weights[name], value) for name, value in other_module.state_dict().items())
@@ -288,57 +290,57 @@ def test_average_is_of_the_updates_that_were_applied(runtime: Runtime, optimizer
             assert all(torch.equal(alone[name], value) for name, value in average.tensors().items())
 
 
-def test_rate_of_each_update_is_the_schedules(runtime: Runtime) -> None:
+def test_each_update_uses_the_schedules_rate(runtime: Runtime) -> None:
     settings = config(32, lr=0.5)
     plan = Plan.from_config(settings, SAMPLES, 1)
-    one = updater(model(), settings, plan, runtime)
+    updater = build_updater(model(), settings, plan, runtime)
     rates = []
     for position in range(5):
-        one.update(batches(plan, runtime, position), plan.micro_batches_per_rank, GLOBAL)
-        rates.append(one.optimizer.param_groups[0]["lr"])
-    one.finish_previous()
+        updater.update(batches(plan, runtime, position), plan.micro_batches_per_rank, GLOBAL)
+        rates.append(updater.optimizer.param_groups[0]["lr"])
+    updater.finish_previous()
     expected = [0.25, 0.5] + [0.25 * (1 + np.cos(np.pi * u / 58)) for u in range(3)]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
-    assert one.schedule.updates == 5
+    assert updater.schedule.updates == 5
 
 
-def test_clip_is_of_the_whole_gradient(runtime: Runtime) -> None:
+def test_the_whole_gradient_is_clipped(runtime: Runtime) -> None:
     settings = config(8, clip_norm=0.01, name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
     settings = dataclasses.replace(settings, schedule=ScheduleConfig(warmup="0 updates"))
     plan = Plan.from_config(settings, SAMPLES, 1)
     module = model()
     before = copy.deepcopy(module.state_dict())
-    one = updater(module, settings, plan, runtime)
-    one.update(batches(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL)
+    updater = build_updater(module, settings, plan, runtime)
+    updater.update(batches(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL)
     moved = torch.cat([(module.state_dict()[name] - before[name]).flatten() for name in before]).norm()
-    assert one.grad_norm > 0.1
+    assert updater.grad_norm > 0.1
     torch.testing.assert_close(moved.item(), 0.01, rtol=1e-4, atol=0)
 
 
-def test_fp16s_scaler_backs_off_and_nothing_else_moves(runtime: Runtime) -> None:
+def test_fp16s_scaler_backs_off_and_nothing_else_changes(runtime: Runtime) -> None:
     settings = config(8)
     plan = Plan.from_config(settings, SAMPLES, 1)
     module = model()
-    one = updater(module, settings, plan, runtime)
+    updater = build_updater(module, settings, plan, runtime)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     runtime._accelerator.scaler = scaler
     window = batches(plan, runtime, 0)
-    one.update(
+    updater.update(
         [dataclasses.replace(batch, images=batch.images * torch.inf) for batch in window],
         plan.micro_batches_per_rank,
         GLOBAL,
     )
-    one.finish_previous()
+    updater.finish_previous()
     assert scaler.get_scale() == 2.0**7
-    assert (one.state.applied_updates, one.state.skipped_updates) == (0, 1)
-    one.update(window, plan.micro_batches_per_rank, GLOBAL)
-    one.finish_previous()
+    assert (updater.state.applied_updates, updater.state.skipped_updates) == (0, 1)
+    updater.update(window, plan.micro_batches_per_rank, GLOBAL)
+    updater.finish_previous()
     scaled = {name: p.detach().clone() for name, p in module.named_parameters()}
-    assert (one.state.applied_updates, one.state.skipped_updates) == (1, 1)
+    assert (updater.state.applied_updates, updater.state.skipped_updates) == (1, 1)
 
     runtime._accelerator.scaler = None
     plain_module = model()
-    plain = updater(plain_module, settings, plan, runtime)
+    plain = build_updater(plain_module, settings, plan, runtime)
     plain.update(window, plan.micro_batches_per_rank, GLOBAL)
     for name, value in plain_module.named_parameters():
         torch.testing.assert_close(scaled[name], value.detach(), rtol=1e-12, atol=1e-15)

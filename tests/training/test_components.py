@@ -34,7 +34,7 @@ def plateau(metric: str) -> dict[str, Any]:
 
 
 def pictures(classes: int, *splits: str) -> LabelledSplits:
-    """Twelve black images in so many classes, the same for every split."""
+    """Return twelve black images in so many classes, the same for every split."""
     split = all_of(MemorySource(np.zeros((12, 1, 8, 8), np.uint8), np.arange(12) % classes))
     names = tuple(str(i) for i in range(classes))
     return LabelledSplits(dict.fromkeys(splits, split), names, 1, 8, (0.5,), (0.25,))
@@ -160,8 +160,8 @@ def test_optional_rows_of_a_plan() -> None:
         "evaluate__patience": 3,
         "evaluate__metric": "raw_top1",
     }
-    found = rows(3, **changes)
-    assert list(found) == [
+    shown = rows(3, **changes)
+    assert list(shown) == [
         "model",
         "data",
         "images",
@@ -173,7 +173,7 @@ def test_optional_rows_of_a_plan() -> None:
         "average",
         "patience",
     ]
-    assert list(found.values())[3:] == [
+    assert list(shown.values())[3:] == [
         "10 updates of 100 samples = 0.7728 epochs",
         "micro-batches of 32, 2 per process and update, 92 filler slots per update",
         "cross_entropy, smoothing 0.1",
@@ -213,8 +213,8 @@ def test_optional_rows_of_a_plan() -> None:
     ],
 )  # fmt: skip
 def test_rows_of_loss_optimizer_and_schedule(row: str, changes: dict[str, Any], text: str) -> None:
-    found = rows(1, **{f"{row}__{name}": value for name, value in changes.items()})
-    assert found["rate" if row == "schedule" else row] == text
+    shown = rows(1, **{f"{row}__{name}": value for name, value in changes.items()})
+    assert shown["rate" if row == "schedule" else row] == text
 
 
 def test_preprocessing_comes_from_the_config_or_else_from_the_data() -> None:
