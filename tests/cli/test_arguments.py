@@ -1,4 +1,4 @@
-"""What the commands of trained models are given: words, flags, fields; what is refused, and how."""
+"""Command lines of the commands that read a model: positionals, flags, fields; errors in one line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from vit_dist.errors import UserError
 
 # The commands that read a run or another model.
 MODEL_COMMANDS = {name: usage for name, usage in USAGES.items() if usage.positionals}
-# What only a training reads of the sections that the others have too.
-OF_TRAINING = (
+# Fields that only a training reads, of sections that the other commands take.
+ONLY_FOR_TRAINING = (
     *("--model.init", "--model.dropout", "--model.attention_dropout", "--model.drop_path", "--model.freeze"),
     "--model.linear_probe",
 )
-# What people type out of habit → what they mean, with "7" for what they gave.
+# Flag of another tool → our flag and its value, for the argument 7.
 MEANT: dict[str, tuple[str, Any]] = {
     "--batch_size": ("evaluate.batch_size", 7),
     "--batch-size": ("evaluate.batch_size", 7),
@@ -72,16 +72,18 @@ def test_help_names_every_flag(name: str, flag: str, capsys: pytest.CaptureFixtu
     fields = [f"--{field}" for field, _ in all_options()]
     if name in MODEL_COMMANDS:
         usage = USAGES[name]
-        fields = [one for one in fields if usage.fields and one[2:].startswith(usage.fields) and one not in OF_TRAINING]
+        fields = [
+            one for one in fields if usage.fields and one[2:].startswith(usage.fields) and one not in ONLY_FOR_TRAINING
+        ]
         fields += usage.flags
         for word, meaning in usage.positionals.items():
             assert f"  {word:<8} {meaning}\n" in said.out
     named = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", said.out))
     assert set(fields) <= named
-    assert not named & set(OF_TRAINING if name in MODEL_COMMANDS else ())
+    assert not named & set(ONLY_FOR_TRAINING if name in MODEL_COMMANDS else ())
 
 
-def test_help_shows_the_words_that_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_which_positionals_are_optional(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
     for name in MODEL_COMMANDS:
         with pytest.raises(SystemExit):
@@ -104,7 +106,7 @@ def test_help_says_which_fields_may_be_set_for_a_run(capsys: pytest.CaptureFixtu
     assert "fields of the config" not in capsys.readouterr().out
 
 
-def test_no_help_breaks_off(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_export_has_no_dangling_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     assert "which fixes the others \n" not in capsys.readouterr().out
@@ -119,7 +121,7 @@ def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.startswith("vit-dist: evaluat: no such command; known: train, plan, ")
 
 
-# What is understood
+# Accepted
 
 
 @pytest.mark.parametrize(
@@ -132,13 +134,13 @@ def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) ->
         ["runs/x", "--split", "test", "a.png", "--run.threads", "4", "b.png", "--split=val", "--run.threads=3"],
     ],
 )
-def test_flags_before_between_and_behind_words(words: list[str]) -> None:
+def test_flags_before_between_and_after_positionals(words: list[str]) -> None:
     assert parse_arguments("predict", words) == Arguments(
         ["runs/x", "a.png", "b.png"], {"--split": "val"}, {"run.threads": 3}
     )
 
 
-def test_fields_have_the_values_that_they_mean() -> None:
+def test_fields_are_read_as_yaml() -> None:
     given = parse_arguments(
         "evaluate",
         ["x", "--data.root", "007", "--data.mean", "[0.5, 0.25]", "--run.threads", "auto", "--train.precision=bf16",
@@ -155,7 +157,7 @@ def test_fields_have_the_values_that_they_mean() -> None:
     assert given.flags == {}
 
 
-def test_a_field_that_is_no_yaml() -> None:
+def test_a_field_that_is_not_yaml_is_refused() -> None:
     (line,) = refusal("evaluate", "x", "--data.mean", "[0.5")
     assert line.startswith("--data.mean: not YAML: ")
 
@@ -165,7 +167,7 @@ def test_flags_without_a_value() -> None:
     assert parse_arguments("export", ["x", "y.onnx"]).flags == {}
 
 
-def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_expands_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     given = parse_arguments("predict", ["x", "--out", "~/a.csv", "--png", "b.png"])
     assert given.path("--out") == Path("/home/someone/a.csv")
@@ -174,7 +176,7 @@ def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("habit", list(MEANT))
-def test_habits_are_answered_with_what_works(habit: str) -> None:
+def test_flags_of_other_tools_are_answered_with_flags_that_work(habit: str) -> None:
     assert habit in MODEL_ALIASES
     flag, value = MEANT[habit]
     name = "evaluate" if flag in USAGES["evaluate"].flags else "predict"
@@ -187,12 +189,12 @@ def test_habits_are_answered_with_what_works(habit: str) -> None:
 
 
 @pytest.mark.parametrize("habit", sorted(MODEL_ALIASES.keys() - MEANT.keys()))
-def test_habits_that_are_words_here(habit: str) -> None:
-    where = "a word behind the model" if habit.startswith("--image") else "the first word"
+def test_flags_of_other_tools_that_are_positionals_here(habit: str) -> None:
+    where = "an argument after the model" if habit.startswith("--image") else "the first argument"
     assert refusal("predict", habit, "runs/x") == [f"{habit}: here it is {where}, without a flag: runs/x"]
 
 
-def test_no_command_offers_for_a_habit_what_it_then_refuses() -> None:
+def test_no_answer_names_a_flag_that_the_command_refuses() -> None:
     offered = set()
     for name, usage in MODEL_COMMANDS.items():
         fields = {f"--{one}" for one, _ in all_options() if usage.fields and one.startswith(usage.fields)}
@@ -204,16 +206,16 @@ def test_no_command_offers_for_a_habit_what_it_then_refuses() -> None:
     assert offered == set()
 
 
-def test_habits_of_other_commands_are_flags_that_there_are_none_of() -> None:
+def test_aliases_of_other_commands_are_not_answered() -> None:
     for name, habit in (("report", "--ema"), ("predict", "--dir"), ("evaluate", "--seed"), ("export", "x --device")):
         *words, flag = habit.split()
         assert refusal(name, "x", *words, flag, "7") == [f"{flag}: no such flag; see --help for all flags"]
 
 
-# What is refused
+# Refused
 
 
-def test_unknown_flags_get_the_nearest_all_at_once() -> None:
+def test_unknown_flags_are_answered_with_the_nearest_all_at_once() -> None:
     assert refusal("evaluate", "x", "--spilt", "val", "--wieghts=raw", "--run.thread", "1", "--zzzz") == [
         "--spilt: no such flag; did you mean --split?",
         "--wieghts: no such flag; did you mean --weights?",
@@ -227,13 +229,13 @@ def test_flags_are_not_abbreviated() -> None:
 
 
 @pytest.mark.parametrize("name", list(MODEL_COMMANDS))
-def test_flags_of_training_are_no_flags_here(name: str) -> None:
-    for flag in ("--optimizer.lr", *OF_TRAINING):
+def test_training_flags_are_refused(name: str) -> None:
+    for flag in ("--optimizer.lr", *ONLY_FOR_TRAINING):
         (line,) = refusal(name, "x", "y", flag, "1")
         assert line.startswith(f"{flag}: no such flag; ")
 
 
-def test_missing_words_and_too_many() -> None:
+def test_missing_and_extra_positionals_are_refused() -> None:
     assert refusal("evaluate") == [f"evaluate: needs MODEL: {USAGES['evaluate'].positionals['MODEL']}"]
     assert refusal("predict", "--top", "3") == [f"predict: needs MODEL: {USAGES['predict'].positionals['MODEL']}"]
     assert refusal("report") == [f"report: needs RUN: {USAGES['report'].positionals['RUN']}"]
@@ -244,7 +246,7 @@ def test_missing_words_and_too_many() -> None:
     assert parse_arguments("report", ["x", "y", "z"]).positionals == ["x", "y", "z"]
 
 
-def test_wrong_choices_all_at_once() -> None:
+def test_wrong_choices_are_refused_all_at_once() -> None:
     assert refusal("predict", "--weights", "best", "--format", "xml", "--top", "0") == [
         "--weights: must be raw or ema, not best",
         "--format: must be table or jsonl or csv, not xml",
@@ -254,17 +256,17 @@ def test_wrong_choices_all_at_once() -> None:
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "abc", "1.5", "1e3"])
-def test_top_is_a_number_of_classes(top: str) -> None:
+def test_top_must_be_a_positive_integer(top: str) -> None:
     assert refusal("predict", "x", f"--top={top}") == [f"--top: must be a whole number above 0, not {top}"]
 
 
 @pytest.mark.parametrize("flag", ["--split", "--run.threads", "--model.args.x", "--model.args"])
-def test_a_flag_without_its_value(flag: str) -> None:
+def test_a_flag_without_its_value_is_refused(flag: str) -> None:
     for words in (["x", flag], [flag, "--weights", "raw", "x"]):
         assert refusal("evaluate", *words) == [f"{flag}: needs a value"]
 
 
-def test_values_that_are_empty_all_at_once() -> None:
+def test_empty_values_are_refused_all_at_once() -> None:
     assert refusal("predict", "x", "--format", "", "--top=", "--out=", "--data.root=", "--weights=best") == [
         "--top: needs a value",
         "--format: needs a value",
@@ -276,7 +278,7 @@ def test_values_that_are_empty_all_at_once() -> None:
         assert refusal("evaluate", "x", f"{flag}=") == [f"{flag}: needs a value"]
 
 
-def test_words_that_begin_with_a_dash_stand_behind_two() -> None:
+def test_positionals_that_begin_with_a_dash_go_after_two_dashes() -> None:
     assert parse_arguments("predict", ["x", "--", "-x.png"]) == Arguments(["x", "-x.png"])
     assert parse_arguments("predict", ["x", "a.png", "--top", "2", "--", "-y.png", "--top"]) == Arguments(
         ["x", "a.png", "-y.png", "--top"], {"--top": "2"}
@@ -296,7 +298,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a tiny timm model of 3 classes, as --model.args says below."""
+    """Return the weights file of a tiny timm model with 3 classes, built with the --model.args below."""
     path = tmp_path_factory.mktemp("timm") / "weights.safetensors"
     args = {"depth": 1, "embed_dim": 12, "num_heads": 2}
     save_file(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, **args).state_dict(), path)
@@ -317,7 +319,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
-def test_what_is_no_model(
+def test_a_missing_model_is_refused(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -339,7 +341,7 @@ def test_what_is_no_model(
 
 
 def damaged(run: Path, folder: Path, file: str) -> Path:
-    """A copy of a run in which one bit of a file of its best checkpoint is another."""
+    """Copy a run and flip one bit in a file of its best checkpoint."""
     copied = folder / "run"
     shutil.copytree(run, copied, symlinks=True)
     path = copied / "checkpoints" / "best" / file
@@ -350,7 +352,9 @@ def damaged(run: Path, folder: Path, file: str) -> Path:
 
 
 @pytest.mark.parametrize("file", ["ema.safetensors", "model.safetensors", "state.json"])
-def test_a_damaged_checkpoint(file: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_refused(
+    file: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copied = damaged(run, tmp_path, file)
     path = copied / "checkpoints" / "update_00000060" / file
     for words in (["evaluate", copied], ["predict", copied, "--split", "val"], ["evaluate", path]):
@@ -359,7 +363,9 @@ def test_a_damaged_checkpoint(file: str, run: Path, tmp_path: Path, capsys: pyte
         assert refused(capsys, *words) == [f"{path}: its SHA-256 is not the manifest's: this checkpoint cannot be used"]
 
 
-def test_a_checkpoint_without_a_whole_manifest(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_with_a_broken_manifest_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copied = tmp_path / "run"
     shutil.copytree(run, copied, symlinks=True)
     manifest = copied / "checkpoints" / "update_00000060" / "manifest.json"
@@ -367,7 +373,7 @@ def test_a_checkpoint_without_a_whole_manifest(run: Path, tmp_path: Path, capsys
     assert refused(capsys, "evaluate", copied) == [f"{manifest}: missing or broken: this checkpoint cannot be used"]
 
 
-def test_fields_that_a_run_says_itself_are_refused_all_at_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fields_that_a_run_fixes_are_refused_all_at_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model in (run, run / "checkpoints" / "last", run / "checkpoints" / "last" / "model.safetensors"):
         assert refused(capsys, "evaluate", model, "--model.width", 64, "--data.name", "mnist", "--data.mean", "[0.5]",
                        "--model.args.x", 1, "--run.threads", 1) == [
@@ -376,7 +382,7 @@ def test_fields_that_a_run_says_itself_are_refused_all_at_once(run: Path, capsys
         ]  # fmt: skip
 
 
-def test_values_that_a_run_does_not_take(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_values_are_refused_for_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, line in (
         (["--evaluate.batch_size", 0], "evaluate.batch_size: must be above 0, not 0"),
         (["--run.threads", "many"], "run.threads: must be a whole number or auto, not 'many'"),
@@ -387,7 +393,9 @@ def test_values_that_a_run_does_not_take(run: Path, capsys: pytest.CaptureFixtur
         assert refused(capsys, "evaluate", run, *words) == [line]
 
 
-def test_weights_of_other_kinds(run: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    run: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name = ["--model.name", "timm/vit_tiny_patch16_224"]
     text = tmp_path / "text.safetensors"
     text.write_text("no weights")
@@ -413,7 +421,7 @@ def test_weights_of_other_kinds(run: Path, weights: Path, tmp_path: Path, capsys
     assert line.startswith(f"{ours}: of another model: ")
 
 
-def test_what_a_file_of_our_own_weights_does_not_say(
+def test_weights_of_our_vit_need_size_mean_and_deviation(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = tmp_path / "ours.safetensors"
@@ -425,7 +433,7 @@ def test_what_a_file_of_our_own_weights_does_not_say(
     ]
 
 
-def test_how_many_values_are_missing(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_missing_values_is_named(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "evaluate", weights, *SIZES, *SMALL, "--data.mean", "[0.5]", "--data.std", "[0.5]") == [
         "data.mean: set what the model was trained with, 3 values",
         "data.std: set what the model was trained with, 3 values",
@@ -435,7 +443,7 @@ def test_how_many_values_are_missing(weights: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("argument", "says"), [("img_size: 32", "data.image_size is"), ("num_classes: 3", "the data's classes are")]
 )
-def test_arguments_of_timms_that_are_given_otherwise(
+def test_timm_arguments_that_come_from_the_config_are_refused(
     argument: str, says: str, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, line = argument.split(":")[0], "what says it: leave it out"
@@ -452,19 +460,21 @@ def test_arguments_of_timms_that_are_given_otherwise(
         "timm/",
     ],
 )
-def test_a_timm_name_that_does_not_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_timm_name_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, "predict", name, *IMAGE)
     assert name.removeprefix("timm/") in line
 
 
-def test_a_tag_that_does_not_exist_beside_a_file(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_timm_tag_is_refused_with_a_weights_file(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [weights, *SIZES, *SMALL[2:], "--model.name", "timm/vit_tiny_patch16_224.no_such_tag"]
     (line,) = refused(capsys, "predict", *words, *IMAGE)
     assert line.startswith("model.name: timm/vit_tiny_patch16_224.no_such_tag: ")
     assert "no_such_tag" in line.removeprefix("model.name: timm/vit_tiny_patch16_224.no_such_tag: ")
 
 
-def test_weights_where_there_is_one_set_alone(run: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_flag_is_refused_for_a_single_set_of_weights(
+    run: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     last = run / "checkpoints" / "last"
     for model in ("timm/vit_tiny_patch16_224", weights, last / "model.safetensors", last / "ema.safetensors"):
         for asked in ("raw", "ema"):
@@ -473,7 +483,7 @@ def test_weights_where_there_is_one_set_alone(run: Path, weights: Path, capsys: 
             assert refused(capsys, "evaluate", model, *SMALL, "--weights", asked) == [line]
 
 
-def test_what_is_of_the_models_data_and_of_other_data_too(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_together_with_other_data_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "evaluate", run, "--split", "test", "--folder", "gone") == [
         "--split: is of the model's data and --folder is other data: give one of them"
     ]
@@ -482,7 +492,7 @@ def test_what_is_of_the_models_data_and_of_other_data_too(run: Path, capsys: pyt
     ]
 
 
-def test_averaged_weights_of_a_run_that_has_none(
+def test_ema_weights_of_a_run_without_ema_are_refused(
     tmp_path: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = a_pictures_run(tmp_path_factory, image_folder)
@@ -506,18 +516,18 @@ def test_a_short_flag_is_refused_in_one_line(words: Sequence[str], capsys: pytes
         ),
     ],
 )
-def test_other_words_with_a_dash_end_in_lines_too(
+def test_other_words_with_a_dash_are_refused_in_one_line(
     words: Sequence[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (said,) = refused(capsys, *words)
     assert said.startswith(line)
 
 
-# Where the answers go
+# Output files
 
 
 @pytest.mark.parametrize("out", ["x.json", "x.xml", "some.where/x.parquet"])
-def test_an_ending_of_no_form_is_refused_before_the_model_is_read(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_suffix_is_refused_before_the_model_is_read(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"--out: {out}: name it .csv, .jsonl or .txt, or set --format table, jsonl, csv"
     assert refused(capsys, "predict", "gone", "--out", out) == [line]
     (line,) = refused(capsys, "predict", "gone", "--out", out, "--format", "jsonl")
@@ -525,13 +535,13 @@ def test_an_ending_of_no_form_is_refused_before_the_model_is_read(out: str, caps
 
 
 @pytest.mark.parametrize("out", ["x", "x.txt", "x.TXT", "x.csv", "x.jsonl", "x.JSONL"])
-def test_an_ending_of_a_form_is_taken(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_known_suffix_is_accepted(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, "predict", "gone", "--out", out)
     assert line.startswith("gone: no run's folder, ")
 
 
 @pytest.mark.parametrize("ending", ["pt", "pth", "bin", "ckpt", "safetensors", "json", "onxx", "onx"])
-def test_an_export_is_an_onnx_file_or_a_folder(
+def test_export_writes_an_onnx_file_or_a_folder(
     ending: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / f"model.{ending}"

@@ -1,4 +1,4 @@
-"""The command line: flags, recipes, what is printed and what is refused."""
+"""The command line: flags, recipes, help, output and errors."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.version import __version__
 
 FLAGS = {name for name, _ in all_options()}
-# What people type → the field they mean, and the value it gets for what they gave.
+# Flag of another tool → field, argument, and the value that the field gets.
 MEANT = {
     "--epochs": ("train.duration", "7", "7 epochs"),
     "--num_epochs": ("train.duration", "7", "7 epochs"),
+    "--train.epochs": ("train.duration", "7", "7 epochs"),
     "--max_steps": ("train.duration", "7", "7 updates"),
     "--batch_size": ("batch.global_size", "7", 7),
     "--batch-size": ("batch.global_size", "7", 7),
@@ -43,7 +44,9 @@ MEANT = {
     "--resume": ("run.resume", "never", "never"),
     "--output_dir": ("run.dir", "out/7", "out/7"),
     "--output-dir": ("run.dir", "out/7", "out/7"),
+    "--data": ("data.root", "in/7", "in/7"),
     "--data_dir": ("data.root", "in/7", "in/7"),
+    "--data-dir": ("data.root", "in/7", "in/7"),
     "--model": ("model.name", "vit_small", "vit_small"),
     "--num_workers": ("data.workers", "7", 7),
     "--workers": ("data.workers", "7", 7),
@@ -58,6 +61,7 @@ MEANT = {
     "--warmup-epochs": ("schedule.warmup", "7", "7 epochs"),
     "--warmup_epochs": ("schedule.warmup", "7", "7 epochs"),
     "--ema": ("train.ema", "0.7", 0.7),
+    "--model-ema": ("train.ema", "", 0.999),
     "--model-ema-decay": ("train.ema", "0.7", 0.7),
     "--smoothing": ("loss.label_smoothing", "0.7", 0.7),
     "--label-smoothing": ("loss.label_smoothing", "0.7", 0.7),
@@ -66,8 +70,8 @@ MEANT = {
     "--patience": ("evaluate.patience", "7", 7),
     "--amp": ("train.precision", "", "bf16"),
 }
-# What a flag needs beside it.
-BESIDE = {"--momentum": ("--optimizer.name", "sgd")}
+# Flags that another one needs.
+REQUIRED = {"--momentum": ("--optimizer.name", "sgd")}
 
 
 def config(*arguments: str) -> Config:
@@ -99,7 +103,7 @@ def test_dotted_flags_with_space_and_with_equals_sign() -> None:
     assert config("--optimizer.lr", "1", "--optimizer.lr", "2").optimizer.lr == 2
 
 
-def test_no_flag_at_all_trains_digits_and_a_root_alone_is_a_folder() -> None:
+def test_the_default_recipe_is_digits_and_with_a_root_it_is_folder() -> None:
     assert config() == Config.load("digits")
     assert config("--data.root", "/pictures") == Config.load("folder", {"data.root": "/pictures"})
 
@@ -113,7 +117,7 @@ def test_no_flag_at_all_trains_digits_and_a_root_alone_is_a_folder() -> None:
         ("--config", "digits", "--run.seed", "5", "--optimizer.lr", "3e-4", "--config", "mnist"),
     ],
 )
-def test_config_works_wherever_it_stands_and_flags_win(arguments: tuple[str, ...]) -> None:
+def test_config_may_stand_anywhere_and_flags_override_it(arguments: tuple[str, ...]) -> None:
     assert Config.load("mnist").optimizer.lr == 4e-3
     assert config(*arguments) == Config.load("mnist", {"optimizer.lr": 3e-4, "run.seed": 5})
 
@@ -273,12 +277,12 @@ def test_overrides_of_an_optimizer(
         ),
     ],
 )
-def test_overrides_that_are_none(arguments: tuple[str, ...], text: str) -> None:
+def test_wrong_overrides_are_refused(arguments: tuple[str, ...], text: str) -> None:
     assert refusal(*arguments) == text
 
 
 @pytest.mark.parametrize("flag", MEANT)
-def test_a_flag_of_habit_is_answered_with_the_flag_that_does_it_here(flag: str) -> None:
+def test_a_flag_of_another_tool_is_answered_with_ours(flag: str) -> None:
     field, given, value = MEANT[flag]
     answer = refusal(flag, given)
     assert answer == f"{flag}: here it is {TRAIN_ALIASES[flag].replace('{}', given)}"
@@ -286,18 +290,18 @@ def test_a_flag_of_habit_is_answered_with_the_flag_that_does_it_here(flag: str) 
     assert config().fields()[field] != value
     advice = shlex.split(answer.partition("here it is ")[2].partition(", or ")[0])
     assert advice[0] == f"--{field}"
-    assert config(*advice, *BESIDE.get(flag, ())).fields()[field] == value
+    assert config(*advice, *REQUIRED.get(flag, ())).fields()[field] == value
 
 
 @pytest.mark.parametrize("flag", ["--opt", "--optimizer"])
-def test_an_optimizer_of_habit_may_be_one_of_timms(flag: str) -> None:
+def test_the_answer_for_an_optimizer_names_timms_too(flag: str) -> None:
     assert refusal(flag, "lamb") == f"{flag}: here it is --optimizer.name lamb, or timm/lamb for one of timm's"
     assert refusal(f"{flag}=lamb") == refusal(flag, "lamb")
     assert refusal(flag) == f"{flag}: here it is --optimizer.name X, or timm/X for one of timm's"
     assert config("--optimizer.name", "timm/lamb").optimizer.name == "timm/lamb"
 
 
-def test_every_habit_is_answered_with_flags_that_exist() -> None:
+def test_every_answer_names_flags_that_exist() -> None:
     assert TRAIN_ALIASES.keys() == MEANT.keys() | {"--gradient_accumulation_steps"}
     assert FLAGS.issuperset(name for text in TRAIN_ALIASES.values() for name in re.findall(r"--([\w.]+)", text))
     assert refusal("--gradient_accumulation_steps", "4") == (
@@ -307,7 +311,7 @@ def test_every_habit_is_answered_with_flags_that_exist() -> None:
 
 
 @pytest.mark.parametrize("flag", sorted(FLAGS))
-def test_names_in_habits_are_never_flags_of_ours(flag: str) -> None:
+def test_no_alias_hides_a_flag_of_ours(flag: str) -> None:
     assert f"--{flag}" not in TRAIN_ALIASES
     assert refusal(f"--{flag}x", "1") == f"--{flag}x: no such flag; did you mean --{flag}?"
 
@@ -323,6 +327,12 @@ def test_names_in_habits_are_never_flags_of_ours(flag: str) -> None:
         (["--resume", "--foo"], "--resume: here it is --run.resume X\n--foo: no such flag; see --help for all flags"),
         (["--optimizer.lr"], "--optimizer.lr: needs a value"),
         (["mnist"], "train: takes flags alone, not mnist: a recipe or file goes after --config"),
+        (
+            ["data=D", "epochs=10", "optimizer.lr=1", "zzz=1"],
+            'data=D: here it is --data.root D\nepochs=10: here it is --train.duration "10 epochs"\n'
+            "optimizer.lr=1: flags begin with two dashes: --optimizer.lr 1\n"
+            "zzz=1: no such flag; see --help for all flags",
+        ),
         (["--optimizer.lr", "fast"], "optimizer.lr: must be a number, not 'fast'"),
         (
             ["--optimizer.lr", "-1", "--batch.micro_size", "3"],
@@ -330,7 +340,7 @@ def test_names_in_habits_are_never_flags_of_ours(flag: str) -> None:
         ),
     ],
 )
-def test_mistakes_exit_2_with_their_lines_and_no_traceback(
+def test_mistakes_exit_with_code_2_and_one_line_each_on_rank_0(
     arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
@@ -359,9 +369,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.err.startswith("vit-dist: trian: no such command; known: train, plan")
 
 
-def test_help_names_every_field_with_its_meaning(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_describes_every_field(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
@@ -404,7 +412,7 @@ def test_help_of_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         assert f"--{name} X {option.description}" in unwrapped
 
 
-def test_plan_takes_the_flags_of_train_and_two_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_takes_the_flags_of_train_and_two_more(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config", "mnist", "--optimizer.lr", "3e-4"]
     printed = []
     for command in ("train", "plan"):
@@ -416,7 +424,7 @@ def test_plan_takes_the_flags_of_train_and_two_of_its_own(capsys: pytest.Capture
     assert refusal("--png", "x.png") == "--png: no such flag; see --help for all flags"
 
 
-def test_help_waits_for_no_heavy_package() -> None:
+def test_help_imports_no_heavy_package() -> None:
     code = (
         "import json, runpy, sys\n"
         "sys.argv = ['scripts/train.py', '--help']\n"
@@ -432,7 +440,7 @@ def test_help_waits_for_no_heavy_package() -> None:
     assert heavy.intersection(modules) == set()
 
 
-def test_print_config_prints_what_loads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_print_config_prints_yaml_that_loads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--config", "mnist_reference", "--optimizer.lr", "3e-4", "--log.tags", "[a]", "--run.name", "007"]
     assert main(["train", *arguments, "--print_config"]) == 0
     printed = capsys.readouterr()
@@ -446,7 +454,7 @@ def test_print_config_prints_what_loads_back(capsys: pytest.CaptureFixture[str],
     assert values["run"]["name"] == "007"
 
 
-def test_flags_of_one_mapping_add_up_and_their_spelling_does_not_matter() -> None:
+def test_flags_of_a_mapping_merge_in_any_spelling() -> None:
     both = config("--optimizer.overrides.head.lr", "1e-4", "--optimizer.overrides.head.weight_decay=0")
     whole = config("--optimizer.overrides", "{head: {lr: 1e-4}}", "--optimizer.overrides.head.weight_decay", "0")
     other = config("--optimizer.overrides", "{head: {lr: 0.0001, weight_decay: 0}}")
@@ -460,7 +468,7 @@ def test_flags_of_one_mapping_add_up_and_their_spelling_does_not_matter() -> Non
         config("--schedule.args", "{a: [")
 
 
-def test_flags_of_mappings_add_up_with_the_recipes_and_the_last_of_a_name_counts(tmp_path: Path) -> None:
+def test_flags_of_a_mapping_merge_with_the_recipe_and_the_last_one_wins(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("schedule: {name: StepLR, args: {step_size: 1 epochs, gamma: 0.25}}\n")
     found = config("--schedule.args.gamma=0.75", "--config", str(path), "--schedule.args.gamma", "0.5")
@@ -474,7 +482,7 @@ def test_flags_of_mappings_add_up_with_the_recipes_and_the_last_of_a_name_counts
     assert pattern.optimizer.overrides == {"blocks.0": {"lr": 1, "weight_decay": 0}}
 
 
-def test_what_is_wrong_with_a_flag_of_a_mapping_is_one_line() -> None:
+def test_a_wrong_flag_of_a_mapping_is_refused_in_one_line() -> None:
     assert refusal("--model.args=") == "--model.args: must be a mapping, as {name: value}, not ''"
     assert refusal("--optimizer.args", "[1]") == "--optimizer.args: must be a mapping, as {name: value}, not '[1]'"
     assert refusal("--schedule.args.gamma") == "--schedule.args.gamma: needs a value"
@@ -483,7 +491,7 @@ def test_what_is_wrong_with_a_flag_of_a_mapping_is_one_line() -> None:
     assert "\n" not in problem
 
 
-def test_later_flags_of_a_mapping_count_and_none_swallows_another() -> None:
+def test_later_flags_of_a_mapping_override_and_take_no_flag_as_their_value() -> None:
     three = config(
         "--optimizer.overrides.head.lr",
         "1",
@@ -499,7 +507,7 @@ def test_later_flags_of_a_mapping_count_and_none_swallows_another() -> None:
     assert mended.optimizer.overrides == {"head": {"lr": 1}}
 
 
-def test_config_schema_prints_the_schema_and_config_alone_explains_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_schema_prints_the_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "schema"]) == 0
     printed = capsys.readouterr().out
     assert printed == (RECIPES / "schema.json").read_text(encoding="utf-8")

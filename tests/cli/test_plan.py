@@ -280,9 +280,9 @@ def test_plan_leaves_a_runs_folder_alone(
             ["--png", "missing/rate.png"],
             "--png missing/rate.png: cannot be written: No such file or directory: name another file",
         ),
-        (["--png", "rate.jpg"], "--png: the picture is a PNG: name it so, not rate.jpg"),
-        (["--png=ratepng"], "--png: the picture is a PNG: name it so, not ratepng"),
-        (["--png", "."], "--png: the picture is a PNG: name it so, not ."),
+        (["--png", "rate.jpg"], "--png: the picture is a PNG: name it FILE.png, not rate.jpg"),
+        (["--png=ratepng"], "--png: the picture is a PNG: name it FILE.png, not ratepng"),
+        (["--png", "."], "--png: the picture is a PNG: name it FILE.png, not ."),
         (["--schedule.name", "cosin"], "schedule.name: no schedule cosin (did you mean cosine?)"),
         (
             ["--optimizer.name", "sdg"],

@@ -1,4 +1,4 @@
-"""The catalog: held to what torch's schedulers really take, and every refusal in its words."""
+"""The catalog against torch's schedulers, and the texts of its errors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ KNOWN = (
     "PolynomialLR, CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR, ReduceLROnPlateau, "
     "ChainedScheduler, SequentialLR"
 )
-# What else torch's signatures have: where it comes from here.
+# Other arguments of torch's signatures, which are set by the plan.
 ELSEWHERE = {"OneCycleLR": {"total_steps", "epochs", "steps_per_epoch"}, "ReduceLROnPlateau": {"mode"}}
-# Torch's default is no use here: what takes its place must be given, or comes from the plan and the peak.
+# Arguments whose default in torch is of no use here: required, or derived from the plan and the peak rate.
 REQUIRED = {
     "LambdaLR": {"lr_lambda": FUNCTION},
     "MultiplicativeLR": {"lr_lambda": FUNCTION},
@@ -46,23 +46,23 @@ everyone = pytest.mark.parametrize("name", SCHEDULERS)
 
 
 def signature(name: str) -> dict[str, inspect.Parameter]:
-    """Of torch's scheduler, but for the optimizer."""
+    """Return the parameters of torch's scheduler, without the optimizer."""
     parameters = dict(inspect.signature(getattr(lr_scheduler, name)).parameters)
     assert parameters.pop("optimizer").kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     return parameters
 
 
-def said(name: str, given: Any) -> list[str]:
+def problems_of(name: str, given: Any) -> list[str]:
     return list(schedule_problems(name, given))
 
 
-def test_every_scheduler_of_torch_is_here() -> None:
+def test_every_scheduler_of_torch_is_supported() -> None:
     assert set(lr_scheduler.__all__) - {"LRScheduler"} == set(SCHEDULERS)
     assert not set(PRESETS) & set(SCHEDULERS)
 
 
 @everyone
-def test_arguments_are_torchs_own(name: str) -> None:
+def test_arguments_have_torchs_names(name: str) -> None:
     takes = set(SCHEDULERS[name]) - ({"metric"} if name == "ReduceLROnPlateau" else set())
     elsewhere = ELSEWHERE.get(name, set())
     assert set(signature(name)) - {"last_epoch"} == takes | elsewhere
@@ -70,7 +70,7 @@ def test_arguments_are_torchs_own(name: str) -> None:
 
 
 @everyone
-def test_kinds_of_arguments_fit_torchs_defaults(name: str) -> None:
+def test_types_of_arguments_fit_torchs_defaults(name: str) -> None:
     kinds = SCHEDULERS[name]
     for key, parameter in signature(name).items():
         if key not in kinds or parameter.default in (None, inspect.Parameter.empty):
@@ -95,7 +95,7 @@ def test_kinds_of_arguments_fit_torchs_defaults(name: str) -> None:
         ("ReduceLROnPlateau", "threshold_mode", {}),
     ],
 )
-def test_choices_are_those_that_torch_knows(name: str, key: str, given: dict[str, Any]) -> None:
+def test_choices_are_those_of_torch(name: str, key: str, given: dict[str, Any]) -> None:
     def optimizer() -> Optimizer:
         return SGD([Parameter(torch.zeros(1))], 1.0, 0.9)
 
@@ -106,10 +106,10 @@ def test_choices_are_those_that_torch_knows(name: str, key: str, given: dict[str
 
 
 @everyone
-def test_what_must_be_given_is_named_with_its_kind(name: str) -> None:
+def test_required_arguments_are_named_with_their_types(name: str) -> None:
     required = REQUIRED.get(name, {})
-    assert said(name, {}) == [f"schedule.args.{key}: {name} needs it: {kind}" for key, kind in required.items()]
-    # Of torch's arguments without a default, each must be given, or is known.
+    assert problems_of(name, {}) == [f"schedule.args.{key}: {name} needs it: {kind}" for key, kind in required.items()]
+    # Each argument without a default in torch is required, or derived.
     empty = {key for key, one in signature(name).items() if one.default is inspect.Parameter.empty}
     assert empty <= required.keys() | FROM_THE_RUN.get(name, set())
 
@@ -133,26 +133,28 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "given", "typed"), GOOD)
-def test_good_arguments_are_typed_and_have_no_problems(name: str, given: dict[str, Any], typed: dict[str, Any]) -> None:
-    assert said(name, given) == []
+def test_valid_arguments_are_typed_and_have_no_problems(
+    name: str, given: dict[str, Any], typed: dict[str, Any]
+) -> None:
+    assert problems_of(name, given) == []
     found = schedule_arguments(name, given)
     assert found == typed
     assert {key: type(value) for key, value in found.items()} == {key: type(value) for key, value in typed.items()}
 
 
-def test_schedulers_inside_others_are_left_as_they_are() -> None:
+def test_inner_schedulers_are_left_unchanged() -> None:
     inner = [{"name": "LinearLR"}, {"name": "StepLR", "step_size": "5 updates"}]
     given = {"schedulers": inner, "milestones": ["5%"]}
-    assert said("SequentialLR", given) == []
+    assert problems_of("SequentialLR", given) == []
     assert schedule_arguments("SequentialLR", given)["schedulers"] is inner
-    assert said("ChainedScheduler", {"schedulers": tuple(inner)}) == []
-    assert said("SequentialLR", {"schedulers": inner[:1], "milestones": []}) == []
+    assert problems_of("ChainedScheduler", {"schedulers": tuple(inner)}) == []
+    assert problems_of("SequentialLR", {"schedulers": inner[:1], "milestones": []}) == []
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_take_no_arguments(name: str) -> None:
-    assert said(name, {}) == []
-    assert said(name, {"gamma": 1}) == [
+    assert problems_of(name, {}) == []
+    assert problems_of(name, {"gamma": 1}) == [
         f"schedule.args: only for torch's schedulers; {name} has its own fields instead"
     ]
 
@@ -327,11 +329,11 @@ def test_presets_take_no_arguments(name: str) -> None:
         ),
     ],
 )
-def test_problems_of_a_schedule_are_said_a_line_each(name: str, given: Any, problems: list[str]) -> None:
-    assert said(name, given) == problems
+def test_problems_of_a_schedule_are_reported_a_line_each(name: str, given: Any, problems: list[str]) -> None:
+    assert problems_of(name, given) == problems
 
 
-def test_problems_name_the_place_that_they_are_told() -> None:
+def test_problems_begin_with_the_given_place() -> None:
     assert list(schedule_problems("StepLR", {"x": 1}, "a.b")) == [
         "a.b.args.x: StepLR takes no x; known: step_size, gamma",
         f"a.b.args.step_size: StepLR needs it: {LENGTH}",
@@ -358,7 +360,7 @@ def test_problems_name_the_place_that_they_are_told() -> None:
         ("", [f"optimizer.name: no optimizer ; known: {OWN}, timm/NAME"]),
     ],
 )
-def test_problems_of_an_optimizers_name(name: str, problems: list[str]) -> None:
+def test_problems_of_the_name_of_an_optimizer(name: str, problems: list[str]) -> None:
     assert list(optimizer_problems(name)) == problems
 
 
@@ -379,10 +381,10 @@ def test_problems_of_an_optimizers_name(name: str, problems: list[str]) -> None:
         ("mse", ["loss.name: no loss mse; known: cross_entropy, bce, package.module:function"]),
     ],
 )
-def test_problems_of_a_losss_name(name: str, problems: list[str]) -> None:
+def test_problems_of_the_name_of_a_loss(name: str, problems: list[str]) -> None:
     assert list(loss_problems(name)) == problems
 
 
-def test_metrics_are_of_the_average_or_raw() -> None:
+def test_metrics_are_of_the_ema_or_the_raw_weights() -> None:
     averaged = ["top1", "top5", "loss"]
     assert list(METRICS) == averaged + [f"raw_{name}" for name in averaged]

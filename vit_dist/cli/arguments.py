@@ -63,7 +63,7 @@ def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
     positionals: list[str] = [*space.pop("positionals"), *after]
     flags = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
     config = {name: _value(space[name], option, name) for name, option in fields.items() if space[name] is not None}
-    problems = [*_value_problems(usage, flags, config), *_positional_problems(command, usage, positionals)]
+    problems = [*_value_problems(usage, flags, config), *_positional_problems(command, usage, positionals, fields)]
     if problems:
         raise UserError("\n".join(problems))
     return Arguments(positionals, flags, {**config, **mappings})
@@ -83,17 +83,24 @@ def _value_problems(usage: Usage, flags: Mapping[str, Any], config: Mapping[str,
             yield f"{flag}: must be a whole number above 0, not {value}"
 
 
-def _positional_problems(command: str, usage: Usage, positionals: Sequence[str]) -> Iterator[str]:
+def _positional_problems(
+    command: str, usage: Usage, positionals: Sequence[str], fields: Mapping[str, Option]
+) -> Iterator[str]:
     names = list(usage.positionals)
     if len(positionals) < usage.min:
         missing = names[len(positionals)]
         yield f"{command}: needs {missing}: {usage.positionals[missing]}"
-    if usage.max is not None and len(positionals) > usage.max:
-        extra = " ".join(positionals[usage.max :])
-        if names:
-            yield f"{command}: takes {' '.join(names)} alone, not {extra} too"
+    extra = positionals[usage.max :] if usage.max is not None else []
+    if extra and names:
+        yield f"{command}: takes {' '.join(names)} alone, not {' '.join(extra)} too"
+    for word in [] if names else extra:
+        name, _, value = word.partition("=")
+        if name in fields:
+            yield f"{word}: flags begin with two dashes: --{name} {value}"
+        elif value:
+            yield f"{word}: {_advice(f'--{name}', value, usage, list(fields))}"
         else:
-            yield f"{command}: takes flags alone, not {extra}: a recipe or file goes after --config"
+            yield f"{command}: takes flags alone, not {word}: a recipe or file goes after --config"
 
 
 def _value(text: str, option: Option, name: str) -> Any:
@@ -136,30 +143,27 @@ def _take_mappings(words: list[str], names: Sequence[str]) -> dict[str, dict[str
 def _refuse_unknown(words: Sequence[str], usage: Usage, fields: Mapping[str, Option]) -> None:
     """Refuse flags that do not exist, with the one that does the same here. Raises UserError, a line each."""
     known = sorted({*fields, *(flag[2:] for flag in usage.flags)})
-    aliases = {
-        flag: ours
-        for flag, ours in (MODEL_ALIASES if usage.positionals else TRAIN_ALIASES).items()
-        if not ours.startswith("--") or ours.split()[0][2:].strip(",") in known
-    }
     problems = []
     for number, word in enumerate(words):
         if not re.match(r"-[^\d.]", word) or word == "-h":  # a number is the value of some flag
             continue
         flag, _, value = word.partition("=")
-        name = flag[2:]
-        if name in known or name == "help":
-            continue
-        if flag in aliases:
+        if flag[2:] not in known and flag != "--help":
             following = words[number + 1] if number + 1 < len(words) and not words[number + 1].startswith("--") else ""
-            problems.append(f"{flag}: here it is {aliases[flag].replace('{}', value or following or 'X')}")
-            continue
-        close = difflib.get_close_matches(name, known, 1) or [
-            other for other in known if other.split(".")[-1] == name.split(".")[-1]
-        ]
-        hint = f"did you mean --{close[0]}?" if close else "see --help for all flags"
-        problems.append(f"{flag}: no such flag; {hint}")
+            problems.append(f"{flag}: {_advice(flag, value or following or 'X', usage, known)}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _advice(flag: str, value: str, usage: Usage, known: Sequence[str]) -> str:
+    """Return what to use in place of a flag that does not exist."""
+    alias = (MODEL_ALIASES if usage.positionals else TRAIN_ALIASES).get(flag)
+    if alias and (not alias.startswith("--") or alias.split()[0][2:].strip(",") in known):
+        return f"here it is {alias.replace('{}', value)}"
+    close = difflib.get_close_matches(flag[2:], known, 1) or [
+        name for name in known if name.split(".")[-1] == flag[2:].split(".")[-1]
+    ]
+    return f"no such flag; {f'did you mean --{close[0]}?' if close else 'see --help for all flags'}"
 
 
 class _Parser(argparse.ArgumentParser):

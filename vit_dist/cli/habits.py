@@ -1,7 +1,8 @@
-"""Flags of other tools, and the flag that does the same here."""
+"""Flags of other tools, and the flag that does the same here; {} stands for the value."""
 
 from __future__ import annotations
 
+# Flags of the commands that read a trained model.
 MODEL_ALIASES = {
     "--batch_size": "--evaluate.batch_size {}",
     "--batch-size": "--evaluate.batch_size {}",
@@ -16,12 +17,12 @@ MODEL_ALIASES = {
     "--root": "--data.root {}",
     "--workers": "--data.workers {}",
     "--num_workers": "--data.workers {}",
-    "--model": "the first word, without a flag: {}",
-    "--checkpoint": "the first word, without a flag: {}",
-    "--ckpt": "the first word, without a flag: {}",
-    "--run": "the first word, without a flag: {}",
-    "--image": "a word behind the model, without a flag: {}",
-    "--images": "a word behind the model, without a flag: {}",
+    "--model": "the first argument, without a flag: {}",
+    "--checkpoint": "the first argument, without a flag: {}",
+    "--ckpt": "the first argument, without a flag: {}",
+    "--run": "the first argument, without a flag: {}",
+    "--image": "an argument after the model, without a flag: {}",
+    "--images": "an argument after the model, without a flag: {}",
     "--topk": "--top {}",
     "--top_k": "--top {}",
     "--k": "--top {}",
@@ -30,12 +31,11 @@ MODEL_ALIASES = {
     "--dir": "--folder {}",
     "--ema": "--weights ema",
 }
-
-
-# What people type out of habit, and the flag that does it here.
+# Flags of `train` and `plan`.
 TRAIN_ALIASES = {
     "--epochs": '--train.duration "{} epochs"',
     "--num_epochs": '--train.duration "{} epochs"',
+    "--train.epochs": '--train.duration "{} epochs"',
     "--max_steps": '--train.duration "{} updates"',
     "--batch_size": "--batch.global_size {}",
     "--batch-size": "--batch.global_size {}",
@@ -50,7 +50,9 @@ TRAIN_ALIASES = {
     "--resume": "--run.resume {}",
     "--output_dir": "--run.dir {}",
     "--output-dir": "--run.dir {}",
+    "--data": "--data.root {}",
     "--data_dir": "--data.root {}",
+    "--data-dir": "--data.root {}",
     "--model": "--model.name {}",
     "--num_workers": "--data.workers {}",
     "--workers": "--data.workers {}",
@@ -67,6 +69,7 @@ TRAIN_ALIASES = {
     "--warmup-epochs": '--schedule.warmup "{} epochs"',
     "--warmup_epochs": '--schedule.warmup "{} epochs"',
     "--ema": "--train.ema {}",
+    "--model-ema": "--train.ema 0.999",
     "--model-ema-decay": "--train.ema {}",
     "--smoothing": "--loss.label_smoothing {}",
     "--label-smoothing": "--loss.label_smoothing {}",

@@ -29,7 +29,9 @@ class Length:
     @classmethod
     def parse(cls, text: str) -> Length:
         """Parse "20 epochs", "20epochs", "5000 updates", "1e6 samples" or "5%". Raises ValueError."""
-        match = re.fullmatch(r"\s*([0-9.]+(?:[eE]\+?[0-9]+)?)\s*(epochs?|updates?|samples?|%)\s*", str(text))
+        # Few digits, since a fraction is exact: 1e999999999 would take all memory.
+        amount = r"[0-9.]{1,30}(?:[eE]\+?[0-9]{1,2})?"
+        match = re.fullmatch(rf"\s*({amount})\s*(epochs?|updates?|samples?|%)\s*", str(text))
         if not match:
             raise ValueError(f"not a length of time: {text!r}")
         unit = match[2]
