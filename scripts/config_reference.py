@@ -1,4 +1,4 @@
-"""Writes the config reference: `python scripts/config_reference.py > docs/config.md`."""
+"""Write the config reference: `python scripts/config_reference.py > docs/config.md`."""
 
 import sys
 from pathlib import Path

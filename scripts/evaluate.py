@@ -1,4 +1,4 @@
-"""Evaluates on several processes: `accelerate launch scripts/evaluate.py runs/NAME`, or with plain python."""
+"""Evaluate on several processes: `accelerate launch scripts/evaluate.py runs/NAME`, or with plain python."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Trains: `accelerate launch scripts/train.py --config mnist --optimizer.lr 3e-4`, or with plain python."""
+"""Train: `accelerate launch scripts/train.py --config mnist --optimizer.lr 3e-4`, or with plain python."""
 
 import sys
 from pathlib import Path

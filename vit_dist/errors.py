@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line for each problem, shown without a traceback, exit code 2."""
+    """A mistake of the user: one line per problem, shown without a traceback; exit code 2."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -18,6 +18,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {spelled[close[0]]}?)" if close else f"; known: {', '.join(names)}"
 
 
+def either(words: Sequence[str]) -> str:
+    """Return `a, b or c`."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def one_line(error: object, limit: int | None = None) -> str:
-    """Return an error's text on one line, cut to `limit` characters; its type's name if it has no text."""
+    """Return an error's text on one line, cut to `limit` characters; the name of its type if it has none."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

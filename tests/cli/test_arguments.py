@@ -91,6 +91,7 @@ def test_help_shows_which_positionals_are_optional(capsys: pytest.CaptureFixture
         shown[name] = capsys.readouterr().out.splitlines()[0]
     assert shown["evaluate"] == "usage: vit-dist evaluate MODEL [--flag VALUE …]"
     assert shown["predict"] == "usage: vit-dist predict MODEL [IMAGE …] [--flag VALUE …]"
+    assert shown["report"] == "usage: vit-dist report RUN [RUN …] [--flag VALUE …]"
     assert shown["export"] == "usage: vit-dist export MODEL OUT [--flag VALUE …]"
 
 
@@ -249,7 +250,7 @@ def test_missing_and_extra_positionals_are_refused() -> None:
 def test_wrong_choices_are_refused_all_at_once() -> None:
     assert refusal("predict", "--weights", "best", "--format", "xml", "--top", "0") == [
         "--weights: must be raw or ema, not best",
-        "--format: must be table or jsonl or csv, not xml",
+        "--format: must be table, jsonl or csv, not xml",
         "--top: must be a whole number above 0, not 0",
         f"predict: needs MODEL: {USAGES['predict'].positionals['MODEL']}",
     ]
@@ -386,8 +387,8 @@ def test_wrong_values_are_refused_for_a_run(run: Path, capsys: pytest.CaptureFix
     for words, line in (
         (["--evaluate.batch_size", 0], "evaluate.batch_size: must be above 0, not 0"),
         (["--run.threads", "many"], "run.threads: must be a whole number or auto, not 'many'"),
-        (["--run.device", "gpu"], "run.device: must be auto or cpu or cuda or mps, not 'gpu'"),
-        (["--train.precision", "int8"], "train.precision: must be auto or fp32 or bf16 or fp16, not 'int8'"),
+        (["--run.device", "gpu"], "run.device: must be auto, cpu, cuda or mps, not 'gpu'"),
+        (["--train.precision", "int8"], "train.precision: must be auto, fp32, bf16 or fp16, not 'int8'"),
         (["--train.precision", "fp16"], "train.precision: fp16 needs a CUDA GPU: set bf16 or fp32"),
     ):
         assert refused(capsys, "evaluate", run, *words) == [line]

@@ -381,7 +381,7 @@ def test_help_describes_every_field(capsys: pytest.CaptureFixture[str], monkeypa
         assert f"--{name} X {help_text(option, default=True)}" in unwrapped
         assert f"--{name} X {option.description}" in unwrapped
     assert (
-        "--optimizer.lr X peak learning rate, before scaling by optimizer.scale; above 0 (default: 0.001)" in unwrapped
+        "--optimizer.lr X peak learning rate, before scaling by optimizer.scale (above 0; default: 0.001)" in unwrapped
     )
     assert "the first update is at lr / (updates of the warmup) (default: 5%)" in unwrapped
     shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))

@@ -16,8 +16,8 @@ from vit_dist.config.values import Length
 
 LENGTH = 'a length with its unit, as "30 epochs"'
 LENGTHS = "a list of lengths with their units, as [30 epochs, 60 epochs]"
-FUNCTION = "a list of texts or a text"
-METRIC = "top1 or top5 or loss or raw_top1 or raw_top5 or raw_loss"
+FUNCTION = "a list of strings or a string"
+METRIC = "top1, top5, loss, raw_top1, raw_top5 or raw_loss"
 KNOWN = (
     "cosine, wsd, constant, LambdaLR, MultiplicativeLR, StepLR, MultiStepLR, ConstantLR, LinearLR, ExponentialLR, "
     "PolynomialLR, CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR, ReduceLROnPlateau, "
@@ -256,7 +256,7 @@ def test_presets_take_no_arguments(name: str) -> None:
             "CyclicLR",
             {"base_lr": 0, "step_size_up": "1%", "mode": "square", "scale_fn": "half", "scale_mode": "x"},
             [
-                "schedule.args.mode: must be triangular or triangular2 or exp_range, not 'square'",
+                "schedule.args.mode: must be triangular, triangular2 or exp_range, not 'square'",
                 "schedule.args.scale_fn: must be package.module:function, not 'half'",
                 "schedule.args.scale_mode: must be cycle or iterations, not 'x'",
             ],

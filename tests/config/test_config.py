@@ -84,10 +84,10 @@ def refusal(values: Any) -> str:
         ({"optimizer": {"name": "muon", "momentum": 1.5}}, f"optimizer.momentum: {BETWEEN} 1.5"),
         ({"optimizer": {"layer_decay": 0}}, "optimizer.layer_decay: must be above 0 and at most 1, not 0"),
         ({"optimizer": {"layer_decay": 1.01}}, "optimizer.layer_decay: must be above 0 and at most 1, not 1.01"),
-        ({"optimizer": {"scale": "square"}}, "optimizer.scale: must be none or linear or sqrt, not 'square'"),
+        ({"optimizer": {"scale": "square"}}, "optimizer.scale: must be none, linear or sqrt, not 'square'"),
         ({"optimizer": {"scale_base": 0}}, "optimizer.scale_base: must be above 0, not 0"),
-        ({"optimizer": {"args": [1]}}, "optimizer.args: must be fields with values, not [1]"),
-        ({"optimizer": {"overrides": "head"}}, "optimizer.overrides: must be fields with values, not 'head'"),
+        ({"optimizer": {"args": [1]}}, "optimizer.args: must be a mapping, as {name: value}, not [1]"),
+        ({"optimizer": {"overrides": "head"}}, "optimizer.overrides: must be a mapping, as {name: value}, not 'head'"),
         (
             {"optimizer": {"overrides": {"(": {"lr": 1}}}},
             "optimizer.overrides.(: not a regular expression: missing ), unterminated subpattern at position 0",
@@ -121,10 +121,10 @@ def refusal(values: Any) -> str:
         ({"batch": {"global_size": 0}}, "batch.global_size: must be above 0, not 0"),
         ({"batch": {"micro_size": 7}}, "batch.micro_size: must be even, not 7: set 8"),
         ({"run": {"seed": -1}}, "run.seed: must be at least 0 and below 2^63, not -1"),
-        ({"run": {"name": True}}, "run.name: must be a text, not True"),
+        ({"run": {"name": True}}, "run.name: must be a string, not True"),
         ({"run": {"threads": "many"}}, "run.threads: must be a whole number or auto, not 'many'"),
         ({"run": {"threads": 0}}, "run.threads: must be above 0, not 0"),
-        ({"run": {"device": "gpu"}}, "run.device: must be auto or cpu or cuda or mps, not 'gpu'"),
+        ({"run": {"device": "gpu"}}, "run.device: must be auto, cpu, cuda or mps, not 'gpu'"),
         ({"model": {"width": "wide"}}, "model.width: must be a whole number or empty, not 'wide'"),
         ({"model": {"width": -4}}, "model.width: must be above 0, not -4"),
         ({"model": {"width": 10, "heads": 3}}, "model.width: 10 is not divisible by 3 heads: set model.heads"),
@@ -132,7 +132,7 @@ def refusal(values: Any) -> str:
             {"model": {"width": 6, "position": "sincos"}},
             "model.width: 6 must be divisible by 4 with model.position sincos",
         ),
-        ({"model": {"args": 3}}, "model.args: must be fields with values, not 3"),
+        ({"model": {"args": 3}}, "model.args: must be a mapping, as {name: value}, not 3"),
         (
             {"model": {"args": {"depth": 3}}},
             "model.args: only for timm/NAME and package.module:function; vit_tiny has its own fields",
@@ -196,7 +196,7 @@ def refusal(values: Any) -> str:
             {"schedule": {"args": {"gamma": 1}}},
             "schedule.args: only for torch's schedulers; cosine has its own fields instead",
         ),
-        ({"schedule": {"args": 3}}, "schedule.args: must be fields with values, not 3"),
+        ({"schedule": {"args": 3}}, "schedule.args: must be a mapping, as {name: value}, not 3"),
         (
             {"schedule": {"name": "StepLR", "args": {"step_size": 30}}},
             'schedule.args.step_size: must be a length with its unit, as "30 epochs", not 30',
@@ -222,7 +222,7 @@ def refusal(values: Any) -> str:
         ({"data": {"mean": 0.5}}, "data.mean: must be a list of numbers, not 0.5"),
         ({"data": {"mean": [0.5]}}, "data.std: has 0 values where data.mean has 1: give both per channel"),
         ({"data": {"mean": [0.5], "std": [0]}}, "data.std: must be above 0, not [0]"),
-        ({"log": {"tags": "a"}}, "log.tags: must be a list of texts, not 'a'"),
+        ({"log": {"tags": "a"}}, "log.tags: must be a list of strings, not 'a'"),
         ({"train": {"duration": 20}}, f"train.duration: {WHOLE}, not '20'"),
         (
             {"train": {"duration": "5%"}},
@@ -374,7 +374,7 @@ def test_sections_built_in_python_are_checked_too() -> None:
         "run.seed: must be at least 0 and below 2^63, not -1",
         "data.val_fraction: must be between 0 and 0.5, not 1.0",
         "optimizer.name: no optimizer adan (did you mean adam?)",
-        "schedule.args.lr_lambda: LambdaLR needs it: a list of texts or a text",
+        "schedule.args.lr_lambda: LambdaLR needs it: a list of strings or a string",
         "optimizer.overrides.a.b: no such field; known: lr, weight_decay",
     ]
 
@@ -684,7 +684,7 @@ def test_an_empty_section_takes_overrides_and_nested_arguments_merge(tmp_path: P
     config = Config.load(path, {"schedule.args": {"gamma": 0.5}})
     assert config.schedule.args == {"step_size": "1 epochs", "gamma": 0.5}
     path.write_text("model: {args: {x: 2020-01-01}}\n")
-    with pytest.raises(UserError, match=r"^model.args: must be fields with values, not "):
+    with pytest.raises(UserError, match=r"^model.args: must be a mapping, as \{name: value\}, not "):
         Config.load(path)
 
 
@@ -717,7 +717,7 @@ SIZE = 'augment.sizes: must be a side for a length of the run, as "128 for 40%",
         ({"scale": 1}, "augment.scale: must be at least 0 and below 1, not 1"),
         ({"scale": -0.5}, "augment.scale: must be at least 0 and below 1, not -0.5"),
         ({"erasing": 2}, f"augment.erasing: {BETWEEN} 2"),
-        ({"erasing_mode": "noise"}, "augment.erasing_mode: must be const or rand or pixel, not 'noise'"),
+        ({"erasing_mode": "noise"}, "augment.erasing_mode: must be const, rand or pixel, not 'noise'"),
         ({"color_jitter": -0.4}, "augment.color_jitter: must be 0 or more, not -0.4"),
         ({"mixup": -1}, "augment.mixup: must be 0 or more, not -1"),
         ({"cutmix": "often"}, "augment.cutmix: must be a number, not 'often'"),
@@ -728,7 +728,7 @@ SIZE = 'augment.sizes: must be a side for a length of the run, as "128 for 40%",
         ({"repeats": 2.5}, "augment.repeats: must be a whole number, not 2.5"),
         ({"repeats": 65}, "augment.repeats: 65 copies are more than half of batch.global_size 128"),
         ({"transform": "flip"}, "augment.transform: must be package.module:function, not 'flip'"),
-        ({"sizes": "160 for 40%"}, "augment.sizes: must be a list of texts, not '160 for 40%'"),
+        ({"sizes": "160 for 40%"}, "augment.sizes: must be a list of strings, not '160 for 40%'"),
         ({"sizes": ["160"]}, f"{SIZE} '160'"),
         ({"sizes": [160]}, f"{SIZE} '160'"),
         ({"sizes": ["160 for 2 hours"]}, f"{SIZE} '160 for 2 hours'"),
@@ -850,7 +850,7 @@ def test_a_refused_field_is_no_part_of_a_contradiction() -> None:
 def test_a_long_value_is_cut() -> None:
     assert refusal({"optimizer": {"lr": "x" * 9999}}) == f"optimizer.lr: must be a number, not '{'x' * 199}…"
     assert refusal({"batch": {"micro_size": "7"}}) == "batch.micro_size: must be even, not 7: set 8"
-    assert refusal({"log": {"tags": {"a"}}}) == "log.tags: must be a list of texts, not {'a'}"
+    assert refusal({"log": {"tags": {"a"}}}) == "log.tags: must be a list of strings, not {'a'}"
 
 
 def test_yaml_that_python_cannot_hold_is_refused_in_one_line(tmp_path: Path) -> None:

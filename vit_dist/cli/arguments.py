@@ -19,7 +19,7 @@ from vit_dist.config.option import Option
 from vit_dist.config.recipe import parse_yaml
 from vit_dist.config.sections import all_options, inference_fields, sections
 from vit_dist.config.values import describe, merged
-from vit_dist.errors import UserError, one_line
+from vit_dist.errors import UserError, either, one_line
 from vit_dist.inference.output import FORMATS
 
 _CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS}
@@ -76,7 +76,7 @@ def _value_problems(usage: Usage, flags: Mapping[str, Any], config: Mapping[str,
     yield from (f"{flag}: needs a value" for flag in empty)
     for flag, choices in _CHOICES.items():
         if flag in flags and flag not in empty and flags[flag] not in choices:
-            yield f"{flag}: must be {' or '.join(choices)}, not {flags[flag]}"
+            yield f"{flag}: must be {either(choices)}, not {flags[flag]}"
     for flag in _COUNTS:
         value = flags.get(flag)
         if value and not (value.isdecimal() and int(value) > 0):
@@ -104,7 +104,7 @@ def _positional_problems(
 
 
 def _value(text: str, option: Option, name: str) -> Any:
-    """Return a text as it was typed, and anything else as YAML reads it; the config checks it."""
+    """Return a string as it was typed, and anything else as YAML reads it; the config checks it."""
     return text if option.type is str or get_origin(option.type) is Literal else parse_yaml(text, f"--{name}")
 
 
@@ -211,6 +211,6 @@ def _group(name: str, usage: Usage, fields: Mapping[str, Option]) -> tuple[str, 
 def help_text(option: Option, *, default: bool) -> str:
     """Return the description of a field with its bounds or choices and, if asked for, its default."""
     limits = describe(option.type) if get_origin(option.type) is Literal else str(option.bounds)
-    text = f"{option.description}; {limits}" if limits else option.description
-    shown = "empty" if option.default in ("", (), None, {}) else option.default
-    return f"{text} (default: {shown})" if default else text
+    shown = f"default: {option.shown_default() or 'empty'}" if default else ""
+    details = "; ".join(part for part in (limits, shown) if part)
+    return f"{option.description} ({details})" if details else option.description

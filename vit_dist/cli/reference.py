@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_origin
-
 from vit_dist.config.option import Option
 from vit_dist.config.sections import all_options, sections
 from vit_dist.config.values import describe
@@ -28,14 +26,11 @@ def reference() -> str:
 
 
 def _row(name: str, option: Option) -> str:
-    value = describe(option.type)
-    if get_origin(option.type) is Literal:
-        value = value.replace(" or ", ", ")
-    default = str(option.default).lower() if isinstance(option.default, bool) else option.default
+    default = option.shown_default()
     cells = [
         f"`{name}`{' ·' if option.changes_result else ''}",
-        "; ".join(part for part in (value, str(option.bounds)) if part),
-        "" if default in ("", (), None, {}) else f"`{default}`",
+        "; ".join(part for part in (describe(option.type), str(option.bounds)) if part),
+        f"`{default}`" if default else "",
         option.description,
     ]
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"

@@ -33,7 +33,8 @@ class Usage:
         """Return the usage line, without the command."""
         if self.positionals:
             names = [f"[{name} …]" if at >= self.min else name for at, name in enumerate(self.positionals)]
-            return f"{' '.join(names)} [--flag VALUE …]"
+            more = f" [{names[-1]} …]" if self.max is None and self.min == len(names) else ""
+            return f"{' '.join(names)}{more} [--flag VALUE …]"
         flags = [f"[{flag} {value}]" if value else f"[{flag}]" for flag, (value, _) in self.flags.items()]
         return f"{' '.join(flags)} [--section.field VALUE …]"
 

@@ -81,6 +81,12 @@ class Option(NamedTuple):
     changes_result: bool
     at_inference: bool
 
+    def shown_default(self) -> str:
+        """Return the default as YAML writes it; an empty string if it is empty."""
+        if self.default in ("", (), None, {}):
+            return ""
+        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+
 
 @cache
 def options(section: Any) -> dict[str, Option]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter
 
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, either
 
 
 @dataclass(frozen=True)
@@ -130,18 +130,28 @@ def numbers(value: Any) -> Any:
 
 
 def describe(kind: Any) -> str:
-    """Return a type in words for the user."""
+    """Return a type in words, as errors and the reference name it."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(choice) for choice in args)
     if origin is Literal:
-        return " or ".join(args)
+        return either(args)
     if origin is tuple:
-        items = {float: "numbers", Length: "lengths with their units, as [30 epochs, 60 epochs]"}.get(args[0], "texts")
-        return f"a list of {items}"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "empty"}
-    names[Length] = 'a length with its unit, as "30 epochs"'
-    return names.get(kind, "fields with values")
+        return {
+            float: "a list of numbers",
+            str: "a list of strings",
+            Length: "a list of lengths with their units, as [30 epochs, 60 epochs]",
+        }[args[0]]
+    if origin is dict:
+        return "a mapping, as {name: value}"
+    return {
+        int: "a whole number",
+        float: "a number",
+        str: "a string",
+        bool: "true or false",
+        type(None): "empty",
+        Length: 'a length with its unit, as "30 epochs"',
+    }[kind]
 
 
 def import_function(path: str, name: str) -> Any:
