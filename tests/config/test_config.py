@@ -26,11 +26,11 @@ NOT_IN_THE_IDENTITY = {
     "log.report", "log.level",
     "log.project", "log.entity", "log.group", "log.tags",
 }  # fmt: skip
-WHOLE = 'a length with its unit, as "20 epochs", "5000 updates", "1e6 samples"'
+WHOLE = 'must be a length with its unit, as "20 epochs", "5000 updates", "1e6 samples"'
 UNIT = f'{WHOLE} or "5%"'
 BETWEEN = "must be between 0 and 1, not"
 OVERRIDE = "optimizer.overrides.head: must be lr or weight_decay with their numbers, as {lr: 1e-4}"
-NO_EFFECT = "does nothing without loss.teacher: set that too, or leave it out"
+NO_EFFECT = "has no effect without loss.teacher: set that too, or leave it out"
 TEACHER_WEIGHTS = "loss.teacher_weights: only for loss.teacher timm/NAME; a run or checkpoint has its own"
 
 
@@ -170,7 +170,7 @@ def refusal(values: Any) -> str:
         ),
         (
             {"loss": {"teacher": "timm/x"}},
-            "loss.teacher_weights: timm/x has nothing to teach without weights: give a safetensors file",
+            "loss.teacher_weights: timm/x needs trained weights: give a safetensors file",
         ),
         ({"loss": {"teacher_weights": "a.safetensors"}}, TEACHER_WEIGHTS),
         ({"loss": {"teacher": "runs/a", "teacher_weights": "a.safetensors"}}, TEACHER_WEIGHTS),
@@ -226,7 +226,7 @@ def refusal(values: Any) -> str:
         ({"train": {"duration": 20}}, f"train.duration: {WHOLE}, not '20'"),
         (
             {"train": {"duration": "5%"}},
-            "train.duration: needs epochs, updates or samples, not a part of itself ('5%')",
+            "train.duration: needs epochs, updates or samples, not a part of the run ('5%')",
         ),
         ({"train": {"duration": "0 epochs"}}, "train.duration: must be above 0, not '0 epochs'"),
         ({"schedule": {"warmup": "500"}}, f"schedule.warmup: {UNIT}, not '500'"),
@@ -296,7 +296,7 @@ def test_all_mistakes_of_loss_optimizer_and_schedule_are_reported_at_once() -> N
         "schedule.args.gama: StepLR takes no gama (did you mean gamma?)",
         "schedule.args.gamma: must be a number, not 'x'",
         "schedule.args.step_size: must be above 0, not '0%'",
-        "loss.teacher_weights: timm/x has nothing to teach without weights: give a safetensors file",
+        "loss.teacher_weights: timm/x needs trained weights: give a safetensors file",
         "optimizer.overrides.[: not a regular expression: unterminated character set at position 0",
         "optimizer.overrides.[.lr: must be 0 or more, not -1",
         "optimizer.overrides.[.x: no such field; known: lr, weight_decay",

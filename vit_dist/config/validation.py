@@ -117,13 +117,13 @@ def _idle_problems(config: Schema) -> Iterator[str]:
     """Check distillation, and fields that have no effect."""
     loss = config.loss
     if is_timm(loss.teacher) and not loss.teacher_weights:
-        yield f"loss.teacher_weights: {loss.teacher} has nothing to teach without weights: give a safetensors file"
+        yield f"loss.teacher_weights: {loss.teacher} needs trained weights: give a safetensors file"
     if loss.teacher_weights and not is_timm(loss.teacher):
         yield "loss.teacher_weights: only for loss.teacher timm/NAME; a run or checkpoint has its own"
     plain = type(loss)()
     for name in ("distillation", "distillation_weight", "temperature"):
         if not loss.teacher and getattr(loss, name) != getattr(plain, name):
-            yield f"loss.{name}: does nothing without loss.teacher: set that too, or leave it out"
+            yield f"loss.{name}: has no effect without loss.teacher: set that too, or leave it out"
     schedule = config.schedule
     if schedule.cooldown_end and not schedule.cooldown and schedule.name not in ("cosine", "wsd"):
         yield f"schedule.cooldown_end: {schedule.name} has no cooldown: set schedule.cooldown, or leave it out"
@@ -168,11 +168,12 @@ def _length_problems(config: Schema) -> Iterator[str]:
         try:
             length = Length.parse(text)
         except ValueError:
-            part = "" if name == "train.duration" else ' or "5%"'
-            yield f'{name}: a length with its unit, as "20 epochs", "5000 updates", "1e6 samples"{part}, not {text!r}'
+            percent = "" if name == "train.duration" else ' or "5%"'
+            examples = f'"20 epochs", "5000 updates", "1e6 samples"{percent}'
+            yield f"{name}: must be a length with its unit, as {examples}, not {text!r}"
             continue
         if name == "train.duration" and length.unit == "%":
-            yield f"{name}: needs epochs, updates or samples, not a part of itself ({text!r})"
+            yield f"{name}: needs epochs, updates or samples, not a part of the run ({text!r})"
         if length.amount == 0 and not name.startswith("schedule."):
             yield f"{name}: must be above 0, not {text!r}"
 

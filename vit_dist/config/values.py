@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter
+from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter, WithJsonSchema
 
 from vit_dist.errors import UserError, either
 
@@ -74,7 +74,7 @@ def readable(kind: Any, **constraints: Any) -> Any:
     if origin is tuple:
         return Annotated[tuple[readable(args[0], **constraints), ...], BeforeValidator(_sequence)]  # type: ignore[misc]
     if origin is dict:
-        return Annotated[dict[str, Any], BeforeValidator(_mapping)]
+        return Annotated[dict[str, Any], BeforeValidator(_mapping), WithJsonSchema({"type": "object"})]
     if kind is int:
         return Annotated[int, Field(**constraints), BeforeValidator(_whole)]
     if kind is float:
