@@ -574,3 +574,67 @@ def test_a_missing_package_is_refused_and_leaves_no_folder(tmp_path: Path) -> No
         "vit-dist: log.trackers: tensorboard is not installed: pip install 'vit_dist[tensorboard]', or set none"
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+class Broken:
+    """A tracker whose every call fails."""
+
+    calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a function that raises an error of two lines."""
+
+        def fail(*arguments: Any, **settings: Any) -> None:
+            self.calls += 1
+            raise ConnectionError(f"{name}:\nno server")
+
+        return fail
+
+
+def test_a_tracker_that_fails_is_dropped_with_one_line(tmp_path: Path) -> None:
+    notes: list[str] = []
+    trackers, broken = Trackers(Config(run=RunConfig(dir=str(tmp_path))), notes.append, enabled=True), Broken()
+    trackers._trackers = {"tensorboard": broken}
+    for update in (1, 2):
+        trackers.log({"kind": "train", "time": 0.0, "update": update, "loss": 1.0})
+    assert (notes, trackers.names, broken.calls) == (["tracker: log: no server: continuing without it"], [], 1)
+    trackers._trackers = {"tensorboard": broken}
+    trackers.end()
+    assert (notes[1:], trackers.names) == (["tracker: finish: no server"], [])
+
+
+def test_wandb_that_cannot_start_online_starts_offline(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.tracking import WandBTracker
+
+    offline(monkeypatch, tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    start = WandBTracker.start
+
+    def refuse_online(tracker: WandBTracker) -> None:
+        if tracker.init_kwargs["mode"] == "online":
+            raise ConnectionError("no such\n  project")
+        start(tracker)
+
+    monkeypatch.setattr(WandBTracker, "start", refuse_online)
+    notes: list[str] = []
+    config = Config(run=RunConfig(dir=str(tmp_path), device="cpu"), log=LogConfig(trackers="wandb"))
+    trackers = Trackers(config, notes.append, enabled=True)
+    trackers.start(None)
+    assert trackers.names == ["wandb"]
+    trackers.end()
+    assert notes == [
+        "tracker: no such project",
+        f"wandb: offline; later: wandb sync {tmp_path / 'wandb'}/offline-run-*",
+    ]
+
+
+def test_ranks_that_do_not_track_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    notes: list[str] = []
+    trackers = Trackers(Config(run=RunConfig(dir=str(tmp_path))), notes.append, enabled=False)
+    trackers.start(None)
+    trackers.log({"kind": "train", "time": 0.0, "update": 1, "loss": 1.0})
+    trackers.end()
+    assert (notes, trackers.names, trackers.run_id, list(tmp_path.iterdir())) == ([], [], None, [])

@@ -216,7 +216,7 @@ def test_a_teacher_of_other_classes_or_channels_is_refused(
         )
     assert str(caught.value) == (
         f"loss.teacher: {run} knows 10 classes (0, 1, 2 …) in 1 channels, the data is {classes} classes "
-        f"(class 0, class 1, class 2 …) in {channels} channels: take a teacher of the same data"
+        f"(class 0, class 1, class 2 …) in {channels} channels: set a teacher of the same data"
     )
 
 

@@ -694,7 +694,7 @@ def test_other_arguments_of_a_schedule_are_refused_on_resume(runs_by_case: RunsB
         train(runs_by_case.config("one cycle", tmp_path / "run", schedule__args={"pct_start": 0.5}))
     assert str(caught.value) == (
         f"{config.folder}: holds a run of another config: schedule.args: {{'pct_start': 0.4}} there, "
-        "{'pct_start': 0.5} now: set another run.dir, or these back"
+        "{'pct_start': 0.5} now: set another run.dir, or change these back"
     )
     assert {path: path.stat().st_mtime_ns for path in config.folder.rglob("*") if path.is_file()} == before
 

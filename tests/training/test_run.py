@@ -348,13 +348,11 @@ def test_a_folder_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path) ->
         train(digits(folder, train__duration="6 updates", optimizer__lr=0.5, model__depth=3))
     assert str(caught.value) == (
         f"{folder}: holds a run of another config: model.depth: 2 there, 3 now; optimizer.lr: 0.001 there, 0.5 now: "
-        "set another run.dir, or these back"
+        "set another run.dir, or change these back"
     )
     with pytest.raises(UserError) as caught:
         train(digits(folder, train__duration="6 updates", run__resume="never"))
-    assert str(caught.value) == (
-        f"run.dir: {folder} holds a run: set run.resume auto to go on with it, or another run.dir"
-    )
+    assert str(caught.value) == (f"run.dir: {folder} holds a run: set run.resume auto to resume it, or another run.dir")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r"other holds other files: set another, or an empty folder$"):
@@ -369,7 +367,7 @@ def test_a_run_may_start_from_another_runs_checkpoint(tmp_path: Path) -> None:
     assert [line["update"] for line in second.history if line["kind"] == "start"] == [10]
     assert second.history[0]["resumed_from"] == str(first.folder / "checkpoints" / "update_00000010")
     path = tmp_path / "nothing"
-    with pytest.raises(UserError, match=rf"^run.resume: no whole checkpoint at {path}$"):
+    with pytest.raises(UserError, match=rf"^run.resume: no complete checkpoint at {path}$"):
         train(digits(tmp_path / "third", run__resume=str(path)))
     with pytest.raises(UserError, match=r"update_00000010: holds a run of another config: model.depth: 2 there, 3 now"):
         train(digits(tmp_path / "third", run__resume=str(first.folder), model__depth=3))
@@ -438,7 +436,7 @@ def test_the_warning_level_prints_notes_and_errors_alone(
     stopping_at(3, monkeypatch)
     assert train(config).stopped
     printed = capsys.readouterr()
-    stopped = "stopped at update 3; the same command goes on from there"
+    stopped = "stopped at update 3; the same command resumes it"
     assert (printed.out.splitlines(), printed.err) == ([FLIPPED, stopped], "")
     stopping_at(0, monkeypatch)
     assert not train(config).stopped
@@ -452,7 +450,7 @@ def test_the_warning_level_prints_notes_and_errors_alone(
     train(signalling_digits(tmp_path / "run"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        f"{config.folder}: this run has finished; longer: --run.dir {config.folder} and a longer --train.duration",
+        f"{config.folder}: this run has finished; to continue: --run.dir {config.folder} and a longer --train.duration",
         "finished",
     ]
     other = signalling_digits(tmp_path / "run", log__level="warning", optimizer__lr=0.5)
@@ -461,7 +459,7 @@ def test_the_warning_level_prints_notes_and_errors_alone(
     assert printed.out == ""
     assert printed.err.splitlines() == [
         f"vit-dist: {config.folder}: holds a run of another config: optimizer.lr: 0.001 there, 0.5 now: "
-        "set another run.dir, or these back"
+        "set another run.dir, or change these back"
     ]
 
 
@@ -474,7 +472,7 @@ def test_a_report_is_written_at_the_end_and_its_failure_does_not_fail_the_run(
     stopping_at(3, monkeypatch)
     assert train(config).stopped
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "stopped at update 3; the same command goes on from there"
+    assert lines[-1] == "stopped at update 3; the same command resumes it"
     assert not (folder / "report").exists()
     stopping_at(0, monkeypatch)
     shutil.copytree(folder, copy, symlinks=True)

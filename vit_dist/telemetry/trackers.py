@@ -111,7 +111,7 @@ class Trackers:
             for name, value in line.items()
             if isinstance(value, (int, float)) and name not in ("time", "update")
         }
-        with self._errors_printed(": going on without"):
+        with self._errors_printed(": continuing without it"):
             for tracker in self._trackers.values():
                 tracker.log(values, step=line["update"])
             return
@@ -130,7 +130,7 @@ class Trackers:
 
     def _show(self, name: str, pixels: Pixels, captions: Sequence[str], step: int) -> None:
         """Send pictures uint8 [n, channels, height, width] with their captions."""
-        with self._errors_printed(": going on without pictures"):
+        with self._errors_printed(": continuing without pictures"):
             if "wandb" in self._trackers:
                 import wandb
 
@@ -144,7 +144,7 @@ class Trackers:
 
     def _show_confusion(self, name: str, saved: SavedPredictions, step: int) -> None:
         classes = saved.about["classes"]
-        with self._errors_printed(": going on without pictures"):
+        with self._errors_printed(": continuing without pictures"):
             if "wandb" in self._trackers:
                 import wandb
 

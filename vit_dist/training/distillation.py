@@ -87,7 +87,7 @@ def build_teacher(
         if trained.classes != list(data.classes) or trained.channels != data.channels:
             known = f"{config.teacher} knows {_kind(trained.classes, trained.channels)}"
             actual = f"the data is {_kind(data.classes, data.channels)}"
-            raise UserError(f"loss.teacher: {known}, {actual}: take a teacher of the same data")
+            raise UserError(f"loss.teacher: {known}, {actual}: set a teacher of the same data")
         model, own = trained.model, trained.preprocessing
     return Teacher(model, own, student, autocast).to(device)
 

@@ -37,7 +37,7 @@ def take_evaluation(
     improved = update_best(state, config, scores, warming=warming)
     if out_of_patience(state, config):
         count = state.evaluations_without_improvement
-        notes.append(f"out of patience: {config.metric} no better in {count} evaluations")
+        notes.append(f"out of patience: {config.metric} not improved in {count} evaluations")
     return (weights_of(config.metric, scores) if improved else None), notes
 
 

@@ -30,7 +30,7 @@ def print_overview(trainer: Trainer, notes: list[str], start: Checkpoint | None)
             **plan_rows(components),
             "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
             f"{runtime.threads} threads per process",
-            "starts": f"at update {trainer.state.position}, from {start.path}" if start else "anew",
+            "starts": f"at update {trainer.state.position}, from {start.path}" if start else "from scratch",
             "folder": str(trainer.folder),
         }
     )

@@ -44,7 +44,7 @@ def find_resume_point(config: Config) -> ResumePoint:
     stored = folder / "config.yaml"
     used = stored.is_file()
     if config.run.resume == "never" and used:
-        raise UserError(f"run.dir: {folder} holds a run: set run.resume auto to go on with it, or another run.dir")
+        raise UserError(f"run.dir: {folder} holds a run: set run.resume auto to resume it, or another run.dir")
     if folder.is_dir() and not used and any(path.name != ".lock" for path in folder.iterdir()):
         raise UserError(f"run.dir: {folder} holds other files: set another, or an empty folder")
     notes: list[str] = []
@@ -56,7 +56,7 @@ def find_resume_point(config: Config) -> ResumePoint:
         notes += [f"{problem}: not used" for problem in problems]
         if newest is not None:
             if config.run.resume != "auto":
-                notes.append(f"run.resume: {folder} has its own checkpoint and goes on from that")
+                notes.append(f"run.resume: {folder} has a checkpoint of its own and resumes from that")
             finished = status(folder).get("state") == "finished" and "train.duration" not in changed
             return ResumePoint(newest, True, finished, notes, changed)
     if config.run.resume in ("auto", "never"):
@@ -79,7 +79,7 @@ def compare(
     ]
     if refused:
         raise UserError(
-            f"{path}: holds a run of another config: {'; '.join(refused)}: set another run.dir, or these back"
+            f"{path}: holds a run of another config: {'; '.join(refused)}: set another run.dir, or change these back"
         )
     notes = [f"{name}: {before.get(name)} before, {changed[name]} now" for name in _MAY_CHANGE if name in changed]
     return changed, notes
@@ -91,7 +91,7 @@ def _open_newest(path: Path) -> Checkpoint:
         return checkpoint.open_checkpoint(path)
     newest, problems = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     if newest is None:
-        raise UserError(f"run.resume: no whole checkpoint at {path}" + "".join(f"; {text}" for text in problems))
+        raise UserError(f"run.resume: no complete checkpoint at {path}" + "".join(f"; {text}" for text in problems))
     return newest
 
 

@@ -130,7 +130,7 @@ def _run(trainer: Trainer) -> Run:
         trainer.recorder.record("stop", trainer.state.position, {"reason": _reason(trainer, finished)})
         trainer.write_status("finished" if finished else "stopped")
         if not finished:
-            trainer.console.note(f"stopped at update {trainer.state.position}; the same command goes on from there")
+            trainer.console.note(f"stopped at update {trainer.state.position}; the same command resumes it")
         return Run(
             trainer.folder,
             not finished,
@@ -183,7 +183,7 @@ def _finished_before(config: Config, model: nn.Module | None) -> Run:
     folder = config.folder
     summary = read_json(folder / "summary.json")
     console = Console(speaks=os.environ.get("RANK", "0") == "0", level=config.log.level)
-    console.say(f"{folder}: this run has finished; longer: --run.dir {folder} and a longer --train.duration")
+    console.say(f"{folder}: this run has finished; to continue: --run.dir {folder} and a longer --train.duration")
     page, ended = folder / "report" / "index.html", (folder / "summary.json").stat().st_mtime
     current = page.is_file() and page.stat().st_mtime >= ended
     print_summary(console, folder, summary, page if current else None)
