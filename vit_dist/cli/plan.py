@@ -1,4 +1,4 @@
-"""Show a run without making it: its numbers, its memory, the curve of its learning rate."""
+"""The `plan` command: show a run's numbers, memory and learning rate without training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from vit_dist.training.overview import augment_notes, plan_rows
 
 
 def show_plan(config: Config, console: Console, *, processes: int, picture: Path) -> None:
-    """Print the plan of a config on so many processes, and draw its learning rate there and into a PNG.
+    """Print the plan of a config on `processes` processes, and draw its learning rate into a PNG.
 
-    Raises UserError for whatever `train` would refuse, but for the machine and the run's folder.
+    Raises UserError for everything that `train` refuses, except what depends on the machine or the run's folder.
     """
     components = build_components(
         config, world_size=processes, device=torch.device("cpu"), autocast=contextlib.nullcontext
@@ -90,6 +90,7 @@ def _estimate_memory(components: Components, precision: str) -> Memory:
 
 
 def _memory_text(memory: Memory, plan: Plan) -> str:
+    """Return the memory of one process in words, in total and by part."""
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -102,6 +103,7 @@ def _memory_text(memory: Memory, plan: Plan) -> str:
 
 
 def _group_text(group: dict[str, object], lr: float) -> str:
+    """Return the size, weight decay and peak rate of a parameter group in words."""
     tensors = group["params"]
     assert isinstance(tensors, list)
     count = sum(parameter.numel() for parameter in tensors)
@@ -113,4 +115,5 @@ def _group_text(group: dict[str, object], lr: float) -> str:
 
 
 def _size(value: int) -> str:
+    """Return bytes in MiB or GiB."""
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

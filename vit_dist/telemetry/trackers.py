@@ -95,7 +95,7 @@ class Trackers:
 
     @contextlib.contextmanager
     def _errors_printed(self, consequence: str = "") -> Iterator[None]:
-        """Print whatever is raised inside as one line; the code after the block then goes on."""
+        """Print an error raised inside the block as one line, and continue after the block."""
         try:
             yield
         except Exception as error:  # of any kind: a tracker must not end a run

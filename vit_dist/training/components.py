@@ -62,8 +62,8 @@ def build_components(
     """Build the parts of a run on `world_size` ranks, of which this one computes on `device`.
 
     autocast: the precision that a teacher runs in. model, source: used in place of the config's model and data.
-    load_pretrained: False if a checkpoint's weights follow. Raises UserError for whatever `train` would refuse,
-    but for the machine and the run's folder.
+    load_pretrained: False if a checkpoint's weights follow. Raises UserError for everything that `train` refuses,
+    except what depends on the machine or the run's folder.
     """
     check_tracker(config.log.trackers)
     data = source or open_data(config.data)

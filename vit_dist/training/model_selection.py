@@ -79,5 +79,5 @@ def update_best(state: TrainState, config: EvaluateConfig, scores: Scores, *, wa
 
 
 def out_of_patience(state: TrainState, config: EvaluateConfig) -> bool:
-    """Return whether so many evaluations have brought no improvement that the run ends early."""
+    """Return whether patience has run out, which ends the run early."""
     return 0 < config.patience <= state.evaluations_without_improvement
