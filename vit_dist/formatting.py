@@ -42,6 +42,12 @@ def loss_text(value: float | str) -> str:
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
+def data_text(classes: Sequence[str], channels: int) -> str:
+    """Return the classes and channels of data in words: 10 classes (0, 1, 2 …) in 1 channel."""
+    more = " …" if len(classes) > 3 else ""
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{more}) in {channels} channel{'s' if channels > 1 else ''}"
+
+
 def sketch(values: Sequence[float], width: int = 72, height: int = 8) -> list[str]:
     """A curve in a few lines of text, from 0 to the highest value; each column is the mean of its share of values."""
     columns = min(width, len(values))

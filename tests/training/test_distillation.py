@@ -215,8 +215,9 @@ def test_a_teacher_of_other_classes_or_channels_is_refused(
             LossConfig(teacher=str(run)), pictures(channels, classes), STUDENTS, runtime.device, runtime.autocast
         )
     assert str(caught.value) == (
-        f"loss.teacher: {run} knows 10 classes (0, 1, 2 …) in 1 channels, the data is {classes} classes "
-        f"(class 0, class 1, class 2 …) in {channels} channels: set a teacher of the same data"
+        f"loss.teacher: {run} knows 10 classes (0, 1, 2 …) in 1 channel, the data is {classes} classes "
+        f"(class 0, class 1, class 2{' …' if classes > 3 else ''}) in {channels} channel{'s' if channels > 1 else ''}: "
+        "set a teacher of the same data"
     )
 
 

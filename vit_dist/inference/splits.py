@@ -13,6 +13,7 @@ from vit_dist.data.sources.folder import class_folders, read_classes
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import SPLITS, Subset
 from vit_dist.errors import UserError, nearest
+from vit_dist.formatting import data_text
 from vit_dist.inference.load import TrainedModel
 
 
@@ -53,7 +54,7 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
     others = _unnamed(trained, data.classes)
     classes = others or trained.classes
     if data.channels != trained.channels or set(data.classes) != set(classes):
-        theirs, known = _kind(data.classes, data.channels), _kind(trained.classes, trained.channels)
+        theirs, known = data_text(data.classes, data.channels), data_text(trained.classes, trained.channels)
         raise UserError(
             f"data: has {theirs}, the model knows {known}: give it the data that it was trained on, "
             "or --folder with folders named like its classes"
@@ -80,9 +81,3 @@ def _unnamed(trained: TrainedModel, found: Sequence[str]) -> list[str]:
     if trained.update is not None or trained.classes != numbers or set(found) == set(numbers):
         return []
     return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-
-
-def _kind(classes: Sequence[str], channels: int) -> str:
-    """Of data, for people."""
-    more = " …" if len(classes) > 3 else ""
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{more}) in {channels} channel{'s' if channels > 1 else ''}"

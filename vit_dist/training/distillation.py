@@ -16,6 +16,7 @@ from vit_dist.config.schema import LossConfig, ModelConfig
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
+from vit_dist.formatting import data_text
 from vit_dist.inference.load import load_run_model
 from vit_dist.models.build import build_model
 from vit_dist.models.weights import load_weights
@@ -85,8 +86,8 @@ def build_teacher(
     else:
         trained = load_run_model(Path(config.teacher).expanduser(), "loss.teacher")
         if trained.classes != list(data.classes) or trained.channels != data.channels:
-            known = f"{config.teacher} knows {_kind(trained.classes, trained.channels)}"
-            actual = f"the data is {_kind(data.classes, data.channels)}"
+            known = f"{config.teacher} knows {data_text(trained.classes, trained.channels)}"
+            actual = f"the data is {data_text(data.classes, data.channels)}"
             raise UserError(f"loss.teacher: {known}, {actual}: set a teacher of the same data")
         model, own = trained.model, trained.preprocessing
     return Teacher(model, own, student, autocast).to(device)
@@ -112,8 +113,3 @@ def _build_first(
             continue
         return model, preprocessing
     raise failure
-
-
-def _kind(classes: Sequence[str], channels: int) -> str:
-    """Describe classes and channels in a few words."""
-    return f"{len(classes)} classes ({', '.join(classes[:3])} …) in {channels} channels"
