@@ -66,19 +66,21 @@ def refusal(command: str, *words: str) -> list[str]:
 def test_help_names_every_flag(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([name, flag])
-    said = capsys.readouterr()
-    assert (ended.value.code, said.err) == (0, "")
-    assert said.out.startswith(f"usage: vit-dist {name} ")
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.err) == (0, "")
+    assert printed.out.startswith(f"usage: vit-dist {name} ")
     fields = [f"--{field}" for field, _ in all_options()]
     if name in MODEL_COMMANDS:
         usage = USAGES[name]
         fields = [
-            one for one in fields if usage.fields and one[2:].startswith(usage.fields) and one not in ONLY_FOR_TRAINING
+            flag
+            for flag in fields
+            if usage.fields and flag[2:].startswith(usage.fields) and flag not in ONLY_FOR_TRAINING
         ]
         fields += usage.flags
         for word, meaning in usage.positionals.items():
-            assert f"  {word:<8} {meaning}\n" in said.out
-    named = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", said.out))
+            assert f"  {word:<8} {meaning}\n" in printed.out
+    named = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", printed.out))
     assert set(fields) <= named
     assert not named & set(ONLY_FOR_TRAINING if name in MODEL_COMMANDS else ())
 
@@ -115,9 +117,9 @@ def test_help_of_export_has_no_dangling_sentence(capsys: pytest.CaptureFixture[s
 
 def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in USAGES:
-        assert f"\n  {name} " in said
+        assert f"\n  {name} " in printed
     assert main(["evaluat"]) == 2
     assert capsys.readouterr().err.startswith("vit-dist: evaluat: no such command; known: train, plan, ")
 
@@ -198,12 +200,12 @@ def test_flags_of_other_tools_that_are_positionals_here(habit: str) -> None:
 def test_no_answer_names_a_flag_that_the_command_refuses() -> None:
     offered = set()
     for name, usage in MODEL_COMMANDS.items():
-        fields = {f"--{one}" for one, _ in all_options() if usage.fields and one.startswith(usage.fields)}
+        fields = {f"--{field}" for field, _ in all_options() if usage.fields and field.startswith(usage.fields)}
         for habit in MEANT:
             (line,) = refusal(name, *["x"] * usage.min, habit, "7")
             if line.startswith(f"{habit}: here it is "):
                 flag = line.removeprefix(f"{habit}: here it is ").split()[0]
-                offered |= {(name, habit, flag)} - {(name, habit, one) for one in (*usage.flags, *fields)}
+                offered |= {(name, habit, flag)} - {(name, habit, known) for known in (*usage.flags, *fields)}
     assert offered == set()
 
 
@@ -311,10 +313,10 @@ IMAGE = ["a.png"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
-    found = command(capsys, *words)
-    assert (found.code, found.out) == (2, "")
-    assert "Traceback" not in found.err
-    lines = found.err.splitlines()
+    result = command(capsys, *words)
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err
+    lines = result.err.splitlines()
     assert all(line.startswith("vit-dist: ") for line in lines)
     return [line.removeprefix("vit-dist: ") for line in lines]
 
@@ -520,8 +522,8 @@ def test_a_short_flag_is_refused_in_one_line(words: Sequence[str], capsys: pytes
 def test_other_words_with_a_dash_are_refused_in_one_line(
     words: Sequence[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (said,) = refused(capsys, *words)
-    assert said.startswith(line)
+    (printed,) = refused(capsys, *words)
+    assert printed.startswith(line)
 
 
 # Output files

@@ -125,8 +125,12 @@ def test_config_may_stand_anywhere_and_flags_override_it(arguments: tuple[str, .
 def test_config_takes_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("optimizer:\n  name: sgd\n  lr: 1e-2\n  momentum: 0.5\n")
-    found = config("--optimizer.momentum", "0.25", "--config", str(path))
-    assert (found.optimizer.lr, found.optimizer.momentum, found.run.name) == (0.01, 0.25, f"mine-{found.identity()}")
+    loaded = config("--optimizer.momentum", "0.25", "--config", str(path))
+    assert (loaded.optimizer.lr, loaded.optimizer.momentum, loaded.run.name) == (
+        0.01,
+        0.25,
+        f"mine-{loaded.identity()}",
+    )
     assert refusal("--config") == "--config: needs a recipe's name or a file"
     assert refusal("--config", "nosuch").startswith("--config nosuch: neither a file nor a shipped recipe (cifar10, ")
 
@@ -471,8 +475,8 @@ def test_flags_of_a_mapping_merge_in_any_spelling() -> None:
 def test_flags_of_a_mapping_merge_with_the_recipe_and_the_last_one_wins(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("schedule: {name: StepLR, args: {step_size: 1 epochs, gamma: 0.25}}\n")
-    found = config("--schedule.args.gamma=0.75", "--config", str(path), "--schedule.args.gamma", "0.5")
-    assert found.schedule.args == {"step_size": "1 epochs", "gamma": 0.5}
+    loaded = config("--schedule.args.gamma=0.75", "--config", str(path), "--schedule.args.gamma", "0.5")
+    assert loaded.schedule.args == {"step_size": "1 epochs", "gamma": 0.5}
     named = ("--model.name", "timm/x")
     whole = config("--model.args", "{a: 1, b: {c: 2}}", *named, "--model.args.a=3", "--model.args.b", "{d: 4}")
     assert whole.model.args == {"a": 3, "b": {"c": 2, "d": 4}}

@@ -110,7 +110,7 @@ def test_required_arguments_are_named_with_their_types(name: str) -> None:
     required = REQUIRED.get(name, {})
     assert problems_of(name, {}) == [f"schedule.args.{key}: {name} needs it: {kind}" for key, kind in required.items()]
     # Each argument without a default in torch is required, or derived.
-    empty = {key for key, one in signature(name).items() if one.default is inspect.Parameter.empty}
+    empty = {key for key, parameter in signature(name).items() if parameter.default is inspect.Parameter.empty}
     assert empty <= required.keys() | FROM_THE_RUN.get(name, set())
 
 
@@ -137,9 +137,9 @@ def test_valid_arguments_are_typed_and_have_no_problems(
     name: str, given: dict[str, Any], typed: dict[str, Any]
 ) -> None:
     assert problems_of(name, given) == []
-    found = schedule_arguments(name, given)
-    assert found == typed
-    assert {key: type(value) for key, value in found.items()} == {key: type(value) for key, value in typed.items()}
+    arguments = schedule_arguments(name, given)
+    assert arguments == typed
+    assert {key: type(value) for key, value in arguments.items()} == {key: type(value) for key, value in typed.items()}
 
 
 def test_inner_schedulers_are_left_unchanged() -> None:

@@ -23,13 +23,13 @@ MODELINE = "# yaml-language-server: $schema=schema.json"
 def section(name: str) -> dict[str, Any]:
     """Return the schema of a section."""
     reference = SCHEMA["properties"][name]["anyOf"][0]["$ref"]
-    found: dict[str, Any] = SCHEMA["$defs"][reference.removeprefix("#/$defs/")]
-    return found
+    schema: dict[str, Any] = SCHEMA["$defs"][reference.removeprefix("#/$defs/")]
+    return schema
 
 
 def errors(values: Any) -> list[str]:
-    found = jsonschema.Draft202012Validator(SCHEMA).iter_errors(values)
-    return sorted(f"{error.json_path}: {error.message}" for error in found)
+    problems = jsonschema.Draft202012Validator(SCHEMA).iter_errors(values)
+    return sorted(f"{error.json_path}: {error.message}" for error in problems)
 
 
 def test_the_shipped_schema_is_current() -> None:

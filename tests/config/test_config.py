@@ -510,11 +510,11 @@ def test_shipped_recipes_load(recipe: str) -> None:
             assert is_read(fields[f"{section}.{name}"], value)
 
 
-def is_read(found: Any, given: Any) -> bool:
+def is_read(value: Any, written: Any) -> bool:
     """Return whether a value equals that of YAML 1.1, which reads 1e-4 as text."""
-    if isinstance(given, dict):
-        return found.keys() == given.keys() and all(is_read(found[name], one) for name, one in given.items())
-    return str(found) == str(given) or found == float(given)
+    if isinstance(written, dict):
+        return value.keys() == written.keys() and all(is_read(value[name], item) for name, item in written.items())
+    return str(value) == str(written) or value == float(written)
 
 
 # Other values for fields that accept only some.
@@ -539,7 +539,7 @@ def changed(name: str, value: Any, kind: Any) -> Any:
     if name in OTHERS:
         return OTHERS[name]
     if get_origin(kind) in (Literal, Union):
-        choices = [one for one in get_args(kind) if one != value and one is not type(None)]
+        choices = [choice for choice in get_args(kind) if choice != value and choice is not type(None)]
         return 8 if int in choices else choices[0]
     if isinstance(value, bool):
         return not value
@@ -548,7 +548,7 @@ def changed(name: str, value: Any, kind: Any) -> Any:
     if isinstance(value, float):
         return value / 2 if value else 0.25
     if isinstance(value, (tuple, list)):
-        return [one / 2 for one in value] if value else ["x"]
+        return [item / 2 for item in value] if value else ["x"]
     if isinstance(value, dict):
         return {**value, "more": 1}
     assert isinstance(value, str)

@@ -1,4 +1,4 @@
-"""The shipped recipes: what they say of themselves, and the published ones against what was published."""
+"""The shipped recipes: their commands, and the published ones against their publications."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.losses import Loss
 from vit_dist.training.update import Updater
 
-# ImageNet's 1,281,167 images without the hundredth that is held out.
+# ImageNet's 1,281,167 training images without the 1 % that is held out.
 IMAGENET = 1_268_355
 CLASSES = 10
-# One real loop of each recipe, small enough for seconds.
+# Settings with which the loop of a recipe takes seconds.
 UPDATES, WARMUP, SAMPLES = 100, 20, 100
 SMALL = {
     "data.image_size": 32,
@@ -62,7 +62,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipes_command_is_one_that_trains_it(path: Path) -> None:
+def test_the_command_in_a_recipe_trains_it(path: Path) -> None:
     comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     commands = [line.removeprefix("#").strip() for line in comments if "vit-dist train" in line]
     assert len(commands) == 1
@@ -77,7 +77,7 @@ def test_a_recipes_command_is_one_that_trains_it(path: Path) -> None:
     assert Config.load(path.stem) == Config.load(path)
 
 
-def test_mnist_reference_is_the_exercise_with_its_augmentation() -> None:
+def test_mnist_reference_has_the_settings_of_the_exercise() -> None:
     config = Config.load("mnist_reference")
     assert config.augment == AugmentConfig(rotate=7, translate=0.1)
     assert (config.data.mean, config.data.std) == ((0.1307,), (0.3081,))
@@ -85,7 +85,7 @@ def test_mnist_reference_is_the_exercise_with_its_augmentation() -> None:
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.clip_norm) == (1e-3, 1e-4, 1.0)
 
 
-def test_the_rate_of_big_visions_plain_vit() -> None:
+def test_the_learning_rate_of_big_visions_plain_vit() -> None:
     config = Config.load("imagenet_vit_s16_90ep")
     plan = Plan.from_config(config, IMAGENET, 1)
     assert 1_281_167 - round(config.data.val_fraction * 1_281_167) == IMAGENET
@@ -119,7 +119,7 @@ def plain_vit() -> ViT:
     return model
 
 
-def test_big_visions_plain_vit_decays_kernels_alone(plain_vit: ViT) -> None:
+def test_big_visions_plain_vit_decays_only_kernels(plain_vit: ViT) -> None:
     config = Config.load("imagenet_vit_s16_90ep").optimizer
     names = {id(parameter): name for name, parameter in plain_vit.named_parameters()}
     groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]}
@@ -133,7 +133,7 @@ def test_big_visions_plain_vit_decays_kernels_alone(plain_vit: ViT) -> None:
     assert (config.name, config.clip_norm, config.betas, config.layer_decay) == ("adamw", 1.0, (), 1.0)
 
 
-def test_big_visions_plain_vit_as_it_is_built(plain_vit: ViT) -> None:
+def test_big_visions_plain_vit_is_built_as_published(plain_vit: ViT) -> None:
     assert parameter_count(plain_vit) == 22_122_472
     assert plain_vit.cls_token is None
     assert not isinstance(plain_vit.pos_embed, nn.Parameter)
@@ -212,7 +212,7 @@ def test_deit3_is_set_up_as_published(name: str, side: int, lr: float, drop_path
     auto, jitter = steps
     assert sorted(op.name for (op,) in auto.policy) == ["Desaturate", "GaussianBlurRand", "Solarize"]
     assert isinstance(jitter, v2.ColorJitter)
-    assert {tuple(one) for one in (jitter.brightness, jitter.contrast, jitter.saturation)} == {(0.7, 1.3)}
+    assert {tuple(limits) for limits in (jitter.brightness, jitter.contrast, jitter.saturation)} == {(0.7, 1.3)}
     plan = Plan.from_config(config, IMAGENET, 1)
     assert plan.warmup == math.ceil(5 * IMAGENET / 2048)
     assert plan.updates == math.ceil(800 * IMAGENET / 2048)
@@ -225,7 +225,7 @@ def pictures() -> MemorySource:
 
 
 def ours(config: Config, model: nn.Module, preprocessing: Preprocessing) -> tuple[list[float], list[list[Batch]]]:
-    """The losses of the first updates by this project's loop in float64, and the batches of each."""
+    """Return the losses of the first updates by our loop in float64, and the batches of each."""
     runtime = Runtime(config.run, "fp32")
     plan = Plan.from_config(config, SAMPLES, 1)
     stream = Stream(all_of(pictures()), plan, preprocessing, config.augment, runtime, workers=0, classes=CLASSES)
@@ -259,7 +259,7 @@ def plain(
     windows: list[list[Batch]],
     peak: float,
 ) -> Iterator[float]:
-    """The losses of a loop that anyone would write with timm and torch, over the same tensors."""
+    """Return the losses of a plain loop with timm and torch over the same tensors."""
     model.train()
     for update, window in enumerate(windows):
         rate = peak * (update + 1) / WARMUP
@@ -275,7 +275,7 @@ def plain(
         yield loss.item()
 
 
-def test_big_visions_plain_vit_trains_as_a_plain_loop_of_timms_does() -> None:
+def test_big_visions_plain_vit_trains_like_a_plain_loop_with_timm() -> None:
     small = {"model.width": 24, "model.depth": 2, "model.heads": 2, "model.patch_size": 8}
     config = Config.load("imagenet_vit_s16_90ep", {**SMALL, **small})
     model = build_model(config.model, classes=CLASSES, channels=3, image_size=32, seed=0).double()
@@ -311,7 +311,7 @@ def test_big_visions_plain_vit_trains_as_a_plain_loop_of_timms_does() -> None:
     assert any(batch.targets.gt(0).sum(1).eq(2).any() for window in windows for batch in window)
 
 
-def test_deit3_trains_as_a_plain_loop_of_timms_does() -> None:
+def test_deit3_trains_like_a_plain_loop_with_timm() -> None:
     args = {"init_values": 1e-4, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
     config = Config.load("imagenet_deit3_s16", {**SMALL, "model.args": args})
     model = build_model(config.model, classes=CLASSES, channels=3, image_size=32, seed=0).double()
@@ -338,7 +338,7 @@ def test_deit3_trains_as_a_plain_loop_of_timms_does() -> None:
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-9)
     # Three copies of a sample in a batch.
     ids = torch.cat([batch.ids for batch in windows[0]]).tolist()
-    assert sorted(ids.count(one) for one in set(ids)) == [3, 3, 3, 3]
+    assert sorted(ids.count(index) for index in set(ids)) == [3, 3, 3, 3]
 
 
 def test_finetune_starts_from_timms_weights_and_is_planned_without_them(

@@ -71,8 +71,8 @@ def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
 
 def _value_problems(usage: Usage, flags: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield which flags have no value, or none that they take. A training may empty a field, a trained model cannot."""
-    given = {**flags, **(config if usage.positionals else {})}
-    empty = [flag for flag, value in given.items() if value in ("", None)]
+    filled = {**flags, **(config if usage.positionals else {})}
+    empty = [flag for flag, value in filled.items() if value in ("", None)]
     yield from (f"{flag}: needs a value" for flag in empty)
     for flag, choices in _CHOICES.items():
         if flag in flags and flag not in empty and flags[flag] not in choices:
