@@ -6,15 +6,42 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from vit_dist.errors import UserError
 from vit_dist.runtime import launch
-from vit_dist.runtime.devices import available_cores, cgroup_quota, resolve_precision
+from vit_dist.runtime.devices import available_cores, cgroup_quota, resolve_precision, uses_cuda
 
 
 def test_precision_auto_is_a_fixed_rule() -> None:
     assert resolve_precision("auto", "cpu") == "fp32"
     assert resolve_precision("bf16", "cpu") == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "device", "auto"),
+    [
+        (True, True, "auto", "bf16"),
+        (True, True, "cuda", "bf16"),
+        (True, False, "auto", "fp32"),
+        (True, True, "cpu", "fp32"),
+        (False, True, "auto", "fp32"),
+        (False, True, "mps", "fp32"),
+    ],
+)
+def test_precision_follows_the_device(
+    cuda: bool, bf16: bool, device: str, auto: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    assert uses_cuda(device) == (cuda and device != "cpu")
+    assert resolve_precision("auto", device) == auto
+    assert resolve_precision("bf16", device) == "bf16"
+    if uses_cuda(device):
+        assert resolve_precision("fp16", device) == "fp16"
+    else:
+        with pytest.raises(UserError, match=r"^train.precision: fp16 needs a CUDA GPU: set bf16 or fp32$"):
+            resolve_precision("fp16", device)
 
 
 def test_ignored_settings_of_the_launcher_are_noted() -> None:
