@@ -471,7 +471,7 @@ def test_a_split_has_a_name_samples_and_the_names_of_its_classes(image_folder: P
             assert isinstance(found, Split)
             assert (found.name, found.classes, len(found.subset)) == (called, classes, 21)
             assert isinstance(found.subset.source, FileSource)
-            assert found.subset.source.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
+            assert found.subset.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
         assert open_split(trained, "", None).name == "val"
 
 
@@ -487,7 +487,7 @@ def test_folders_that_are_the_numbers_themselves_are_those_classes(words: str, t
     assert found.classes == [str(number) for number in range(11)]
     source = found.subset.source
     assert isinstance(source, FileSource)
-    assert all(int(path.parent.name) == label for path, label in zip(source.paths, source.labels, strict=True))
+    assert all(int(path.parent.name) == label for path, label in zip(source.paths, found.subset.labels, strict=True))
 
 
 def test_splits_are_no_classes_without_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

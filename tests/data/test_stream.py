@@ -258,7 +258,7 @@ def test_a_memory_sources_stream_does_not_depend_on_its_split(runtime: Runtime, 
 
 def test_a_subsets_ids_are_its_sources(runtime: Runtime) -> None:
     source = in_memory()
-    subset = Subset(source, np.arange(29, 9, -1))
+    subset = all_of(source).take(np.arange(29, 9, -1))
     stream = Stream(
         subset,
         plan_of(12, samples=20, duration="1 updates"),
@@ -342,7 +342,7 @@ def test_evaluation_sees_each_once_and_never_augments(
 
 def test_evaluation_of_a_part(runtime: Runtime) -> None:
     source = in_memory()
-    subset = Subset(source, np.array([7, 3, 21]))
+    subset = all_of(source).take(np.array([7, 3, 21]))
     stream = EvaluationStream(subset, Preprocessing(9, (0.0,), (1.0,)), runtime, batch_size=2, workers=0)
     images, targets, weights, ids = (torch.cat(values) for values in zip(*stream, strict=True))
     assert weights.tolist() == [1, 1, 1, 0]
@@ -626,7 +626,7 @@ def test_drawing_inputs_changes_nothing(pictures: dict[str, Subset], runtime: Ru
 
 @pytest.mark.parametrize("memory", [False, True])
 def test_pictures_are_what_evaluation_reads(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
-    subset = Subset(in_memory(), np.array([7, 3, 21, 0, 29])) if memory else pictures["val"]
+    subset = all_of(in_memory()).take(np.array([7, 3, 21, 0, 29])) if memory else pictures["val"]
     preprocessing = Preprocessing(12, (0.5,), (0.25,)) if memory else PREPROCESSING
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     stream = EvaluationStream(subset, preprocessing, runtime, batch_size=len(subset), workers=0)

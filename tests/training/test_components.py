@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -230,15 +231,18 @@ def test_preprocessing_comes_from_the_config_or_else_from_the_data() -> None:
         resolve_preprocessing(wrong, data)
 
 
-def test_crop_comes_from_the_config_or_else_from_the_model() -> None:
-    def crop(**changes: Any) -> float:
-        config = Config.load("digits", {name.replace("__", "."): value for name, value in changes.items()})
+def test_crop_of_files_comes_from_the_config_or_else_from_the_model(image_folder: Path) -> None:
+    def crop(recipe: str = "folder", **changes: Any) -> float:
+        fields = {"data.root": str(image_folder)} if recipe == "folder" else {}
+        config = Config.load(recipe, fields | {name.replace("__", "."): value for name, value in changes.items()})
         return resolve_preprocessing(config, open_data(config.data)).crop
 
     assert crop() == 0.875
-    assert crop(data__crop=1.0) == 1.0
+    assert crop(data__crop=0.9) == 0.9
     assert crop(model__name="timm/convnext_tiny") == 0.95
     assert crop(model__name="timm/convnext_tiny", data__crop=0.5) == 0.5
+    # Decoded images fill their frame.
+    assert crop("digits") == crop("digits", data__crop=0.5) == crop("digits", model__name="timm/convnext_tiny") == 1.0
 
 
 def test_augmentation_has_a_row_if_there_is_any() -> None:

@@ -26,10 +26,15 @@ from vit_dist.training.overview import augment_notes, plan_rows
 def show_plan(config: Config, console: Console, *, processes: int, picture: Path) -> None:
     """Print the plan of a config on `processes` processes, and draw its learning rate into a PNG.
 
-    Raises UserError for everything that `train` refuses, except what depends on the machine or the run's folder.
+    Raises UserError for everything that `train` refuses, except what depends on the machine, the
+    network or the run's folder.
     """
     components = build_components(
-        config, world_size=processes, device=torch.device("cpu"), autocast=contextlib.nullcontext
+        config,
+        world_size=processes,
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext,
+        load_pretrained=config.model.pretrained != "timm",  # a plan downloads no weights
     )
     plan = components.plan
     rates = rate_curve(components.schedule, plan)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vit_dist.config.config import Config
 from vit_dist.config.schema import ModelConfig
 from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.models.timm_models import pretrained_cfg
@@ -80,4 +81,7 @@ def resolve_preprocessing(config: Config, data: LabelledSplits) -> Preprocessing
     mean, std = mean or data.mean, std or data.std
     if len(mean) != data.channels:
         raise UserError(f"data.mean: has {len(mean)} values and the images {data.channels} channels: give one each")
-    return Preprocessing(side, tuple(mean), tuple(std), config.data.crop or (model.crop if model else 0.875))
+    crop = config.data.crop or (model.crop if model else 0.875)
+    if decoded(data.splits["train"].source) is not None:
+        crop = 1.0  # decoded images fill their frame, and are not cropped in training either
+    return Preprocessing(side, tuple(mean), tuple(std), crop)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_dist.data.augmentation.transforms import Transform
-from vit_dist.data.sources.source import FileSource, MemorySource
+from vit_dist.data.sources.source import decoded, sample_name
 from vit_dist.data.sources.splits import Subset
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints, Keys, Purpose, keys
@@ -29,11 +29,11 @@ _GRACE_SECONDS = 60
 class Reader(Dataset[HostBatch | str]):
     """Reads one micro-batch: slots → (pixels uint8, labels, ids, epochs, weights), all on the host.
 
-    A person's mistake comes back as its text: raised in a worker, it would arrive inside torch's traceback.
+    A UserError comes back as its text: raised in a worker, it would arrive inside torch's traceback.
     """
 
     def __init__(self, subset: Subset, transform: Transform | None, seed: int, image_size: int) -> None:
-        """transform: of decoded images; None for images in memory as they are."""
+        """Build it; transform: of decoded images, or None to hand out the source's decoded pixels as they are."""
         self.subset = subset
         self.transform = transform
         self.seed = seed
@@ -41,46 +41,48 @@ class Reader(Dataset[HostBatch | str]):
 
     def __getitem__(self, slots: Slots) -> HostBatch | str:
         ids = self.subset.indices[slots.index]
-        source = self.subset.source
+        held = decoded(self.subset.source)
         if self.transform is None:
-            assert isinstance(source, MemorySource)
-            pixels = torch.from_numpy(source.pixels[ids])
+            assert held is not None
+            pixels = torch.from_numpy(held[ids])
         else:
-            of = keys(self.seed, Purpose.SAMPLE, slots.epoch, ids)
+            sample_keys = keys(self.seed, Purpose.SAMPLE, slots.epoch, ids)
             try:
-                pixels = self._transformed(source, self.transform, ids, of, slots.image_size or self.image_size)
+                pixels = self._transformed(self.transform, ids, sample_keys, slots.image_size or self.image_size)
             except UserError as error:
                 return str(error)
-        labels = torch.from_numpy(source.labels[ids])
+        labels = torch.from_numpy(self.subset.labels[slots.index])
         return pixels, labels, torch.from_numpy(ids), torch.from_numpy(slots.epoch), torch.from_numpy(slots.weight)
 
-    def _transformed(
-        self, source: MemorySource | FileSource, transform: Transform, ids: Ints, of: Keys, side: int
-    ) -> Tensor:
-        """Slots that repeat a sample of the same key are made once. Raises UserError."""
-        made: dict[int, Tensor] = {}
-        rows = []
-        for index, sample_key in zip(ids.tolist(), of.tolist(), strict=True):
-            if sample_key not in made:
-                made[sample_key] = transform(source.image(index), sample_key, side)
-            rows.append(made[sample_key])
+    def _transformed(self, transform: Transform, ids: Ints, sample_keys: Keys, side: int) -> Tensor:
+        """Read and transform images; slots that repeat a sample with the same key are made once. Raises UserError."""
+        source = self.subset.source
+        by_key: dict[int, Tensor] = {}
+        rows: list[Tensor] = []
+        for index, sample_key in zip(ids.tolist(), sample_keys.tolist(), strict=True):
+            if sample_key not in by_key:
+                by_key[sample_key] = transform(source.image(index), sample_key, side)
+            rows.append(by_key[sample_key])
+            if rows[-1].shape != rows[0].shape:
+                name = sample_name(source, index, "image")
+                raise UserError(f"{name}: is {list(rows[-1].shape)}, others are {list(rows[0].shape)}: make them alike")
         return torch.stack(rows)
 
 
-def worker_count(asked: int | str, runtime: Runtime) -> int:
-    """`data.workers` as a number: auto is one for each core that this process may use, 16 at most."""
-    return min(runtime.cores, 16) if isinstance(asked, str) else asked
+def worker_count(workers: int | str, runtime: Runtime) -> int:
+    """Return `data.workers` as a number: auto is one for each core that this process may use, 16 at most."""
+    return min(runtime.cores, 16) if isinstance(workers, str) else workers
 
 
 def raise_if_error(read: HostBatch | str) -> HostBatch:
-    """What a reader read. Raises the UserError whose text came instead."""
+    """Return what a reader read. Raises the UserError whose text came in its place."""
     if isinstance(read, str):
         raise UserError(read)
     return read
 
 
 def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtime) -> DataLoader[HostBatch | str]:
-    """Micro-batches in the order of `slots`, read by `workers` processes that live as long as the loader."""
+    """Build a loader of micro-batches in the order of `slots`; its `workers` processes live as long as it does."""
     return DataLoader(
         reader,
         batch_size=None,
@@ -93,7 +95,7 @@ def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtim
 
 
 def _outlive_stop_signals(worker: int) -> None:
-    """A stop signal sent to every process must not take the images away before the run has saved."""
+    """Keep a worker alive after a stop signal sent to every process, until the run has saved."""
 
     def end_later(number: int, frame: FrameType | None) -> None:
         timer = threading.Timer(_GRACE_SECONDS, os._exit, [0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +113,6 @@ def _from_run(
         seed=config.run.seed,
     )
     load_weights(model, _weights_file(found, weights))
-    if config.data.source != "folder":
-        preprocessing = dataclasses.replace(preprocessing, crop=1.0)  # it was trained on images that fill their frame
     return TrainedModel(
         model,
         preprocessing,

@@ -16,8 +16,7 @@ from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.folder import image_files
-from vit_dist.data.sources.source import FileSource
-from vit_dist.data.sources.splits import Subset
+from vit_dist.data.sources.source import FileSource, sample_name
 from vit_dist.errors import UserError
 from vit_dist.inference.evaluation import evaluate_subset
 from vit_dist.inference.load import TrainedModel
@@ -103,7 +102,7 @@ def predict_split(trained: TrainedModel, split: Split, runtime: Runtime, *, top:
     source = split.subset.source
     return [
         ImagePrediction(
-            str(source.paths[index]) if isinstance(source, FileSource) else f"{split.name}/{index}",
+            sample_name(source, index, split.name),
             _named(split.classes, classes, shares),
             split.classes[label],
             right=classes[0] == label,
@@ -119,7 +118,7 @@ def grid_sample(trained: TrainedModel) -> Split:
     split = open_split(trained, "", None)
     count = len(split.subset)
     order = permute(np.arange(count), count, key(trained.config.run.seed, Purpose.GRID))
-    return replace(split, subset=Subset(split.subset.source, split.subset.indices[order[:GRID]]))
+    return replace(split, subset=split.subset.take(order[:GRID]))
 
 
 def _named(names: Sequence[str], classes: Sequence[int], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:

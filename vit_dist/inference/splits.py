@@ -65,14 +65,14 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
     subset = data.splits[name]
     number_of = {one: number for number, one in enumerate(classes)}
     numbers = np.asarray([number_of[one] for one in data.classes], np.int64)
-    source = replace(subset.source, labels=numbers[subset.source.labels])
+    subset = replace(subset, labels=numbers[subset.labels])
     notes = []
     if trained.samples is not None and len(data.splits["train"]) != trained.samples:
         notes = [
             f"the run had {trained.samples:,} training images, and here are {len(data.splits['train']):,}: "
             "a split that was held out of them may be another now"
         ]
-    return Split(name, Subset(source, subset.indices), others or trained.names, tuple(notes))
+    return Split(name, subset, others or trained.names, tuple(notes))
 
 
 def _unnamed(trained: TrainedModel, found: Sequence[str]) -> list[str]:

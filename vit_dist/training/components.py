@@ -13,7 +13,8 @@ from vit_dist.config.values import parse_size
 from vit_dist.data.augmentation.transforms import training_transform
 from vit_dist.data.preprocessing import Preprocessing, resolve_preprocessing
 from vit_dist.data.sources.open import open_data
-from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.data.sources.source import Source
+from vit_dist.data.sources.splits import LabelledSplits, from_source
 from vit_dist.errors import UserError
 from vit_dist.inference.load import start_from
 from vit_dist.models.build import build_model, refuse_batch_norm
@@ -56,7 +57,7 @@ def build_components(
     device: torch.device,
     autocast: Autocast,
     model: nn.Module | None = None,
-    source: LabelledSplits | None = None,
+    source: Source | LabelledSplits | None = None,
     load_pretrained: bool = True,
 ) -> Components:
     """Build the parts of a run on `world_size` ranks, of which this one computes on `device`.
@@ -66,7 +67,7 @@ def build_components(
     except what depends on the machine or the run's folder.
     """
     check_tracker(config.log.trackers)
-    data = source or open_data(config.data)
+    data = open_splits(config, source)
     preprocessing = resolve_preprocessing(config, data)
     plan = Plan.from_config(config, len(data.splits["train"]), world_size)
     check_metrics(config, data)
@@ -91,6 +92,13 @@ def build_components(
         schedule=Schedule(config.schedule, optimizer, plan, lr),
         notes=notes,
     )
+
+
+def open_splits(config: Config, source: Source | LabelledSplits | None) -> LabelledSplits:
+    """Return the config's data, or that of the source given in its place. Raises UserError."""
+    if source is None:
+        return open_data(config.data)
+    return source if isinstance(source, LabelledSplits) else from_source(source, config.data)
 
 
 def _build_model(

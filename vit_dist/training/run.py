@@ -18,6 +18,7 @@ from vit_dist.checkpointing.folder import pointed_to
 from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config
 from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import read_json, write_json
@@ -76,11 +77,12 @@ class Run:
             return torch.cat(logits).softmax(1).cpu()
 
 
-def train(config: Config, model: nn.Module | None = None, source: LabelledSplits | None = None) -> Run:
+def train(config: Config, model: nn.Module | None = None, source: Source | LabelledSplits | None = None) -> Run:
     """Train, or resume the run in the config's folder; a finished run is returned as it is.
 
     model: used in place of the config's model, from the weights that it has. source: used in place of the config's
-    data. Raises UserError (a ValueError) for a mistake of the user's, never exits, restores signal handlers.
+    data: any object with __len__(), labels and image(index) (see `Source`), of which val is held out, or splits.
+    Raises UserError (a ValueError) for a mistake of the user's, never exits, restores signal handlers.
     """
     resume = find_resume_point(config)
     if resume.finished:

@@ -13,7 +13,7 @@ from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
 from vit_dist.data.reader import worker_count
-from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import UserError
@@ -29,7 +29,7 @@ from vit_dist.telemetry.meter import Meter
 from vit_dist.telemetry.peaks import matmul_flops
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
-from vit_dist.training.components import Components, build_components
+from vit_dist.training.components import Components, build_components, open_splits
 from vit_dist.training.overview import print_overview
 from vit_dist.training.resume import ResumePoint, resumed_state
 from vit_dist.training.trainer import Trainer
@@ -42,21 +42,21 @@ def setup(
     console: Console,
     resume: ResumePoint,
     model: nn.Module | None = None,
-    source: LabelledSplits | None = None,
+    source: Source | LabelledSplits | None = None,
 ) -> Trainer:
     """Build everything that the loop needs, print the overview and record the `start` line.
 
     Raises UserError. The run's folder is touched only once everything else has been built.
     """
     with runtime.main_first():
-        source = source or open_data(config.data)
+        data = open_splits(config, source)
     components = build_components(
         config,
         world_size=runtime.world_size,
         device=runtime.device,
         autocast=runtime.autocast,
         model=model,
-        source=source,
+        source=data,
         load_pretrained=resume.checkpoint is None,
     )
     state = resumed_state(resume, components.plan, components.data.classes)

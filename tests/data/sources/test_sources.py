@@ -221,7 +221,7 @@ def test_an_empty_split_is_refused(length: int, fraction: float) -> None:
 
 def test_a_split_of_a_split_keeps_its_samples() -> None:
     source = numbers(30).splits["train"].source
-    subset = Subset(source, np.arange(20, 30))
+    subset = all_of(source).take(np.arange(20, 30))
     held_out, rest = keyed_split(subset, 4)
     assert held_out.source is rest.source is source
     assert len(held_out) == 4

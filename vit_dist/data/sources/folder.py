@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vit_dist.data.sources.source import FileSource
-from vit_dist.data.sources.splits import SPLITS, LabelledSplits, Subset, all_of
+from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, Subset, all_of
 from vit_dist.errors import UserError
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
 
 _EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
@@ -45,7 +42,7 @@ def read_folder(root: Path) -> LabelledSplits:
         if unknown:
             raise UserError(f"data.root: class {unknown[0]} is in {folder} and not in {folders['train']}")
         splits[split] = all_of(_files(folder, classes))
-    return LabelledSplits(splits, classes, 3, 224, *_IMAGENET)
+    return LabelledSplits(splits, classes, 3, 224, *IMAGENET)
 
 
 def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:

@@ -1,10 +1,11 @@
-"""Where images come from. Every source is random-access: an index gives an image and its class."""
+"""Sources of images: random access by index, so that any order can be read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,26 +14,57 @@ from PIL import Image
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
 
+Pixels = NDArray[np.uint8]
+
+
+class Source(Protocol):
+    """Labelled images, each read by its index; an object of your own may be one.
+
+    Two more attributes are used where a source has them: `pixels`, all of its images already decoded, uint8
+    [length, channels, height, width]; and `paths`, the file of each image, which names it in predictions.
+    """
+
+    @property
+    def labels(self) -> Ints:
+        """Class numbers, int64 [length]."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """Return the decoded image at an index, in mode L or RGB. Raises UserError if it cannot be decoded."""
+
+
+def decoded(source: Source) -> Pixels | None:
+    """Return a source's decoded pixels, uint8 [length, channels, height, width], if it holds them."""
+    pixels: Pixels | None = getattr(source, "pixels", None)
+    return pixels
+
+
+def sample_name(source: Source, index: int, split: str) -> str:
+    """Return the name of a sample for people: its file, or its number in the split's source."""
+    paths: Sequence[Path] | None = getattr(source, "paths", None)
+    return f"{split}/{index}" if paths is None else str(paths[index])
+
 
 @dataclass(frozen=True)
 class MemorySource:
-    """A small split held as uint8 pixels, [length, channels, height, width]."""
+    """A small source held as uint8 pixels, [length, channels, height, width]."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     labels: Ints
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """An image, grey or RGB by its channels."""
+        """Return an image, grey or RGB by its channels."""
         pixels = self.pixels[index]
         return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A split of image files, decoded when asked for. mode: Pillow's, RGB or L (grey)."""
+    """A source of image files, decoded when they are read. mode: Pillow's, RGB or L (grey)."""
 
     paths: Sequence[Path]
     labels: Ints
@@ -42,7 +74,7 @@ class FileSource:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """The decoded image in its mode. Raises UserError naming the file where it cannot be decoded."""
+        """Return the decoded image in the source's mode. Raises UserError, naming the file, if it cannot be decoded."""
         path = self.paths[index]
         try:
             with Image.open(path) as image:
@@ -54,7 +86,10 @@ class FileSource:
 
 
 def eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """An image of 16 bits scaled to 8, which Pillow would cut off; others as they are. Raises UserError for floats."""
+    """Scale an image of 16 bits to 8, where Pillow would clip it; return others as they are.
+
+    Raises UserError for 32 bits.
+    """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):

@@ -1,0 +1,153 @@
+"""`train(config, source=…)` with an object of the user's own: any that has a length, labels and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vit_dist import Config, UserError, train
+from vit_dist.config.schema import AugmentConfig, DataConfig, RunConfig
+from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.folder import read_folder
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import LabelledSplits, from_source, with_val
+from vit_dist.data.stream import Stream
+from vit_dist.inference.load import load_model
+from vit_dist.plan.plan import Plan
+from vit_dist.runtime.runtime import Runtime
+
+FIELDS = {
+    "model.width": 16, "model.depth": 1, "model.heads": 2, "model.patch_size": 8, "data.image_size": 16,
+    "batch.global_size": 16, "batch.micro_size": 16, "train.duration": "4 updates", "schedule.warmup": "1 updates",
+    "run.device": "cpu", "run.threads": 1, "log.report": False, "log.every": "1 updates", "data.workers": 0,
+    "data.val_fraction": 0.2,
+}  # fmt: skip
+
+
+@dataclass
+class Database:
+    """What a user might have: nothing of vit_dist's, images by number, labels as a list."""
+
+    files: list[Path]
+    labels: list[int]
+    classes: tuple[str, ...] = ("ant", "bee", "cat")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.open(self.files[index]).convert("RGB")
+
+
+def database(image_folder: Path) -> Database:
+    files = sorted((image_folder / "train").rglob("*.png"))
+    return Database(files, [("ant", "bee", "cat").index(path.parent.name) for path in files])
+
+
+def config(folder: Path, **more: Any) -> Config:
+    return Config.load("folder", {**FIELDS, "run.dir": str(folder), **more})
+
+
+def test_training_from_an_object_of_ones_own(image_folder: Path, tmp_path: Path) -> None:
+    run = train(config(tmp_path / "run"), source=database(image_folder))
+    evaluation = next(line for line in run.history if line["kind"] == "eval")
+    assert (evaluation["split"], evaluation["seen"]) == ("val", 12)
+    assert run.history[0]["plan"]["samples"] == 48
+    assert [line["update"] for line in run.history if line["kind"] == "train"] == [1, 2, 3, 4]
+    assert run.preprocessing == Preprocessing(16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875)
+    assert load_model(str(run.folder)).classes == ["ant", "bee", "cat"]
+    again = train(config(tmp_path / "again"), source=database(image_folder))
+    weights = (folder / "checkpoints" / "last" / "model.safetensors" for folder in (run.folder, again.folder))
+    assert len({path.read_bytes() for path in weights}) == 1
+
+
+def batches(data: LabelledSplits, runtime: Runtime) -> list[tuple[Tensor, Tensor]]:
+    settings = Config(data=DataConfig(image_size=16), augment=AugmentConfig(crop_min=0.5, flip=0.5))
+    plan = Plan.from_config(settings, len(data.splits["train"]), 1)
+    preprocessing = Preprocessing(16, data.mean, data.std)
+    stream = Stream(data.splits["train"], plan, preprocessing, settings.augment, runtime, workers=0)
+    return [(batch.images, batch.targets) for position in range(2) for batch in stream.window(position)]
+
+
+def test_its_stream_is_that_of_the_same_images_in_a_folder(image_folder: Path) -> None:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    folder = with_val(read_folder(image_folder / "train"), 0.2)
+    own = from_source(database(image_folder), DataConfig(val_fraction=0.2))
+    pairs = list(zip(batches(own, runtime), batches(folder, runtime), strict=True))
+    runtime.end()
+    assert len(pairs) == 2
+    for (images, targets), (expected_images, expected_targets) in pairs:
+        assert torch.equal(images, expected_images)
+        assert torch.equal(targets, expected_targets)
+
+
+def test_decoded_pixels_are_taken_as_they_are() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 1, 6, 6), dtype=np.uint8)
+    data = from_source(MemorySource(pixels, np.arange(10) % 2), DataConfig(val_fraction=0.0))
+    assert (data.channels, data.image_size, data.mean, data.std) == (1, 6, (0.5,), (0.5,))
+    assert data.classes == ("0", "1")
+    assert list(data.splits) == ["train"]
+
+
+class Bare:
+    labels = (0, 1)
+
+
+class Palette(MemorySource):
+    def image(self, index: int) -> Image.Image:
+        return Image.new("P", (4, 4))
+
+
+ZEROS = np.zeros((3, 1, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (
+            Bare(),
+            "source: Bare has no __len__, image: it needs __len__(), labels (class numbers) and image(index), which "
+            "returns a PIL image",
+        ),
+        (
+            Database([Path("a"), Path("b")], [0]),
+            "source.labels: must be one class number, 0 or more, for each of its 2 images, not int64 [1]",
+        ),
+        (
+            MemorySource(ZEROS, np.array([0.0, 1.0, 2.0])),  # type: ignore[arg-type]
+            "source.labels: must be one class number, 0 or more, for each of its 3 images, not float64 [3]",
+        ),
+        (
+            MemorySource(ZEROS, np.array([0, -1, 2])),
+            "source.labels: must be one class number, 0 or more, for each of its 3 images, not int64 [3]",
+        ),
+        (Database([Path("a")] * 2, [0, 3]), "source.classes: has 3 names, and source.labels go up to 3"),
+        (
+            MemorySource(ZEROS[:, 0], np.arange(3)),
+            "source.pixels: must be uint8 [3, channels, height, width], not uint8 [3, 4, 4]",
+        ),
+        (Palette(ZEROS, np.arange(3)), "source.image: must return PIL images of mode RGB or L, not P"),
+    ],
+    ids=["bare", "too few labels", "real labels", "negative labels", "classes", "pixels", "mode"],
+)
+def test_what_a_source_lacks_is_one_line(source: Any, problem: str) -> None:
+    with pytest.raises(UserError) as error:
+        from_source(source, DataConfig())
+    assert str(error.value) == problem
+
+
+def test_images_that_differ_are_named(image_folder: Path, tmp_path: Path) -> None:
+    source = database(image_folder)
+    Image.new("L", (20, 20)).save(tmp_path / "grey.png")
+    source.files[7] = tmp_path / "grey.png"
+    source.image = lambda index: Image.open(source.files[index])  # type: ignore[method-assign]
+    with pytest.raises(UserError) as error:
+        train(config(tmp_path / "run"), source=source)
+    assert str(error.value) == "image/7: is [1, 16, 16], others are [3, 16, 16]: make them alike"
