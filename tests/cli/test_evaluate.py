@@ -487,7 +487,8 @@ def test_folders_that_are_the_numbers_themselves_are_those_classes(words: str, t
     assert found.classes == [str(number) for number in range(11)]
     source = found.subset.source
     assert isinstance(source, FileSource)
-    assert all(int(path.parent.name) == label for path, label in zip(source.paths, found.subset.labels, strict=True))
+    paths = [source.paths[index] for index in found.subset.indices]
+    assert [int(path.parent.name) for path in paths] == found.subset.labels.tolist()
 
 
 def test_splits_are_no_classes_without_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
