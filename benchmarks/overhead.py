@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from vit_dist.cli.arguments import parse_arguments
-from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.source import decoded
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
@@ -37,11 +37,12 @@ class BareLoop:
     def __init__(self, trainer: Trainer) -> None:
         components, runtime = trainer.components, trainer.runtime
         subset, preprocessing = components.data.splits["train"], components.preprocessing
-        assert isinstance(subset.source, MemorySource)
+        held = decoded(subset.source)
+        assert held is not None, "the bare loop needs images in memory"
         mean, std = torch.tensor(preprocessing.mean)[:, None, None], torch.tensor(preprocessing.std)[:, None, None]
-        pixels = torch.from_numpy(subset.source.pixels[subset.indices])
+        pixels = torch.from_numpy(held[subset.indices])
         self.images = ((pixels / 255 - mean) / std).to(runtime.device)
-        self.labels = torch.from_numpy(subset.source.labels[subset.indices]).to(runtime.device)
+        self.labels = torch.from_numpy(subset.labels).to(runtime.device)
         self.model = copy.deepcopy(components.model).train()
         config = components.config
         self.config, self.size = config, config.batch.global_size

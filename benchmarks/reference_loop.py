@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vit_dist.cli.arguments import parse_arguments
 from vit_dist.data.sources.open import open_data
-from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.source import decoded
 from vit_dist.models.build import build_model
 from vit_dist.runtime.devices import available_cores
 
@@ -29,8 +29,9 @@ def main() -> None:
     config = parse_arguments("train", words).load_config()
     torch.set_num_threads(available_cores())
     source = open_data(config.data).splits["train"].source
-    assert isinstance(source, MemorySource)
-    images = ((torch.from_numpy(source.pixels.copy()) / 255) - 0.1307) / 0.3081
+    pixels = decoded(source)
+    assert pixels is not None, "the plain loop needs images in memory"
+    images = ((torch.from_numpy(pixels.copy()) / 255) - 0.1307) / 0.3081
     labels = torch.from_numpy(source.labels)
     model = build_model(config.model, classes=10, channels=1, image_size=28, seed=0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)

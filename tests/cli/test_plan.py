@@ -172,8 +172,7 @@ def test_plan_leaves_a_runs_folder_alone(
         ),
         (
             ["--model.name", "vit_tny"],
-            "model.name: no model vit_tny; did you mean vit_tiny? known: vit_tiny, vit_small, vit_base, vit_large, "
-            "vit_huge, timm/NAME, package.module:function",
+            "model.name: no model vit_tny (did you mean vit_tiny?)",
         ),
         (["--data.name", "digit"], "data.name: no data set digit (did you mean digits?)"),
         (

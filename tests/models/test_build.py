@@ -1,4 +1,4 @@
-"""Name → module: seeds, timm, functions of the user's, what is refused, FLOPs."""
+"""Building models: seeds, timm, the user's own functions, errors, FLOPs."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def build(config: ModelConfig, *, seed: int = 0, channels: int = 1, image_size: 
     return build_model(config, classes=5, channels=channels, image_size=image_size, seed=seed)
 
 
-def refusal(config: ModelConfig, **form: int) -> str:
+def refusal(config: ModelConfig, **sizes: int) -> str:
     with pytest.raises(UserError) as error:
-        build(config, **form)
+        build(config, **sizes)
     return str(error.value)
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+def same(model: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(model.state_dict().items(), other.state_dict().items(), strict=True)
     return all(name == other_name and torch.equal(a, b) for (name, a), (other_name, b) in pairs)
 
 
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a module of the user's in the working folder."""
+    """Write a user's module into the working folder and return its name."""
     (tmp_path / "models_of_mine.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -56,7 +56,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "timm/vit_tiny_patch16_224", "models_of_mine:build"])
-def test_initial_weights_are_a_function_of_the_seed_alone(name: str, own_module: str) -> None:
+def test_initial_weights_depend_on_the_seed_alone(name: str, own_module: str) -> None:
     small = {"patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 2} if name.startswith("timm/") else {}
     config = TINY if name == "vit_tiny" else ModelConfig(name=name, args=small)
     torch.manual_seed(1)
@@ -96,26 +96,25 @@ def test_a_convolutional_timm_model_takes_any_size() -> None:
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
 
 
-def test_unknown_models_are_refused_with_the_nearest() -> None:
+def test_unknown_models_are_refused_with_the_closest_names() -> None:
     known = "known: vit_tiny, vit_small, vit_base, vit_large, vit_huge, timm/NAME, package.module:function"
-    assert refusal(ModelConfig(name="vit_tny")) == f"model.name: no model vit_tny; did you mean vit_tiny? {known}"
+    assert refusal(ModelConfig(name="vit_tny")) == "model.name: no model vit_tny (did you mean vit_tiny?)"
     assert refusal(ModelConfig(name="zz")) == f"model.name: no model zz; {known}"
-    found = refusal(ModelConfig(name="timm/vit_tny_patch16_224"))
-    assert found.startswith(
+    message = refusal(ModelConfig(name="timm/vit_tny_patch16_224"))
+    assert message.startswith(
         "model.name: timm has no model vit_tny_patch16_224: did you mean timm/vit_tiny_patch16_224, timm/"
     )
     assert refusal(ModelConfig(name="timm/zzz")) == "model.name: timm has no model zzz: see timm.list_models()"
 
 
 def test_a_timm_model_that_cannot_be_built_says_why() -> None:
-    found = refusal(ModelConfig(name="timm/vit_tiny_patch16_224", args={"bogus": 1}))
-    assert found == (
+    assert refusal(ModelConfig(name="timm/vit_tiny_patch16_224", args={"bogus": 1})) == (
         "model.name: timm/vit_tiny_patch16_224 cannot be built for 8 pixels: "
         "VisionTransformer.__init__() got an unexpected keyword argument 'bogus'"
     )
 
 
-def test_sizes_that_do_not_fit_are_refused_all_at_once() -> None:
+def test_all_sizes_that_do_not_fit_are_reported_at_once() -> None:
     config = ModelConfig(patch_size=3, width=10, heads=4, position="sincos", depth=1)
     assert refusal(config).splitlines() == [
         "model.patch_size: 3 does not divide an image of 8 pixels: set model.patch_size 2 or data.image_size 9",
@@ -137,14 +136,14 @@ def test_a_stride_that_does_not_divide_the_image_is_refused(sizes: tuple[int, ..
     )
 
 
-def test_other_sides_that_the_model_takes() -> None:
+def test_other_image_sizes_are_accepted() -> None:
     model = build_model(TINY, classes=5, channels=1, image_size=8, seed=0, sizes=[4, 16])
     assert same(model, build(TINY))
     assert model.training
     assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 5)
 
 
-def test_a_side_that_the_model_does_not_take_is_refused() -> None:
+def test_an_image_size_that_the_model_does_not_take_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         build_model(TINY, classes=5, channels=1, image_size=8, seed=0, sizes=[16, 7])
     assert str(caught.value) == (
@@ -152,7 +151,7 @@ def test_a_side_that_the_model_does_not_take_is_refused() -> None:
     )
 
 
-def test_a_timm_vit_takes_other_sides_where_they_are_asked_for() -> None:
+def test_a_timm_vit_takes_other_image_sizes_on_request() -> None:
     config = ModelConfig(name="timm/vit_tiny_patch16_224",
                          args={"patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 2})  # fmt: skip
     plain: Any = build(config)
@@ -171,12 +170,12 @@ def test_a_timm_vit_takes_other_sides_where_they_are_asked_for() -> None:
     )
 
 
-def test_a_model_of_the_users_that_takes_one_side_alone(own_module: str) -> None:
+def test_a_users_model_that_takes_only_one_image_size_is_refused(own_module: str) -> None:
     with pytest.raises(UserError, match=r"^augment.sizes: models_of_mine:build does not take 6 pixels: .*1x36 "):
         build_model(ModelConfig(name=f"{own_module}:build"), classes=5, channels=1, image_size=8, seed=0, sizes=[6])
 
 
-def test_a_function_of_the_users_builds_the_model(own_module: str) -> None:
+def test_a_users_function_builds_the_model(own_module: str) -> None:
     model: Any = build(ModelConfig(name=f"{own_module}:build", args={"hidden": 7}), channels=2, image_size=4)
     assert (model[1].weight.shape, model[2].weight.shape) == ((7, 32), (5, 7))
     assert model(torch.zeros(3, 2, 4, 4)).shape == (3, 5)
@@ -186,7 +185,7 @@ def test_a_function_of_the_users_builds_the_model(own_module: str) -> None:
     )
 
 
-def test_a_function_that_is_not_there_is_refused(own_module: str) -> None:
+def test_a_missing_function_is_refused(own_module: str) -> None:
     hint = "write it as package.module:function"
     assert refusal(ModelConfig(name="nosuch_module:build")) == (
         f"model.name: nosuch_module:build cannot be imported: No module named 'nosuch_module'; {hint}"
@@ -205,7 +204,7 @@ def test_batch_norm_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize(("pool", "tokens"), [("token", 17), ("mean", 16)])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_flops_are_those_of_the_formula(pool: Any, tokens: int, depth: int) -> None:
+def test_flops_agree_with_the_formula(pool: Any, tokens: int, depth: int) -> None:
     model = build(ModelConfig(patch_size=2, width=24, depth=depth, heads=3, mlp_ratio=2, pool=pool), channels=2)
     patches, width, hidden = 16, 24, 48
     linears = tokens * (width * 3 * width + width * width + 2 * width * hidden)
@@ -215,7 +214,7 @@ def test_flops_are_those_of_the_formula(pool: Any, tokens: int, depth: int) -> N
     assert model.training
 
 
-def test_depth_of_keyed_draws() -> None:
+def test_drop_path_depth_is_zero_without_drop_path() -> None:
     assert drop_path_depth(build(TINY)) == 0
     assert drop_path_depth(build(ModelConfig(patch_size=2, width=16, depth=3, heads=2, drop_path=0.1))) == 3
 
@@ -229,18 +228,18 @@ def test_preprocessing_of_timm_models() -> None:
     assert timm_preprocessing(ModelConfig(name="models_of_mine:build")) is None
 
 
-def test_a_timm_model_whose_patches_do_not_divide_the_image() -> None:
+def test_a_timm_model_whose_patches_do_not_divide_the_image_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         build_model(ModelConfig(name="timm/vit_tiny_patch16_224"), classes=3, channels=3, image_size=30, seed=0)
     assert str(caught.value) == ("data.image_size: timm/vit_tiny_patch16_224 has patches of 16 pixels: set 32, not 30")
 
 
-def test_a_function_that_takes_other_arguments() -> None:
+def test_a_function_with_other_arguments_is_refused() -> None:
     with pytest.raises(UserError, match=r"^model.name: json:dumps was called with classes, channels, image_size and"):
         build_model(ModelConfig(name="json:dumps"), classes=3, channels=3, image_size=32, seed=0)
 
 
-def test_the_classes_of_imagenet() -> None:
+def test_imagenet_classes_have_identifiers_and_names() -> None:
     identifiers, names = imagenet_classes("timm/vit_tiny_patch16_224", 1000)
     assert (len(identifiers), len(set(identifiers)), len(names)) == (1000, 1000, 1000)
     assert identifiers == sorted(identifiers)  # as folders of ImageNet are numbered
@@ -252,7 +251,7 @@ def test_the_classes_of_imagenet() -> None:
 
 
 @pytest.mark.parametrize(("name", "classes"), [("timm/vit_tiny_patch16_224", 3), ("timm/x", 999), ("vit_tiny", 1000)])
-def test_other_classes_are_numbers(name: str, classes: int) -> None:
+def test_classes_of_other_data_are_numbers(name: str, classes: int) -> None:
     numbers = [str(number) for number in range(classes)]
     assert imagenet_classes(name, classes) == (numbers, numbers)
 

@@ -390,7 +390,7 @@ def test_weights_that_cannot_be_had_are_refused_in_one_line(tmp_path: Path, monk
     with pytest.raises(UserError) as caught:
         start_from(model, config, ["a", "b", "c"])
     found = str(caught.value)
-    assert found.startswith("model.pretrained: timm/test_vit.r160_in1k cannot be had (")
+    assert found.startswith("model.pretrained: timm/test_vit.r160_in1k cannot be downloaded (")
     assert found.endswith("): give a file")
     assert "\n" not in found
     assert timm.get_pretrained_cfg("test_vit").hf_hub_id == "timm/test_vit.r160_in1k"
@@ -424,14 +424,12 @@ def test_a_file_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     path = saved(ours(), tmp_path)
     with pytest.raises(UserError) as caught:
         classes_and_channels("timm/resnet18", path)
-    assert (
-        str(caught.value) == f"{path}: has no fc.weight, so it is not of a timm/resnet18: set model.name to whose it is"
-    )
+    assert str(caught.value) == f"{path}: has no fc.weight, so it is not a timm/resnet18: set model.name to its model"
     save_file({"head.weight": torch.zeros(3, 4)}, path)
     with pytest.raises(UserError) as caught:
         classes_and_channels("vit_tiny", path)
     assert str(caught.value) == (
-        f"{path}: has no patch_embed.proj.weight, so it is not of a vit_tiny: set model.name to whose it is"
+        f"{path}: has no patch_embed.proj.weight, so it is not a vit_tiny: set model.name to its model"
     )
 
 

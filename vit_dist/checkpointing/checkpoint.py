@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from vit_dist.checkpointing.optimizer_state import SEPARATOR, optimizer_numbers, optimizer_tensors, parameter_names
 from vit_dist.errors import UserError
 from vit_dist.files import fsync, read_json
-from vit_dist.models.weights import load_weights, matching_tensors, read_file, state_tensors
+from vit_dist.models.weights import load_weights, matching_tensors, read_tensors, state_tensors
 from vit_dist.optim.ema import EMA
 
 MANIFEST = "manifest.json"
@@ -45,7 +45,7 @@ class Checkpoint:
         """Load the optimizer's state. Raises UserError if it is of parameters that the optimizer does not have."""
         by_name: dict[str, dict[str, Any]] = {}
         numbers = self.state["optimizer"]
-        slots = {**read_file(self.path / "optimizer.safetensors"), **numbers["state"]}
+        slots = {**read_tensors(self.path / "optimizer.safetensors"), **numbers["state"]}
         for name, value in slots.items():
             parameter, _, slot = name.rpartition(SEPARATOR)
             by_name.setdefault(parameter, {})[slot] = value

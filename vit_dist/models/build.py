@@ -1,4 +1,4 @@
-"""Name → module: our ViT, any timm model, any function of the user's."""
+"""Build a model by name: our ViT, any timm model, or any function of the user's."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def build_model(
     sizes: Sequence[int] = (),
     trained: bool = True,
 ) -> nn.Module:
-    """The model on the CPU in float32, its initial weights a function of `seed` alone.
+    """Build the model on the CPU in float32; its initial weights depend on `seed` alone.
 
-    sizes: other sides than image_size that it must take. trained: whether it will be, which BatchNorm must not.
-    Raises UserError.
+    sizes: sides in pixels, other than image_size, that it must take as well. trained: whether it will be trained, for
+    which BatchNorm is refused. Raises UserError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(seed, Purpose.INIT) >> 1)
@@ -63,7 +63,7 @@ def build_model(
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
-    """BatchNorm's statistics would see fillers, and depend on how a batch is split. Raises UserError."""
+    """Raises UserError for BatchNorm, whose statistics would see fillers and depend on how a batch is split."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(
@@ -73,7 +73,7 @@ def refuse_batch_norm(model: nn.Module) -> None:
 
 
 def drop_path_depth(model: nn.Module) -> int:
-    """Blocks that want keyed draws: the depth of our ViT where it drops paths, else 0."""
+    """Return the number of blocks that take keyed draws: the depth of our ViT if it drops paths, else 0."""
     rates = getattr(model, "drop_path_rates", None) if isinstance(model, ViT) else None
     return len(rates) if rates and max(rates) > 0 else 0
 

@@ -1,4 +1,4 @@
-"""What a forward pass needs and costs: evaluation mode, output precision, parameters, FLOPs."""
+"""Helpers around a forward pass: evaluation mode, output precision, parameter count, FLOPs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Trainable scalars."""
+    """Return the number of trainable scalars."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:
-    """FLOPs of one image's forward pass, 2 per multiply-add, attention counted."""
+    """Return the FLOPs of one image's forward pass, 2 per multiply-add, attention included."""
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
-    # The counter does not know the CPU's fused attention: it sees the math of the unfused one.
+    # The counter does not know the CPU's fused attention, only the operations of the unfused one.
     with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype))
     return int(counter.get_total_flops())
@@ -28,7 +28,7 @@ def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode comes back afterwards."""
+    """Run the body in evaluation mode without gradients; each module's own mode comes back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -40,5 +40,5 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def at_least_float32(outputs: Tensor) -> Tensor:
-    """Half precision widened; float64 left as it is."""
+    """Convert half precision to float32; leave float64 as it is."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()

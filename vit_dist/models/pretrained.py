@@ -1,4 +1,4 @@
-"""Weights to start from: loaded by name, resampled to the model's sizes, and what does not fit is said."""
+"""Pretrained weights: loaded by name and resampled to the model's sizes, with notes on what does not fit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from vit_dist.models.timm_models import pretrained_cfg
 from vit_dist.models.weights import read_tensors
 
 _PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"
-
-
 _LISTED = 5
 
 
 def timm_weights(name: str) -> Path:
-    """The safetensors file of a timm model's pretrained weights, downloaded once. Raises UserError."""
+    """Return the safetensors file of a timm model's pretrained weights, downloaded once. Raises UserError."""
     from huggingface_hub import hf_hub_download
 
     cfg = pretrained_cfg(name)
@@ -30,61 +28,64 @@ def timm_weights(name: str) -> Path:
         raise UserError(f"model.pretrained: timm has no safetensors weights for {name}: give a file")
     try:
         return Path(hf_hub_download(cfg.hf_hub_id, "model.safetensors"))
-    except Exception as error:  # many kinds: no network, no such file, no right to it
+    except Exception as error:  # of many kinds: no network, no such file, no permission
         reason = one_line(error, 200)
-        raise UserError(f"model.pretrained: {cfg.hf_hub_id} cannot be had ({reason}): give a file") from None
+        raise UserError(f"model.pretrained: {cfg.hf_hub_id} cannot be downloaded ({reason}): give a file") from None
 
 
 def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str]:
-    """Loads a safetensors file into a model, and tells what was not taken as it stands, a line each.
+    """Load a safetensors file into a model, and return a note for each thing that was not loaded unchanged.
 
     Patch and position embeddings of other sizes, and patches of another number of channels, are resampled as timm
-    does. The head starts anew where `new_head`, or where its number of classes differs. Raises UserError where the
-    file's weights are of another model.
+    does. The head starts anew if `new_head`, or if its number of classes differs. Raises UserError if the file's
+    weights are of another model.
     """
-    found = read_tensors(path)
+    tensors = read_tensors(path, "model.pretrained")
     wanted = model.state_dict()
     heads = tuple(f"{name}." for name in classifier(model))
     notes: list[str] = []
-    of_head = [name for name in wanted if name.startswith(heads)]
-    if new_head or any(name not in found or found[name].shape != wanted[name].shape for name in of_head):
-        found = {name: tensor for name, tensor in found.items() if not name.startswith(heads)}
+    head_names = [name for name in wanted if name.startswith(heads)]
+    if new_head or any(name not in tensors or tensors[name].shape != wanted[name].shape for name in head_names):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
         notes.append(f"{', '.join(classifier(model))}: starts anew")
-    notes += _resample(found, wanted)
-    odd = [name for name in found if name in wanted and found[name].shape != wanted[name].shape]
-    taken = {name: tensor for name, tensor in found.items() if name in wanted and name not in odd}
-    if odd or not taken:
-        told = "; ".join(f"{n} is {list(found[n].shape)}, the model's {list(wanted[n].shape)}" for n in odd[:2])
-        more = f"; and {len(odd) - 2} more" if len(odd) > 2 else ""
-        raise UserError(f"model.pretrained: {path} is of another model: {told or 'no name is the same'}{more}")
-    missing = [name for name in wanted if name not in taken and name not in of_head]
-    unused = [name for name in found if name not in wanted]
+    notes += _resample(tensors, wanted)
+    unlike = [name for name in tensors if name in wanted and tensors[name].shape != wanted[name].shape]
+    loaded = {name: tensor for name, tensor in tensors.items() if name in wanted and name not in unlike}
+    if unlike or not loaded:
+        shapes = "; ".join(f"{n} is {list(tensors[n].shape)}, the model's {list(wanted[n].shape)}" for n in unlike[:2])
+        more = f"; and {len(unlike) - 2} more" if len(unlike) > 2 else ""
+        raise UserError(f"model.pretrained: {path} is of another model: {shapes or 'no name is the same'}{more}")
+    missing = [name for name in wanted if name not in loaded and name not in head_names]
+    unused = [name for name in tensors if name not in wanted]
     if missing:
         notes.append(f"not in the file, so they start anew: {_listed(missing)}")
     if unused:
         notes.append(f"in the file, not in the model: {_listed(unused)}")
-    model.load_state_dict(taken, strict=False)
+    model.load_state_dict(loaded, strict=False)
     return notes
 
 
 def classes_and_channels(name: str, path: Path) -> tuple[int, int]:
-    """What a file of weights of our ViT, or of timm/NAME, was made for. Raises UserError where it is of another."""
+    """Return (classes, channels) that a file of weights of our ViT, or of timm/NAME, was made for.
+
+    Raises UserError if the weights are of another model.
+    """
     head, first = "head", "patch_embed.proj"
     if is_timm(name):
         cfg = pretrained_cfg(name)
         named = (cfg and cfg.classifier) or head, (cfg and cfg.first_conv) or first
-        head, first = (one if isinstance(one, str) else one[0] for one in named)
-    found = read_tensors(path, "")
+        head, first = (layer if isinstance(layer, str) else layer[0] for layer in named)
+    tensors = read_tensors(path)
     for layer in (head, first):
-        if f"{layer}.weight" not in found:
-            raise UserError(f"{path}: has no {layer}.weight, so it is not of a {name}: set model.name to whose it is")
-    return len(found[f"{head}.weight"]), found[f"{first}.weight"].shape[1]
+        if f"{layer}.weight" not in tensors:
+            raise UserError(f"{path}: has no {layer}.weight, so it is not a {name}: set model.name to its model")
+    return len(tensors[f"{head}.weight"]), tensors[f"{first}.weight"].shape[1]
 
 
 def freeze(model: nn.Module, config: ModelConfig) -> list[str]:
-    """Stops training what matches `model.freeze`, or all but the head for `model.linear_probe`; tells how much.
+    """Freeze what matches `model.freeze`, or all but the head for `model.linear_probe`; return a note on how much.
 
-    Raises UserError where a pattern matches nothing.
+    Raises UserError if a pattern matches nothing.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.freeze:
@@ -103,7 +104,7 @@ def freeze(model: nn.Module, config: ModelConfig) -> list[str]:
 
 
 def classifier(model: nn.Module) -> tuple[str, ...]:
-    """The names of the layers that make logits: timm's, ours, or the last linear one."""
+    """Return the names of the layers that make logits: timm's, ours, or the last linear one."""
     cfg = getattr(model, "pretrained_cfg", None)
     named = cfg.get("classifier") if isinstance(cfg, Mapping) else getattr(cfg, "classifier", None)
     if named:
@@ -112,12 +113,12 @@ def classifier(model: nn.Module) -> tuple[str, ...]:
     return ("head",) if "head" in linears or not linears else (linears[-1],)
 
 
-def _resample(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
-    """Brings patch and position embeddings to the model's sizes, in place, and tells of it."""
+def _resample(tensors: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
+    """Resample patch and position embeddings to the model's sizes, in place; yield a note for each."""
     from timm.layers import resample_abs_pos_embed, resample_patch_embed
     from timm.models import adapt_input_conv
 
-    old, new = found.get(_PATCHES), wanted.get(_PATCHES)
+    old, new = tensors.get(_PATCHES), wanted.get(_PATCHES)
     if old is not None and new is not None and old.ndim == new.ndim == 4 and old.shape[0] == new.shape[0]:
         if old.shape[1] != new.shape[1] and old.shape[1] == 3:
             old = adapt_input_conv(new.shape[1], old)
@@ -125,20 +126,20 @@ def _resample(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterato
         if old.shape[2:] != new.shape[2:]:
             yield f"{_PATCHES}: resampled from {list(old.shape[2:])} to {list(new.shape[2:])}"
             old = resample_patch_embed(old, list(new.shape[2:]))
-        found[_PATCHES] = old
-    old, new = found.get(_POSITIONS), wanted.get(_POSITIONS)
+        tensors[_PATCHES] = old
+    old, new = tensors.get(_POSITIONS), wanted.get(_POSITIONS)
     if old is None or new is None or old.shape == new.shape or old.shape[2:] != new.shape[2:] or old.ndim != 3:
         return
-    theirs, ours = _prefix(found, old.shape[1]), _prefix(wanted, new.shape[1])
+    theirs, ours = _prefix(tensors, old.shape[1]), _prefix(wanted, new.shape[1])
     if theirs is None or ours is None or theirs != ours:
-        return  # told as of another model
+        return  # the caller refuses them as weights of another model
     side = math.isqrt(new.shape[1] - ours)
     yield f"{_POSITIONS}: resampled from {old.shape[1]} to {new.shape[1]} tokens"
-    found[_POSITIONS] = resample_abs_pos_embed(old, [side, side], num_prefix_tokens=ours)
+    tensors[_POSITIONS] = resample_abs_pos_embed(old, [side, side], num_prefix_tokens=ours)
 
 
 def _prefix(tensors: Mapping[str, Tensor], tokens: int) -> int | None:
-    """How many of the positions are of class and register tokens, the rest a square; None where it is none."""
+    """Return how many positions belong to class and register tokens, the rest a square; None if it is no square."""
     extra = sum(tensors[name].shape[1] for name in ("cls_token", "reg_token", "dist_token") if name in tensors)
     for prefix in (extra, 0):
         if tokens > prefix and math.isqrt(tokens - prefix) ** 2 == tokens - prefix:

@@ -9,28 +9,26 @@ from torch import nn
 
 from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.schema import ModelConfig
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, nearest
 from vit_dist.models.vit import PRESETS
 
 
 def check_model_name(name: str) -> None:
-    """Raises UserError, with near names, where it is neither one of our presets, nor of timm's, nor a path of code."""
+    """Raises UserError, with names that are close, unless it is a preset of ours, a timm model or an import path."""
     if ":" in name:
         return
     if not is_timm(name):
         if name not in PRESETS:
-            close = difflib.get_close_matches(name, list(PRESETS), 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            known = ", ".join([*PRESETS, "timm/NAME", "package.module:function"])
-            raise UserError(f"model.name: no model {name}; {hint}known: {known}")
+            known = [*PRESETS, "timm/NAME", "package.module:function"]
+            raise UserError(f"model.name: no model {name}{nearest(name, known)}")
         return
     import timm
 
-    known = timm_name(name)
-    if not timm.is_model(known):
-        close = difflib.get_close_matches(known, timm.list_models(), 3)
-        hint = f"did you mean {', '.join(f'timm/{one}' for one in close)}?" if close else "see timm.list_models()"
-        raise UserError(f"model.name: timm has no model {known}: {hint}")
+    name = timm_name(name)
+    if not timm.is_model(name):
+        close = [f"timm/{model}" for model in difflib.get_close_matches(name, timm.list_models(), 3)]
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise UserError(f"model.name: timm has no model {name}: {hint}")
 
 
 def pretrained_cfg(name: str) -> Any:
@@ -49,7 +47,7 @@ def pretrained_cfg(name: str) -> Any:
 
 
 def imagenet_classes(name: str, classes: int) -> tuple[list[str], list[str]]:
-    """(identifiers, names for people) of timm/NAME's classes: ImageNet's where their number is, else numbers."""
+    """Return (identifiers, readable names) of timm/NAME's classes: ImageNet's if their number matches, else numbers."""
     numbers = [str(number) for number in range(classes)]
     if not is_timm(name) or classes not in _IMAGENETS:
         return numbers, numbers
@@ -64,13 +62,17 @@ _IMAGENETS = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-
 
 
 def build_timm_model(config: ModelConfig, classes: int, channels: int, image_size: int, *, dynamic: bool) -> nn.Module:
+    """Build timm/NAME for images [channels, image_size, image_size].
+
+    dynamic: whether it must take other sizes too. Raises UserError.
+    """
     import timm
 
     check_model_name(config.name)
     name = timm_name(config.name)
-    for argument, field in (("img_size", "data.image_size is"), ("num_classes", "the data's classes are")):
+    for argument, field in (("img_size", "data.image_size sets"), ("num_classes", "the data's classes set")):
         if argument in config.args:
-            raise UserError(f"model.args.{argument}: {field} what says it: leave it out")
+            raise UserError(f"model.args.{argument}: {field} it: leave it out")
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels, **config.args}
     if dynamic:
         arguments.setdefault("dynamic_img_size", True)

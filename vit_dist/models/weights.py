@@ -1,4 +1,4 @@
-"""Read and load safetensors weights by name, and say what does not fit."""
+"""Read safetensors files, and load weights by name; errors list what does not fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_dist.errors import UserError
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors by name, on the host; tied ones once, under their first name."""
+    """Return the model's tensors by name, on the host; tied ones once, under their first name."""
     seen: set[int] = set()
     tensors = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -23,38 +23,32 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a safetensors file by name. Raises UserError that lists what does not fit."""
+    """Load a safetensors file by name. Raises UserError that lists what does not fit."""
     model.load_state_dict(matching_tensors(model, path), strict=False)
 
 
 def matching_tensors(model: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that has all of a model's. Raises UserError that lists what does not fit."""
-    found, wanted = read_file(path), state_tensors(model)
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name} is not in the model" for name in sorted(found.keys() - wanted.keys())]
+    """Return the tensors of a file that has exactly a model's. Raises UserError that lists what does not fit."""
+    tensors, wanted = read_tensors(path), state_tensors(model)
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - tensors.keys())]
+    problems += [f"{name} is not in the model" for name in sorted(tensors.keys() - wanted.keys())]
     problems += [
-        f"{name} is {list(found[name].shape)}, the model's {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name].shape != found[name].shape
+        f"{name} is {list(tensors[name].shape)}, the model's {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if wanted[name].shape != tensors[name].shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{path}: of another model: {'; '.join(problems[:3])}{more}")
-    return found
+    return tensors
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a safetensors file: {error}") from None
-
-
-def read_tensors(path: Path, field: str = "model.pretrained: ") -> dict[str, Tensor]:
-    """Of a safetensors file of weights. Raises UserError that begins with `field`."""
+def read_tensors(path: Path, field: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name. Raises UserError that begins with `field`, if one names it."""
+    prefix = f"{field}: " if field else ""
     if not path.is_file():
-        raise UserError(f"{field}{path} does not exist")
+        raise UserError(f"{prefix}{path} does not exist")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{field}{path} is not a safetensors file: {error}") from None
+        raise UserError(f"{prefix}{path} is not a safetensors file: {error}") from None

@@ -16,7 +16,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per process. activations: what one micro-batch's forward pass keeps for its backward pass."""
+    """Bytes per process. activations: kept by one micro-batch's forward pass for its backward pass."""
 
     weights: int
     gradients: int
@@ -26,18 +26,18 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it, at the end of a forward pass."""
+        """Return the sum, which is needed at the end of a forward pass."""
         return sum(astuple(self))
 
 
 def estimate(
     model: nn.Module, optimizer: Optimizer, config: Config, image: tuple[int, int, int], drop_paths: int, precision: str
 ) -> Memory:
-    """Memory of a process that trains the model on micro-batches of images [channels, side, side].
+    """Estimate the memory of a process that trains the model on micro-batches of images [channels, side, side].
 
-    Measured, not modelled: the optimizer makes one step of the model with gradients of zero, and activations are
-    what autograd keeps of two small batches, their difference scaled to the micro-batch. Without the device's own
-    context, work space and fragmentation.
+    Measured, not modelled: the optimizer makes one step with gradients of zero, and activations are the bytes that
+    autograd keeps for two small batches, their difference scaled to the micro-batch. The device's own context,
+    workspace and fragmentation are not included.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = total_bytes([*model.parameters(), *model.buffers()])
@@ -53,7 +53,7 @@ def estimate(
 
 
 def _kept(model: nn.Module, slots: int, image: tuple[int, int, int], drop_paths: int, precision: str) -> int:
-    """Bytes that autograd keeps of a forward pass, but for the model's own."""
+    """Return the bytes that autograd keeps from a forward pass, without the model's own tensors."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, Tensor] = {}
 
@@ -74,4 +74,5 @@ def _autocast(precision: str) -> contextlib.AbstractContextManager[object]:
 
 
 def total_bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
+    """Return the bytes of all elements."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
