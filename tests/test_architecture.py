@@ -45,6 +45,8 @@ ALLOWED = {
     "tensorboard": ("telemetry.trackers",),
     "rich": ("telemetry.console",),
     "matplotlib": ("report",),
+    "jinja2": ("report.rendering",),
+    "markupsafe": ("report",),
     "sklearn": ("data.sources.builtin",),
     "scipy": ("data.augmentation.draws",),
     "huggingface_hub": ("models.pretrained",),

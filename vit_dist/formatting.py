@@ -42,6 +42,11 @@ def loss_text(value: float | str) -> str:
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
+def weights_text(weights: str) -> str:
+    """Return the name of a model's weights for people: EMA weights for `ema`, weights for `raw`."""
+    return "EMA weights" if weights == "ema" else "weights"
+
+
 def data_text(classes: Sequence[str], channels: int) -> str:
     """Return the classes and channels of data in words: 10 classes (0, 1, 2 …) in 1 channel."""
     more = " …" if len(classes) > 3 else ""

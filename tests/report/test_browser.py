@@ -109,7 +109,7 @@ def test_the_report_shows_the_numbers_of_the_summary(run: Path, measured: dict[s
         *(f"{loss_text(test['loss'])}\nloss on test", f"best loss on val, update {summary['best']['update']}\n"),
         *("60\nupdates", f"{summary['epochs']:.4g}\nepochs", f"{duration(summary['train_seconds'])}\ntraining"),
         *(f"{summary['samples_per_second']:,.0f}\nimages/s", f"{big(summary['parameters'])}\nparameters"),
-        f"359 images by the averaged weights of update {summary['best']['update']}: {test['top1']:.2f} % right",
+        f"359 images by the EMA weights of update {summary['best']['update']}: {test['top1']:.2f} % correct",
     ):
         assert value in text, value
     assert measured["report 1200"]["broken"] == 0

@@ -15,10 +15,10 @@ from PIL import Image
 from tests.run_folder.test_record import eval_line, make_run, some_inputs, start_line, train_line
 from vit_dist import UserError
 from vit_dist.cli import main
-from vit_dist.report.comparison import distinct, write_comparison
-from vit_dist.report.curves import comparison_curve, drift_curve
+from vit_dist.report.comparison import distinct_names, write_comparison
+from vit_dist.report.curves import comparison_curve, divergence_curve
 from vit_dist.report.drawing import save_png
-from vit_dist.report.measures import compare_configs, drift, loss_divergence, measured, verdict
+from vit_dist.report.measures import compare_configs, divergence, loss_divergence, run_figures, verdict
 from vit_dist.run_folder.predictions import INPUTS, write_inputs
 from vit_dist.run_folder.record import RunRecord, read_run
 
@@ -26,7 +26,7 @@ from vit_dist.run_folder.record import RunRecord, read_run
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test of words: drawing takes a second."""
-    monkeypatch.setattr("vit_dist.report.comparison._pictures", lambda runs, names, drifts: {})
+    monkeypatch.setattr("vit_dist.report.comparison._pictures", lambda runs, names, divergences: {})
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -58,8 +58,8 @@ MACHINE = "1 × cpu, fp32"
 def test_one_identity(tmp_path: Path) -> None:
     runs = two(tmp_path, {"log__every": "10 updates"}, log__every="5 updates", every=5)
     assert list(compare_configs(runs, NAMES)) == [
-        f"gpu and cpu have one identity ({runs[0].config.identity()}): the same batches, augmentations and rates, "
-        "update for update."
+        f"gpu and cpu have one identity ({runs[0].config.identity()}): the same batches, augmentations and learning "
+        "rates, update for update."
     ]
 
 
@@ -86,12 +86,12 @@ def test_other_data_under_one_identity(tmp_path: Path) -> None:
 
 def test_drift_by_hand(tmp_path: Path) -> None:
     runs = two(tmp_path, {"losses": (4.0, 2.0, 1.0)}, losses=(4.0, 2.5, 0.9))
-    found = drift(*runs)
-    assert found.of == "the training loss"
+    found = divergence(*runs)
+    assert found.subject == "the training loss"
     assert found.updates.tolist() == [10, 20, 30]
     assert found.differences.tolist() == pytest.approx([0, 0.25, 0.1])
     assert list(loss_divergence(NAMES, [found])) == [
-        "The training loss of gpu parts from that of cpu by 0.0e+00, relative, at update 10, "
+        "The training loss of gpu differs from that of cpu by 0.0e+00, relative, at update 10, "
         "by 1.0e-01 at update 30, and by 2.5e-01 at most, at update 20."
     ]
 
@@ -103,29 +103,29 @@ def test_only_lines_of_the_same_updates_are_held_against_each_other(tmp_path: Pa
     first = read_run(make_run(tmp_path / "one", lines))
     went_on = [start_line(0, 0.0), train_line(10, 1.0, loss=5.0), start_line(15, 5.0)]
     went_on += [train_line(20, 6.0, loss=9.0), train_line(30, 7.0, loss=0.5)]
-    found = drift(first, read_run(make_run(tmp_path / "two", went_on)))
+    found = divergence(first, read_run(make_run(tmp_path / "two", went_on)))
     assert found.updates.tolist() == [10, 30]
     assert found.differences.tolist() == pytest.approx([0.25, 0.5])
 
 
 def test_other_lines_fall_back_to_the_loss_on_val(tmp_path: Path) -> None:
-    found = drift(*two(tmp_path, {"val_loss": 1.25}, losses=(3.0,) * 5, every=6, val_loss=1.0))
-    assert found.of == "the loss on val"
+    found = divergence(*two(tmp_path, {"val_loss": 1.25}, losses=(3.0,) * 5, every=6, val_loss=1.0))
+    assert found.subject == "the loss on val"
     assert found.updates.tolist() == [15, 30]
     assert found.differences.tolist() == pytest.approx([0, 0.2])
     [said] = loss_divergence(NAMES, [found])
-    assert said.startswith("The loss on val of gpu parts from that of cpu by ")
+    assert said.startswith("The loss on val of gpu differs from that of cpu by ")
 
 
 def test_nothing_in_common(tmp_path: Path) -> None:
     one = read_run(make_run(tmp_path / "one", [start_line(0, 0.0), train_line(10, 1.0)]))
     other = read_run(make_run(tmp_path / "two", [start_line(0, 0.0), train_line(7, 1.0)]))
-    found = drift(one, other)
+    found = divergence(one, other)
     assert found.updates.tolist() == []
     assert list(loss_divergence(["one", "two"], [found])) == []
     _, text = write_comparison([one.folder, other.folder], tmp_path / "out")
-    assert "parts from" not in text
-    assert not (tmp_path / "out" / "drift.png").exists()
+    assert "differs from" not in text
+    assert not (tmp_path / "out" / "divergence.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_the_verdict_of_what_is_not_finished(tmp_path: Path) -> None:
     done = read_run(finished(tmp_path / "done"))
     going = read_run(make_run(tmp_path / "going", [start_line(0, 0.0), train_line(10, 1.0)]))
     empty = read_run(make_run(tmp_path / "empty", [start_line(0, 0.0)]))
-    below = "; what is below is of the updates done so far."
+    below = "; the figures below are of the updates made so far."
     assert verdict([done, going], ["done", "going"]) == f"Not finished yet: going{below}"
     assert verdict([going, done, empty], ["a", "b", "c"]) == f"Not finished yet: a, c{below}"
 
@@ -229,8 +229,8 @@ def changed(folder: Path, samples: int = 480, classes: str = "", **fields: Any) 
 def test_runs_on_other_data_are_not_compared(tmp_path: Path, other: dict[str, Any]) -> None:
     first = read_run(changed(tmp_path / "cpu", classes="abc"))
     last = read_run(changed(tmp_path / "gpu", **{"classes": "abc", **other}))
-    assert verdict([first, last], NAMES) == f"Other data than that of cpu: gpu; {OTHER_DATA}"
-    assert verdict([last, first], NAMES[::-1]) == f"Other data than that of gpu: cpu; {OTHER_DATA}"
+    assert verdict([first, last], NAMES) == f"gpu has other data than cpu: {OTHER_DATA}"
+    assert verdict([last, first], NAMES[::-1]) == f"cpu has other data than gpu: {OTHER_DATA}"
 
 
 def test_runs_on_the_same_data_are_compared(tmp_path: Path) -> None:
@@ -250,8 +250,8 @@ def test_each_run_has_its_sentence_against_the_first(tmp_path: Path) -> None:
     sentence = (
         f"two ({MACHINE}) trains an epoch 2 times as fast as one ({MACHINE}): 0.5 s against 1 s, "
         "to the same accuracy within 0.5 points (90.00 % against 90.00 % on test). "
-        f"Other data than that of one: three; {OTHER_DATA} "
-        "Not finished yet: four; what is below is of the updates done so far."
+        f"three has other data than one: {OTHER_DATA} "
+        "Not finished yet: four; the figures below are of the updates made so far."
     )
     assert f"\n**{sentence}**\n" in text
     assert sentence in page.read_text(encoding="utf-8")
@@ -292,13 +292,21 @@ def test_the_last_run_is_held_against_the_first(tmp_path: Path) -> None:
 def test_measures_of_a_run_that_goes_on(tmp_path: Path) -> None:
     lines = [start_line(0, 100.0), train_line(10, 102.0), train_line(20, 104.0, update_seconds=0.3)]
     lines.append(eval_line(20, 105.0, top1=71.0, best=True))
-    found = measured(read_run(make_run(tmp_path / "run", lines, evaluate__metric="top1")))
-    assert [found.updates, found.planned, found.total, found.rate] == [20, 30, 5.0, 100.0]
+    found = run_figures(read_run(make_run(tmp_path / "run", lines, evaluate__metric="top1")))
+    assert [found.updates, found.planned_updates, found.total_seconds, found.samples_per_second] == [20, 30, 5.0, 100.0]
     assert found.seconds == pytest.approx(4.0)
     assert found.epoch_seconds == pytest.approx(2.0)
-    assert [found.best, found.test, found.fifth, found.mfu, found.memory] == [71.0, None, None, None, 2**20]
-    empty = measured(read_run(make_run(tmp_path / "empty", [start_line(0, 0.0)])))
-    assert [empty.updates, empty.seconds, empty.epoch_seconds, empty.total, empty.best] == [0, None, None, 0.0, None]
+    assert found.best is not None
+    assert found.best["value"] == 71.0
+    assert [found.test_top1, found.test_top5, found.mfu, found.memory_bytes] == [None, None, None, 2**20]
+    empty = run_figures(read_run(make_run(tmp_path / "empty", [start_line(0, 0.0)])))
+    assert [empty.updates, empty.seconds, empty.epoch_seconds, empty.total_seconds, empty.best] == [
+        0,
+        None,
+        None,
+        0.0,
+        None,
+    ]
 
 
 def cells(text: str) -> dict[str, list[str]]:
@@ -328,7 +336,7 @@ def test_three_runs_in_a_table(tmp_path: Path) -> None:
         "in all": ["3 min 00 s", "1 min 00 s", "1.0 s"],
         "images/s": ["480", "480", "100"],
         "MFU": ["–", "–", "25.0 %"],
-        "memory at most, MiB": ["1", "1", "1"],
+        "peak memory, MiB": ["1", "1", "1"],
         "best top1 on val": ["81", "81", "–"],
         "top1 on test, %": ["90.00", "90.00", "–"],
         "top5 on test, %": ["99.00", "99.00", "–"],
@@ -345,7 +353,7 @@ def test_three_runs_in_a_table(tmp_path: Path) -> None:
     for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
         with Image.open(page.parent / name) as image:
             assert image.format == "PNG"
-    names = {"loss_over_updates.png", "loss_over_time.png", "accuracy_over_time.png", "drift.png"}
+    names = {"loss_over_updates.png", "loss_over_time.png", "accuracy_over_time.png", "divergence.png"}
     assert {path.name for path in page.parent.iterdir()} == names | {"comparison.html", "comparison.md"}
     assert html.count("<svg") == 4
     ids = re.findall(r'\bid="([^"]*)"', html)
@@ -374,7 +382,7 @@ def test_two_runs_of_one_name_are_called_by_their_folders(tmp_path: Path) -> Non
     ],
 )
 def test_names_are_the_shortest_ends_of_the_folders(names: list[str], folders: list[str], expected: list[str]) -> None:
-    assert distinct(names, folders) == expected
+    assert distinct_names(names, folders) == expected
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -423,16 +431,16 @@ def test_a_loss_that_is_no_number_is_told(tmp_path: Path, lost: Any) -> None:
     for losses, at in (((4.0, 3.0, lost), 30), ((4.0, lost, lost), 20)):
         runs = two(tmp_path / f"{at}", {"losses": (4.0, 2.0, 1.0)}, losses=losses)
         for one, other, names in ((*runs, NAMES), (*runs[::-1], NAMES[::-1])):
-            assert list(loss_divergence(names, [drift(one, other)])) == [
-                f"The training loss of {names[1]} or {names[0]} is no number at update {at}."
+            assert list(loss_divergence(names, [divergence(one, other)])) == [
+                f"The training loss of {names[1]} or {names[0]} is not finite at update {at}."
             ]
 
 
 def test_losses_that_are_the_same_are_said_to_be(tmp_path: Path) -> None:
-    found = drift(*two(tmp_path))
+    found = divergence(*two(tmp_path))
     assert found.differences.tolist() == [0, 0, 0]
     assert list(loss_divergence(NAMES, [found])) == ["The training loss of gpu is exactly that of cpu at all 3 lines."]
-    of_val = drift(*two(tmp_path / "val", losses=(3.0,) * 5, every=6))
+    of_val = divergence(*two(tmp_path / "val", losses=(3.0,) * 5, every=6))
     assert list(loss_divergence(NAMES, [of_val])) == ["The loss on val of gpu is exactly that of cpu at all 2 lines."]
 
 
@@ -444,13 +452,13 @@ def drawn_drifts(
 
     def keep(drifts: Any) -> Figure:
         given.extend((name, updates.tolist(), differences.tolist()) for name, updates, differences in drifts)
-        return drift_curve(drifts)
+        return divergence_curve(drifts)
 
-    monkeypatch.setattr("vit_dist.report.curves.drift_curve", keep)
+    monkeypatch.setattr("vit_dist.report.curves.divergence_curve", keep)
     monkeypatch.setattr("vit_dist.report.curves.comparison_curve", lambda *given: Figure(figsize=(1, 1)))
     write_comparison(folders, out)
-    assert (out / "drift.png").exists() == bool(given)
-    assert ("drift.png" in (out / "comparison.md").read_text(encoding="utf-8")) == bool(given)
+    assert (out / "divergence.png").exists() == bool(given)
+    assert ("divergence.png" in (out / "comparison.md").read_text(encoding="utf-8")) == bool(given)
     return given
 
 

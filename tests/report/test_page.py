@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
+from markupsafe import escape
 from PIL import Image
 
 from tests.run_folder.test_record import (
@@ -79,7 +80,7 @@ def page(run: Path) -> str:
 @pytest.fixture
 def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test of words: drawing takes a second."""
-    monkeypatch.setattr("vit_dist.report.page._curves", lambda run: {})
+    monkeypatch.setattr("vit_dist.report.page._drawings", lambda run: {})
 
 
 def figures(page: str) -> dict[str, str]:
@@ -150,7 +151,7 @@ def test_the_memory_is_the_larger_of_the_summary_s_and_the_lines(
     if of_summary is not None:
         summary["peak_memory_bytes"] = of_summary * 2**20
     folder = make_run(tmp_path / "run", lines, state="finished", summary=summary)
-    assert figures(write_report(folder).read_text(encoding="utf-8")).get("memory at most") == expected
+    assert figures(write_report(folder).read_text(encoding="utf-8")).get("peak memory") == expected
 
 
 def test_where_the_time_went_adds_up_to_the_summary(run: Path) -> None:
@@ -174,8 +175,8 @@ def test_predictions_agree_with_the_summary(run: Path, page: str) -> None:
     assert kept.about["split"] == "test"
     assert kept.about["weights"] == summary["weights"] == "ema"
     assert kept.about["update"] == summary["best"]["update"]
-    shown = section(page, "On test")
-    text = f"359 images by the averaged weights of update {kept.about['update']}: {found.top1():.2f} % right"
+    shown = section(page, "Predictions on test")
+    text = f"359 images by the EMA weights of update {kept.about['update']}: {found.top1():.2f} % correct"
     assert text in shown
     table = rows(shown)
     assert table[0] == ["", *map(str, range(10))]
@@ -195,11 +196,11 @@ def test_mistakes_are_shown_with_what_was_said(run: Path, page: str) -> None:
     assert sure.tolist() == sorted(kept.predictions.probability[wrong, 0].tolist(), reverse=True)[:24]
     tiles = re.findall(
         r'<figure class="wrong">.*?<figcaption>(.*?)<br>is (.*?)</figcaption>',
-        section(page, "The most confident mistakes"),
+        section(page, "Most confident mistakes"),
     )
     assert tiles == kept.captions()
     assert len(tiles) == len(kept.shown) > 0
-    frequent = rows(section(page, "On test").split("The most frequent mistakes:")[1])
+    frequent = rows(section(page, "Predictions on test").split("The most frequent mistakes:")[1])
     assert sum(int(row[2]) for row in frequent[1:]) <= len(wrong)
     assert [int(row[2]) for row in frequent[1:]] == sorted((int(row[2]) for row in frequent[1:]), reverse=True)
 
@@ -207,7 +208,7 @@ def test_mistakes_are_shown_with_what_was_said(run: Path, page: str) -> None:
 def test_inputs_are_shown_with_their_classes(run: Path, page: str) -> None:
     inputs = read_inputs(run / INPUTS)
     assert inputs is not None
-    shown = section(page, "What the model sees")
+    shown = section(page, "Model inputs")
     assert re.findall(r"<figcaption>(.*?)</figcaption>", shown) == inputs.captions()
     assert ">The first training images, augmented, exactly as the model gets them.<" in shown
 
@@ -218,7 +219,7 @@ def test_evaluations_and_starts_are_the_run_s(run: Path, page: str) -> None:
     table = rows(section(page, "Evaluations"))[1:]
     assert len(table) == len(evaluations) == 14
     for row, line in zip(table, evaluations, strict=True):
-        weights = {"raw": "raw", "ema": "averaged"}[line["weights"]]
+        weights = {"raw": "raw", "ema": "EMA"}[line["weights"]]
         assert row[:3] == [line["split"], weights, str(line["weights_update"])]
         assert row[4:7] == [loss_text(line["loss"]), f"{line['top1']:.2f}", f"{line['top5']:.2f}"]
         assert row[7] == ("best" if line["best"] else "")
@@ -233,8 +234,8 @@ def test_the_config_is_escaped_yaml(tmp_path: Path) -> None:
     assert found is not None
     assert yaml.safe_load(html.unescape(found[1])) == read_run(folder).config.to_dict()
     assert "<b>" not in found[1]
-    assert f"<h1>{html.escape(ODD)}</h1>" in page
-    assert f"<title>{html.escape(ODD)}: report</title>" in page
+    assert f"<h1>{escape(ODD)}</h1>" in page
+    assert f"<title>{escape(ODD)}: report</title>" in page
 
 
 def test_pictures_lie_beside_the_page(run: Path) -> None:
@@ -281,7 +282,7 @@ def test_the_page_is_of_the_folder_alone(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_class_may_have_any_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vit_dist.report.page._grids", lambda run, out: None)
+    monkeypatch.setattr("vit_dist.report.page._write_grids", lambda run, out: None)
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report", "checkpoints"))
     kept, inputs = read_predictions(folder / PREDICTIONS), read_inputs(folder / INPUTS)
@@ -293,16 +294,16 @@ def test_a_class_may_have_any_name(run: Path, tmp_path: Path, monkeypatch: pytes
     page = write_report(folder).read_text(encoding="utf-8")
     assert "<b>&" not in page
     assert "<script" not in page
-    table = rows(section(page, "On test"))
+    table = rows(section(page, "Predictions on test"))
     assert table[0] == ["", *(short(name, 14) for name in names)]
     assert [row[0] for row in table] == table[0]
-    titles = re.findall(r'<span title="([^"]*)">', section(page, "On test"))
+    titles = re.findall(r'<span title="([^"]*)">', section(page, "Predictions on test"))
     assert [html.unescape(title) for title in titles] == 2 * names
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(svg)
     assert "<b>&amp;" not in page
-    assert page.count(html.escape(ODD)) > 40
-    assert 'alt="&lt;b&gt;&amp;&quot;' in page
+    assert page.count(str(escape(ODD))) > 40
+    assert 'alt="&lt;b&gt;&amp;&#34;' in page
 
 
 def test_many_classes_get_a_picture_and_more_get_the_most_frequent_mistakes(
@@ -390,7 +391,7 @@ def test_predictions_without_a_line_of_training(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0), start_line(5, 2.0)])
     write_predictions(folder / PREDICTIONS, some_predictions("abc"))
     page = write_report(folder).read_text(encoding="utf-8")
-    assert "50.00 % right" in page
+    assert "50.00 % correct" in page
     assert "No line of training yet." in page
     assert [re.search(r'aria-label="(.*?)"', svg)[1] for svg in re.findall(r"<svg.*?>", page)] == ["classes"]  # type: ignore[index]
     assert {path.stem for path in (folder / "report").glob("*.png")} == OF_PREDICTIONS
@@ -413,7 +414,7 @@ def test_a_run_that_was_killed_is_called_so(tmp_path: Path) -> None:
 def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
     reason = "UserError: data.root: <missing> & gone"
     folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0)], state="failed", reason=reason)
-    said = f"failed: {html.escape(reason)}; on 1 × cpu, fp32; started"
+    said = f"failed: {escape(reason)}; on 1 × cpu, fp32; started"
     assert said in write_report(folder).read_text(encoding="utf-8")
 
 
@@ -422,7 +423,7 @@ def test_a_run_that_diverged(tmp_path: Path) -> None:
     lines.append(eval_line(20, 3.0, loss="nan"))
     page = write_report(make_run(tmp_path / "run", lines)).read_text(encoding="utf-8")
     assert rows(section(page, "Evaluations"))[1][4] == "nan"
-    assert warnings_of(page) == ["The training loss is no number at update 20."]
+    assert warnings_of(page) == ["The training loss is not finite at update 20."]
 
 
 def warnings_of(page: str) -> list[str]:
@@ -439,10 +440,10 @@ def test_what_a_curve_does_not_show_is_said(tmp_path: Path) -> None:
 
     assert said("none", [], []) == []
     assert said("fine", [2.0, 1.0, 0.0], [0, 0, 0]) == []
-    lost = "The training loss is no number at update 2,000, and in 2 lines in all."
+    lost = "The training loss is not finite at update 2,000, and in 2 lines in all."
     assert said("lost", [2.0, "nan", "inf"], [0, 0, 0]) == [lost]
     # Of those so far, each line tells.
-    skipped = "Updates skipped, because their gradient was not finite: 1,002."
+    skipped = "Updates skipped because their gradient was not finite: 1,002."
     assert said("skipped", [2.0, 1.0, 0.5], [1, 1, 1002]) == [skipped]
     assert said("both", [2.0, None, "-inf"], [0, 500, 1002]) == [lost, skipped]
 
@@ -451,7 +452,7 @@ def test_a_folder_is_made_before_anything_is_drawn(tmp_path: Path, monkeypatch: 
     """A place that cannot be written is not found out after seconds of drawing."""
     folder = make_run(tmp_path / "run", [start_line(0, 0.0)])
     drawn: list[bool] = []
-    monkeypatch.setattr("vit_dist.report.page._curves", lambda run: drawn.append((folder / "report").is_dir()) or {})
+    monkeypatch.setattr("vit_dist.report.page._drawings", lambda run: drawn.append((folder / "report").is_dir()) or {})
     write_report(folder)
     (tmp_path / "file").touch()
     with pytest.raises(UserError):

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.run_folder.test_record import make_run as run_by_hand
 from tests.run_folder.test_record import some_inputs, some_predictions, start_line, train_line
 from vit_dist.report import curves, drawing, grids
-from vit_dist.report.html import confusion_table, document, table
+from vit_dist.report.rendering import macro, render
 from vit_dist.run_folder.predictions import (
     InputExamples,
     Predictions,
@@ -107,7 +107,7 @@ def test_curves_show_the_numbers_and_the_restarts(tmp_path: Path) -> None:
     loss, restart = curves.loss_curve(run).axes[0].lines
     assert [loss.get_xdata().tolist(), loss.get_ydata().tolist()] == [[1.0, 2.0], [3.0, 2.0]]
     assert list(restart.get_xdata()) == [1.0, 1.0]
-    assert labels(curves.loss_curve(run)) == ["train", "went on"]
+    assert labels(curves.loss_curve(run)) == ["train", "resumed"]
     rate = curves.rate_curve(run).axes[0]
     assert rate.lines[0].get_ydata().tolist() == [0.2, 0.1, 0.0]
     assert rate.get_ylim()[0] == 0
@@ -127,10 +127,10 @@ def test_a_measure_that_nobody_took_is_not_in_the_legend(tmp_path: Path) -> None
 
 
 def test_the_bar_of_seconds_names_all_of_them() -> None:
-    axes = curves.seconds_bar({"updates": 30.0, "saving": 10.0}).axes[0]
+    axes = curves.time_bars({"updates": 30.0, "saving": 10.0}).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [10.0, 30.0]
     assert [text.get_text().strip() for text in axes.texts] == ["10 s, 25%", "30 s, 75%"]
-    curves.seconds_bar({"updates": 0.0, "saving": 0.0})
+    curves.time_bars({"updates": 0.0, "saving": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ def all_ids(svg: str) -> list[str]:
 
 def pictures() -> dict[str, Figure]:
     """One with curves, filled spans and a legend; one with an image in it."""
-    figure = curves.drift_curve([(name, np.arange(1.0, 900), np.linspace(0.1, 1, 899)) for name in ("one", "two")])
+    figure = curves.divergence_curve([(name, np.arange(1.0, 900), np.linspace(0.1, 1, 899)) for name in ("one", "two")])
     found = some_predictions(["ant", "bee & <b>", "cat"]).predictions
-    return {"drift": figure, "confusion": grids.confusion_picture(found, ["ant", "bee & <b>", "cat"])}
+    return {"drift": figure, "confusion": grids.confusion_matrix(found, ["ant", "bee & <b>", "cat"])}
 
 
 def test_an_svg_is_well_formed_and_follows_the_page() -> None:
@@ -190,7 +190,7 @@ def test_an_svg_is_well_formed_and_follows_the_page() -> None:
 
 
 def test_the_style_sheet_knows_the_colours_of_the_pictures() -> None:
-    style = (Path(drawing.__file__).with_name("style.css")).read_text(encoding="utf-8")
+    style = (Path(drawing.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     light, dark = style.split("prefers-color-scheme: dark")
     used = set()
     for name, figure in pictures().items():
@@ -223,7 +223,7 @@ def test_all_text_of_a_dark_page_is_light(tmp_path: Path) -> None:
     """Text without a colour of the page's is black, and a legend's frame white, in the dark too."""
     lines = [start_line(0, 0.0), train_line(10, 1.0), start_line(10, 5.0), train_line(20, 6.0)]
     run = read_run(run_by_hand(tmp_path / "run", lines))
-    for name, figure in {"loss": curves.loss_curve(run), "seconds": curves.seconds_bar({"updates": 3.0})}.items():
+    for name, figure in {"loss": curves.loss_curve(run), "seconds": curves.time_bars({"updates": 3.0})}.items():
         root = ElementTree.fromstring(drawing.to_svg(figure, name))
         texts = [element for element in root.iter() if element.tag.endswith("text")]
         assert len(texts) > 1
@@ -293,7 +293,7 @@ def test_many_tiles_are_smaller(tmp_path: Path) -> None:
 
 def test_a_frame_is_red_only_where_wrong(tmp_path: Path) -> None:
     tiles = [*grids.mistake_tiles(some_predictions("abc")), *grids.input_tiles(some_inputs("abc"))]
-    assert [(tile.said, tile.right, tile.truth) for tile in tiles] == [
+    assert [(tile.caption, tile.right, tile.truth) for tile in tiles] == [
         ("a 70%", False, "c"),
         ("c 50%", False, "b"),
         ("a 75%, b 25%", None, ""),
@@ -314,7 +314,7 @@ def by_hand(pairs: list[tuple[int, int]], classes: int, sure: list[float] | None
 def test_dots_of_classes_have_the_worst_on_top() -> None:
     # a: 1 of 2, b: 2 of 2, c: none at all, d: 1 of 3
     found = by_hand([(0, 0), (0, 1), (1, 1), (1, 1), (3, 3), (3, 0), (3, 0)], 4)
-    axes = grids.class_bars(found, ["a", "b", "c", "d"]).axes[0]
+    axes = grids.per_class_accuracy(found, ["a", "b", "c", "d"]).axes[0]
     named = {
         round(place): text.get_text() for place, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
     }
@@ -333,7 +333,7 @@ def test_dots_of_classes_have_the_worst_on_top() -> None:
 @pytest.mark.parametrize(("right", "low"), [(99, 90), (92, 90), (91, 80), (50, 40), (11, 0), (0, 0)])
 def test_the_axis_of_classes_begins_below_the_worst(right: int, low: int) -> None:
     pairs = [(0, 0)] * right + [(0, 1)] * (100 - right) + [(1, 1)]
-    axes = grids.class_bars(by_hand(pairs, 2), ["a", "b"]).axes[0]
+    axes = grids.per_class_accuracy(by_hand(pairs, 2), ["a", "b"]).axes[0]
     assert axes.get_xlim() == pytest.approx((low, 100 + 0.14 * (100 - low)))
     assert [axes.get_xticks()[0] >= low, axes.get_xticks()[-1]] == [True, 100]
 
@@ -341,7 +341,7 @@ def test_the_axis_of_classes_begins_below_the_worst(right: int, low: int) -> Non
 def test_of_many_classes_the_worst_thirty_are_shown() -> None:
     # Class k has k right ones and 50 - k that are taken for class 0.
     pairs = [(k, k if number < k else 0) for k in range(1, 41) for number in range(50)]
-    axes = grids.class_bars(by_hand(pairs, 41), [f"class {k}" for k in range(41)]).axes[0]
+    axes = grids.per_class_accuracy(by_hand(pairs, 41), [f"class {k}" for k in range(41)]).axes[0]
     texts = [text.get_text() for text in axes.get_yticklabels()]
     assert sorted(texts) == sorted(f"class {k}" for k in range(1, 31))
     assert axes.get_xlabel() == "top1, %, the worst 30 of 40"
@@ -357,10 +357,10 @@ def test_confusions_are_the_most_frequent_pairs() -> None:
 
 
 def test_a_picture_of_confusions_is_in_percent_of_the_row() -> None:
-    figure = grids.confusion_picture(by_hand([(0, 0), (0, 1), (0, 1), (0, 1), (2, 2)], 3), ["a", "b", "c"])
+    figure = grids.confusion_matrix(by_hand([(0, 0), (0, 1), (0, 1), (0, 1), (2, 2)], 3), ["a", "b", "c"])
     assert figure.axes[0].images[0].get_array().tolist() == [[25, 75, 0], [0, 0, 0], [0, 0, 100]]
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "1", "3"]
-    assert [figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()] == ["taken for", "true class"]
+    assert [figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()] == ["predicted", "true class"]
 
 
 def test_names_are_cut() -> None:
@@ -383,14 +383,14 @@ def test_names_are_cut() -> None:
 def test_the_names_of_classes_are_cut_where_they_are_drawn(tmp_path: Path) -> None:
     names = ["a class of a rather long name, 1", "a class of a rather long name, 2", "c"]
     kept = some_predictions(names)
-    axes = grids.class_bars(kept.predictions, names).axes[0]
+    axes = grids.per_class_accuracy(kept.predictions, names).axes[0]
     cut = ["a class of…ong name, 1", "a class of…ong name, 2", "c"]
     assert sorted(text.get_text() for text in axes.get_yticklabels()) == cut
-    axes = grids.confusion_picture(kept.predictions, names).axes[0]
+    axes = grids.confusion_matrix(kept.predictions, names).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a cla…ame, 1", "a cla…ame, 2", "c"]
     both = (np.arange(3.0), np.arange(1.0, 4.0))
     assert labels(curves.comparison_curve([(name, (both, both)) for name in names], "x", "y")) == cut
-    assert labels(curves.drift_curve([(name, *both) for name in names])) == cut
+    assert labels(curves.divergence_curve([(name, *both) for name in names])) == cut
 
 
 @pytest.mark.parametrize(
@@ -399,14 +399,14 @@ def test_the_names_of_classes_are_cut_where_they_are_drawn(tmp_path: Path) -> No
 def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
     """Dollars are no formula."""
     kept = some_predictions([name, "bee", "cat"])
-    svg = drawing.to_svg(grids.class_bars(kept.predictions, kept.about["classes"]), "classes")
+    svg = drawing.to_svg(grids.per_class_accuracy(kept.predictions, kept.about["classes"]), "classes")
     texts = [element.text.strip() for element in ElementTree.fromstring(svg).iter() if element.text]
     assert name in texts
     grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(kept))
     both = (np.arange(3.0), np.arange(1.0, 4.0))
     for figure in (
         curves.comparison_curve([(name, (both, both)), ("two", (both, both))], "x", "y"),
-        curves.drift_curve([(name, *both), ("two", *both)]),
+        curves.divergence_curve([(name, *both), ("two", *both)]),
     ):
         texts = [element.text for element in ElementTree.fromstring(drawing.to_svg(figure, "runs")).iter()]
         assert [text.strip() for text in texts if text and text.strip() in (name, "two")] == [name, "two"]
@@ -416,14 +416,14 @@ def test_a_run_whose_name_begins_with_a_line_is_in_the_legend() -> None:
     """Matplotlib leaves such names out."""
     both = (np.arange(3.0), np.arange(1.0, 4.0))
     assert labels(curves.comparison_curve([("_1", (both, both)), ("2", (both, both))], "x", "y")) == [" _1", "2"]
-    assert labels(curves.drift_curve([("_1", *both), ("2", *both)])) == [" _1", "2"]
+    assert labels(curves.divergence_curve([("_1", *both), ("2", *both)])) == [" _1", "2"]
 
 
 def test_a_name_that_the_font_has_no_letters_for_is_no_warning(tmp_path: Path) -> None:
     kept = some_predictions(["猫", "🐝", "cat"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = grids.class_bars(kept.predictions, kept.about["classes"])
+        figure = grids.per_class_accuracy(kept.predictions, kept.about["classes"])
         assert "猫" in drawing.to_svg(figure, "classes")
         drawing.save_png(figure, tmp_path / "classes.png")
         grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(kept))
@@ -433,7 +433,7 @@ def test_a_name_that_the_font_has_no_letters_for_is_no_warning(tmp_path: Path) -
 
 
 def test_a_table_of_confusions_is_escaped_and_shaded_by_its_row() -> None:
-    html = confusion_table([[3, 1], [0, 0]], ["<b>", "bee"])
+    html = macro("confusion_matrix", [[3, 1], [0, 0]], ["<b>", "bee"])
     rows = ElementTree.fromstring(html).findall(".//tbody/tr")
     assert ["".join(cell.itertext()) for cell in rows[0]] == ["<b>", "3", "1"]
     assert ["".join(cell.itertext()) for cell in rows[1]] == ["bee", "", ""]
@@ -443,7 +443,7 @@ def test_a_table_of_confusions_is_escaped_and_shaded_by_its_row() -> None:
 
 def test_cells_of_confusions_are_right_or_wrong_or_nothing() -> None:
     """Light letters only on what is dark: right ones of more than half of the row."""
-    html = confusion_table([[2, 2, 0], [0, 0, 5], [1, 0, 3]], ["a", "b", "c"])
+    html = macro("confusion_matrix", [[2, 2, 0], [0, 0, 5], [1, 0, 3]], ["a", "b", "c"])
     rows = ElementTree.fromstring(html).findall(".//tbody/tr")
     assert [[cell.get("class") for cell in row.iter("td")] for row in rows] == [
         ["right", "wrong", "none"],
@@ -462,7 +462,7 @@ def test_cells_of_confusions_are_right_or_wrong_or_nothing() -> None:
     ],
 )
 def test_names_in_a_table_of_confusions(names: list[str], told: list[str], upright: bool) -> None:
-    root = ElementTree.fromstring(confusion_table([[1, 0], [0, 1]], names))
+    root = ElementTree.fromstring(macro("confusion_matrix", [[1, 0], [0, 1]], names))
     heads = root.findall(".//thead/tr/th")
     sides = [row[0] for row in root.findall(".//tbody/tr")]
     assert ["".join(head.itertext()) for head in heads] == ["", *told]
@@ -474,10 +474,11 @@ def test_names_in_a_table_of_confusions(names: list[str], told: list[str], uprig
 
 
 def test_a_table_and_a_document_are_escaped() -> None:
-    found = ElementTree.fromstring(table([["a", "<i>"], ["1", "&"]], text=(1,)))
+    found = ElementTree.fromstring(macro("table", [["a", "<i>"], ["1", "&"]], text=(1,)))
     assert [cell.text for cell in found.iter("th")] == ["a", "<i>"]
     assert [(cell.text, cell.get("class")) for cell in found.iter("td")] == [("1", None), ("&", "text")]
-    page = document("<b>&", ["<p>text</p>"])
+    page = render("comparison.html", title="<b>&", names=[], verdict="", rows=[[""]], notes=["<p>"], curves={})
+    assert "<p>&lt;p&gt;</p>" in page
     assert "<title>&lt;b&gt;&amp;</title>" in page
     assert page.startswith("<!doctype html>")
     assert 'name="viewport"' in page

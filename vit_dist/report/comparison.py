@@ -1,73 +1,78 @@
-"""Several runs side by side: how fast, how good, and how far apart; a CPU against a GPU among its uses."""
+"""Several runs in comparison: how fast, how accurate, and how far their losses diverge."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
 from vit_dist.formatting import duration
 from vit_dist.report import curves
 from vit_dist.report.drawing import save_png, to_svg
-from vit_dist.report.html import charts, document, table
 from vit_dist.report.measures import (
-    Drift,
+    Divergence,
     RunFigures,
     compare_configs,
-    drift,
+    divergence,
     loss_divergence,
-    measured,
-    metric_of,
+    run_figures,
     verdict,
 )
+from vit_dist.report.rendering import render
 from vit_dist.run_folder.metrics import Floats
 from vit_dist.run_folder.record import RunRecord, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_CAPTIONS = {
+    "loss_over_updates": "Loss over updates (faint: training, dots: validation)",
+    "loss_over_time": "Loss over training time",
+    "accuracy_over_time": "Top-1 accuracy on val over training time",
+    "divergence": "Divergence of the losses from the first run's",
+}
+
 
 def write_comparison(folders: Sequence[Path], out: Path) -> tuple[Path, str]:
-    """comparison.html, comparison.md and PNGs of several runs, the first of which the others are held against.
+    """Write comparison.html, comparison.md and PNGs of several runs, each compared with the first.
 
-    Returns the page and what the Markdown says. Raises UserError.
+    Return the page and the Markdown text. Raises UserError.
     """
     runs = [read_run(folder) for folder in folders]
-    names = distinct([run.name for run in runs], [str(run.folder) for run in runs])
-    drifts = [drift(runs[0], run) for run in runs[1:]]
-    pictures = _pictures(runs, names, drifts)
-    rows, told = _rows(runs, names), [*compare_configs(runs, names), *loss_divergence(names, drifts)]
+    names = distinct_names([run.name for run in runs], [str(run.folder) for run in runs])
+    divergences = [divergence(runs[0], run) for run in runs[1:]]
+    pictures = _pictures(runs, names, divergences)
+    rows, notes = _rows(runs, names), [*compare_configs(runs, names), *loss_divergence(names, divergences)]
     others = zip(runs[1:], names[1:], strict=True)
     sentence = " ".join(verdict([runs[0], run], [names[0], name]) for run, name in others)
-    text = _markdown(rows, sentence, told, list(pictures))
+    text = _markdown(rows, sentence, notes, list(pictures))
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures.items():
             save_png(figure, out / f"{name}.png")
-        parts = [
-            f"<h1>{escape(' · '.join(names))}</h1>",
-            f'<p class="verdict">{escape(sentence)}</p>',
-            table(rows),
-            *(f"<p>{escape(line)}</p>" for line in told),
-            charts({_CAPTIONS[name]: to_svg(figure, name) for name, figure in pictures.items()}),
-        ]
-        for name, content in (
-            ("comparison.md", text),
-            ("comparison.html", document(f"{' · '.join(names)}: comparison", parts)),
-        ):
-            write_text(out / name, content)
+        write_text(out / "comparison.md", text)
+        page = render(
+            "comparison.html",
+            title=f"{' · '.join(names)}: comparison",
+            names=names,
+            verdict=sentence,
+            rows=rows,
+            notes=notes,
+            curves={_CAPTIONS[name]: Markup(to_svg(figure, name)) for name, figure in pictures.items()},
+        )
+        write_text(out / "comparison.html", page)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
     return out / "comparison.html", text
 
 
-def distinct(names: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """The names, or, where two are the same, as much of the folders' ends as tells them apart."""
+def distinct_names(names: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Return the names, or, if two are the same, as much of the ends of the folders as tells them apart."""
     if len(set(names)) == len(names):
         return list(names)
     parts = [Path(folder).parts for folder in folders]
@@ -78,58 +83,49 @@ def distinct(names: Sequence[str], folders: Sequence[str]) -> list[str]:
     return [f"{tail} ({number})" for number, tail in enumerate(folders, 1)]
 
 
-_CAPTIONS = {
-    "loss_over_updates": "Loss over updates: faint of train, dots of val",
-    "loss_over_time": "Loss over the time of training",
-    "accuracy_over_time": "Top-1 on val over the time of training",
-    "drift": "How far the losses part from the first run's",
-}
-
-
 def _rows(runs: Sequence[RunRecord], names: Sequence[str]) -> list[list[str]]:
-    """A column for each run; the first row is the head."""
-    found = [measured(run) for run in runs]
-    first = found[0]
+    """Return the table: a column for each run, the first row its head; rows that no run can fill are left out."""
+    figures = [run_figures(run) for run in runs]
+    first = figures[0]
 
-    def row(name: str, of: Sequence[str | None]) -> list[str]:
-        return [name, *(cell or "–" for cell in of)]
+    def row(name: str, text: Callable[[RunFigures], str | None]) -> list[str]:
+        return [name, *(text(run) or "–" for run in figures)]
+
+    def number(value: float | None, spec: str, scale: float = 1.0, unit: str = "") -> str | None:
+        return None if value is None else f"{value * scale:{spec}}{unit}"
 
     rows = [
         ["", *names],
-        row("machine", [one.machine for one in found]),
-        row("updates", [_done(one) for one in found]),
-        row("seconds an epoch", [None if one.epoch_seconds is None else f"{one.epoch_seconds:.3g}" for one in found]),
-        row("training", [None if one.seconds is None else duration(one.seconds) for one in found]),
-        row("in all", [duration(one.total) for one in found]),
-        row("images/s", [None if one.rate is None else f"{one.rate:,.0f}" for one in found]),
-        row("MFU", [None if one.mfu is None else f"{100 * one.mfu:.1f} %" for one in found]),
-        row("memory at most, MiB", [None if one.memory is None else f"{one.memory / 2**20:,.0f}" for one in found]),
-        row(f"best {metric_of(runs[0])} on val", [None if one.best is None else f"{one.best:.4g}" for one in found]),
-        row("top1 on test, %", [None if one.test is None else f"{one.test:.2f}" for one in found]),
-        row("top5 on test, %", [None if one.fifth is None else f"{one.fifth:.2f}" for one in found]),
-        row("speed, times the first", [_ratio(first.epoch_seconds, one.epoch_seconds) for one in found]),
-        row("minutes saved", [_saved(first, one) for one in found]),
+        row("machine", lambda run: run.machine),
+        row("updates", lambda run: run.updates_text),
+        row("seconds an epoch", lambda run: number(run.epoch_seconds, ".3g")),
+        row("training", lambda run: None if run.seconds is None else duration(run.seconds)),
+        row("in all", lambda run: duration(run.total_seconds)),
+        row("images/s", lambda run: number(run.samples_per_second, ",.0f")),
+        row("MFU", lambda run: number(run.mfu, ".1f", 100, " %")),
+        row("peak memory, MiB", lambda run: number(run.memory_bytes, ",.0f", 2**-20)),
+        row(f"best {first.metric} on val", lambda run: number(run.best["value"] if run.best else None, ".4g")),
+        row("top1 on test, %", lambda run: number(run.test_top1, ".2f")),
+        row("top5 on test, %", lambda run: number(run.test_top5, ".2f")),
+        row("speed, times the first", lambda run: _ratio(first.epoch_seconds, run.epoch_seconds)),
+        row("minutes saved", lambda run: _minutes_saved(first, run)),
     ]
     return [row for row in rows if set(row[1:]) != {"–"}]
-
-
-def _done(one: RunFigures) -> str:
-    return f"{one.updates:,} of {one.planned:,}" if one.updates < one.planned else f"{one.updates:,}"
 
 
 def _ratio(first: float | None, other: float | None) -> str | None:
     return f"{first / other:.3g}" if first and other else None
 
 
-def _saved(first: RunFigures, other: RunFigures) -> str | None:
-    """Of the whole run, where both did as many updates."""
+def _minutes_saved(first: RunFigures, other: RunFigures) -> str | None:
+    """Return the minutes that a whole run took less than the first, if both made as many updates."""
     if first.updates != other.updates:
         return None
-    return f"{round((first.total - other.total) / 60, 1) + 0.0:.1f}"
+    return f"{round((first.total_seconds - other.total_seconds) / 60, 1) + 0.0:.1f}"
 
 
-def _pictures(runs: Sequence[RunRecord], names: Sequence[str], drifts: Sequence[Drift]) -> dict[str, Figure]:
-    """File's name → picture."""
+def _pictures(runs: Sequence[RunRecord], names: Sequence[str], divergences: Sequence[Divergence]) -> dict[str, Figure]:
+    """Draw the comparison: file name → picture."""
     longest = max((float(run.train_seconds[-1]) for run in runs if len(run.train_seconds)), default=0.0)
     scale, unit = curves.time_unit(longest)
 
@@ -142,30 +138,30 @@ def _pictures(runs: Sequence[RunRecord], names: Sequence[str], drifts: Sequence[
             at = np.interp(at, train["update"], x)
         return (x, train[name]), (at, values)
 
-    def drawn(name: str, label: str, *, time: bool) -> Figure:
-        given = [(title, series(run, name, time=time)) for title, run in zip(names, runs, strict=True)]
-        return curves.comparison_curve(given, f"{unit} of training" if time else "update", label)
+    def curve(name: str, label: str, *, time: bool) -> Figure:
+        lines = [(title, series(run, name, time=time)) for title, run in zip(names, runs, strict=True)]
+        return curves.comparison_curve(lines, f"{unit} of training" if time else "update", label)
 
     pictures = {
-        "loss_over_updates": drawn("loss", "loss", time=False),
-        "loss_over_time": drawn("loss", "loss", time=True),
-        "accuracy_over_time": drawn("top1", "top1, %", time=True),
+        "loss_over_updates": curve("loss", "loss", time=False),
+        "loss_over_time": curve("loss", "loss", time=True),
+        "accuracy_over_time": curve("top1", "top1, %", time=True),
     }
-    # A logarithm has no place for what is exactly the same.
-    apart = [(one.differences > 0) & np.isfinite(one.differences) for one in drifts]
-    parted = [
-        (name, one.updates[real], one.differences[real])
-        for name, one, real in zip(names[1:], drifts, apart, strict=True)
-        if real.any()
+    # A logarithmic axis has no place for losses that are exactly the same.
+    drawable = [(each.differences > 0) & np.isfinite(each.differences) for each in divergences]
+    diverged = [
+        (name, each.updates[mask], each.differences[mask])
+        for name, each, mask in zip(names[1:], divergences, drawable, strict=True)
+        if mask.any()
     ]
-    if parted:
-        pictures["drift"] = curves.drift_curve(parted)
+    if diverged:
+        pictures["divergence"] = curves.divergence_curve(diverged)
     return pictures
 
 
-def _markdown(rows: Sequence[Sequence[str]], sentence: str, told: Sequence[str], pictures: Sequence[str]) -> str:
+def _markdown(rows: Sequence[Sequence[str]], sentence: str, notes: Sequence[str], pictures: Sequence[str]) -> str:
     lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
     body = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
     shown = "\n".join(f"![{_CAPTIONS[name]}]({name}.png)" for name in pictures)
-    points = "".join(f"- {line}\n" for line in told)
+    points = "".join(f"- {line}\n" for line in notes)
     return f"# Comparison\n\n**{sentence}**\n\n{body}\n{points}\n{shown}\n"

@@ -1,4 +1,4 @@
-"""A run's numbers over its updates and its time, as pictures."""
+"""Curves of a run over its epochs and its training time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from vit_dist.formatting import duration
-from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SERIES, new_figure, plain, save_png, short
+from vit_dist.report.drawing import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SERIES,
+    literal,
+    new_figure,
+    save_png,
+    short,
+)
 from vit_dist.run_folder.metrics import Floats
 from vit_dist.run_folder.record import RunRecord
 
@@ -22,7 +34,7 @@ _BINS = 600
 
 @dataclass(frozen=True)
 class Thinned:
-    """At most 600 points: the mean of each share of the values, and its lowest and highest."""
+    """A series in bins: the mean, the lowest and the highest value of each."""
 
     x: Floats
     mean: Floats
@@ -31,29 +43,27 @@ class Thinned:
 
 
 def thin(x: Floats, y: Floats, bins: int = _BINS) -> Thinned:
-    """Shares of equally many points; no peak is lost. NaN is left out."""
+    """Put a series into at most `bins` bins of equally many points, so that no peak is lost; NaN is left out."""
     real = ~np.isnan(y)
     x, y = x[real], y[real]
     if len(y) <= bins:
         return Thinned(x, y, y, y)
     edges = np.linspace(0, len(y), bins, endpoint=False).astype(np.int64)
     counts = np.diff([*edges, len(y)])
-    json_number = np.where(np.isfinite(y), y, np.nan)
+    finite = np.where(np.isfinite(y), y, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        mean = np.add.reduceat(np.nan_to_num(json_number), edges) / np.add.reduceat(
-            np.isfinite(y).astype(np.float64), edges
-        )
+        mean = np.add.reduceat(np.nan_to_num(finite), edges) / np.add.reduceat(np.isfinite(y).astype(np.float64), edges)
         return Thinned(
             np.add.reduceat(x, edges) / counts,
             mean,
-            np.fmin.reduceat(json_number, edges),
-            np.fmax.reduceat(json_number, edges),
+            np.fmin.reduceat(finite, edges),
+            np.fmax.reduceat(finite, edges),
         )
 
 
 def loss_curve(run: RunRecord) -> Figure:
-    """Of train, and of val by the raw and the averaged weights."""
+    """Draw the loss on train, and on val by the raw and the EMA weights."""
     figure, axes = new_figure()
     _train(axes, run, "loss")
     _evaluations(axes, run, "loss")
@@ -61,7 +71,7 @@ def loss_curve(run: RunRecord) -> Figure:
 
 
 def accuracy_curve(run: RunRecord) -> Figure:
-    """Top-1 in percent of train, and of val by the raw and the averaged weights."""
+    """Draw top-1 accuracy in percent on train, and on val by the raw and the EMA weights."""
     figure, axes = new_figure()
     _train(axes, run, "top1")
     _evaluations(axes, run, "top1")
@@ -70,7 +80,7 @@ def accuracy_curve(run: RunRecord) -> Figure:
 
 
 def rate_curve(run: RunRecord) -> Figure:
-    """The learning rate."""
+    """Draw the learning rate."""
     figure, axes = new_figure()
     _train(axes, run, "lr")
     axes.set_ylim(0, None)
@@ -78,7 +88,7 @@ def rate_curve(run: RunRecord) -> Figure:
 
 
 def norm_curve(run: RunRecord) -> Figure:
-    """The norm of an update's gradient before it is clipped."""
+    """Draw the gradient norm of an update, before clipping."""
     figure, axes = new_figure()
     _train(axes, run, "grad_norm")
     clip = run.config.optimizer.clip_norm
@@ -90,11 +100,11 @@ def norm_curve(run: RunRecord) -> Figure:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
-    return _finished(figure, axes, run, "gradient's norm")
+    return _finished(figure, axes, run, "gradient norm")
 
 
 def throughput_curve(run: RunRecord) -> Figure:
-    """Images per second over the time of training."""
+    """Draw images per second over training time."""
     figure, axes = new_figure()
     scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
     _line(axes, run.train_seconds / scale, run.metrics.train["samples_per_second"], BLUE, "")
@@ -104,7 +114,7 @@ def throughput_curve(run: RunRecord) -> Figure:
 
 
 def utilisation_curve(run: RunRecord) -> Figure:
-    """MFU, the share of the matrix product measured at start, and of the time spent waiting for images, in percent."""
+    """Draw device utilisation in percent: MFU, the fraction of a measured matrix product, time waiting for images."""
     figure, axes = new_figure()
     scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
     kinds = (("mfu", BLUE, "MFU"), ("matmul_fraction", GREEN, "of a matrix product's speed"))
@@ -118,14 +128,14 @@ def utilisation_curve(run: RunRecord) -> Figure:
     return figure
 
 
-def seconds_bar(spent: Mapping[str, float]) -> Figure:
-    """Where the time went."""
+def time_bars(spent: Mapping[str, float]) -> Figure:
+    """Draw the time breakdown: seconds by activity."""
     figure, axes = new_figure(4.8, 2.2)
     names, total = list(spent), sum(spent.values()) or 1.0
     axes.barh(names[::-1], [spent[name] for name in names[::-1]], color=[*SERIES[: len(names)]][::-1], height=0.6)
     for row, name in enumerate(names[::-1]):
-        told = f"\u00a0\u00a0{duration(spent[name])}, {spent[name] / total:.0%}"
-        axes.text(spent[name], row, told, va="center", fontsize=8, color=INK)
+        text = f"\u00a0\u00a0{duration(spent[name])}, {spent[name] / total:.0%}"
+        axes.text(spent[name], row, text, va="center", fontsize=8, color=INK)
     axes.margins(x=0.35)
     axes.set_xlim(0, None)
     axes.set(xticks=[])
@@ -135,25 +145,25 @@ def seconds_bar(spent: Mapping[str, float]) -> Figure:
 
 
 def comparison_curve(runs: Sequence[tuple[str, Sequence[tuple[Floats, Floats]]]], x: str, y: str) -> Figure:
-    """One colour for each run: its first series faint, its second one strong."""
+    """Draw runs, each in its own colour: its first series faint, its second one strong."""
     figure, axes = new_figure(6.4, 3.4)
     for number, (name, (faint, strong)) in enumerate(runs):
         colour = SERIES[number % len(SERIES)]
         thinned = thin(*faint)
         axes.plot(thinned.x, thinned.mean, color=colour, alpha=0.35, linewidth=0.9)
-        axes.plot(*strong, color=colour, marker=".", markersize=3, label=plain(short(name)))
+        axes.plot(*strong, color=colour, marker=".", markersize=3, label=literal(short(name)))
     axes.set(xlabel=x, ylabel=y)
     _legend(axes)
     return figure
 
 
-def drift_curve(drifts: Sequence[tuple[str, Floats, Floats]]) -> Figure:
-    """How far losses part from the first run's, relative, over the updates that both have."""
+def divergence_curve(divergences: Sequence[tuple[str, Floats, Floats]]) -> Figure:
+    """Draw the relative difference of losses from the first run's, over the updates that both have."""
     figure, axes = new_figure(6.4, 3.0)
-    for number, (name, updates, drift) in enumerate(drifts, 1):
-        thinned = thin(updates, drift)
+    for number, (name, updates, differences) in enumerate(divergences, 1):
+        thinned = thin(updates, differences)
         colour = SERIES[number % len(SERIES)]
-        axes.plot(thinned.x, thinned.mean, color=colour, label=plain(short(name)))
+        axes.plot(thinned.x, thinned.mean, color=colour, label=literal(short(name)))
         axes.fill_between(thinned.x, thinned.low, thinned.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_yscale("log")
     axes.set(xlabel="update", ylabel="relative difference of loss")
@@ -162,7 +172,7 @@ def drift_curve(drifts: Sequence[tuple[str, Floats, Floats]]) -> Figure:
 
 
 def draw_rates(path: Path, epochs: Sequence[float], rates: Sequence[float], title: str) -> None:
-    """A PNG of the rate over epochs. Raises OSError where it cannot be written."""
+    """Write a PNG of the learning rate over epochs. Raises OSError."""
     figure, axes = new_figure(8, 3.5)
     axes.plot(epochs, rates, color=BLUE)
     axes.set(title=title, xlabel="epoch", ylabel="learning rate", xlim=(0, max(*epochs, 1e-9)), ylim=(0, None))
@@ -170,7 +180,7 @@ def draw_rates(path: Path, epochs: Sequence[float], rates: Sequence[float], titl
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
-    """(seconds in it, its name) for an axis that long."""
+    """Return the unit for a time axis of so many seconds: (seconds in it, its name)."""
     return (3600.0, "hours") if seconds > 7200 else (60.0, "minutes") if seconds > 180 else (1.0, "seconds")
 
 
@@ -187,7 +197,7 @@ def _line(axes: Axes, x: Floats, y: Floats, colour: str, label: str) -> None:
 
 
 def _evaluations(axes: Axes, run: RunRecord, name: str) -> None:
-    for weights, colour, label in (("raw", ORANGE, "val"), ("ema", PURPLE, "val, averaged weights")):
+    for weights, colour, label in (("raw", ORANGE, "val"), ("ema", PURPLE, "val, EMA weights")):
         lines = run.evaluations("val", weights)
         if lines:
             values = [float(line[name]) for line in lines]
@@ -195,9 +205,9 @@ def _evaluations(axes: Axes, run: RunRecord, name: str) -> None:
 
 
 def _finished(figure: Figure, axes: Axes, run: RunRecord, label: str) -> Figure:
-    """With its axes named, and a line at each restart."""
+    """Name the axes, and draw a line at each restart."""
     for number, line in enumerate(run.metrics.restarts):
-        label_once = "went on" if number == 0 else None
+        label_once = "resumed" if number == 0 else None
         axes.axvline(line["epoch"], color=FAINT, linestyle="--", linewidth=0.9, label=label_once)
     axes.set(xlabel="epoch", ylabel=label)
     axes.set_xlim(0, None)
@@ -206,7 +216,7 @@ def _finished(figure: Figure, axes: Axes, run: RunRecord, label: str) -> Figure:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the axes, where it hides nothing."""
+    """Place the legend above the axes, where it hides nothing."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(
             loc="lower left",

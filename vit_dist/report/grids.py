@@ -1,4 +1,4 @@
-"""What a model got right and wrong: pictures side by side, classes, and which it takes for which."""
+"""Pictures of predictions: mistakes and inputs in a grid, per-class accuracy, the confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,38 +10,44 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, RED, new_figure, plain, save_png, short
+from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, RED, literal, new_figure, save_png, short
 from vit_dist.run_folder.predictions import InputExamples, Pixels, Predictions, SavedPredictions
 
-_WORST = 30
+_WORST = 30  # classes shown, at most
+_SMALL = 64  # pixels
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture, uint8 [channels, height, width], with what is said of it.
+    """An image, uint8 [channels, height, width], with its caption.
 
-    right: None where nobody knows. truth: the true class, shown where it was not right.
+    right: whether it was classified correctly; None if that is not known. truth: the true class, shown if it was not.
     """
 
     pixels: Pixels
-    said: str
+    caption: str
     right: bool | None = None
     truth: str = ""
 
+    @property
+    def is_small(self) -> bool:
+        """Whether a browser should enlarge it without smoothing."""
+        return int(self.pixels.shape[-1]) < _SMALL
 
-def mistake_tiles(kept: SavedPredictions) -> list[Tile]:
-    """The wrong answers given with the most confidence, that first."""
-    both = zip(kept.captions(), kept.pictures, strict=True)
-    return [Tile(pixels, said, False, truth) for (said, truth), pixels in both]
+
+def mistake_tiles(saved: SavedPredictions) -> list[Tile]:
+    """Return the mistakes made with the most confidence, most confident first."""
+    pairs = zip(saved.captions(), saved.pictures, strict=True)
+    return [Tile(pixels, caption, False, truth) for (caption, truth), pixels in pairs]
 
 
 def input_tiles(inputs: InputExamples) -> list[Tile]:
-    """The inputs with their classes, and the parts of these where two are mixed."""
-    return [Tile(pixels, said) for said, pixels in zip(inputs.captions(), inputs.pixels, strict=True)]
+    """Return the model's inputs with their classes, and the share of each where two are mixed."""
+    return [Tile(pixels, caption) for caption, pixels in zip(inputs.captions(), inputs.pixels, strict=True)]
 
 
 def draw_tiles(path: Path, tiles: Sequence[Tile]) -> None:
-    """A PNG of pictures in a square: framed green where right, red with the true class where wrong. Raises OSError."""
+    """Write a PNG of images in a square: framed green if right, red with the true class if wrong. Raises OSError."""
     columns = max(1, math.ceil(math.sqrt(len(tiles))))
     rows = math.ceil(len(tiles) / columns)
     side = 1.7 if columns <= 5 else 1.4
@@ -59,19 +65,19 @@ def draw_tiles(path: Path, tiles: Sequence[Tile]) -> None:
         colour = {True: GREEN, False: RED, None: FAINT}[tile.right]
         for spine in axes.spines.values():
             spine.set(color=colour, linewidth=1 if tile.right is None else 2.5)
-        told = [tile.said, f"is {tile.truth}"] if tile.right is False else [tile.said]
-        text = "\n".join(plain(short(line)) for line in told)
+        lines = [tile.caption, f"is {tile.truth}"] if tile.right is False else [tile.caption]
+        text = "\n".join(literal(short(line)) for line in lines)
         axes.set_title(text, color=INK if tile.right is None else colour, fontsize=8, pad=3)
     save_png(figure, path)
 
 
-def class_bars(predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Top-1 of each class in percent, the worst on top; at most 30 of them. Dots: the axis need not begin at 0."""
+def per_class_accuracy(predictions: Predictions, classes: Sequence[str]) -> Figure:
+    """Draw the top-1 accuracy of each class in percent, worst first, at most 30. Dots: the axis may not start at 0."""
     seen, right = predictions.per_class(len(classes))
     present = np.flatnonzero(seen)
     share = 100 * right[present] / seen[present]
     order = np.argsort(share, kind="stable")[:_WORST]
-    names = [plain(short(classes[present[row]])) for row in order]
+    names = [literal(short(classes[present[row]])) for row in order]
     figure, axes = new_figure(4.8, max(1.6, 0.2 * len(order) + 0.7))
     places = np.arange(len(order))[::-1]
     low = 10 * max(0, math.floor((float(share[order].min()) - 2) / 10))
@@ -87,28 +93,28 @@ def class_bars(predictions: Predictions, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def confusion_picture(predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Which class (row) is taken for which (column), in percent of the row; for at most 100 classes."""
+def confusion_matrix(predictions: Predictions, classes: Sequence[str]) -> Figure:
+    """Draw the confusion matrix: true classes in rows, predictions in columns, in percent of the row."""
     counts = predictions.confusion(len(classes))
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 4.8 if len(classes) <= 12 else 6.4
     figure, axes = new_figure(side, side)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     if len(classes) <= 30:
-        names = [plain(short(name, 12)) for name in classes]
+        names = [literal(short(name, 12)) for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=7)
         axes.set_yticks(range(len(classes)), names, fontsize=7)
     if len(classes) <= 12:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if share[row, column] > 50 else INK
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
-    axes.set(xlabel="taken for", ylabel="true class")
+    axes.set(xlabel="predicted", ylabel="true class")
     axes.grid(False)
     return figure
 
 
 def confusions(predictions: Predictions, classes: Sequence[str], count: int = 10) -> list[tuple[str, str, int]]:
-    """(true class, taken for, how often) of the most frequent mistakes, for any number of classes."""
+    """Return the most frequent mistakes: (true class, predicted class, how often)."""
     wrong = predictions.top[:, 0] != predictions.label
     pairs, times = np.unique(predictions.label[wrong] * len(classes) + predictions.top[wrong, 0], return_counts=True)
     order = np.argsort(-times, kind="stable")[:count]

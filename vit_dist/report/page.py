@@ -3,214 +3,205 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from html import escape
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
-from vit_dist.formatting import big, duration, loss_text
+from vit_dist.formatting import big, duration, loss_text, weights_text
 from vit_dist.report import curves, grids
 from vit_dist.report.drawing import save_png, to_svg
-from vit_dist.report.html import charts, confusion_table, document, figures, folded, table, tiles
+from vit_dist.report.measures import RunFigures, run_figures
+from vit_dist.report.rendering import render
+from vit_dist.run_folder.metrics import Line
 from vit_dist.run_folder.predictions import SavedPredictions
-from vit_dist.run_folder.record import RunRecord, best_of, read_run
+from vit_dist.run_folder.record import RunRecord, read_run
 from vit_dist.version import __version__
 
-_FULL_TABLE, _PICTURED = 25, 100
+# Classes up to which the confusion matrix is a table; and up to which it is a picture.
+_TABLE_CLASSES, _PICTURE_CLASSES = 25, 100
+_LATEST_EVALUATIONS, _MOST_EVALUATIONS = 25, 100
+_CAPTIONS = {
+    "loss": "Loss (validation: plain cross entropy)",
+    "accuracy": "Top-1 accuracy",
+    "rate": "Learning rate",
+    "gradient_norm": "Gradient norm, before clipping",
+    "throughput": "Throughput: images per second, all devices",
+    "utilisation": "Device utilisation",
+    "seconds": "Time breakdown",
+}
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
-    """The page of a run, finished or not, with its pictures as PNGs beside it; in `folder`/report by default.
+    """Write the page of a run, finished or not, with its pictures as PNGs in the same folder; return the page.
 
-    Returns the page. A function of the run's folder alone. Raises UserError.
+    out: where to, `folder`/report by default. It depends on the run's folder alone. Raises UserError.
     """
     run = read_run(folder)
     out = out or folder / "report"
+    page = out / "index.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        pictures = {name: draw(run) for name, draw in _curves(run).items()}
+        pictures = {name: draw(run) for name, draw in _drawings(run).items()}
         for name, figure in pictures.items():
             save_png(figure, out / f"{name}.png")
-        _grids(run, out)
-        page = out / "index.html"
-        write_text(page, document(f"{run.name}: report", _parts(run, pictures)))
+        _write_grids(run, out)
+        write_text(page, render("page.html", **_values(run, pictures)))
     except OSError as error:
         raise UserError(f"report: {out} cannot be written: {error.strerror}") from None
     return page
 
 
-def headline(run: RunRecord) -> dict[str, str]:
-    """The numbers that matter: what they are → their text."""
-    summary, train = run.summary, run.metrics.train
+def headline(figures: RunFigures) -> dict[str, str]:
+    """Return the numbers at the top of the page: name → text."""
     shown: dict[str, str] = {}
-    if summary.get("test"):
-        shown["top1 on test"] = f"{summary['test']['top1']:.2f} %"
-        if summary["test"]["top5"] is not None:
-            shown["top5 on test"] = f"{summary['test']['top5']:.2f} %"
-        shown["loss on test"] = loss_text(summary["test"]["loss"])
-    best = best_of(run)
+    if figures.test_top1 is not None:
+        shown["top1 on test"] = f"{figures.test_top1:.2f} %"
+    if figures.test_top5 is not None:
+        shown["top5 on test"] = f"{figures.test_top5:.2f} %"
+    if figures.test_loss is not None:
+        shown["loss on test"] = loss_text(figures.test_loss)
+    best = figures.best
     if best:
         value = loss_text(best["value"]) if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
         shown[f"best {best['metric']} on val, update {best['update']:,}"] = value
-    if len(train["update"]):
-        done, planned = int(train["update"][-1]), run.start["plan"]["updates"]
-        shown["updates"] = f"{done:,}" if done == planned else f"{done:,} of {planned:,}"
-        shown["epochs"] = f"{train['epoch'][-1]:.4g}"
-        seconds = summary.get("train_seconds") or float(run.train_seconds[-1])
-        shown["training"] = duration(seconds)
-        shown["an epoch"] = f"{seconds / train['epoch'][-1]:.3g} s"
-        rate = summary.get("samples_per_second") or float(np.median(train["samples_per_second"]))
-        shown["images/s"] = f"{rate:,.0f}"
-        if not np.isnan(train["mfu"]).all():
-            shown["MFU, median"] = f"{100 * np.nanmedian(train['mfu']):.1f} %"
-    if run.memory:
-        shown["memory at most"] = f"{run.memory / 2**20:,.0f} MiB"
-    shown["parameters"] = big(run.start["parameters"])
+    if figures.seconds is not None and figures.epochs is not None:
+        shown["updates"] = figures.updates_text
+        shown["epochs"] = f"{figures.epochs:.4g}"
+        shown["training"] = duration(figures.seconds)
+        shown["an epoch"] = f"{figures.seconds / figures.epochs:.3g} s"
+        shown["images/s"] = f"{figures.samples_per_second:,.0f}"
+    if figures.mfu is not None:
+        shown["MFU, median"] = f"{100 * figures.mfu:.1f} %"
+    if figures.memory_bytes:
+        shown["peak memory"] = f"{figures.memory_bytes / 2**20:,.0f} MiB"
+    shown["parameters"] = big(figures.parameters)
     return shown
 
 
-def _curves(run: RunRecord) -> Mapping[str, Any]:
-    """File's name → what draws it."""
-    drawn: dict[str, Any] = {}
+def _drawings(run: RunRecord) -> Mapping[str, Callable[[RunRecord], Figure]]:
+    """Return the run's pictures: file name → function that draws it."""
+    drawings: dict[str, Callable[[RunRecord], Figure]] = {}
     if len(run.metrics.train["update"]):
-        drawn = {"loss": curves.loss_curve, "accuracy": curves.accuracy_curve, "rate": curves.rate_curve}
-        drawn |= {"gradient_norm": curves.norm_curve, "throughput": curves.throughput_curve}
-        drawn |= {"utilisation": curves.utilisation_curve, "seconds": lambda run: curves.seconds_bar(run.seconds)}
+        drawings = {"loss": curves.loss_curve, "accuracy": curves.accuracy_curve, "rate": curves.rate_curve}
+        drawings |= {"gradient_norm": curves.norm_curve, "throughput": curves.throughput_curve}
+        drawings |= {"utilisation": curves.utilisation_curve, "seconds": lambda run: curves.time_bars(run.seconds)}
     if run.predictions is not None:
-        kept = run.predictions
-        drawn["classes"] = lambda run: grids.class_bars(kept.predictions, kept.about["classes"])
-        if len(kept.about["classes"]) <= _PICTURED:
-            drawn["confusion"] = lambda run: grids.confusion_picture(kept.predictions, kept.about["classes"])
-    return drawn
+        predictions, classes = run.predictions.predictions, run.predictions.about["classes"]
+        drawings["classes"] = lambda run: grids.per_class_accuracy(predictions, classes)
+        if len(classes) <= _PICTURE_CLASSES:
+            drawings["confusion"] = lambda run: grids.confusion_matrix(predictions, classes)
+    return drawings
 
 
-_CAPTIONS = {
-    "loss": "Loss; of val plain cross entropy",
-    "accuracy": "Top-1 accuracy",
-    "rate": "Learning rate",
-    "gradient_norm": "Norm of the gradient, before clipping",
-    "throughput": "Images per second, all devices",
-    "utilisation": "How busy a device was",
-    "seconds": "Where the time went",
-}
-
-
-def _grids(run: RunRecord, out: Path) -> None:
-    """PNGs of pictures."""
+def _write_grids(run: RunRecord, out: Path) -> None:
+    """Write mistakes.png and inputs.png, if there are any."""
     if run.predictions is not None and len(run.predictions.shown):
         grids.draw_tiles(out / "mistakes.png", grids.mistake_tiles(run.predictions))
     if run.inputs is not None:
         grids.draw_tiles(out / "inputs.png", grids.input_tiles(run.inputs))
 
 
-def _parts(run: RunRecord, pictures: Mapping[str, Figure]) -> Iterator[str]:
-    yield f"<h1>{escape(run.name)}</h1>"
-    told = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.others[0]["time"]))
-    at = time.strftime("%Y-%m-%d %H:%M", time.localtime())
-    machine = f"{run.start['world_size']} × {run.start['device']}, {run.start['precision']}"
-    yield f'<p class="note">{escape(run.state)}; on {escape(machine)}; started {told}</p>'
-    yield f'<p class="note">This page: {at}, vit_dist {__version__}</p>'
-    yield figures(headline(run))
-    for line in _warnings(run):
-        yield f"<p><b>{escape(line)}</b></p>"
-    yield charts({caption: to_svg(pictures[name], name) for name, caption in _CAPTIONS.items() if name in pictures})
-    if not len(run.metrics.train["update"]):
-        yield "<p>No line of training yet.</p>"
-    if run.predictions is not None:
-        yield from _of_predictions(run.predictions, pictures)
-    if run.inputs is not None:
-        yield "<h2>What the model sees</h2>"
-        at_update = run.inputs.about["position"]
-        of = f", of update {at_update + 1:,}" if at_update else ""
-        yield f'<p class="note">The first training images{of}, augmented, exactly as the model gets them.</p>'
-        yield tiles(grids.input_tiles(run.inputs))
-    yield "<h2>Evaluations</h2>"
-    yield _evaluations(run)
-    yield "<h2>Starts</h2>"
-    yield _starts(run)
-    yield "<h2>Config</h2>"
-    yield folded("All fields, as the run keeps them", yaml.safe_dump(run.config.to_dict(), sort_keys=False))
+def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
+    """Return what page.html shows; texts are escaped there."""
+    figures = run_figures(run)
+    svgs = {name: Markup(to_svg(figure, name)) for name, figure in pictures.items()}
+    return {
+        "title": f"{run.name}: report",
+        "name": run.name,
+        "state": run.state,
+        "machine": figures.machine,
+        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.others[0]["time"])),
+        "now": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
+        "version": __version__,
+        "headline": headline(figures),
+        "warnings": list(_warnings(run)),
+        "curves": {caption: svgs[name] for name, caption in _CAPTIONS.items() if name in svgs},
+        "has_train_lines": len(run.metrics.train["update"]) > 0,
+        "predictions": _predictions(run.predictions, svgs) if run.predictions else None,
+        "inputs": _inputs(run),
+        "evaluations": _evaluations(run),
+        "starts": [["from update", "when", "machine", "threads", "versions", "changed"], *_starts(run)],
+        "config": yaml.safe_dump(run.config.to_dict(), sort_keys=False),
+    }
 
 
 def _warnings(run: RunRecord) -> Iterator[str]:
-    """What a curve does not show."""
+    """Yield what a curve does not show: losses that are not finite, skipped updates."""
     train = run.metrics.train
     lost = train["update"][~np.isfinite(train["loss"])]
     if len(lost):
         more = f", and in {len(lost)} lines in all" if len(lost) > 1 else ""
-        yield f"The training loss is no number at update {lost[0]:,.0f}{more}."
+        yield f"The training loss is not finite at update {lost[0]:,.0f}{more}."
     skipped = train["skipped_updates"][-1:]
     if len(skipped) and skipped[0]:
-        yield f"Updates skipped, because their gradient was not finite: {skipped[0]:,.0f}."
+        yield f"Updates skipped because their gradient was not finite: {skipped[0]:,.0f}."
 
 
-def _of_predictions(kept: SavedPredictions, pictures: Mapping[str, Figure]) -> Iterator[str]:
-    about, found = kept.about, kept.predictions
+def _predictions(saved: SavedPredictions, svgs: Mapping[str, Markup]) -> dict[str, Any]:
+    """Return the section on a split's predictions: accuracy of each class, confusion matrix, mistakes."""
+    about, predictions = saved.about, saved.predictions
     classes = about["classes"]
-    averaged = "averaged " if about["weights"] == "ema" else ""
-    yield f"<h2>On {escape(about['split'])}</h2>"
-    yield (
-        f'<p class="note">{len(found):,} images by the {averaged}weights of update {about["update"]:,}: '
-        f"{found.top1():.2f} % right</p>"
-    )
-    parts = {"Top-1 of each class, the worst on top": to_svg(pictures["classes"], "classes")}
-    if len(classes) <= _FULL_TABLE:
-        whole = confusion_table(found.confusion(len(classes)).tolist(), classes)
-        parts["How often a class (row) is taken for which (column)"] = whole
-    elif "confusion" in pictures:
-        parts["Which class (row) is taken for which (column)"] = to_svg(pictures["confusion"], "confusion")
-    yield charts(parts)
-    frequent = grids.confusions(found, classes)
-    if frequent:
-        rows = [[truth, said, f"{often:,}"] for truth, said, often in frequent]
-        yield '<p class="note">The most frequent mistakes:</p>'
-        yield table([["true class", "taken for", "times"], *rows], text=(1,))
-    if len(kept.shown):
-        yield "<h2>The most confident mistakes</h2>"
-        yield tiles(grids.mistake_tiles(kept))
+    return {
+        "split": about["split"],
+        "summary": f"{len(predictions):,} images by the {weights_text(about['weights'])} of update "
+        f"{about['update']:,}: {predictions.top1():.2f} % correct",
+        "classes": classes,
+        "per_class": svgs.get("classes", ""),
+        "counts": predictions.confusion(len(classes)).tolist() if len(classes) <= _TABLE_CLASSES else None,
+        "confusion": svgs.get("confusion"),
+        "frequent": [[truth, name, f"{times:,}"] for truth, name, times in grids.confusions(predictions, classes)],
+        "mistakes": grids.mistake_tiles(saved),
+    }
 
 
-def _evaluations(run: RunRecord) -> str:
-    """The last ones, and all that were the best."""
+def _inputs(run: RunRecord) -> dict[str, Any] | None:
+    """Return the section on the model's inputs, if the run saved any."""
+    if run.inputs is None:
+        return None
+    position = run.inputs.about["position"]
+    return {
+        "when": f", of update {position + 1:,}" if position else "",
+        "tiles": grids.input_tiles(run.inputs),
+    }
+
+
+def _evaluations(run: RunRecord) -> list[list[str]]:
+    """Return the rows of the latest evaluations, and of all that were the best when they were made."""
     lines = [line for line in run.metrics.others if line["kind"] == "eval"]
-    shown = [line for number, line in enumerate(lines) if line["best"] or number >= len(lines) - _FULL_TABLE]
-    rows = [["split", "weights", "update", "epoch", "loss", "top1", "top5", "best so far", "seconds"]]
-    for line in shown[-4 * _FULL_TABLE :]:
-        fifth = f"{line['top5']:.2f}" if line["top5"] is not None else ""
-        rows.append(
-            [
-                line["split"],
-                "averaged" if line["weights"] == "ema" else "raw",
-                f"{line['weights_update']:,}",
-                f"{line['epoch']:.2f}",
-                loss_text(line["loss"]),
-                f"{line['top1']:.2f}",
-                fifth,
-                "best" if line["best"] else "",
-                f"{line['seconds']:.1f}",
-            ]
-        )
-    return table(rows, text=(1, 7))
+    shown = [line for number, line in enumerate(lines) if line["best"] or number >= len(lines) - _LATEST_EVALUATIONS]
+    head = ["split", "weights", "update", "epoch", "loss", "top1", "top5", "best so far", "seconds"]
+    return [head, *map(_evaluation_row, shown[-_MOST_EVALUATIONS:])]
 
 
-def _starts(run: RunRecord) -> str:
-    rows = [["from update", "when", "machine", "threads", "versions", "changed"]]
+def _evaluation_row(line: Line) -> list[str]:
+    return [
+        line["split"],
+        "EMA" if line["weights"] == "ema" else "raw",
+        f"{line['weights_update']:,}",
+        f"{line['epoch']:.2f}",
+        loss_text(line["loss"]),
+        f"{line['top1']:.2f}",
+        f"{line['top5']:.2f}" if line["top5"] is not None else "",
+        "best" if line["best"] else "",
+        f"{line['seconds']:.1f}",
+    ]
+
+
+def _starts(run: RunRecord) -> Iterator[list[str]]:
+    """Yield a row for each start of the run."""
     for line in run.metrics.starts:
-        changed = ", ".join(f"{name} {value}" for name, value in line["changed"].items())
-        rows.append(
-            [
-                f"{line['update']:,}",
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"])),
-                f"{line['world_size']} × {line['device']}, {line['precision']}",
-                str(line["threads"]),
-                ", ".join(f"{name} {number}" for name, number in line["versions"].items()),
-                changed,
-            ]
-        )
-    return table(rows, text=(1, 2, 4, 5))
+        yield [
+            f"{line['update']:,}",
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"])),
+            f"{line['world_size']} × {line['device']}, {line['precision']}",
+            str(line["threads"]),
+            ", ".join(f"{name} {number}" for name, number in line["versions"].items()),
+            ", ".join(f"{name} {value}" for name, value in line["changed"].items()),
+        ]
