@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-
-
 Keys = NDArray[np.uint64]
 
 
 class Purpose(IntEnum):
-    """What a key is for: draws for one purpose say nothing about those for another."""
+    """The use of a key; draws for different purposes are independent."""
 
     ORDER = 1
     SPLIT = 2
@@ -33,12 +31,12 @@ class Purpose(IntEnum):
 
 
 def key(*parts: int) -> int:
-    """The 64-bit key of integers (seed, purpose, epoch, index …)."""
+    """Return the 64-bit key of integers (seed, purpose, epoch, index …)."""
     return int(keys(*parts))
 
 
 def keys(*parts: int | Ints | Keys) -> Keys:
-    """Keys of integers and arrays of them, broadcast together."""
+    """Return the keys of integers and arrays of them, broadcast together."""
     state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
@@ -46,15 +44,15 @@ def keys(*parts: int | Ints | Keys) -> Keys:
     return state
 
 
-def uniform(of: Keys, *shape: int) -> NDArray[np.float32]:
-    """Draws from [0, 1) for each key: [keys, *shape], multiples of 2^-24."""
+def uniform(draw_keys: Keys, *shape: int) -> NDArray[np.float32]:
+    """Return draws from [0, 1) for each key: float32 [keys, *shape], multiples of 2^-24."""
     count = np.arange(math.prod(shape), dtype=np.int64)
-    bits = keys(of[:, None], count) >> np.uint64(40)
-    return (bits.astype(np.float32) * np.float32(2.0**-24)).reshape(len(of), *shape)
+    bits = keys(draw_keys[:, None], count) >> np.uint64(40)
+    return (bits.astype(np.float32) * np.float32(2.0**-24)).reshape(len(draw_keys), *shape)
 
 
 def mix_bits(values: Any) -> Any:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
+    """Apply SplitMix64's finaliser (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

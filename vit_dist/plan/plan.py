@@ -1,7 +1,7 @@
 """The plan: (config, dataset length, world size) → every number of the run.
 
-Integers in, integers out: no torch, no I/O. What a global batch holds is a pure function of its
-position, so a resume is a jump and every world size draws the same samples.
+Integers in, integers out: no torch, no I/O. The samples of a global batch are a pure function of its position, so a
+resume is a jump and every world size draws the same samples.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from vit_dist.plan.order import CHUNK, order_chunk
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of one micro-batch: [slots] each. `index` counts within the split.
+    """The slots of one micro-batch, [slots] each. `index` counts within the split.
 
-    epoch: tells a sample's appearances apart: pass over the split × copies of it in a batch + copy.
+    epoch: distinguishes a sample's appearances: pass over the split × copies of it in a batch + copy.
     image_size: side in pixels; 0: the run's own.
     """
 
@@ -38,7 +38,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every number of a run. Lengths `*_every` are in samples, exact; the rest as named."""
+    """Every number of a run. `*_every` are exact numbers of samples; warmup and cooldown are in updates."""
 
     samples: int
     total_samples: int
@@ -59,7 +59,7 @@ class Plan:
 
     @classmethod
     def from_config(cls, config: Config, samples: int, world_size: int) -> Plan:
-        """The plan of a config over a train split of `samples` samples on `world_size` processes. Raises UserError."""
+        """Plan the run of a config over `samples` training samples on `world_size` processes. Raises UserError."""
         assert samples > 0
         assert world_size > 0
         size = config.batch.global_size
@@ -104,54 +104,54 @@ class Plan:
         )
 
     def in_updates(self, length: Length) -> Fraction:
-        """A length in updates, exact."""
+        """Return a length in updates, exact."""
         return _samples(length, self.samples, self.global_size, self.total_samples) / self.global_size
 
     @property
     def epochs(self) -> float:
-        """Length of the run in passes over the train split."""
+        """Return the length of the run in passes over the train split."""
         return self.total_samples / self.samples
 
     @property
     def fillers(self) -> int:
-        """Slots of weight 0 in each full update, over all ranks."""
+        """Return the number of slots of weight 0 in each full update, over all ranks."""
         return self.micro_batches_per_rank * self.world_size * self.micro_size - self.global_size
 
     def samples_at(self, position: int) -> int:
-        """Samples drawn by the first `position` global batches."""
+        """Return the number of samples drawn by the first `position` global batches."""
         return min(position * self.global_size, self.total_samples)
 
     def weight(self, position: int) -> int:
-        """Samples of the global batch at `position`: full, but for the last of a run."""
+        """Return the number of samples in the global batch at `position`; only the last of a run can be short."""
         return self.samples_at(position + 1) - self.samples_at(position)
 
     def due(self, position: int, every: Fraction) -> bool:
-        """Whether a thing done once in `every` samples falls to the end of update `position`; the last always."""
+        """Return whether something done every `every` samples is due after update `position`; always after the last."""
         if position >= self.updates:
             return True
         return self.samples_at(position) // every > self.samples_at(position - 1) // every
 
     def micro_batches_of(self, rank: int) -> range:
-        """The window of a rank: its micro-batches' numbers in the global batch; those past the end are fillers."""
+        """Return the numbers of a rank's micro-batches in the global batch; those past its end are fillers."""
         return range(rank, self.micro_batches_per_rank * self.world_size, self.world_size)
 
     def slots(self, position: int, micro_batch: int) -> Slots:
-        """The slots of one micro-batch of the global batch at `position`; short ones repeat its first sample."""
+        """Return the slots of a micro-batch of the global batch at `position`; short ones repeat their first sample."""
         first, end = self.samples_at(position), self.samples_at(position + 1)
         assert first < end, "position is past the end of the run"
         start = first + micro_batch * self.micro_size
-        place = np.arange(start, start + self.micro_size, dtype=np.int64)
-        real = place < end
-        place = np.where(real, place, start if start < end else first)
-        copy = np.zeros_like(place)
+        places = np.arange(start, start + self.micro_size, dtype=np.int64)
+        real = places < end
+        places = np.where(real, places, start if start < end else first)
+        copy = np.zeros_like(places)
         if self.repeats > 1:
-            # Copies of a sample are far apart in a batch, so that slots 2k and 2k+1, which mix, are not of one.
-            batch, within = np.divmod(place, self.global_size)
+            # Copies of a sample are far apart in a batch: mixing slots 2k and 2k+1 must not mix it with itself.
+            batch, within = np.divmod(places, self.global_size)
             distinct = math.ceil(self.global_size / self.repeats)
             copy, within = np.divmod(within, distinct)
-            place = batch * distinct + within
-        epoch, in_epoch = np.divmod(place, self.samples)
-        index = np.empty_like(place)
+            places = batch * distinct + within
+        epoch, in_epoch = np.divmod(places, self.samples)
+        index = np.empty_like(places)
         chunk = in_epoch // CHUNK
         for e, c in sorted(set(zip(epoch.tolist(), chunk.tolist(), strict=True))):
             here = (epoch == e) & (chunk == c)
@@ -160,17 +160,17 @@ class Plan:
         return Slots(index, epoch, real.astype(np.float32), self.size_at(position))
 
     def size_at(self, position: int) -> int:
-        """Side of the images of the global batch at `position`; 0: the run's own."""
+        """Return the side of the images of the global batch at `position`; 0: the run's own."""
         return next((side for end, side in self.sizes if position < end), 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; exact lengths as text."""
+        """Return plain values for JSON; exact lengths as text."""
         plain = {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(self).items()}
-        return {**plain, "sizes": [list(one) for one in self.sizes]}
+        return {**plain, "sizes": [list(size) for size in self.sizes]}
 
 
 def evaluation_slots(length: int, batch_size: int, rank: int, world_size: int) -> Iterator[Slots]:
-    """One exact pass over a split of `length` samples: equally many fixed shapes on every rank, each sample once."""
+    """Yield one exact pass over `length` samples: each counts once; all ranks get equally many batches of one size."""
     batches = math.ceil(length / batch_size)
     for number in range(rank, math.ceil(batches / world_size) * world_size, world_size):
         index = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64)
@@ -179,7 +179,7 @@ def evaluation_slots(length: int, batch_size: int, rank: int, world_size: int) -
 
 
 def _samples(length: Length, samples: int, global_size: int, total: int) -> Fraction:
-    """A length in samples, exact."""
+    """Return a length in samples, exact."""
     unit = {
         "epochs": Fraction(samples),
         "updates": Fraction(global_size),

@@ -366,6 +366,4 @@ def test_a_transform_that_returns_something_else_is_refused(name: str, found: st
     transform = training(AugmentConfig(transform=f"tests.data.augmentation.test_transforms:{name}"), 20)
     with pytest.raises(UserError) as caught:
         transform(noise(), 1, 20)
-    assert str(caught.value) == (
-        f"augment.transform: must return a PIL image of the size that it was given, not {found}"
-    )
+    assert str(caught.value) == (f"augment.transform: must return a PIL image of the size of its input, not {found}")

@@ -1,4 +1,4 @@
-"""What augmentation draws, on the host, from keys: the same numbers on every device and for any split."""
+"""The random draws of augmentation, made on the host from keys: the same on every device and for any split."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ from vit_dist.config.schema import AugmentConfig
 from vit_dist.plan.keys import Ints, Keys, Purpose, keys, uniform
 
 Floats = NDArray[np.float32]
-
-
-# Of the erased rectangle, as in timm: part of the area, and the logarithm of its aspect ratio's bounds.
+# Bounds of an erased rectangle, as in timm: its part of the area, and the logarithm of its aspect ratio.
 _ERASED_AREA = (0.02, 1 / 3)
-
-
 _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
-
-
 _ERASING_ATTEMPTS = 10
 
 
@@ -29,7 +23,7 @@ _ERASING_ATTEMPTS = 10
 class Erasures:
     """Rectangles to erase: the rows of the batch int64 [k], their boxes int64 [k, 4] (top, bottom, left, right).
 
-    colour: float32 [k, channels] of a standard normal, 0 in mode const. noise: keys of the pixels' own, int64 [k].
+    colour: float32 [k, channels], standard normal draws, 0 in mode const. noise: keys of each box's pixels, int64 [k].
     """
 
     rows: Ints
@@ -39,16 +33,17 @@ class Erasures:
 
     @property
     def pixels(self) -> int:
-        """In all boxes."""
+        """Return the number of pixels in all boxes together."""
         top, bottom, left, right = self.boxes.T
         return int(((bottom - top) * (right - left)).sum())
 
 
 @dataclass(frozen=True)
 class Mixes:
-    """How slots 2k and 2k+1 mix: each keeps `kept` float32 [pairs] of itself, 1 where a pair stays as it is.
+    """The mixing of slots 2k and 2k+1: each keeps the part `kept` float32 [pairs] of itself, 1 for an unmixed pair.
 
-    cut: bool [pairs], whether by CutMix: inside boxes int64 [pairs, 4] (top, bottom, left, right) it is the other's.
+    cut: bool [pairs], true for CutMix, which pastes the other's pixels inside boxes int64 [pairs, 4] (top, bottom,
+    left, right).
     """
 
     kept: Floats
@@ -57,9 +52,9 @@ class Mixes:
 
 
 def affine(config: AugmentConfig, seed: int, epoch: Ints, index: Ints, side: tuple[int, int]) -> Floats:
-    """One map for rotation, scaling, translation, shift and flip: float32 [n, 2, 3].
+    """Return one map for rotation, scaling, translation, shift and flip: float32 [n, 2, 3].
 
-    Of the output's coordinates (-1 … 1, x first) to the input's, as `affine_grid` wants it. Angle, size and
+    It maps the output's coordinates (-1 … 1, x first) to the input's, as `affine_grid` takes it. Angle, size and
     translation are uniform within their bounds, as in torchvision's RandomAffine.
     """
     height, width = side
@@ -70,7 +65,7 @@ def affine(config: AugmentConfig, seed: int, epoch: Ints, index: Ints, side: tup
     if config.shift:
         moved = moved + shifts(config, seed, epoch, index)[:, ::-1] / np.array([width, height])
     mirror = np.where(flips(config, seed, epoch, index), -1.0, 1.0)
-    # In pixels, x and y are turned alike; in -1 … 1, by the sides' ratio.
+    # A rotation in pixels is not one in -1 … 1 unless the image is square: correct it by the ratio of the sides.
     ratio = height / width
     turned = np.empty((len(index), 2, 2))
     turned[:, 0, 0] = turned[:, 1, 1] = np.cos(angle) / size
@@ -83,24 +78,24 @@ def affine(config: AugmentConfig, seed: int, epoch: Ints, index: Ints, side: tup
 
 
 def flips(config: AugmentConfig, seed: int, epoch: Ints, index: Ints) -> NDArray[np.bool_]:
-    """Who is mirrored: [n]."""
+    """Return which samples to mirror, bool [n]."""
     chosen: NDArray[np.bool_] = uniform(keys(seed, Purpose.FLIP, epoch, index)) < config.flip
     return chosen
 
 
 def shifts(config: AugmentConfig, seed: int, epoch: Ints, index: Ints) -> Ints:
-    """Pixels down and right: int64 [n, 2], each within ±shift."""
+    """Return offsets in pixels, down and right: int64 [n, 2], each within ±shift."""
     span = 2 * config.shift + 1
     return np.floor(uniform(keys(seed, Purpose.SHIFT, epoch, index), 2) * span).astype(np.int64) - config.shift
 
 
-def erasures(config: AugmentConfig, of: Keys, shape: tuple[int, int, int]) -> Erasures:
-    """Random erasing (Zhong et al., 2020) of images [channels, height, width], as timm draws it, for keys [n].
+def erasures(config: AugmentConfig, sample_keys: Keys, shape: tuple[int, int, int]) -> Erasures:
+    """Draw random erasing (Zhong et al., 2020) as timm does, for keys [n] of images [channels, height, width].
 
-    The first of ten rectangles that fits is taken.
+    The first of ten rectangles that fits is used.
     """
     channels, height, width = shape
-    draws = uniform(of, 1 + 4 * _ERASING_ATTEMPTS).astype(np.float64)
+    draws = uniform(sample_keys, 1 + 4 * _ERASING_ATTEMPTS).astype(np.float64)
     tries = draws[:, 1:].reshape(-1, _ERASING_ATTEMPTS, 4)
     area = (_ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * tries[..., 0]) * height * width
     aspect = np.exp(_LOG_ASPECT[0] + (_LOG_ASPECT[1] - _LOG_ASPECT[0]) * tries[..., 1])
@@ -113,7 +108,7 @@ def erasures(config: AugmentConfig, of: Keys, shape: tuple[int, int, int]) -> Er
     left = np.floor(tries[rows, first, 3] * (width - wide + 1))
     boxes = np.stack([top, top + tall, left, left + wide], axis=1).astype(np.int64)
     colour = np.zeros((len(rows), channels), np.float32)
-    chosen = of[rows]
+    chosen = sample_keys[rows]
     if config.erasing_mode == "rand":
         colour = ndtri(uniform(keys(chosen, 1), channels).astype(np.float64) + 2.0**-25).astype(np.float32)
     return Erasures(rows, boxes, colour, keys(chosen, 2).view(np.int64))
@@ -122,10 +117,10 @@ def erasures(config: AugmentConfig, of: Keys, shape: tuple[int, int, int]) -> Er
 def mixes(
     config: AugmentConfig, seed: int, position: int, first_pair: int, weight: Floats, side: tuple[int, int]
 ) -> Mixes:
-    """Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) of a micro-batch's pairs, as timm draws them by pair.
+    """Draw mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) for a micro-batch's pairs, as timm does by pair.
 
-    first_pair: the number of its first pair in the global batch at `position`. weight: of its slots, float32 [n];
-    a pair with a filler stays as it is.
+    first_pair: number of its first pair in the global batch at `position`. weight: weights of its slots, float32 [n];
+    a pair with a filler is not mixed.
     """
     height, width = side
     pairs = np.arange(first_pair, first_pair + len(weight) // 2, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Per batch, on the device: uint8 pixels → normalised floats. Draws come as tensors made on the host from keys."""
+"""Operations on a batch on the device: uint8 pixels → normalised floats, from draws made on the host."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from torch.nn import functional as F
 
 
 def flip(pixels: Tensor, chosen: Tensor) -> Tensor:
-    """Images [n, c, h, w] mirrored left and right where `chosen` [n] is true."""
+    """Mirror the images [n, c, h, w] for which `chosen`, bool [n], is true left to right."""
     return torch.where(chosen[:, None, None, None], pixels.flip(3), pixels)
 
 
 def shift(pixels: Tensor, offsets: Tensor, largest: int) -> Tensor:
-    """Images [n, c, h, w] moved down and right by `offsets` int64 [n, 2], -largest … largest; what comes in is 0."""
+    """Move images [n, c, h, w] down and right by `offsets` int64 [n, 2], -largest … largest; the gap is 0."""
     windows = F.pad(pixels, [largest] * 4).unfold(2, pixels.shape[2], 1).unfold(3, pixels.shape[3], 1)
     down, right = (largest - offsets).unbind(1)
     return windows[torch.arange(len(pixels), device=pixels.device), :, down, right]
 
 
 def warp(pixels: Tensor, maps: Tensor) -> Tensor:
-    """Images [n, c, h, w] as floats, seen through affine maps float32 [n, 2, 3], bilinear; what comes in is 0."""
+    """Sample images [n, c, h, w] through affine maps float32 [n, 2, 3], bilinear, 0 outside; return float32."""
     images = pixels.float()
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def normalise(pixels: Tensor, image_size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Values 0 … 255 [n, c, h, w] → float32 [n, c, image_size, image_size], (value/255 - mean) / std.
+    """Return (pixels / 255 - mean) / std as float32 [n, c, image_size, image_size].
 
-    Bilinear if resized.
+    pixels: 0 … 255, [n, c, h, w], resized by bilinear interpolation. mean, std: [c].
     """
     images = pixels.float()
     if images.shape[-1] != image_size or images.shape[-2] != image_size:
@@ -38,31 +38,31 @@ def normalise(pixels: Tensor, image_size: int, mean: Tensor, std: Tensor) -> Ten
 
 
 def erase(images: Tensor, rows: Tensor, boxes: Tensor, colour: Tensor) -> Tensor:
-    """Images [n, c, h, w] with `colour` [k, c] inside boxes int64 [k, 4] of `rows` int64 [k]."""
+    """Fill boxes int64 [k, 4] in images `rows` int64 [k] of [n, c, h, w] with `colour` [k, c]; return new images."""
     inside = _inside(boxes, images.shape[2], images.shape[3])
     return images.index_copy(0, rows, torch.where(inside, colour[:, :, None, None], images[rows]))
 
 
-def erase_with_noise(images: Tensor, rows: Tensor, boxes: Tensor, of: Tensor, pixels: int) -> Tensor:
-    """Images [n, c, h, w] with standard normal noise inside boxes int64 [k, 4] of `rows` int64 [k], changed in place.
+def erase_with_noise(images: Tensor, rows: Tensor, boxes: Tensor, box_keys: Tensor, pixels: int) -> Tensor:
+    """Fill boxes int64 [k, 4] in images `rows` int64 [k] of [n, c, h, w] with standard normal noise, in place.
 
-    of: int64 [k], the key of each one's noise. pixels: of all boxes together, which the host knows.
+    box_keys: int64 [k], the key of each box's noise. pixels: number in all boxes, known on the host without a wait.
     """
     top, bottom, left, right = boxes.unbind(1)
     wide = right - left
     area = (bottom - top) * wide
-    which = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), area, output_size=pixels)
-    place = torch.arange(pixels, device=rows.device) - (area.cumsum(0) - area)[which]
-    y, x = top[which] + place // wide[which], left[which] + place % wide[which]
+    box = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), area, output_size=pixels)
+    place = torch.arange(pixels, device=rows.device) - (area.cumsum(0) - area)[box]
+    y, x = top[box] + place // wide[box], left[box] + place % wide[box]
     channel = torch.arange(images.shape[1], device=rows.device)
-    noise = normal_noise(of[which][:, None], place[:, None] * images.shape[1] + channel)
-    return images.index_put_((rows[which][:, None], channel[None], y[:, None], x[:, None]), noise)
+    noise = normal_noise(box_keys[box][:, None], place[:, None] * images.shape[1] + channel)
+    return images.index_put_((rows[box][:, None], channel[None], y[:, None], x[:, None]), noise)
 
 
 def mix(images: Tensor, kept: Tensor, cut: Tensor, boxes: Tensor) -> Tensor:
-    """Slots 2k and 2k+1 of images [n, c, h, w] mixed; kept float32, cut bool [n/2], boxes int64 [n/2, 4].
+    """Mix slots 2k and 2k+1 of images [n, c, h, w]; kept float32, cut bool [n/2], boxes int64 [n/2, 4].
 
-    Each is `kept` of itself and the rest of the other; where `cut`, itself with the other's inside the box.
+    Each becomes `kept` of itself plus the rest of the other; if `cut`, itself with the other's pixels in the box.
     """
     both = images.reshape(-1, 2, *images.shape[1:])
     other = both.flip(1)
@@ -74,21 +74,21 @@ def mix(images: Tensor, kept: Tensor, cut: Tensor, boxes: Tensor) -> Tensor:
 
 
 def mix_targets(targets: Tensor, classes: int, kept: Tensor) -> Tensor:
-    """Class numbers int64 [n] → probabilities float32 [n, classes], mixed like `mix`."""
+    """Turn class numbers int64 [n] into probabilities float32 [n, classes], mixed as `mix` mixes the images."""
     both = F.one_hot(targets, classes).float().reshape(-1, 2, classes)
     part = kept[:, None, None]
     return (both * part + both.flip(1) * (1 - part)).flatten(0, 1)
 
 
-def normal_noise(of: Tensor, count: Tensor) -> Tensor:
-    """Standard normal float32 values of keys and counters, int64, broadcast together: SplitMix64, then Φ⁻¹."""
-    bits = _shifted(_mixed(of + count * -7046029254386353131), 40)
-    # Odd numbers over 2^24, within (-1, 1): float32 holds them all exactly, so none is rounded to an infinity.
+def normal_noise(keys: Tensor, count: Tensor) -> Tensor:
+    """Return standard normal float32 values from int64 keys and counters, broadcast: SplitMix64, then Φ⁻¹."""
+    bits = _shifted(_mixed(keys + count * -7046029254386353131), 40)
+    # Odd multiples of 2^-23 within (-1, 1), exact in float32, so that none rounds to ±1 and gives an infinity.
     return 1.4142135623730951 * torch.erfinv((2 * (bits >> 1) + 1 - 2**23).float() * 2.0**-23)
 
 
 def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels are in boxes int64 [k, 4]: bool [k, 1, height, width]."""
+    """Return which pixels are inside boxes int64 [k, 4]: bool [k, 1, height, width]."""
     top, bottom, left, right = (edge[:, None] for edge in boxes.unbind(1))
     y = torch.arange(height, device=boxes.device)
     x = torch.arange(width, device=boxes.device)
@@ -97,12 +97,12 @@ def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _mixed(values: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64, whose products wrap."""
+    """Apply SplitMix64's finaliser to int64, whose products wrap."""
     values = (values ^ _shifted(values, 30)) * -4658895280553007687
     values = (values ^ _shifted(values, 27)) * -7723592293110705685
     return values ^ _shifted(values, 31)
 
 
 def _shifted(values: Tensor, places: int) -> Tensor:
-    """A logical shift to the right."""
+    """Shift to the right by `places` bits, filling with zeros."""
     return (values >> places) & ((1 << (64 - places)) - 1)

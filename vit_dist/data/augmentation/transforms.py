@@ -1,4 +1,4 @@
-"""Per sample, in workers: a decoded image → uint8 pixels; any library's transform, under the sample's key."""
+"""Transforms of one sample, run in workers: decoded image → uint8 pixels, reproducible under the sample's key."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from vit_dist.errors import UserError
 
 # (image, key, side in pixels) → uint8 [channels, height, width].
 Transform = Callable[[Image.Image, int, int], Tensor]
-
-
 _TIMM = ("rand", "augmix", "original", "v0", "3a")
 
 
 class EvaluationTransform:
-    """The short side to side / crop, then the centre: [channels, side, side], the same for every key."""
+    """Resize the shorter side to side / crop and cut out the centre: [channels, side, side], whatever the key."""
 
     def __init__(self, crop: float) -> None:
         from torchvision.transforms import v2  # takes a second to import, and images in memory do without
@@ -33,7 +31,7 @@ class EvaluationTransform:
         self.v2 = v2
         self.crop = crop
 
-    def __call__(self, image: Image.Image, of: int, side: int) -> Tensor:
+    def __call__(self, image: Image.Image, key: int, side: int) -> Tensor:
         v2 = self.v2
         resized = v2.functional.resize(image, [round(side / self.crop)], v2.InterpolationMode.BICUBIC)
         pixels: Tensor = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [side, side]))
@@ -41,9 +39,9 @@ class EvaluationTransform:
 
 
 class TrainingTransform:
-    """Random resized crop (Szegedy et al., 2015), auto-augmentation, colour jitter, the user's own; under a key.
+    """Random resized crop (Szegedy et al., 2015), auto-augmentation, colour jitter and the user's own, by a key.
 
-    plain: what cuts files where there is no random crop; None for images in memory, which then keep their size.
+    plain: the transform used if there is no random crop; None for decoded pixels, which then keep their size.
     Raises UserError.
     """
 
@@ -60,23 +58,22 @@ class TrainingTransform:
         if config.color_jitter:
             self.steps.append(v2.ColorJitter(*[config.color_jitter] * 3))
         if config.transform:
-            made = import_function(config.transform, "augment.transform")
-            self.steps.append(made)
+            self.steps.append(import_function(config.transform, "augment.transform"))
 
-    def __call__(self, image: Image.Image, of: int, side: int) -> Tensor:
+    def __call__(self, image: Image.Image, key: int, side: int) -> Tensor:
         v2 = self.v2
-        with seeded(of):
+        with seeded(key):
             if self.crop_min:
                 image = v2.RandomResizedCrop(side, (self.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC)(
                     image
                 )
             elif self.plain is not None:
-                image = v2.functional.to_pil_image(self.plain(image, of, side))
+                image = v2.functional.to_pil_image(self.plain(image, key, side))
             for step in self.steps:
                 image = step(image)
         if not isinstance(image, Image.Image) or (self.sized and image.size != (side, side)):
-            found = f"{image.size[0]} × {image.size[1]}" if isinstance(image, Image.Image) else type(image).__name__
-            raise UserError(f"augment.transform: must return a PIL image of the size that it was given, not {found}")
+            actual = f"{image.size[0]} × {image.size[1]}" if isinstance(image, Image.Image) else type(image).__name__
+            raise UserError(f"augment.transform: must return a PIL image of the size of its input, not {actual}")
         pixels: Tensor = v2.functional.pil_to_tensor(image)
         return pixels
 
@@ -84,24 +81,24 @@ class TrainingTransform:
 def training_transform(
     config: AugmentConfig, mean: Sequence[float], side: int, plain: Transform | None
 ) -> Transform | None:
-    """What workers do to one decoded image; None where images in memory need nothing. Raises UserError."""
+    """Build the transform of one decoded image; None if decoded pixels need none. Raises UserError."""
     if config.crop_min or config.auto or config.color_jitter or config.transform:
         return TrainingTransform(config, mean, side, plain)
     return plain
 
 
 @contextlib.contextmanager
-def seeded(of: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's default generators from a key inside, so that any transform is reproducible.
+def seeded(key: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's default generators from a key, so that any transform is reproducible.
 
-    In the main process they go on afterwards as if nothing had been drawn.
+    In the main process their states are restored afterwards.
     """
     states: Any = None
     if get_worker_info() is None:
         states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    random.seed(of)
-    np.random.seed(of & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(of >> 1)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(key >> 1)
     try:
         yield
     finally:
@@ -112,7 +109,7 @@ def seeded(of: int) -> Iterator[None]:
 
 
 def _auto(name: str, mean: Sequence[float], side: int) -> Callable[[Any], Any]:
-    """An automatic augmentation by timm's string, or torchvision's by name. Raises UserError."""
+    """Build an automatic augmentation by timm's string, or torchvision's name. Raises UserError."""
     from torchvision.transforms import v2
 
     if name == "trivial":
@@ -125,7 +122,7 @@ def _auto(name: str, mean: Sequence[float], side: int) -> Callable[[Any], Any]:
         raise UserError(f"augment.auto: no augmentation {name}; known: {known} (the first five as timm writes them)")
     from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
-    # As timm's own transforms_imagenet_train sets them up.
+    # The settings of timm's own transforms_imagenet_train.
     colour = tuple(min(255, round(255 * value)) for value in mean)
     settings: dict[str, Any] = {
         "translate_const": int(side * 0.45),

@@ -25,9 +25,9 @@ from vit_dist.errors import UserError
 def _digits(root: Path) -> LabelledSplits:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)[:, None]
-    source = all_of(MemorySource(pixels, found.target.astype(np.int64)))
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    source = all_of(MemorySource(pixels, digits.target.astype(np.int64)))
     test, train = keyed_split(source, round(len(source) / 5))
     names = tuple(str(i) for i in range(10))
     return LabelledSplits({"train": train, "test": test}, names, 1, 8, (0.3053,), (0.3760,))
@@ -48,7 +48,7 @@ def _mnist_like(dataset: str, names: Sequence[str], mean: float, std: float) -> 
 
 
 def _mnist_file(dataset: str, root: Path, name: str) -> Path:
-    """The IDX file `name`, plain or .gz, in the root or in torchvision's layout; torchvision downloads it if absent."""
+    """Return the IDX file `name`, plain or .gz, in the root or in torchvision's layout; download it if absent."""
     raw = root / dataset / "raw"
     for folder in (root, raw):
         for path in (folder / name, folder / f"{name}.gz"):
@@ -70,7 +70,7 @@ def _mnist_file(dataset: str, root: Path, name: str) -> Path:
 
 
 def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of an IDX file of unsigned bytes (LeCun's format), gzipped or not. Raises UserError."""
+    """Return the array in an IDX file of unsigned bytes (LeCun's format), gzipped or not. Raises UserError."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
@@ -87,7 +87,7 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class CifarArchive:
-    """One of the official binary archives: label bytes, then 3,072 bytes of R, G and B planes, for each image."""
+    """An official binary archive of CIFAR: for each image its label bytes, then 3,072 bytes of R, G and B planes."""
 
     file: str
     md5: str
@@ -99,7 +99,7 @@ class CifarArchive:
 
     @property
     def url(self) -> str:
-        """Its address on the data set's home page."""
+        """Return its address on the data set's home page."""
         return f"https://www.cs.toronto.edu/~kriz/{self.file}"
 
 
@@ -126,14 +126,14 @@ CIFAR100 = CifarArchive(
 
 
 def read_cifar(archive: CifarArchive, root: Path) -> LabelledSplits:
-    """CIFAR (Krizhevsky, 2009) of an official binary archive in `root`, fetched if absent and checked by its hash."""
+    """Read CIFAR (Krizhevsky, 2009) from an official archive in `root`, downloaded if absent; its hash is checked."""
     path = root / archive.file
     if not path.is_file():
         _download(archive.url, path)
     content = path.read_bytes()
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != archive.md5:
-        raise UserError(f"{path}: its MD5 is {found}, not {archive.md5}: remove it, and it is downloaded anew")
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != archive.md5:
+        raise UserError(f"{path}: its MD5 is {digest}, not {archive.md5}: remove it, and it is downloaded anew")
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
 
         def member(name: str) -> bytes:
@@ -155,7 +155,7 @@ def read_cifar(archive: CifarArchive, root: Path) -> LabelledSplits:
 
 
 def _download(url: str, path: Path) -> None:
-    """To a file beside it first, so that a broken download leaves nothing that looks whole."""
+    """Download to a temporary name next to `path` and rename, so that a broken download never looks complete."""
     part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _download(url: str, path: Path) -> None:
 
 
 _FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-# Name → reader of the data in a folder, which downloads it first if it is not there.
+# Name → function that reads the data in a folder, downloading it first if it is absent.
 BUILTIN: dict[str, Callable[[Path], LabelledSplits]] = {
     "digits": _digits,
     "mnist": _mnist_like("MNIST", [str(i) for i in range(10)], 0.1307, 0.3081),

@@ -19,7 +19,7 @@ _EXTENSIONS = {
 
 
 def read_folder(root: Path) -> LabelledSplits:
-    """Split folders of class folders (train, val, test), or class folders directly."""
+    """Read split folders (train, val, test) of class folders, or class folders directly. Raises UserError."""
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}")
     inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -46,36 +46,37 @@ def read_folder(root: Path) -> LabelledSplits:
 
 
 def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
-    """All images in the class folders of `folder`, numbered as `classes`, some of which may be missing.
+    """Return all images in the class folders of `folder`, numbered as in `classes`, some of which may be missing.
 
     Raises UserError.
     """
     unknown = [name for name in class_folders(folder, classes) if name not in classes]
     if unknown:
-        told = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes" if unknown[1:] else unknown[0]
-        told = told if unknown[1:] else f"{told}, which is no class"
+        others = f"{unknown[0]}, which is no class"
+        if unknown[1:]:
+            others = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes"
         known = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
-        raise UserError(f"--folder: {folder} has {told} of the model ({known})")
+        raise UserError(f"--folder: {folder} has {others} of the model ({known})")
     source = _files(folder, classes, "--folder")
     return all_of(replace(source, mode="L" if channels == 1 else "RGB"))
 
 
 def class_folders(folder: Path, classes: Sequence[str]) -> list[str]:
-    """The names of the folders in a folder, sorted; hidden ones left out.
+    """Return the names of the class folders in a folder, sorted; hidden ones are left out.
 
-    Raises UserError where it is no folder, or holds splits and not the classes.
+    Raises UserError if it is not a folder, or holds splits and not the classes.
     """
     if not folder.is_dir():
         raise UserError(f"--folder: no folder {folder}")
-    found = [path.name for path in _class_folders(folder)]
-    splits = [name for name in found if name.lower() in SPLITS and name not in classes]
+    names = [path.name for path in _class_folders(folder)]
+    splits = [name for name in names if name.lower() in SPLITS and name not in classes]
     if splits:
         raise UserError(f"--folder: {folder} has splits in it: give {folder / splits[-1]}")
-    return found
+    return names
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images below a folder, sorted, by their extensions."""
+    """Return all images below a folder, recognised by their extensions, sorted."""
     return sorted(path for path in folder.rglob("*") if _is_image(path.relative_to(folder), folder))
 
 
@@ -87,15 +88,15 @@ def _files(folder: Path, classes: Sequence[str], field: str = "data.root") -> Fi
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = image_files(folder / name)
-        paths += found
-        labels += [label] * len(found)
+        images = image_files(folder / name)
+        paths += images
+        labels += [label] * len(images)
     if not paths:
         raise UserError(f"{field}: no images in {folder} (looked for {', '.join(sorted(_EXTENSIONS))})")
     return FileSource(paths, np.asarray(labels, np.int64))
 
 
 def _is_image(path: Path, folder: Path) -> bool:
-    """By its extension; hidden files and folders, and folders that are named like images, are not."""
+    """Return whether a path in a folder is an image, by its extension; not if it is hidden or a folder itself."""
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and path.suffix.lower() in _EXTENSIONS and (folder / path).is_file()

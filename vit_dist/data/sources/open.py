@@ -15,7 +15,7 @@ _READERS = {**BUILTIN, "folder": read_folder}
 
 
 def open_data(config: DataConfig) -> LabelledSplits:
-    """The data of a config, downloaded where it is not there yet. Raises UserError."""
+    """Open the data of a config, downloading it if it is absent. Raises UserError."""
     name = config.source
     if name not in _READERS:
         raise UserError(f"data.name: no data set {name}{nearest(name, _READERS)}")
@@ -28,5 +28,5 @@ def open_data(config: DataConfig) -> LabelledSplits:
 
 
 def default_root() -> Path:
-    """Where downloads go without `data.root`."""
+    """Return the folder that downloads go to without `data.root`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_dist"
