@@ -18,21 +18,19 @@ from vit_dist.config.values import coerce
 from vit_dist.errors import UserError, nearest, one_line
 
 _OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum")
-
-
 _NOT_TO_SET = ("params", "fused")
 
 
 def peak_lr(config: OptimizerConfig, global_size: int) -> float:
-    """The peak rate at a global batch: lr, or as much more as the batch is larger (Goyal et al., 2017), or its root."""
+    """Return the peak rate: lr, scaled by the size of the global batch or its root if set (Goyal et al., 2017)."""
     ratio = global_size / config.scale_base
     return config.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.scale]
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Optimizer:
-    """The optimizer over `parameter_groups` at peak rate `lr`. Adam and AdamW are torch's fused ones.
+    """Build the optimizer over `parameter_groups` at peak rate `lr`; Adam and AdamW are torch's fused ones.
 
-    Raises UserError where its arguments, or what it keeps between steps, are not ones that work here.
+    Raises UserError for arguments that it does not take, and for state that a checkpoint cannot hold.
     """
     if is_timm(config.name):
         _probe(config)
@@ -44,11 +42,11 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module, lr: float) -> Opt
 
 
 def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Any]]:
-    """Groups of equal weight decay and `scale` (the rate's part of the peak), each with a `name` for people.
+    """Return groups of equal weight decay and `scale` (the rate's part of the peak), each with a readable `name`.
 
-    Biases, norms, positions, tokens and what the model's no_weight_decay() names are not decayed, unless
-    `decay_all`. layer_decay (Bao et al., "BEiT", 2022) goes by the model's group_matcher(), as in timm.
-    Raises UserError where a pattern of overrides matches nothing, or two match one parameter.
+    Biases, norms, positions, tokens and the names in the model's no_weight_decay() are not decayed, unless
+    `decay_all`. layer_decay (Bao et al., "BEiT", 2022) uses the model's group_matcher(), as timm does.
+    Raises UserError if a pattern of overrides matches nothing, or two match one parameter.
     """
     spared = set(getattr(model, "no_weight_decay", set)())
     scales = _layer_scales(config, model)
@@ -83,13 +81,13 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay makes sense: for matrices and kernels, not for biases, norms, positions and tokens."""
+    """Return whether to decay a parameter: matrices and kernels, but not biases, norms, positions and tokens."""
     last = name.rsplit(".", 1)[-1]
     return parameter.ndim >= 2 and "pos_embed" not in last and "token" not in last
 
 
 def masks_its_step(optimizer: Optimizer) -> bool:
-    """Whether the step leaves everything as it was where `optimizer.found_inf` is 1, without a wait for the device."""
+    """Return whether a step changes nothing if `optimizer.found_inf` is 1, without a wait for the device."""
     return isinstance(optimizer, (Adam, AdamW)) and bool(optimizer.defaults["fused"])
 
 
@@ -108,7 +106,7 @@ class MuonAndAdamW(Optimizer):
         super().__init__([*self._muon.param_groups, *(self._adamw.param_groups if self._adamw else [])], {})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of both. Their groups and state are this optimizer's own, also after a load."""
+        """Step both; their groups and state are this optimizer's own, also after a load."""
         for inner, groups in (
             (self._muon, self.param_groups[: self._matrices]),
             (self._adamw, self.param_groups[self._matrices :]),
@@ -119,17 +117,17 @@ class MuonAndAdamW(Optimizer):
 
 
 def _built(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, matrices: set[int]) -> Optimizer:
-    """The named optimizer over groups; muon's hidden matrices by their ids. Raises UserError."""
+    """Build the named optimizer over groups. matrices: ids of the hidden matrices, for muon. Raises UserError."""
     name, args = config.name, config.args
     betas = {"betas": config.betas} if config.betas else {}
     momentum = {"momentum": config.momentum} if config.momentum is not None else {}
-    kinds: dict[str, Any] = {"adamw": AdamW, "adam": Adam, "sgd": SGD, "muon": torch.optim.Muon}
-    _refuse_arguments(args, kinds.get(name))
+    classes: dict[str, Any] = {"adamw": AdamW, "adam": Adam, "sgd": SGD, "muon": torch.optim.Muon}
+    _refuse_arguments(args, classes.get(name))
     hidden, others = _split(groups, matrices) if name == "muon" else ([], [])
     optimizer: Optimizer
     try:
         if name in ("adamw", "adam"):
-            optimizer = kinds[name](groups, lr=lr, fused=True, **betas, **args)
+            optimizer = classes[name](groups, lr=lr, fused=True, **betas, **args)
         elif name == "sgd":
             optimizer = SGD(groups, lr=lr, **{"momentum": 0.9, **momentum, **args})
         elif name == "muon":
@@ -145,32 +143,32 @@ def _built(config: OptimizerConfig, groups: list[dict[str, Any]], lr: float, mat
 
 
 def _split(groups: list[dict[str, Any]], matrices: set[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Groups of the parameters whose ids are given, and of all others. Raises UserError where the first have none."""
+    """Split groups into those of the parameters in `matrices` and of all others. Raises UserError without any."""
     hidden, others = (
         [{**group, "params": [p for p in group["params"] if (id(p) in matrices) is wanted]} for group in groups]
         for wanted in (True, False)
     )
-    found = [group for group in hidden if group["params"]]
-    if not found:
+    hidden = [group for group in hidden if group["params"]]
+    if not hidden:
         raise UserError("optimizer.name: muon finds no hidden matrix to train in this model: use adamw")
-    return found, [group for group in others if group["params"]]
+    return hidden, [group for group in others if group["params"]]
 
 
-def _refuse_arguments(args: Mapping[str, Any], kind: type[Optimizer] | None) -> None:
+def _refuse_arguments(args: Mapping[str, Any], cls: type[Optimizer] | None) -> None:
     """Raises UserError for an argument with a field of its own, or one that the optimizer does not take."""
-    known = inspect.signature(kind).parameters if kind else ()
+    known = inspect.signature(cls).parameters if cls else ()
     takes = [name for name in known if name not in (*_OWN_FIELDS, *_NOT_TO_SET)]
     for name in args:
         if name in _OWN_FIELDS:
             raise UserError(f"optimizer.args.{name}: set optimizer.{name} instead")
         if name in _NOT_TO_SET:
             raise UserError(f"optimizer.args.{name}: is not to be set: leave it out")
-        if kind and name not in takes:
-            raise UserError(f"optimizer.args.{name}: {kind.__name__} takes no {name}{nearest(name, takes)}")
+        if cls and name not in takes:
+            raise UserError(f"optimizer.args.{name}: {cls.__name__} takes no {name}{nearest(name, takes)}")
 
 
 def _probe(config: OptimizerConfig) -> None:
-    """Two steps of one of timm's on the side: what it keeps must be what a checkpoint holds. Raises UserError."""
+    """Try two steps of timm's optimizer. Raises UserError if it fails or keeps state that no checkpoint holds."""
     from timm.optim import list_optimizers
 
     name, known = timm_name(config.name), list_optimizers()
@@ -178,17 +176,17 @@ def _probe(config: OptimizerConfig) -> None:
         raise UserError(f"optimizer.name: timm has no optimizer {name}{nearest(name, known)}")
     with torch.random.fork_rng(devices=[]):
         parameters = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))]
-        groups = [{"params": [one], "weight_decay": config.weight_decay} for one in parameters]
+        groups = [{"params": [parameter], "weight_decay": config.weight_decay} for parameter in parameters]
         optimizer = _built(config, groups, 1e-3, set())
         try:
             for _ in range(2):
-                for one in parameters:
-                    one.grad = torch.ones_like(one)
+                for parameter in parameters:
+                    parameter.grad = torch.ones_like(parameter)
                 optimizer.step()
-        except Exception as error:  # whatever it wants that an update does not give
+        except Exception as error:  # of any kind: a step may need what an update does not have, such as a closure
             raise UserError(f"optimizer.name: {config.name} does not run here: {one_line(error)}") from None
-    for parameter, slots in optimizer.state.items():
-        for slot, value in slots.items() if isinstance(parameter, Tensor) else [(parameter, {})]:
+    for owner, slots in optimizer.state.items():
+        for slot, value in slots.items() if isinstance(owner, Tensor) else [(owner, {})]:
             if value is not None and not isinstance(value, (Tensor, int, float)):
                 raise UserError(
                     f"optimizer.name: {config.name} keeps a {type(value).__name__} ({slot}) between steps, which no "
@@ -197,13 +195,13 @@ def _probe(config: OptimizerConfig) -> None:
 
 
 def _hidden_matrices(model: nn.Module) -> set[int]:
-    """Ids of the weights of linear layers, but for those that make logits: the last one, and any called head…."""
+    """Return the ids of the weights of linear layers, except the last one and any called head…: they make logits."""
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return {id(module.weight) for name, module in linears[:-1] if not name.startswith("head")}
 
 
 def _layer_scales(config: OptimizerConfig, model: nn.Module) -> dict[str, tuple[float, int | None]]:
-    """(part of the peak rate, number of the layer from the input) of each parameter; empty without layer_decay."""
+    """Return (part of the peak rate, layer from the input on) by parameter name; empty without layer_decay."""
     if config.layer_decay == 1:
         return {}
     matcher: Any = getattr(model, "group_matcher", None)

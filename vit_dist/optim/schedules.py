@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
@@ -21,25 +21,24 @@ from vit_dist.errors import UserError
 from vit_dist.files import json_number
 from vit_dist.plan.plan import Plan
 
-_MOVED = ("lr", "momentum", "betas")
-
-
-# Of a plateau, what evaluations have left; every other scheduler follows from the number of updates.
+# Values that a scheduler cycles along with the rate.
+_CYCLED = ("momentum", "betas")
+# The state of ReduceLROnPlateau; that of every other scheduler follows from the number of updates.
 _PLATEAU = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
 
 
 class Schedule:
-    """Sets the rate (and where a scheduler cycles it, the momentum) of every group of an optimizer.
+    """The rate of every group of an optimizer (and its momentum, if a scheduler cycles it).
 
-    Update u (from 0; only applied ones count) is made with: in the warmup, (u+1)/warmup of the scheduler's first
-    rate; then the scheduler's rates, counted from the end of the warmup; in the cooldown, what falls from its
-    last rate to cooldown_end·lr as (1-t)^cooldown_power. A scheduler moves rates that all start at the peak; a
-    group's own is that times its `scale`, so that layer-wise rates hold under any scheduler. `rate` is that of a
-    group at the full rate (of the first group, where a scheduler has a function for each).
+    Update u (from 0; skipped ones do not count) has, in the warmup, (u+1)/warmup of the scheduler's first rate; then
+    the scheduler's rates, counted from the end of the warmup; in the cooldown, rates that fall from its last one to
+    cooldown_end·lr as (1-t)^cooldown_power. A scheduler's rates start at the peak; a group's own is that times its
+    `scale`, so that layer-wise rates hold under any scheduler. `rate` is that of a group whose scale is 1 (of the
+    first group, if a scheduler has a function for each).
     """
 
     def __init__(self, config: ScheduleConfig, optimizer: Optimizer, plan: Plan, lr: float) -> None:
-        """lr: the peak. Raises UserError where torch refuses the scheduler's arguments."""
+        """lr: the peak. Raises UserError if torch refuses the scheduler's arguments."""
         self.optimizer = optimizer
         self.warmup, self.cooldown = plan.warmup, plan.cooldown
         self.span = plan.updates - plan.warmup - plan.cooldown
@@ -48,100 +47,101 @@ class Schedule:
         self.updates = 0
         self.metric: str | None = schedule_metric(config)
         self.rate = 0.0
-        self._parts = _parts(config, optimizer, plan, lr, max(1, self.span))
+        self._phases = _phases(config, optimizer, plan, lr, max(1, self.span))
         self._set()
 
     def step(self) -> None:
-        """One more update was applied."""
+        """Go on to the next update, after one was applied."""
         self.updates += 1
         self._advance(min(self.updates - self.warmup, self.span - 1))
         self._set()
 
     def evaluated(self, metrics: Mapping[str, float]) -> None:
-        """Feeds ReduceLROnPlateau its metric; not in the warmup and the cooldown."""
+        """Give ReduceLROnPlateau its metric, except in the warmup and the cooldown."""
         inside = self.warmup < self.updates < self.warmup + self.span
         if self.metric is not None and inside:
-            _, _, scheduler = self._parts[0]
+            scheduler = self._phases[0].scheduler
             assert isinstance(scheduler, ReduceLROnPlateau)
             scheduler.step(metrics[self.metric])
             self._set()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a schedule rebuilt from the same config and plan needs, as JSON holds it."""
+        """Return, as JSON values, the state that a schedule built from the same config and plan needs to go on."""
         if self.metric is None:
             return {"updates": self.updates}
-        _, rates, scheduler = self._parts[0]
-        counters = {name: json_number(getattr(scheduler, name)) for name in _PLATEAU}
-        return {"updates": self.updates, "rates": [group["lr"] for group in rates.param_groups], "plateau": counters}
+        phase = self._phases[0]
+        counters = {name: json_number(getattr(phase.scheduler, name)) for name in _PLATEAU}
+        rates = [group["lr"] for group in phase.stand_in.param_groups]
+        return {"updates": self.updates, "rates": rates, "plateau": counters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`: schedulers are stepped again from their start, exactly as they were.
+        """Load what `state_dict` returned; schedulers are stepped again from their start, exactly as they were.
 
-        So the rates of a run that was made longer are, from here on, those of a run planned that long.
+        The rates of a run that was made longer are therefore, from here on, those of a run planned that long.
         """
         self.updates = state["updates"]
         if self.metric is not None:
-            _, rates, scheduler = self._parts[0]
-            for group, rate in zip(rates.param_groups, state["rates"], strict=True):
+            phase = self._phases[0]
+            for group, rate in zip(phase.stand_in.param_groups, state["rates"], strict=True):
                 group["lr"] = rate
             for name, value in state["plateau"].items():
-                setattr(scheduler, name, float(value) if isinstance(value, str) else value)
+                setattr(phase.scheduler, name, float(value) if isinstance(value, str) else value)
         self._advance(min(self.updates - self.warmup, self.span - 1))
         self._set()
 
-    def _advance(self, place: int) -> None:
-        """Steps the scheduler that is due up to its own count at `place` updates from the end of the warmup."""
-        start, rates, scheduler = self._parts[self._due(place)]
-        while self.metric is None and rates.count < place - start:
-            rates.step()
-            scheduler.step()
+    def _advance(self, update: int) -> None:
+        """Step the scheduler of an update, counted from the end of the warmup, until it has reached that update."""
+        phase = self._phase_at(update)
+        while self.metric is None and phase.stand_in.steps < update - phase.start:
+            phase.stand_in.step()
+            phase.scheduler.step()
 
-    def _due(self, place: int) -> int:
-        """Which of the schedulers makes the update at `place`."""
-        return max(i for i, (start, _, _) in enumerate(self._parts) if start <= max(place, 0))
+    def _phase_at(self, update: int) -> _Phase:
+        """Return the phase of an update, counted from the end of the warmup."""
+        return [phase for phase in self._phases if phase.start <= max(update, 0)][-1]
 
     def _set(self) -> None:
-        """Hands the rates of now to the optimizer."""
-        place = self.updates - self.warmup
-        _, rates, _ = self._parts[self._due(min(place, self.span - 1))]
+        """Write the current rates into the optimizer's groups. Raises UserError for a rate below 0."""
+        update = self.updates - self.warmup
+        scheduled_groups = self._phase_at(min(update, self.span - 1)).stand_in.param_groups
         for number, group in enumerate(self.optimizer.param_groups):
-            moved = rates.param_groups[number if len(rates.param_groups) > 1 else 0]
-            rate = moved["lr"]
-            if place < 0:
+            scheduled = scheduled_groups[number if len(scheduled_groups) > 1 else 0]
+            rate = scheduled["lr"]
+            if update < 0:
                 rate *= (self.updates + 1) / self.warmup
-            elif self.cooldown and place >= self.span:
-                left = max(0, self.span + self.cooldown - place) / self.cooldown
+            elif self.cooldown and update >= self.span:
+                left = max(0, self.span + self.cooldown - update) / self.cooldown
                 rate = self.end + (rate - self.end) * left**self.power
             if rate < 0:
                 raise UserError(f"schedule.args: the rate of update {self.updates} would be {rate:.3g}, below 0")
             self.rate = self.rate if number else rate
             group["lr"] = rate * group.get("scale", 1.0)
-            for name in _MOVED[1:]:
-                if name in moved and name in group:
-                    group[name] = moved[name]
+            for name in _CYCLED:
+                if name in scheduled and name in group:
+                    group[name] = scheduled[name]
 
 
-class Rates(Optimizer):
-    """What a scheduler moves in place of the optimizer's groups: one rate for all, or one for each, from the peak on.
+class StandInOptimizer(Optimizer):
+    """An optimizer of nothing, whose rates a scheduler changes: one for all groups or one for each, from the peak on.
 
-    count: the steps that were made with it.
+    steps: number of steps made.
     """
 
     def __init__(self, optimizer: Optimizer, lr: float, groups: int = 1) -> None:
         first = optimizer.param_groups[0]
-        cycled: dict[str, Any] = {name: first[name] for name in _MOVED[1:] if first.get(name) is not None}
+        cycled: dict[str, Any] = {name: first[name] for name in _CYCLED if first.get(name) is not None}
         super().__init__([{"params": [torch.zeros(1)]} for _ in range(groups)], {"lr": lr, **cycled})
-        self.count = 0
+        self.steps = 0
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Counts; there is nothing to optimize."""
-        self.count += 1
+        """Count a step; there is nothing to optimize."""
+        self.steps += 1
 
 
 class Restarts(lr_scheduler.CosineAnnealingWarmRestarts):
-    """torch's, with T_0 an exact number of updates, whole or not: restarts fall where the lengths say.
+    """CosineAnnealingWarmRestarts with T_0 an exact number of updates, which need not be whole.
 
-    It steps the original at fractions of T_0, as its documentation does with fractions of epochs.
+    It steps torch's class by fractions of T_0, as torch's documentation does by fractions of epochs.
     """
 
     def __init__(self, optimizer: Optimizer, *, T_0: Fraction, T_mult: int = 1, eta_min: float = 0.0) -> None:  # noqa: N803
@@ -149,96 +149,106 @@ class Restarts(lr_scheduler.CosineAnnealingWarmRestarts):
         super().__init__(optimizer, 1, T_mult, eta_min)
 
     def step(self, epoch: float | None = None) -> None:
-        """One more update, or number `epoch`."""
+        """Go on to the next update, or to update number `epoch`."""
         count = self.last_epoch + 1 if epoch is None else int(epoch)
-        # The original finds the cycle by a logarithm, whose rounding must not miss a restart.
+        # torch finds the cycle by a logarithm, whose rounding must not miss a restart.
         super().step(float(count / self.period) + 1e-9)
         self.last_epoch = count
 
 
 def schedule_metric(config: ScheduleConfig) -> str | None:
-    """The metric of val that the schedule follows, if it follows one."""
+    """Return the validation metric that the schedule follows, if it follows one."""
     return str(config.args["metric"]) if config.name == "ReduceLROnPlateau" else None
 
 
 def cosine(update: int, *, span: int, end: float) -> float:
-    """Half a cosine from 1 to `end` over `span` updates (Loshchilov and Hutter, "SGDR", 2017)."""
+    """Return the factor at an update of half a cosine from 1 to `end` over `span` (Loshchilov and Hutter, 2017)."""
     return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, update / span)))
 
 
 def stable(update: int) -> float:
-    """The peak; with a cooldown behind it, wsd (Zhai et al., "Scaling Vision Transformers", 2022)."""
+    """Return 1, the peak; followed by a cooldown it is wsd (Zhai et al., "Scaling Vision Transformers", 2022)."""
     return 1.0
 
 
-_Part = tuple[int, Rates, LRScheduler]
+class _Phase(NamedTuple):
+    """A scheduler with its own rates. start: its first update, counted from the end of the warmup."""
+
+    start: int
+    stand_in: StandInOptimizer
+    scheduler: LRScheduler
 
 
-def _parts(config: ScheduleConfig, optimizer: Optimizer, plan: Plan, lr: float, span: int) -> list[_Part]:
-    """Schedulers one after another, each with its start, counted from the end of the warmup, and its own rates.
+def _phases(config: ScheduleConfig, optimizer: Optimizer, plan: Plan, lr: float, span: int) -> list[_Phase]:
+    """Build the schedulers that follow each other over `span` updates. Raises UserError.
 
-    SequentialLR is this; torch's own hands one set of rates and momenta from each scheduler to the next, where
-    OneCycleLR and CyclicLR leave theirs behind.
+    SequentialLR is built here: torch's own passes one set of rates and momenta from each scheduler to the next, and
+    OneCycleLR and CyclicLR would leave theirs behind.
     """
     if config.name in PRESETS:
-        moved = Rates(optimizer, lr)
+        stand_in = StandInOptimizer(optimizer, lr)
         shape = partial(cosine, span=span, end=config.cooldown_end) if config.name == "cosine" else stable
-        return [(0, moved, LambdaLR(moved, shape))]
+        return [_Phase(0, stand_in, LambdaLR(stand_in, shape))]
     arguments = schedule_arguments(config.name, config.args)
     if config.name != "SequentialLR":
-        moved = Rates(optimizer, lr, len(optimizer.param_groups))
-        return [(0, moved, _scheduler(config.name, arguments, moved, plan, lr, span))]
+        stand_in = StandInOptimizer(optimizer, lr, len(optimizer.param_groups))
+        return [_Phase(0, stand_in, _scheduler(config.name, arguments, stand_in, plan, lr, span))]
     starts = [0, *(math.ceil(plan.in_updates(length)) for length in arguments["milestones"])]
     if any(after <= before for before, after in pairwise([*starts, span])):
         raise UserError(
             f"schedule.args.milestones: must rise, above 0 and below the {span} updates between warmup and cooldown"
         )
-    parts: list[_Part] = []
-    for (start, end), one in zip(pairwise([*starts, span]), arguments["schedulers"], strict=True):
-        moved = Rates(optimizer, lr, len(optimizer.param_groups))
-        parts.append((start, moved, _inner(one, moved, plan, lr, end - start)))
-    return parts
+    phases: list[_Phase] = []
+    for (start, end), fields in zip(pairwise([*starts, span]), arguments["schedulers"], strict=True):
+        stand_in = StandInOptimizer(optimizer, lr, len(optimizer.param_groups))
+        phases.append(_Phase(start, stand_in, _nested_scheduler(fields, stand_in, plan, lr, end - start)))
+    return phases
 
 
-def _inner(one: Mapping[str, Any], moved: Rates, plan: Plan, lr: float, span: int) -> LRScheduler:
-    """A scheduler inside another, of its name and arguments. Raises UserError."""
-    arguments = schedule_arguments(one["name"], {key: value for key, value in one.items() if key != "name"})
-    return _scheduler(one["name"], arguments, moved, plan, lr, span)
+def _nested_scheduler(
+    fields: Mapping[str, Any], stand_in: StandInOptimizer, plan: Plan, lr: float, span: int
+) -> LRScheduler:
+    """Build a scheduler inside another from its name and arguments. Raises UserError."""
+    arguments = schedule_arguments(fields["name"], {key: value for key, value in fields.items() if key != "name"})
+    return _scheduler(fields["name"], arguments, stand_in, plan, lr, span)
 
 
-def _scheduler(name: str, arguments: dict[str, Any], moved: Rates, plan: Plan, lr: float, span: int) -> LRScheduler:
-    """One of torch's schedulers over `span` updates. Raises UserError."""
+def _scheduler(
+    name: str, arguments: dict[str, Any], stand_in: StandInOptimizer, plan: Plan, lr: float, span: int
+) -> LRScheduler:
+    """Build one of torch's schedulers over `span` updates. Raises UserError."""
     if name == "ChainedScheduler":
-        return ChainedScheduler([_inner(one, moved, plan, lr, span) for one in arguments["schedulers"]], moved)
-    given = dict(arguments)
+        nested = [_nested_scheduler(fields, stand_in, plan, lr, span) for fields in arguments["schedulers"]]
+        return ChainedScheduler(nested, stand_in)
+    kwargs = dict(arguments)
     for key, value in arguments.items():
         if isinstance(value, Length):
-            given[key] = _updates(name, plan.in_updates(value))
+            kwargs[key] = _updates(name, plan.in_updates(value))
         elif key == "milestones":
-            given[key] = [_whole(plan.in_updates(length)) for length in value]
+            kwargs[key] = [_whole(plan.in_updates(length)) for length in value]
         elif key in ("lr_lambda", "scale_fn"):
-            given[key] = _functions(value, key, moved)
-    if name == "StepLR" and isinstance(given["step_size"], Fraction):
-        # Its steps fall between updates: as milestones they do not drift.
-        size = given.pop("step_size")
-        name, given["milestones"] = "MultiStepLR", [_whole(n * size) for n in range(1, math.ceil(span / size) + 1)]
+            kwargs[key] = _functions(value, key, stand_in)
+    if name == "StepLR" and isinstance(kwargs["step_size"], Fraction):
+        # The steps fall between updates: rounded one by one to milestones, they do not drift.
+        size = kwargs.pop("step_size")
+        name, kwargs["milestones"] = "MultiStepLR", [_whole(n * size) for n in range(1, math.ceil(span / size) + 1)]
     elif name in ("PolynomialLR", "LinearLR"):
-        given.setdefault("total_iters", span)
+        kwargs.setdefault("total_iters", span)
     elif name == "CosineAnnealingLR":
-        given.setdefault("T_max", span)
+        kwargs.setdefault("T_max", span)
     elif name in ("OneCycleLR", "CyclicLR"):
-        given.setdefault("max_lr", lr)
+        kwargs.setdefault("max_lr", lr)
     if name == "OneCycleLR":
-        given["total_steps"] = span
+        kwargs["total_steps"] = span
     try:
-        if name == "ConstantLR" and given.get("factor") == 0:
+        if name == "ConstantLR" and kwargs.get("factor") == 0:
             raise ValueError("a factor of 0 has no way back")
         if name == "CosineAnnealingWarmRestarts":
-            return Restarts(moved, **given)
+            return Restarts(stand_in, **kwargs)
         if name == "ReduceLROnPlateau":
-            metric = given.pop("metric")
-            return ReduceLROnPlateau(moved, mode="min" if metric.endswith("loss") else "max", **given)
-        scheduler: LRScheduler = getattr(lr_scheduler, name)(moved, **given)
+            metric = kwargs.pop("metric")
+            return ReduceLROnPlateau(stand_in, mode="min" if metric.endswith("loss") else "max", **kwargs)
+        scheduler: LRScheduler = getattr(lr_scheduler, name)(stand_in, **kwargs)
         return scheduler
     except ZeroDivisionError:
         why = "a phase of it has no update, or it divides by a factor of 0"
@@ -248,23 +258,24 @@ def _scheduler(name: str, arguments: dict[str, Any], moved: Rates, plan: Plan, l
 
 
 def _updates(name: str, length: Fraction) -> int | float | Fraction:
-    """A length in updates as the scheduler takes it: exact where it can be, else whole."""
+    """Return a length in updates as the scheduler takes it: exact if it can be, else rounded up."""
     if name == "CosineAnnealingWarmRestarts" or (name == "StepLR" and length.denominator > 1):
         return length
     return float(length) if name == "CyclicLR" else _whole(length)
 
 
 def _whole(length: Fraction) -> int:
+    """Round up, to 1 at least: torch's schedulers take no length of 0."""
     return max(1, math.ceil(length))
 
 
-def _functions(value: str | Sequence[str], name: str, moved: Rates) -> Any:
-    """The function at an import path, or a list of them, one for each group."""
+def _functions(value: str | Sequence[str], name: str, stand_in: StandInOptimizer) -> Any:
+    """Import a function by its path, or a list of them, one for each group. Raises UserError."""
     if isinstance(value, str):
         return import_function(value, f"schedule.args.{name}")
-    if len(value) != len(moved.param_groups):
+    if len(value) != len(stand_in.param_groups):
         raise UserError(
-            f"schedule.args.{name}: has {len(value)} functions for {len(moved.param_groups)} groups of parameters: "
+            f"schedule.args.{name}: has {len(value)} functions for {len(stand_in.param_groups)} groups of parameters: "
             "give one for each, or one for all; `vit-dist plan` lists the groups"
         )
     return [import_function(path, f"schedule.args.{name}") for path in value]
