@@ -647,3 +647,20 @@ def test_pictures_are_what_evaluation_reads(pictures: dict[str, Subset], runtime
         (0, len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size),
         np.uint8,
     )
+
+
+@pytest.mark.parametrize("later", [3, 5])
+def test_windows_must_be_read_in_order(pictures: dict[str, Subset], runtime: Runtime, later: int) -> None:
+    (stream,) = streams_of(pictures["train"], runtime, plan_of(4))
+    assert len(list(stream.window(3))) == 3
+    with pytest.raises(AssertionError, match=f"^window {later} was requested, the next in order is 4"):
+        next(stream.window(later))
+    assert len(list(stream.window(4))) == 3
+
+
+def test_a_window_must_be_read_to_its_end(pictures: dict[str, Subset], runtime: Runtime) -> None:
+    (stream,) = streams_of(pictures["train"], runtime, plan_of(4))
+    next(stream.window(3))
+    for position in (3, 4):
+        with pytest.raises(AssertionError, match=f"^window {position} was requested"):
+            next(stream.window(position))

@@ -21,13 +21,11 @@ from vit_dist.plan.plan import Slots
 from vit_dist.runtime.runtime import Runtime
 
 HostBatch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
 _GRACE_SECONDS = 60
 
 
 class Reader(Dataset[HostBatch | str]):
-    """Reads one micro-batch: slots → (pixels uint8, labels, ids, epochs, weights), all on the host.
+    """A data set of micro-batches: slots → (pixels uint8, labels, ids, epochs, weights), all on the host.
 
     A UserError comes back as its text: raised in a worker, it would arrive inside torch's traceback.
     """

@@ -64,17 +64,22 @@ class Stream:
         self._position = 0
 
     def window(self, position: int) -> Iterator[Batch]:
-        """Yield this rank's micro-batches of the global batch at `position`: any at first, then one after the other."""
+        """Yield this rank's micro-batches of the global batch at `position`.
+
+        The first call decides where the stream starts; the positions that follow are consecutive, and each window is
+        read to its end.
+        """
         if self._reads is None:
             self._reads = iter(loader(self._reader, self._slots(position), self.workers, self.runtime))
             self._position = position
-        assert position == self._position, f"the window at {position} was asked for, the next is at {self._position}"
+        assert position == self._position, f"window {position} was requested, the next in order is {self._position}"
+        self._position = -1  # no window is next until this one has been read to its end
         for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
             start = time.perf_counter()
             batch = self._batch(raise_if_error(next(self._reads)), position, micro_batch)
             self.wait_seconds += time.perf_counter() - start
             yield batch
-        self._position += 1
+        self._position = position + 1
 
     def inputs(self, position: int, names: Sequence[str], count: int = 16) -> InputExamples:
         """Return the first `count` slots (an even number) of the global batch at `position`, as the model sees them.
@@ -128,7 +133,7 @@ class Stream:
 
 
 class EvaluationStream:
-    """One split, pass after pass: every sample once, in as many batches of one shape on every rank."""
+    """A split, read anew in each pass: every sample once, in equally many batches of one shape on every rank."""
 
     def __init__(
         self, subset: Subset, preprocessing: Preprocessing, runtime: Runtime, *, batch_size: int, workers: int
@@ -156,7 +161,7 @@ class EvaluationStream:
 
 
 def pictures(subset: Subset, places: Ints, preprocessing: Preprocessing) -> Pixels:
-    """Return the samples at places of a split as evaluation reads them, before normalisation: uint8 [m, c, h, w]."""
+    """Return the samples at `places` of a split as evaluation reads them, before normalisation: uint8 [m, c, h, w]."""
     if not len(places):
         return np.zeros((0, len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size), np.uint8)
     slots = Slots(places, np.zeros_like(places), np.ones(len(places), np.float32))

@@ -63,7 +63,7 @@ def build_model(
 
 
 def refuse_batch_norm(model: nn.Module) -> None:
-    """Raises UserError for BatchNorm, whose statistics would see fillers and depend on how a batch is split."""
+    """Refuse BatchNorm with a UserError: its statistics would see fillers and depend on how a batch is split."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(

@@ -14,7 +14,7 @@ from vit_dist.models.vit import PRESETS
 
 
 def check_model_name(name: str) -> None:
-    """Raises UserError, with names that are close, unless it is a preset of ours, a timm model or an import path."""
+    """Check that a name is a preset of ours, a timm model or an import path. Raises UserError with close names."""
     if ":" in name:
         return
     if not is_timm(name):

@@ -24,13 +24,13 @@ PRESETS = {
 class ViT(nn.Module):
     """Vision Transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021), pre-norm.
 
-    image_size, patch_size: sides in pixels; patch_stride (default: patch_size) divides the first, and where it is
-    less than patch_size, patches overlap and the border is padded. width is divisible by heads, and by 4 with
-    position="sincos". pool: "token" (class token) or "mean" (of the patches, no token), with the last norm behind
-    it, or before it without fc_norm. pre_logits: a linear layer and tanh before the head. registers: tokens beside
-    the class token that nothing reads (Darcet et al., 2024). layer_scale: first value of each branch's learned
-    scale (Touvron et al., "CaiT", 2021), 0 for none. qk_norm: LayerNorm of queries and keys (Dehghani et al.,
-    2023). dropout acts on positions, attention's projection and MLP; attention_dropout on attention's weights;
+    image_size, patch_size: sides in pixels. patch_stride (default: patch_size) divides image_size; if it is less than
+    patch_size, patches overlap and the border is padded. width is divisible by heads, and by 4 with
+    position="sincos". pool: "token" (class token) or "mean" (over the patches, without a class token); with "mean" the
+    last norm follows the pooling, or precedes it without fc_norm. pre_logits: a linear layer and tanh before the head.
+    registers: extra tokens that nothing reads (Darcet et al., 2024). layer_scale: initial value of each branch's
+    learned scale (Touvron et al., "CaiT", 2021), 0 for none. qk_norm: LayerNorm of queries and keys (Dehghani et al.,
+    2023). dropout applies to positions, attention's projection and MLP; attention_dropout to attention's weights;
     drop_path is the rate of the last block, rising linearly from 0 at the first. init: see `reset_parameters`.
     """
 
@@ -78,24 +78,24 @@ class ViT(nn.Module):
             )
             for rate in self.drop_path_rates
         )
-        # timm puts the last norm before the class token is read, but behind the mean of the patches.
-        behind = pool == "mean" and fc_norm
-        self.norm = nn.Identity() if behind else nn.LayerNorm(width, eps=norm_eps)
-        self.fc_norm = nn.LayerNorm(width, eps=norm_eps) if behind else nn.Identity()
+        # timm puts the last norm before the class token is read, but after the mean over the patches.
+        after_pool = pool == "mean" and fc_norm
+        self.norm = nn.Identity() if after_pool else nn.LayerNorm(width, eps=norm_eps)
+        self.fc_norm = nn.LayerNorm(width, eps=norm_eps) if after_pool else nn.Identity()
         self.pre_logits = nn.Sequential(nn.Linear(width, width), nn.Tanh()) if pre_logits else nn.Identity()
         self.head = nn.Linear(width, classes)
         self.init = init
         self.reset_parameters()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The layers, from the input on, by timm's convention: what layer-wise rates go by."""
+        """Return the layers from the input on, by timm's convention; layer-wise learning rates use them."""
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
     def reset_parameters(self) -> None:
-        """First weights; all biases 0 but where said.
+        """Initialize the weights; biases are 0 unless stated otherwise.
 
         timm: linears truncated normal 0.02, patch projection Kaiming, tokens and positions normal 0.02.
         jax (big_vision): linears Xavier uniform, MLP biases normal 1e-6, patch projection LeCun normal, tokens 0,
@@ -105,7 +105,7 @@ class ViT(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 if jax:
-                    # Queries, keys and values are matrices of their own there.
+                    # In big_vision queries, keys and values are three matrices, each with its own fan-out.
                     for part in module.weight.data.chunk(3 if name.endswith("qkv") else 1):
                         nn.init.xavier_uniform_(part)
                 else:
@@ -116,7 +116,7 @@ class ViT(nn.Module):
                     nn.init.zeros_(module.bias)
         projection = self.patch_embed.proj
         if jax:
-            # jax's truncated normals are scaled to keep their variance: 0.8796 is that of one cut at two sigma.
+            # jax scales truncated normals to keep their standard deviation: 0.8796 is that of one cut at two sigma.
             spread = projection.weight[0].numel() ** -0.5 / 0.87962566103423978
             nn.init.trunc_normal_(projection.weight, std=spread, a=-2 * spread, b=2 * spread)
             nn.init.zeros_(self.head.weight)
@@ -130,9 +130,9 @@ class ViT(nn.Module):
             nn.init.normal_(self.pos_embed, std=self.pos_embed.shape[2] ** -0.5 if jax else 0.02)
 
     def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
-        """Logits [batch, classes] of images [batch, channels, side, side].
+        """Return logits [batch, classes] of images [batch, channels, side, side].
 
-        Another side than image_size has its positions resampled. drop_path: draws in 0..1, [batch, depth, 2], one
+        For a side other than image_size, positions are resampled. drop_path: draws in 0..1, [batch, depth, 2], one
         for each sample and residual branch; without it nothing is dropped.
         """
         x = self.patch_embed(images)
@@ -157,7 +157,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch_size, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        # The convolution as a product of matrices.
+        # The convolution as a matrix product.
         batch, channels, height, width = images.shape
         p, stride = self.proj.kernel_size[0], self.stride
         if p == stride:
@@ -171,7 +171,7 @@ class PatchEmbed(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Times a learned value per channel."""
+    """Multiplication by a learned value per channel (Touvron et al., "CaiT", 2021)."""
 
     def __init__(self, width: int, first: float) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); a sample's branch is dropped where its draw is below `rate`."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); a sample's branch is dropped if its draw is below `rate`."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Attention(nn.Module):
     def __init__(
         self, width: int, heads: int, dropout: float, attention_dropout: float, norm_eps: float | None
     ) -> None:
-        """norm_eps: of the norms of queries and keys; None for none."""
+        """norm_eps: epsilon of the norms of queries and keys; None for no such norms."""
         super().__init__()
         self.heads = heads
         self.attention_dropout = attention_dropout
@@ -259,7 +259,7 @@ class MLP(nn.Module):
 
 
 def resampled(positions: Tensor, prefix: int, grid: int, tokens: int) -> Tensor:
-    """Positions [1, prefix + grid², width] for `tokens` tokens in all: the square's, bicubic, as timm resamples."""
+    """Resample positions [1, prefix + grid², width] to `tokens` tokens, prefix included: bicubic, as timm does."""
     side = math.isqrt(tokens - prefix)
     if side == grid:
         return positions
@@ -270,7 +270,7 @@ def resampled(positions: Tensor, prefix: int, grid: int, tokens: int) -> Tensor:
 
 
 def sincos(grid: int, width: int, *, prefix: int) -> Tensor:
-    """Fixed two-dimensional positions [1, tokens, width] (Chen et al., "MoCo v3", 2021); 0 for the prefix's tokens."""
+    """Return fixed 2D positions [1, tokens, width] (Chen et al., "MoCo v3", 2021); 0 for the prefix's tokens."""
     frequency = torch.exp(-math.log(10_000.0) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -155,7 +155,7 @@ def _split(groups: list[dict[str, Any]], matrices: set[int]) -> tuple[list[dict[
 
 
 def _refuse_arguments(args: Mapping[str, Any], cls: type[Optimizer] | None) -> None:
-    """Raises UserError for an argument with a field of its own, or one that the optimizer does not take."""
+    """Refuse arguments that have a field of their own or that the optimizer does not take. Raises UserError."""
     known = inspect.signature(cls).parameters if cls else ()
     takes = [name for name in known if name not in (*_OWN_FIELDS, *_NOT_TO_SET)]
     for name in args:

@@ -57,7 +57,7 @@ class MemorySource:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """Return an image, grey or RGB by its channels."""
+        """Return an image in mode L if it has one channel, else RGB."""
         pixels = self.pixels[index]
         return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
