@@ -500,7 +500,7 @@ def test_ema_weights_of_a_run_without_ema_are_refused(
     run = a_pictures_run(tmp_path_factory, image_folder)
     (line,) = refused(capsys, "evaluate", run, "--weights", "ema")
     assert line.startswith(f"--weights: {run / 'checkpoints' / 'update_'}")
-    assert line.endswith(" has no averaged weights: its run had no train.ema")
+    assert line.endswith(" has no EMA weights: its run had no train.ema")
 
 
 @pytest.mark.parametrize("words", [["evaluate", "x", "-j", "f"], ["predict", "x", "-k", "3"]])

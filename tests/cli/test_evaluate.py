@@ -84,7 +84,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> Done:
 
 
 def a_digits_run(factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on the digits, made once for all modules: averaged weights, checkpoints at 30 and 60."""
+    """The folder of a run on the digits, made once for all modules: EMA weights, checkpoints at 30 and 60."""
     if "digits" not in _made:
         folder = factory.mktemp("runs") / "digits"
         train(Config.load("digits", {**DIGITS, **QUIET, "run.dir": str(folder)}))
@@ -218,7 +218,7 @@ def test_what_it_says_with_the_worst_class_first(run: Path, tmp_path: Path, caps
     done = command(capsys, "evaluate", run, "--json", path)
     found, lines = read_json(path), done.out.splitlines()
     assert lines[:3] == [
-        f"  model   {run}, averaged weights of update 60",
+        f"  model   {run}, EMA weights of update 60",
         "  data    test: 359 images",
         f"  result  top1 {found['top1']:.2f} %, top5 {found['top5']:.2f} %, loss {found['loss']:.4f}",
     ]
@@ -259,7 +259,7 @@ def test_weights(weights: str, run: Path, tmp_path: Path, capsys: pytest.Capture
     assert found["weights"] == weights
     assert_same(found, line_of(run, split="test", weights=weights))
     said = command(capsys, "evaluate", run, "--weights", weights).out
-    assert ("averaged weights" in said) is (weights == "ema")
+    assert ("EMA weights" in said) is (weights == "ema")
 
 
 @pytest.mark.parametrize(("inside", "weights"), [("", "ema"), ("model.safetensors", "raw"), ("ema.safetensors", "ema")])

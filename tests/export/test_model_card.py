@@ -54,7 +54,7 @@ def test_it_tells_the_figures_of_the_run(run: Path) -> None:
     assert "- trained for: 2.226 epochs, 60 updates\n" in card
     assert f"- speed: {summary['samples_per_second']:,.0f} images/s\n" in card
     assert "- on: 1 × cpu, fp32\n" in card
-    assert "Trained with vit_dist: the averaged weights of update 60.\n" in card
+    assert "Trained with vit_dist: the EMA weights of update 60.\n" in card
     assert "- data: digits\n- classes: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`\n" in card
     assert f"- mean: {list(trained.preprocessing.mean)}\n- std: {list(trained.preprocessing.std)}\n" in card
 

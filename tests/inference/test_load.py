@@ -257,7 +257,7 @@ def test_a_run_by_name_with_the_weights_asked_for(name: str, asked: str, runs: d
         with pytest.raises(UserError) as caught:
             load_model(str(runs[name]), weights=asked)
         path = runs[name] / "checkpoints" / chosen(runs[name]).name
-        assert str(caught.value) == f"--weights: {path} has no averaged weights: its run had no train.ema"
+        assert str(caught.value) == f"--weights: {path} has no EMA weights: its run had no train.ema"
         return
     found = load_model(str(runs[name]), weights=asked)
     weights = asked or RUNS[name][1]

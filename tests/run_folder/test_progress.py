@@ -75,7 +75,7 @@ def test_averaged_weights_have_columns_of_their_own() -> None:
         evaluated(8, 1.0, 50.0, "ema"),
     ]
     head = (
-        "| update | epoch | train loss | train top1 | val loss | val top1 | averaged loss | averaged top1 "
+        "| update | epoch | train loss | train top1 | val loss | val top1 | EMA loss | EMA top1 "
         "| best | seconds |\n" + "|" + " ---: |" * 10 + "\n"
     )
     first = "| 4 | 0.80 | 1.0000 | 30.00 | 1.2500 | 40.00 | 2.2500 | 11.00 | best | 2.0 |\n"

@@ -665,9 +665,7 @@ def test_progress_has_a_row_for_each_evaluation(name: str, runs_by_case: RunsByC
     rows = table(run.folder)
     assert [row["update"] for row in rows] == [str(update) for update in updates]
     assert len(rows) == run.summary["updates"] // 4
-    assert [name for name in rows[0] if name.startswith("averaged")] == (
-        ["averaged loss", "averaged top1"] if averaged else []
-    )
+    assert [name for name in rows[0] if name.startswith("EMA")] == (["EMA loss", "EMA top1"] if averaged else [])
     span = [line for line in lines(run.history, "train") if line["update"] > updates[-2]]
     scores = {line["weights"]: line for line in val if line["update"] == updates[-1]}
     last = rows[-1]
@@ -678,8 +676,8 @@ def test_progress_has_a_row_for_each_evaluation(name: str, runs_by_case: RunsByC
     assert last["val loss"] == f"{scores['raw']['loss']:.4f}"
     assert last["val top1"] == f"{scores['raw']['top1']:.2f}"
     if averaged:
-        assert last["averaged loss"] == f"{scores['ema']['loss']:.4f}"
-        assert last["averaged top1"] == f"{scores['ema']['top1']:.2f}"
+        assert last["EMA loss"] == f"{scores['ema']['loss']:.4f}"
+        assert last["EMA top1"] == f"{scores['ema']['top1']:.2f}"
     assert float(last["seconds"]) == pytest.approx(sum(line["update_seconds"] for line in span), abs=0.051)
     assert run.best is not None
     assert [int(row["update"]) for row in rows if row["best"]][-1] == run.best.update

@@ -63,7 +63,7 @@ def test_summary_of_a_run_without_val(capsys: pytest.CaptureFixture[str]) -> Non
         NEXT,
     ]
     assert printed(capsys, best=None, weights="ema")[3] == (
-        "  test      top1 97.50 %, loss 0.1235, of the last averaged weights"
+        "  test      top1 97.50 %, loss 0.1235, of the last EMA weights"
     )
     assert printed(capsys, best=None, test=None)[3] == "  memory    1,536 MiB at most"
 
@@ -71,8 +71,8 @@ def test_summary_of_a_run_without_val(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_summary_says_if_weights_are_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     best = {"update": 240, "metric": "loss", "value": 0.0123456, "weights": "ema"}
     assert printed(capsys, best=best, weights="ema")[3:5] == [
-        "  best      loss 0.01235 on val at update 240, averaged weights",
-        "  test      top1 97.50 %, loss 0.1235, of the best averaged weights",
+        "  best      loss 0.01235 on val at update 240, EMA weights",
+        "  test      top1 97.50 %, loss 0.1235, of the best EMA weights",
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_dist.errors import UserError
 from vit_dist.files import check_output_path, json_number, write_json
-from vit_dist.formatting import aligned, loss_text
+from vit_dist.formatting import aligned, loss_text, weights_text
 from vit_dist.inference.evaluation import Evaluation, evaluate_subset, precision_of
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.splits import Split, open_split
@@ -69,8 +69,7 @@ def _values(trained: TrainedModel, called: str, opened: Split, found: Evaluation
 
 
 def _show(trained: TrainedModel, values: dict[str, Any], console: Console) -> None:
-    kind = "averaged weights" if trained.weights == "ema" else "weights"
-    of = f", {kind} of update {trained.update}" if trained.update is not None else ""
+    of = f", {weights_text(trained.weights)} of update {trained.update}" if trained.update is not None else ""
     fifth = f", top5 {values['top5']:.2f} %" if values["top5"] is not None else ""
     plural = "es" if values["world_size"] > 1 else ""
     console.table(

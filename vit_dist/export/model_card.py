@@ -24,7 +24,7 @@ pipeline_tag: image-classification
 """
 
 
-_WEIGHTS = {"raw": "the weights themselves", "ema": "the averaged weights"}
+_WEIGHTS = {"raw": "the weights themselves", "ema": "the EMA weights"}
 
 
 _SNIPPET = """import timm

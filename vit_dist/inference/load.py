@@ -102,7 +102,7 @@ def _from_run(
     weights = weights or chosen
     config = _with(Config.from_dict(found.state["config"]), given)
     if weights == "ema" and not (found.path / "ema.safetensors").is_file():
-        raise UserError(f"--weights: {found.path} has no averaged weights: its run had no train.ema")
+        raise UserError(f"--weights: {found.path} has no EMA weights: its run had no train.ema")
     preprocessing = Preprocessing.from_dict(found.state["preprocessing"])
     classes = list(found.state["classes"])
     model = model or build_model(

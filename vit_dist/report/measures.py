@@ -77,7 +77,7 @@ def run_figures(run: RunRecord) -> RunFigures:
         planned_updates=run.start["plan"]["updates"],
         epochs=summary.get("epochs") or (float(train["epoch"][-1]) if started else None),
         seconds=summary.get("train_seconds") or (float(run.train_seconds[-1]) if started else None),
-        total_seconds=summary.get("total_seconds") or run.metrics.seconds,
+        total_seconds=run.total_seconds,
         samples_per_second=rate or (float(np.median(train["samples_per_second"])) if started else None),
         mfu=float(np.nanmedian(train["mfu"])) if started and not np.isnan(train["mfu"]).all() else None,
         memory_bytes=run.memory,

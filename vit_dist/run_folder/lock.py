@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""The lock on a run's folder: one process at a time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ _HELD: set[Path] = set()
 
 
 class FolderLock:
-    """Holds a folder for one process on this host for as long as it lives. Raises UserError where another has it."""
+    """Holds a folder for this process for as long as it lives."""
 
     def __init__(self, folder: Path) -> None:
+        """Take the lock. Raises UserError if another process has it."""
         self._folder = folder.resolve()
         self._file = (folder / ".lock").open("w")
         try:
@@ -29,14 +30,14 @@ class FolderLock:
         _HELD.add(self._folder)
 
     def release(self) -> None:
-        """Frees the folder."""
+        """Free the folder."""
         _HELD.discard(self._folder)
         self._file.close()
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a living process has the folder, or may have it: storage without locks does not tell."""
-    if folder.resolve() in _HELD:  # to open the file and close it would free it
+    """Return whether a living process has the folder, or may have it: storage without locks does not show it."""
+    if folder.resolve() in _HELD:  # opening and closing the file would free it
         return True
     try:
         import fcntl

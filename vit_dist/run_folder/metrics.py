@@ -1,4 +1,4 @@
-"""metrics.jsonl and its one reader, and the small JSON files of a run's folder."""
+"""metrics.jsonl, one JSON object a line: the log that a run appends to, and its one reader."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ import orjson
 from numpy.typing import NDArray
 
 from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.goodput import running_seconds
 
 Line = dict[str, Any]
-
-
 Floats = NDArray[np.float64]
-
 
 _BLOCK = 4096
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl, each flushed; on other ranks than 0 it writes nothing."""
+    """Appends lines to metrics.jsonl, each flushed; on ranks other than 0 it writes nothing."""
 
     def __init__(self, path: Path, *, writes: bool) -> None:
         self._file = path.open("a+", encoding="utf-8") if writes else None
-        if self._file is not None and self._file.tell() and not _ends_whole(path):
+        if self._file is not None and self._file.tell() and not _ends_with_newline(path):
             self._file.write("\n")  # a killed run's last line may be torn
 
     def write(self, kind: str, values: Mapping[str, Any]) -> Line:
-        """One line, with its kind and the time in seconds since the epoch; returns it."""
+        """Write a line with its kind and the time in seconds since the epoch; return it."""
         line = {"kind": kind, "time": time.time(), **values}
         if self._file is not None:
             self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
@@ -42,38 +40,47 @@ class MetricsLog:
         return line
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
 
-def read_metrics(path: Path) -> list[Line]:
-    """The lines that count: a `start` line at update u supersedes earlier lines beyond u; a torn line is left out.
+def position_fields(plan: Plan, position: int) -> Line:
+    """Return the `update`, `epoch` and `samples` fields of a line."""
+    samples = plan.samples_at(position)
+    return {"update": position, "epoch": samples / plan.samples, "samples": samples}
 
-    It also supersedes evaluations of test, which are of an end that was none.
-    """
-    lines: list[Line] = []
-    for line in _lines(path):
-        if line["kind"] == "start":
-            lines = drop_superseded(lines, line["update"])
-        lines.append(line)
-    return lines
+
+def read_metrics(path: Path) -> list[Line]:
+    """Read the lines that count: those that no later start supersedes. A torn line is left out. Raises OSError."""
+    return list(_standing_lines(path))
 
 
 def drop_superseded(lines: Iterable[Line], update: int) -> list[Line]:
-    """Those that a `start` line at `update` does not supersede."""
-    return [line for line in lines if line["update"] <= update and line.get("split") != "test"]
+    """Return the lines that a `start` line at `update` leaves standing."""
+    return [line for line in lines if not _is_superseded(line, update)]
+
+
+def _is_superseded(line: Line, update: int) -> bool:
+    """Return whether a later start at `update` supersedes a line: its update is done again, or its end was none."""
+    return line["update"] > update or line.get("split") == "test"
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The lines that count, as `read_metrics` has them: of the `train` lines columns float64, NaN where a line has no
-    number; all others as they are. seconds: in which the run ran, from its first line to its last, without those
-    between a stop and the start that went on from it."""
+    """The lines that count, as `read_metrics` returns them, with the `train` lines as columns.
+
+    train: field → float64 [lines], NaN where a line has no number. others: all other lines.
+    """
 
     train: dict[str, Floats]
     others: list[Line]
-    seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in which the run ran, from its first line to its last."""
+        times = np.concatenate([self.train["time"], np.asarray([line["time"] for line in self.others], np.float64)])
+        return running_seconds(times, np.asarray([line["time"] for line in self.starts], np.float64))
 
     @property
     def starts(self) -> list[Line]:
@@ -82,62 +89,73 @@ class Metrics:
 
     @property
     def restarts(self) -> list[Line]:
-        """Those of them that went on from a checkpoint."""
+        """The `start` lines that resumed from a checkpoint."""
         return [line for line in self.starts if line["update"]]
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Metrics:
-    """The metrics with these columns, `update` and `time` of their train lines: a million take a few seconds."""
-    columns = {name: np.empty(0) for name in dict.fromkeys(["update", "time", *names])}
+    """Read the lines that count, with these fields of the train lines, `update` and `time` as columns.
+
+    A million lines take a few seconds. Raises OSError.
+    """
+    columns: dict[str, list[Floats]] = {name: [np.empty(0)] for name in ("update", "time", *names)}
     others: list[Line] = []
     block: list[Line] = []
-    parts: dict[str, list[Floats]] = {name: [] for name in columns}
 
-    def take_block() -> None:
-        for name, part in parts.items():
-            part.append(np.array([line.get(name) for line in block], np.float64))  # None is NaN, "nan" too
+    def flush() -> None:
+        for name, parts in columns.items():
+            parts.append(np.array([line.get(name) for line in block], np.float64))  # None becomes NaN, "nan" too
         block.clear()
 
-    def take_parts() -> None:
-        take_block()
-        for name, part in parts.items():
-            columns[name] = np.concatenate([columns[name], *part])
-            part.clear()
-
-    for line in _lines(path):
-        if line["kind"] == "train":
-            block.append(line)
-            if len(block) == _BLOCK:
-                take_block()
+    for line in _standing_lines(path):
+        if line["kind"] != "train":
+            others.append(line)
             continue
-        if line["kind"] == "start":
-            take_parts()
-            others = drop_superseded(others, line["update"])
-            kept = int(np.searchsorted(columns["update"], line["update"], side="right"))
-            columns = {name: column[:kept] for name, column in columns.items()}
-        others.append(line)
-    take_parts()
-    times = np.sort(np.concatenate([columns["time"], np.asarray([line["time"] for line in others], np.float64)]))
-    starts = [line["time"] for line in others if line["kind"] == "start"]
-    return Metrics(columns, others, float(np.diff(times)[~np.isin(times[1:], starts)].sum()))
+        block.append(line)
+        if len(block) == _BLOCK:
+            flush()
+    flush()
+    return Metrics({name: np.concatenate(parts) for name, parts in columns.items()}, others)
 
 
-def _ends_whole(path: Path) -> bool:
+def spanned_updates(updates: Floats, starts: Sequence[float]) -> Floats:
+    """Return how many updates each train line is of: those since the line, or the start, before it.
+
+    updates: of the train lines, ascending; starts: the updates of the `start` lines.
+    """
+    if not len(updates):
+        return updates
+    marks = np.unique(np.asarray([0, *starts], np.float64))
+    last_start = marks[np.searchsorted(marks, updates, side="left") - 1]
+    spans: Floats = updates - np.maximum(np.concatenate([[0.0], updates[:-1]]), last_start)
+    return spans
+
+
+def _standing_lines(path: Path) -> Iterator[Line]:
+    """Yield the lines of a file that no later `start` line supersedes."""
     with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
-
-
-def _lines(path: Path) -> Iterator[Line]:
+        starts = [
+            (number, line["update"]) for number, line in _parsed(file, only=b'"start"') if line["kind"] == "start"
+        ]
     with path.open("rb") as file:
-        for text in file:
+        for number, line in _parsed(file):
+            while starts and starts[0][0] <= number:
+                starts.pop(0)
+            if not starts or not _is_superseded(line, min(update for _, update in starts)):
+                yield line
+
+
+def _parsed(texts: Iterable[bytes], only: bytes = b"") -> Iterator[tuple[int, Line]]:
+    """Yield the number and the content of each line that is JSON and contains `only`."""
+    for number, text in enumerate(texts):
+        if only in text:
             try:
-                yield orjson.loads(text)
+                yield number, orjson.loads(text)
             except orjson.JSONDecodeError:
                 continue
 
 
-def position_fields(plan: Plan, position: int) -> Line:
-    """Where in the run a line belongs."""
-    samples = plan.samples_at(position)
-    return {"update": position, "epoch": samples / plan.samples, "samples": samples}
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

@@ -1,4 +1,4 @@
-"""What a run's folder says: the one reader behind every page."""
+"""The record of a run: the one reader of a run's folder, behind every report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vit_dist.config.recipe import read_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
 from vit_dist.run_folder.lock import is_held
-from vit_dist.run_folder.metrics import Floats, Line, Metrics, read_columns
+from vit_dist.run_folder.metrics import Floats, Line, Metrics, read_columns, spanned_updates
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
@@ -32,7 +32,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run, finished or not. summary: empty where it is not finished."""
+    """A run, finished or not, as its folder shows it. summary: empty until it is finished."""
 
     folder: Path
     name: str
@@ -49,13 +49,13 @@ class RunRecord:
         return self.metrics.starts[-1]
 
     def evaluations(self, split: str, weights: str) -> list[Line]:
-        """Of one split by one kind of weights (raw, ema), in order."""
-        found = (line for line in self.metrics.others if line["kind"] == "eval")
-        return [line for line in found if line["split"] == split and line["weights"] == weights]
+        """Return the evaluations of one split by one kind of weights (raw, ema), in order."""
+        lines = (line for line in self.metrics.others if line["kind"] == "eval")
+        return [line for line in lines if line["split"] == split and line["weights"] == weights]
 
     @property
     def state(self) -> str:
-        """How it stands, for people: status.json's, where nobody was killed before writing it."""
+        """The state in words: that of status.json, unless the process was killed before it could write it."""
         state = str(self.status.get("state", "unknown"))
         if state == "running" and self.status.get("host") == platform.node() and not is_held(self.folder):
             return "killed: the same command goes on from its last checkpoint"
@@ -63,9 +63,9 @@ class RunRecord:
 
     @property
     def memory(self) -> float | None:
-        """The most bytes in use so far; None before the first line."""
-        known = [self.summary.get("peak_memory_bytes", 0.0), *self.metrics.train["peak_memory_bytes"]]
-        return float(np.nanmax(known)) or None
+        """Peak memory in bytes; None before the first line."""
+        values = [self.summary.get("peak_memory_bytes", 0.0), *self.metrics.train["peak_memory_bytes"]]
+        return float(np.nanmax(values)) or None
 
     @property
     def train_seconds(self) -> Floats:
@@ -75,37 +75,36 @@ class RunRecord:
 
     @property
     def spans(self) -> Floats:
-        """Updates that each train line is of: those since the line, or the start, before it."""
-        updates = self.metrics.train["update"]
-        marks = np.asarray([0, *(line["update"] for line in self.metrics.restarts)], np.float64)
-        before = np.concatenate([[0.0], updates[:-1]]) if len(updates) else updates
-        last_start = marks[np.searchsorted(marks, updates, side="left") - 1]
-        spans: Floats = updates - np.maximum(before, last_start)
-        return spans
+        """Updates that each train line is of."""
+        return spanned_updates(self.metrics.train["update"], [line["update"] for line in self.metrics.starts])
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds in which the run ran: those of its summary, else those of its lines."""
+        return float(self.summary.get("total_seconds") or self.metrics.seconds)
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Where the time of the run went."""
+        """The time breakdown: seconds by activity."""
         train, others = self.metrics.train, self.metrics.others
         training = train["update_seconds"] * self.spans
         waiting = float(np.nansum(training * train["data_wait_fraction"]))
-        spent = {
+        seconds = {
             "updates": float(training.sum()) - waiting,
             "waiting for images": waiting,
             "evaluating": sum(line["seconds"] for line in others if line["kind"] == "eval"),
             "saving": sum(line["stall_seconds"] for line in others if line["kind"] == "save"),
         }
-        total = self.summary.get("total_seconds") or self.metrics.seconds
-        return {**spent, "starting and ending": max(0.0, total - sum(spent.values()))}
+        return {**seconds, "starting and ending": max(0.0, self.total_seconds - sum(seconds.values()))}
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Raises UserError where no run, or nothing of it yet, is in the folder."""
+    """Read a run's folder. Raises UserError if no run is there, or it has not started yet."""
     for name in ("config.yaml", "metrics.jsonl"):
         if not (folder / name).is_file():
             missing = "it is a file" if folder.exists() else "no folder is there"
-            what = f"it has no {name}" if folder.is_dir() else missing
-            raise UserError(f"{folder}: not a run's folder: {what}")
+            problem = f"it has no {name}" if folder.is_dir() else missing
+            raise UserError(f"{folder}: not a run's folder: {problem}")
     metrics = read_columns(folder / "metrics.jsonl", COLUMNS)
     if not metrics.starts:
         raise UserError(f"{folder}: the run has not started yet: its metrics.jsonl has no start")
@@ -124,7 +123,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def best_of(run: RunRecord) -> dict[str, Any] | None:
-    """update, metric and value of the best evaluation so far."""
+    """Return the update, metric and value of the best evaluation so far; None without one."""
     lines = [line for line in run.metrics.others if line["kind"] == "eval" and line["split"] == "val" and line["best"]]
     if not lines:
         return None

@@ -16,14 +16,14 @@ from vit_dist.version import __version__
 
 
 def write_status(folder: Path, state: str, position: int, reason: str | None = None) -> None:
-    """Replaces status.json."""
+    """Replace status.json. state: running, finished, stopped or failed, this with a `reason`. Raises OSError."""
     values: dict[str, Any] = {"state": state, "update": position, "pid": os.getpid()}
     values |= {"host": platform.node(), "time": time.time()}
     write_json(folder / "status.json", {**values, **({"reason": reason} if reason else {})})
 
 
 def versions() -> dict[str, str]:
-    """What made the numbers."""
+    """Return the versions of the packages that affect results."""
     return {
         "vit_dist": __version__,
         "python": platform.python_version(),
@@ -33,12 +33,12 @@ def versions() -> dict[str, str]:
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """The content of status.json, empty where there is none."""
+    """Return the content of status.json, empty if there is none."""
     return read_json_or_empty(folder / "status.json")
 
 
 def summary_of(path: Path) -> dict[str, Any] | None:
-    """summary.json of the finished run that a folder, or a checkpoint in it, belongs to; None without one."""
+    """Return summary.json of the finished run that `path`, its folder or a checkpoint in it, belongs to; else None."""
     for folder in [path, *path.resolve().parents[:3]]:
         if (folder / "summary.json").is_file() and status(folder).get("state") == "finished":
             return read_json(folder / "summary.json")

@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, track
 from rich.table import Column
 
-from vit_dist.formatting import duration, loss_text
+from vit_dist.formatting import duration, loss_text, weights_text
 from vit_dist.plan.plan import Plan
 
 Item = TypeVar("Item")
@@ -86,12 +86,11 @@ class Console:
 
     def evaluation(self, line: Mapping[str, Any]) -> None:
         """Print an `eval` line of the metrics."""
-        averaged = "averaged " if line["weights"] == "ema" else ""
         fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
         self.say(
-            f"{line['split']}, {averaged}weights of update {line['weights_update']}: loss {loss_text(line['loss'])}  "
-            f"top1 {line['top1']:.2f} %{fifth}  of {line['seen']} images in {line['seconds']:.1f} s"
-            + ("  best so far" if line["best"] else "")
+            f"{line['split']}, {weights_text(line['weights'])} of update {line['weights_update']}: "
+            f"loss {loss_text(line['loss'])}  top1 {line['top1']:.2f} %{fifth}  "
+            f"of {line['seen']} images in {line['seconds']:.1f} s" + ("  best so far" if line["best"] else "")
         )
 
     def stop(self) -> None:

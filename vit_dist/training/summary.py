@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vit_dist.files import json_number
-from vit_dist.formatting import duration, loss_text
+from vit_dist.formatting import duration, loss_text, weights_text
+from vit_dist.run_folder.goodput import running_seconds
 from vit_dist.telemetry.console import Console
 from vit_dist.training.trainer import Trainer
 
@@ -24,9 +24,9 @@ def summarise(trainer: Trainer, weights: str, test: dict[str, Any] | None) -> di
     on_val = [line for line in evaluations if line["split"] == "val" and line["weights"] == weights]
     rates = [line["samples_per_second"] for line in history if line["kind"] == "train"]
     seconds, samples = state.train_seconds, plan.samples_at(state.position)
-    # Between a stop and the start that resumes from it, nothing ran.
-    spans = (after["time"] - before["time"] for before, after in pairwise(history) if after["kind"] != "start")
-    total = max(sum(spans) + time.time() - history[-1]["time"], 1e-9)
+    times = np.asarray([*(line["time"] for line in history), time.time()])
+    starts = np.asarray([line["time"] for line in history if line["kind"] == "start"])
+    total = max(running_seconds(times, starts), 1e-9)
     return {
         "device": runtime.device_name,
         "world_size": runtime.world_size,
@@ -56,7 +56,7 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     """Print the summary of a finished run, its report's path if it has one, and what to do next."""
     best, test = summary["best"], summary["test"]
     early = summary["updates"] < summary["planned_updates"]
-    averaged = "averaged " if summary["weights"] == "ema" else ""
+    weights = weights_text(summary["weights"])
     rows = {
         "trained": f"{summary['epochs']:.4g} epochs in {duration(summary['train_seconds'])} "
         f"({summary['seconds_per_epoch']:.1f} s an epoch, {summary['samples_per_second']:,.0f} images/s)"
@@ -67,11 +67,11 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     if best:
         value = f"{best['value']:.4g}" if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
         rows["best"] = f"{best['metric']} {value} on val at update {best['update']}" + (
-            ", averaged weights" if averaged else ""
+            f", {weights}" if summary["weights"] == "ema" else ""
         )
     if test:
         rows["test"] = f"top1 {test['top1']:.2f} %, loss {loss_text(test['loss'])}, of the " + (
-            f"best {averaged}weights" if best else f"last {averaged}weights"
+            f"best {weights}" if best else f"last {weights}"
         )
     rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"
     rows["files"] = f"{folder}: progress.md, summary.json, metrics.jsonl, checkpoints/last" + (
