@@ -102,11 +102,11 @@ def samples(batches: list[Batch]) -> dict[str, Tensor]:
     return {name: values[weights == 1] for name, values in joined.items()}
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """To the bit."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, values in expected.items():
-        assert torch.equal(found[name], values), name
+        assert torch.equal(actual[name], values), name
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def in_memory(length: int = 30) -> MemorySource:
 @pytest.mark.parametrize("size", [9, 12])
 def test_a_memory_sources_stream_does_not_depend_on_its_split(runtime: Runtime, size: int) -> None:
     preprocessing = Preprocessing(size, (0.5,), (0.25,))
-    found = []
+    actual = []
     for micro_size, world in ((12, 1), (2, 1), (4, 3)):
         plan = plan_of(micro_size, world, samples=30, duration="6 updates")
         streams = [
@@ -248,12 +248,12 @@ def test_a_memory_sources_stream_does_not_depend_on_its_split(runtime: Runtime, 
         rows = [batch for position in range(6) for batch in global_batch(streams, position)]
         assert all(batch.drop_path is None for batch in rows)
         weights = torch.cat([batch.weights for batch in rows])
-        found.append(
+        actual.append(
             [torch.cat([getattr(b, name) for b in rows])[weights == 1] for name in ("ids", "targets", "images")]
         )
-    assert found[0][2].shape == (66, 1, size, size)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    assert actual[0][2].shape == (66, 1, size, size)
+    for other in actual[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, actual[0], strict=True))
 
 
 def test_a_subsets_ids_are_its_sources(runtime: Runtime) -> None:
@@ -355,10 +355,10 @@ def test_a_bad_image_in_a_worker_is_one_line(tmp_path: Path, runtime: Runtime) -
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "a.png").write_bytes(b"x")
     split = read_folder(tmp_path).splits["train"]
-    one = EvaluationStream(split, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), runtime, batch_size=2, workers=1)
+    stream = EvaluationStream(split, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), runtime, batch_size=2, workers=1)
     with pytest.raises(UserError, match=f"^{tmp_path}/dog/a.png: cannot be decoded [^\n]*: mend or remove the file$"):
-        list(one)
-    one.close()
+        list(stream)
+    stream.close()
 
 
 EVERYTHING = AugmentConfig(
@@ -435,15 +435,15 @@ def test_the_device_makes_of_a_batch_what_its_keys_say(pictures: dict[str, Subse
 def test_erasing_leaves_the_rest_of_an_image_as_it_is(runtime: Runtime, mode: str) -> None:
     subset, preprocessing = all_of(in_memory()), Preprocessing(9, (0.5,), (0.25,))
     augment = AugmentConfig(erasing=0.6, erasing_mode=mode)  # type: ignore[arg-type]
-    found, plain = (
-        torch.cat([b.images for b in global_batch(augmented_streams(subset, runtime, plan, one, preprocessing), 0)])
-        for one in (augment, AugmentConfig())
-        for plan in [augmented_plan(one, 4, samples=30)]
+    actual, plain = (
+        torch.cat([b.images for b in global_batch(augmented_streams(subset, runtime, plan, chosen, preprocessing), 0)])
+        for chosen in (augment, AugmentConfig())
+        for plan in [augmented_plan(chosen, 4, samples=30)]
     )
-    differ = (found != plain).any(1)
+    differ = (actual != plain).any(1)
     erased = differ.flatten(1).any(1)
     assert 3 < erased[:11].sum() < 11
-    for image, mask in zip(found, differ, strict=True):
+    for image, mask in zip(actual, differ, strict=True):
         y, x = mask.nonzero(as_tuple=True)
         if len(y):
             # Of an erased rectangle all pixels differ, but where by chance a pixel was just that.
@@ -590,8 +590,8 @@ def test_captions_of_inputs_name_what_is_mixed(runtime: Runtime) -> None:
             continue
         mixed += 1
         pair = [(part, labels[slot]), (1 - part, labels[other])]
-        (high, one), (low, two) = sorted(pair, reverse=True)
-        assert inputs.captions()[slot] == f"{'abcde'[one]} {high:.0%}, {'abcde'[two]} {low:.0%}"
+        (high, first), (low, second) = sorted(pair, reverse=True)
+        assert inputs.captions()[slot] == f"{'abcde'[first]} {high:.0%}, {'abcde'[second]} {low:.0%}"
     assert mixed >= 4
     # Slot 10 has a filler beside it, and is not mixed.
     assert inputs.captions()[10] == "abcde"[labels[10]]
@@ -617,11 +617,11 @@ def test_drawing_inputs_changes_nothing(pictures: dict[str, Subset], runtime: Ru
         # The same at any time, and the stream goes on as if nobody had looked.
         assert np.array_equal(first.pixels, start.pixels)
         assert first.captions() == start.captions()
-        for one, other in zip(plain.window(position), drawn.window(position), strict=True):
-            assert torch.equal(one.images, other.images)
-            assert torch.equal(one.targets, other.targets)
-            assert torch.equal(one.ids, other.ids)
-            assert one.seed == other.seed
+        for batch, other in zip(plain.window(position), drawn.window(position), strict=True):
+            assert torch.equal(batch.images, other.images)
+            assert torch.equal(batch.targets, other.targets)
+            assert torch.equal(batch.ids, other.ids)
+            assert batch.seed == other.seed
 
 
 @pytest.mark.parametrize("memory", [False, True])
@@ -633,15 +633,15 @@ def test_pictures_are_what_evaluation_reads(pictures: dict[str, Subset], runtime
     (images, _, weights, ids) = next(iter(stream))
     assert weights.all()
     places = np.array([4, 0, 3, 0])
-    found = pictures_at(subset, places, preprocessing)
-    assert found.dtype == np.uint8
-    assert torch.equal(normalise(torch.from_numpy(found), preprocessing.image_size, mean, std), images[places])
-    assert np.array_equal(found[1], found[3])
+    actual = pictures_at(subset, places, preprocessing)
+    assert actual.dtype == np.uint8
+    assert torch.equal(normalise(torch.from_numpy(actual), preprocessing.image_size, mean, std), images[places])
+    assert np.array_equal(actual[1], actual[3])
     if memory:
-        assert np.array_equal(found, subset.source.pixels[[29, 7, 0, 7]])  # type: ignore[union-attr]
+        assert np.array_equal(actual, subset.source.pixels[[29, 7, 0, 7]])  # type: ignore[union-attr]
         assert ids[places].tolist() == [29, 7, 0, 7]
     else:
-        assert found.shape == (4, 3, SIDE, SIDE)
+        assert actual.shape == (4, 3, SIDE, SIDE)
     none = pictures_at(subset, np.zeros(0, np.int64), preprocessing)
     assert (none.shape, none.dtype) == (
         (0, len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size),

@@ -75,9 +75,9 @@ def saved(model: nn.Module, folder: Path) -> Path:
 
 def differing(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
     """Names of the tensors of which either has others, or none."""
-    found = model.state_dict()
-    both = found.keys() & tensors.keys()
-    return (found.keys() ^ tensors.keys()) | {name for name in both if not torch.equal(found[name], tensors[name])}
+    actual = model.state_dict()
+    both = actual.keys() & tensors.keys()
+    return (actual.keys() ^ tensors.keys()) | {name for name in both if not torch.equal(actual[name], tensors[name])}
 
 
 def refusal(model: nn.Module, path: Path) -> str:
@@ -147,19 +147,19 @@ def test_sizes_are_resampled_as_timm_does(kind: str, image_size: int, patch_size
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_three_channels_become_others_as_timm_does(built: Any, channels: int, tmp_path: Path) -> None:
     path = saved(built(seed=1), tmp_path)
-    found = load_file(path)
+    actual = load_file(path)
     model = built(channels=channels)
-    told = f"patch_embed.proj.weight: 3 channels brought to {channels}"
-    assert load_pretrained(model, path, new_head=False) == [told]
-    assert not differing(model, {**found, PATCHES: adapt_input_conv(channels, found[PATCHES])})
+    note = f"patch_embed.proj.weight: 3 channels brought to {channels}"
+    assert load_pretrained(model, path, new_head=False) == [note]
+    assert not differing(model, {**actual, PATCHES: adapt_input_conv(channels, actual[PATCHES])})
     if channels == 1:
-        torch.testing.assert_close(model.state_dict()[PATCHES], found[PATCHES].sum(1, keepdim=True))
+        torch.testing.assert_close(model.state_dict()[PATCHES], actual[PATCHES].sum(1, keepdim=True))
     larger = built(channels=channels, image_size=32, patch_size=8)
     assert load_pretrained(larger, path, new_head=False) == [
-        told, "patch_embed.proj.weight: resampled from [4, 4] to [8, 8]",
+        note, "patch_embed.proj.weight: resampled from [4, 4] to [8, 8]",
     ]  # fmt: skip
     target = theirs(image_size=32, patch_size=8)
-    expected = adapt_input_conv(channels, checkpoint_filter_fn(found, target)[PATCHES])
+    expected = adapt_input_conv(channels, checkpoint_filter_fn(actual, target)[PATCHES])
     torch.testing.assert_close(larger.state_dict()[PATCHES], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -191,9 +191,9 @@ def test_what_is_no_safetensors_file_is_refused_in_one_line(tmp_path: Path) -> N
     path = tmp_path / "weights.safetensors"
     assert refusal(ours(), path) == f"model.pretrained: {path} does not exist"
     torch.save(ours().state_dict(), path)
-    found = refusal(ours(), path)
-    assert found.startswith(f"model.pretrained: {path} is not a safetensors file: ")
-    assert "\n" not in found
+    actual = refusal(ours(), path)
+    assert actual.startswith(f"model.pretrained: {path} is not a safetensors file: ")
+    assert "\n" not in actual
 
 
 def test_what_is_missing_and_what_is_not_used_is_told(tmp_path: Path) -> None:
@@ -250,12 +250,12 @@ def test_from_the_best_weights_of_a_run(kind: str, request: pytest.FixtureReques
     best = load_file(checkpoints / f"update_{run.best.update:08d}" / name)
     last = load_file(checkpoints / "update_00000006" / name)
     assert not torch.equal(best["head.bias"], last["head.bias"])
-    found = load_run_model(run.folder, "model.pretrained")
+    actual = load_run_model(run.folder, "model.pretrained")
     for path, expected in ((run.folder, best), (checkpoints / "update_00000006", last)):
         model = build_model(digits_model(path), classes=10, channels=1, image_size=8, seed=7)
-        assert start_from(model, digits_model(path), found.classes) == []
+        assert start_from(model, digits_model(path), actual.classes) == []
         assert not differing(model, expected)
-    assert not differing(found.model, best)
+    assert not differing(actual.model, best)
 
 
 def digits_model(pretrained: Path) -> ModelConfig:
@@ -367,9 +367,9 @@ def test_a_run_leaves_what_is_frozen_as_it_was(
     assert run.summary["parameters"] == sum(start[name].numel() for name in trained_names)
     last = run.folder / "checkpoints" / "update_00000006"
     for file in ("model.safetensors", "ema.safetensors"):
-        found = load_file(last / file)
-        assert found.keys() == start.keys()
-        assert {name for name in found if not torch.equal(found[name], start[name])} == trained_names
+        actual = load_file(last / file)
+        assert actual.keys() == start.keys()
+        assert {name for name in actual if not torch.equal(actual[name], start[name])} == trained_names
     moments = {name.rpartition("/")[0] for name in load_file(last / "optimizer.safetensors")}
     assert moments == trained_names
 
@@ -389,10 +389,10 @@ def test_weights_that_cannot_be_had_are_refused_in_one_line(tmp_path: Path, monk
     model = build_model(config, classes=3, channels=3, image_size=32, seed=0)
     with pytest.raises(UserError) as caught:
         start_from(model, config, ["a", "b", "c"])
-    found = str(caught.value)
-    assert found.startswith("model.pretrained: timm/test_vit.r160_in1k cannot be downloaded (")
-    assert found.endswith("): give a file")
-    assert "\n" not in found
+    actual = str(caught.value)
+    assert actual.startswith("model.pretrained: timm/test_vit.r160_in1k cannot be downloaded (")
+    assert actual.endswith("): give a file")
+    assert "\n" not in actual
     assert timm.get_pretrained_cfg("test_vit").hf_hub_id == "timm/test_vit.r160_in1k"
 
 
@@ -435,10 +435,10 @@ def test_a_file_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    for content, told in ((None, "does not exist"), (b"no weights", "is not a safetensors file: ")):
+    for content, problem in ((None, "does not exist"), (b"no weights", "is not a safetensors file: ")):
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(UserError) as caught:
             classes_and_channels("vit_tiny", path)
-        assert f"{path} {told}" in str(caught.value)
+        assert f"{path} {problem}" in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -113,9 +113,9 @@ def test_logits_are_timms_with_its_weights_and_back(pool: str, mlp_ratio: float,
     with torch.no_grad():
         before, expected = ours(images()), theirs(images())
         ours.load_state_dict(theirs.state_dict(), strict=True)
-        found = ours(images())
+        actual = ours(images())
         assert (before - expected).norm() > 0.1 * expected.norm()
-        assert (found - expected).norm() <= 1e-10 * expected.norm()
+        assert (actual - expected).norm() <= 1e-10 * expected.norm()
         other = vit(pool=pool, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
         theirs.load_state_dict(other.state_dict(), strict=True)
         assert (theirs(images()) - before).norm() <= 1e-10 * before.norm()
@@ -150,9 +150,9 @@ def test_mean_pool_with_the_norm_before_it_is_timms() -> None:
     behind.load_state_dict({name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: tensor
                             for name, tensor in model.state_dict().items()})  # fmt: skip
     with torch.no_grad():
-        found = model(images())
-        assert (found - theirs(images())).norm() <= 1e-10 * found.norm()
-        assert (found - behind(images())).norm() > 0.01 * found.norm()
+        actual = model(images())
+        assert (actual - theirs(images())).norm() <= 1e-10 * actual.norm()
+        assert (actual - behind(images())).norm() > 0.01 * actual.norm()
 
 
 @pytest.mark.parametrize("changes", [*POOLS, {"registers": 3}, {"pool": "mean", "registers": 3}])
@@ -161,9 +161,9 @@ def test_another_side_has_its_positions_resampled_as_timm_does(side: int, change
     ours, theirs = vit(**changes), timms(dynamic=True, **changes)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     with torch.no_grad():
-        found, expected = ours(images(side=side)), theirs(images(side=side))
-        assert found.shape == (3, 5)
-        assert (found - expected).norm() <= 1e-10 * expected.norm()
+        actual, expected = ours(images(side=side)), theirs(images(side=side))
+        assert actual.shape == (3, 5)
+        assert (actual - expected).norm() <= 1e-10 * expected.norm()
         # At its own side nothing is resampled.
         assert (ours(images()) - theirs(images())).norm() <= 1e-10 * expected.norm()
 
@@ -172,8 +172,8 @@ def test_sincos_positions_are_resampled_too() -> None:
     ours, theirs = vit(position="sincos"), timms(dynamic=True)
     theirs.load_state_dict({**ours.state_dict(), "pos_embed": ours.pos_embed}, strict=True)
     with torch.no_grad():
-        found, expected = ours(images(side=20)), theirs(images(side=20))
-    assert (found - expected).norm() <= 1e-10 * expected.norm()
+        actual, expected = ours(images(side=20)), theirs(images(side=20))
+    assert (actual - expected).norm() <= 1e-10 * expected.norm()
 
 
 @pytest.mark.parametrize(("patch_size", "stride"), [(6, 4), (7, 4), (4, 3), (3, 2), (9, 6), (5, 1)])
@@ -193,8 +193,8 @@ def test_overlapping_patches_are_the_padded_convolution(patch_size: int, stride:
 
 
 def test_a_stride_of_the_patchs_side_changes_nothing() -> None:
-    plain, told = vit(), vit(patch_stride=4)
-    assert torch.equal(told(images()), plain(images()))
+    plain, strided = vit(), vit(patch_stride=4)
+    assert torch.equal(strided(images()), plain(images()))
     embed = plain.patch_embed
     with torch.no_grad():
         unfolded = F.unfold(images(), 4, stride=4).mT
@@ -334,13 +334,13 @@ def test_drop_path_drops_that_branch_of_that_sample_and_scales_what_it_keeps() -
     draws = torch.tensor([[0.1, 0.9], [0.9, 0.2499], [0.25, 0.999], [0.0, 0.0]], dtype=torch.float64)
     scales = [(0, 4 / 3), (4 / 3, 0), (4 / 3, 4 / 3), (0, 0)]
     with torch.no_grad():
-        found = block(x, draws)
+        actual = block(x, draws)
         for i, (attention, mlp) in enumerate(scales):
-            one = x[i : i + 1]
-            between = one + attention * block.attn(block.norm1(one))
+            sample = x[i : i + 1]
+            between = sample + attention * block.attn(block.norm1(sample))
             expected = between + mlp * block.mlp(block.norm2(between))
-            torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-12, atol=1e-12)
-        assert torch.equal(found[3], x[3])
+            torch.testing.assert_close(actual[i : i + 1], expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(actual[3], x[3])
 
 
 def test_drop_path_rises_linearly_and_each_block_reads_its_own_draws() -> None:
@@ -409,10 +409,10 @@ def test_sincos_positions(class_token: bool) -> None:
         assert np.abs(rows[0]).max() == 0
         rows = rows[1:]
     frequency = 10_000.0 ** (-np.arange(4) / 4)
-    for place, found in enumerate(rows):
+    for place, actual in enumerate(rows):
         down, right = divmod(place, 3)
         waves = [f(side * frequency) for side in (right, down) for f in (np.sin, np.cos)]
-        np.testing.assert_allclose(found, np.concatenate(waves), rtol=0, atol=1e-7)
+        np.testing.assert_allclose(actual, np.concatenate(waves), rtol=0, atol=1e-7)
     assert len({tuple(row) for row in rows.round(6).tolist()}) == 9
 
 
@@ -443,12 +443,12 @@ def test_mean_pool_has_no_token_and_reads_every_patch_alike() -> None:
 def test_patches_are_the_convolution_row_by_row() -> None:
     embed = vit().patch_embed
     with torch.no_grad():
-        found = embed(images())
+        actual = embed(images())
         for place in range(9):
             top, left = 4 * (place // 3), 4 * (place % 3)
             patch = images()[:, :, top : top + 4, left : left + 4]
             expected = torch.einsum("bchw,dchw->bd", patch, embed.proj.weight) + embed.proj.bias
-            torch.testing.assert_close(found[:, place], expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(actual[:, place], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_every_field_of_the_config_reaches_the_model() -> None:

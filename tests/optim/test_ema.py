@@ -55,10 +55,10 @@ def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+def same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     """To the bit, names and kinds included."""
-    return found.keys() == expected.keys() and all(
-        found[name].dtype == expected[name].dtype and torch.equal(found[name], expected[name]) for name in expected
+    return actual.keys() == expected.keys() and all(
+        actual[name].dtype == expected[name].dtype and torch.equal(actual[name], expected[name]) for name in expected
     )
 
 
@@ -82,14 +82,14 @@ def test_values_over_five_updates() -> None:
         live = copies(model.state_dict())
         average.update(applied, torch.ones(()))
         assert same(model.state_dict(), live)
-        found = average.tensors()
-        assert sorted(found) == SAVED
+        actual = average.tensors()
+        assert sorted(actual) == SAVED
         for name in set(SAVED) - {"seen"}:
             expected[name] = decay * expected[name] + (1 - decay) * live[name].numpy()
-            assert found[name].dtype == live[name].dtype
-            np.testing.assert_allclose(found[name].numpy(), expected[name], rtol=2e-6, atol=1e-6)
+            assert actual[name].dtype == live[name].dtype
+            np.testing.assert_allclose(actual[name].numpy(), expected[name], rtol=2e-6, atol=1e-6)
         # What is no float cannot be averaged: it is the model's.
-        assert found["seen"].item() == 7 + 3 * applied
+        assert actual["seen"].item() == 7 + 3 * applied
         table = decay * table + (1 - decay) * model.table.numpy()
         with average.swapped():
             np.testing.assert_allclose(model.table.numpy(), table, rtol=2e-6, atol=1e-6)
@@ -182,7 +182,7 @@ def test_tensors_have_the_names_of_a_checkpoint_and_load_is_their_inverse(tmp_pa
     assert same(other_model.state_dict(), live)
     # The next update is the same, to the bit.
     other_model.load_state_dict(model.state_dict())
-    for one, of in ((model, average), (other_model, other)):
-        moved(one, torch.Generator().manual_seed(4))
-        of.update(6, torch.ones(()))
+    for module, module_average in ((model, average), (other_model, other)):
+        moved(module, torch.Generator().manual_seed(4))
+        module_average.update(6, torch.ones(()))
     assert same(other.tensors(), average.tensors())

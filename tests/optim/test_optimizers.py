@@ -60,13 +60,13 @@ def named(config: OptimizerConfig, model: nn.Module) -> list[tuple[float, set[st
 def by_name(groups: list[dict[str, Any]], model: nn.Module, *fields: str) -> dict[str, tuple[Any, ...]]:
     """The fields of the group that each parameter is in; in one group alone."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = [
+    actual = [
         (names[id(parameter)], tuple(group[field] for field in fields))
         for group in groups
         for parameter in group["params"]
     ]
-    assert len(dict(found)) == len(found)
-    return dict(found)
+    assert len(dict(actual)) == len(actual)
+    return dict(actual)
 
 
 def rates(config: OptimizerConfig, model: nn.Module, lr: float) -> dict[str, tuple[float, float]]:
@@ -125,11 +125,11 @@ def unlisted(model: Any) -> set[str]:
 @pytest.mark.parametrize("name", list(TIMM))
 def test_of_timms_models_what_timm_decays_is_decayed(name: str) -> None:
     model = timms(name)
-    found = by_name(parameter_groups(OptimizerConfig(weight_decay=0.3), model), model, "weight_decay")
+    actual = by_name(parameter_groups(OptimizerConfig(weight_decay=0.3), model), model, "weight_decay")
     timms_own = param_groups_weight_decay(model, 0.3, no_weight_decay_list=unlisted(model))
-    assert found == by_name(timms_own, model, "weight_decay")
-    assert {found[one] for one in SPARED[name]} == {(0.0,)}
-    assert (0.3,) in found.values()
+    assert actual == by_name(timms_own, model, "weight_decay")
+    assert {actual[parameter] for parameter in SPARED[name]} == {(0.0,)}
+    assert (0.3,) in actual.values()
 
 
 def test_frozen_parameters_are_left_out() -> None:
@@ -163,12 +163,12 @@ def test_the_peak_grows_with_the_global_batch(scale: Any, base: int, size: int, 
 @pytest.mark.parametrize("pool", ["token", "mean"])
 def test_each_layers_rate_is_a_part_of_the_next_ones(pool: str) -> None:
     model = vit(pool=pool)
-    found = rates(OptimizerConfig(lr=7.0, weight_decay=0.3, layer_decay=0.5), model, 0.8)
+    actual = rates(OptimizerConfig(lr=7.0, weight_decay=0.3, layer_decay=0.5), model, 0.8)
     layers = {"blocks.0": 0.2, "blocks.1": 0.4, "norm": 0.4, "fc_norm": 0.8, "head": 0.8}
-    for name, (rate, decay) in found.items():
-        layer = next((one for one in layers if name.startswith(f"{one}.")), "stem")
+    for name, (rate, decay) in actual.items():
+        layer = next((layer_name for layer_name in layers if name.startswith(f"{layer_name}.")), "stem")
         assert (rate, decay) == (layers.get(layer, 0.1), 0.3 if name in DECAYED else 0.0), name
-    assert found.keys() == {name for name, _ in model.named_parameters()}
+    assert actual.keys() == {name for name, _ in model.named_parameters()}
     names = [group["name"] for group in parameter_groups(OptimizerConfig(layer_decay=0.5), model)]
     assert names == [f"{kind}, layer {i}" for i in range(3) for kind in ("not decayed", "decayed")] + (
         ["decayed, layer 3", "not decayed, layer 3"]
@@ -183,8 +183,8 @@ def test_layer_wise_rates_are_timms(name: str) -> None:
     spared = {"cls_token", "pos_embed"} if name == "ours" else unlisted(model)
     timms_own = param_groups_layer_decay(model, 0.3, no_weight_decay_list=spared, layer_decay=0.7)
     expected = by_name(timms_own, model, "lr_scale", "weight_decay")
-    found = rates(OptimizerConfig(weight_decay=0.3, layer_decay=0.7), model, 0.8)
-    assert found == {one: (0.8 * scale, decay) for one, (scale, decay) in expected.items()}
+    actual = rates(OptimizerConfig(weight_decay=0.3, layer_decay=0.7), model, 0.8)
+    assert actual == {parameter: (0.8 * scale, decay) for parameter, (scale, decay) in expected.items()}
     assert len({scale for scale, _ in expected.values()}) >= 4
 
 
@@ -230,22 +230,24 @@ def test_overrides_are_of_what_their_pattern_matches(case: str, name: str) -> No
     """Its rate is meant for the same batch as optimizer.lr, and grows with it: here twofold."""
     override, expected = OVERRIDDEN[case]
     config = OptimizerConfig(name=name, lr=0.1, overrides={"^head": override}, scale="linear", scale_base=32)
-    others = {one: (0.2, 0.05 if one in DECAYED else 0.0) for one in (DECAYED | KEPT) - expected.keys()}
-    found = rates(config, vit(), peak_lr(config, 64))
-    assert found.keys() == DECAYED | KEPT
-    for one, values in {**others, **expected}.items():
-        assert found[one] == pytest.approx(values, rel=1e-15), one
+    others = {
+        parameter: (0.2, 0.05 if parameter in DECAYED else 0.0) for parameter in (DECAYED | KEPT) - expected.keys()
+    }
+    actual = rates(config, vit(), peak_lr(config, 64))
+    assert actual.keys() == DECAYED | KEPT
+    for parameter, values in {**others, **expected}.items():
+        assert actual[parameter] == pytest.approx(values, rel=1e-15), parameter
 
 
 def test_an_overrides_rate_stands_above_that_of_its_layer() -> None:
     overrides = {r"blocks\.0\.attn": {"lr": 0.3}, "norm2": {"weight_decay": 0.7}}
     config = OptimizerConfig(lr=0.1, layer_decay=0.5, overrides=overrides)
-    found = rates(config, vit(), 0.1)
-    assert found["blocks.0.attn.qkv.weight"] == pytest.approx((0.3, 0.05), rel=1e-15)
-    assert found["blocks.0.attn.proj.bias"] == pytest.approx((0.3, 0.0), rel=1e-15)
-    assert found["blocks.0.norm2.weight"] == (0.025, 0.7)
-    assert found["blocks.1.norm2.weight"] == (0.05, 0.7)
-    assert found["blocks.0.mlp.fc1.weight"] == (0.025, 0.05)
+    actual = rates(config, vit(), 0.1)
+    assert actual["blocks.0.attn.qkv.weight"] == pytest.approx((0.3, 0.05), rel=1e-15)
+    assert actual["blocks.0.attn.proj.bias"] == pytest.approx((0.3, 0.0), rel=1e-15)
+    assert actual["blocks.0.norm2.weight"] == (0.025, 0.7)
+    assert actual["blocks.1.norm2.weight"] == (0.05, 0.7)
+    assert actual["blocks.0.mlp.fc1.weight"] == (0.025, 0.05)
 
 
 def test_overrides_that_cannot_be_followed_are_refused() -> None:
@@ -325,17 +327,17 @@ def test_adamws_decay_is_decoupled_and_adams_is_not(name: str, decay_all: bool, 
     config = OptimizerConfig(
         name=name, lr=lr, weight_decay=decay, betas=(0.8, 0.95), decay_all=decay_all, args=dict(args)
     )
-    found = built(config, Two())
-    for one, start in Two().named_parameters():
+    actual = built(config, Two())
+    for parameter, start in Two().named_parameters():
         p, moments = start.detach().numpy().copy(), Moments(lr, (0.8, 0.95), **args)
-        of_decay = decay if one == "weight" or decay_all else 0.0
+        of_decay = decay if parameter == "weight" or decay_all else 0.0
         for t, gradient in enumerate(gradients(Two())):
             if name == "adamw":
                 p = p - lr * of_decay * p
-                p = p - moments.step(gradient[one])
+                p = p - moments.step(gradient[parameter])
             else:
-                p = p - moments.step(gradient[one] + of_decay * p)
-            np.testing.assert_allclose(found[t][one], p, rtol=1e-12)
+                p = p - moments.step(gradient[parameter] + of_decay * p)
+            np.testing.assert_allclose(actual[t][parameter], p, rtol=1e-12)
 
 
 @pytest.mark.parametrize("momentum", [0.8, None, 0.0])
@@ -349,7 +351,7 @@ def test_sgd_has_momentum_and_coupled_decay(momentum: float | None, nesterov: bo
         return
     lr, decay, mu = 0.1, 0.3, 0.9 if momentum is None else momentum
     args = {"nesterov": True} if nesterov else {}
-    found = built(OptimizerConfig(name="sgd", lr=lr, weight_decay=decay, momentum=momentum, args=args), Two())
+    actual = built(OptimizerConfig(name="sgd", lr=lr, weight_decay=decay, momentum=momentum, args=args), Two())
     for name, start in Two().named_parameters():
         p = start.detach().numpy().copy()
         buffer = np.zeros_like(p)
@@ -357,7 +359,7 @@ def test_sgd_has_momentum_and_coupled_decay(momentum: float | None, nesterov: bo
             g = gradient[name] + (decay * p if name == "weight" else 0)
             buffer = mu * buffer + g
             p = p - lr * (g + mu * buffer if nesterov else buffer)
-            np.testing.assert_allclose(found[t][name], p, rtol=1e-12)
+            np.testing.assert_allclose(actual[t][name], p, rtol=1e-12)
 
 
 def bfloat16(matrix: Any) -> NDArray[np.float64]:
@@ -393,7 +395,7 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_others_to_adamw(
     config = OptimizerConfig(
         name="muon", lr=lr, weight_decay=decay, momentum=momentum, betas=(0.8, 0.95), args=dict(args)
     )
-    found = built(config, hidden())
+    actual = built(config, hidden())
     for name, start in hidden().named_parameters():
         p, moments = start.detach().numpy().copy(), Moments(lr, (0.8, 0.95))
         average = np.zeros_like(p)
@@ -405,11 +407,11 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_others_to_adamw(
                 size = math.sqrt(max(1, p.shape[0] / p.shape[1])) if args.get("adjust_lr_fn") else 0.2 * math.sqrt(7)
                 p = p - lr * decay * p - lr * size * orthogonalised(wanted)
                 # Another CPU may round a bfloat16 to its neighbour.
-                np.testing.assert_allclose(found[t][name], p, rtol=0, atol=(t + 1) * lr * size * 0.02)
+                np.testing.assert_allclose(actual[t][name], p, rtol=0, atol=(t + 1) * lr * size * 0.02)
             else:
                 p = p - lr * (decay if name == "2.weight" else 0.0) * p
                 p = p - moments.step(g)
-                np.testing.assert_allclose(found[t][name], p, rtol=1e-12)
+                np.testing.assert_allclose(actual[t][name], p, rtol=1e-12)
 
 
 def test_muon_has_the_same_groups_and_keeps_the_matrices_apart() -> None:
@@ -441,10 +443,10 @@ def by_hand(model: nn.Module) -> list[dict[str, Any]]:
 def test_timms_optimizers_step_as_timm_has_them(name: str) -> None:
     ours, theirs = vit(), vit()
     optimizer = create_optimizer_v2(by_hand(theirs), name, lr=0.02)
-    found = built(OptimizerConfig(name=f"timm/{name}", lr=0.02, weight_decay=0.3), ours)
-    for one, two in zip(found, stepped(optimizer, theirs), strict=True):
-        assert all(torch.equal(one[parameter], two[parameter]) for parameter in two)
-    assert not torch.equal(found[-1]["head.weight"], vit().get_parameter("head.weight"))
+    actual = built(OptimizerConfig(name=f"timm/{name}", lr=0.02, weight_decay=0.3), ours)
+    for weights, expected in zip(actual, stepped(optimizer, theirs), strict=True):
+        assert all(torch.equal(weights[parameter], expected[parameter]) for parameter in expected)
+    assert not torch.equal(actual[-1]["head.weight"], vit().get_parameter("head.weight"))
 
 
 @pytest.mark.parametrize("name", [name for name in list_optimizers() if name not in ACCEPTED])
@@ -467,10 +469,10 @@ def test_those_of_timm_that_cannot_work_here_are_refused(name: str, monkeypatch:
 )
 def test_fields_and_arguments_reach_timms(name: str, settings: dict[str, Any], arguments: dict[str, Any]) -> None:
     ours, theirs, plain = vit(), vit(), vit()
-    found = built(OptimizerConfig(name=f"timm/{name}", lr=0.02, weight_decay=0.3, **settings), ours)
+    actual = built(OptimizerConfig(name=f"timm/{name}", lr=0.02, weight_decay=0.3, **settings), ours)
     expected = stepped(create_optimizer_v2(by_hand(theirs), name, lr=0.02, **arguments), theirs)
     without = stepped(create_optimizer_v2(by_hand(plain), name, lr=0.02), plain)
-    assert all(torch.equal(found[-1][one], expected[-1][one]) for one in expected[-1])
+    assert all(torch.equal(actual[-1][parameter], expected[-1][parameter]) for parameter in expected[-1])
     assert not torch.equal(without[-1]["head.weight"], expected[-1]["head.weight"])
 
 
@@ -542,11 +544,11 @@ def test_a_masked_step_leaves_everything_as_it_was(name: str, args: dict[str, bo
         broken(optimizer, model)
         good(other, whole, t)
         assert all(torch.equal(whole.state_dict()[name], value) for name, value in model.state_dict().items())
-        for one, two in zip(model.parameters(), whole.parameters(), strict=True):
-            found, expected = optimizer.state[one], other.state[two]
-            assert found.keys() == expected.keys() >= {"step", "exp_avg", "exp_avg_sq"}
-            assert all(torch.equal(found[slot], expected[slot]) for slot in expected)
-            assert found["step"] == t + 1
+        for parameter, expected_parameter in zip(model.parameters(), whole.parameters(), strict=True):
+            actual, expected = optimizer.state[parameter], other.state[expected_parameter]
+            assert actual.keys() == expected.keys() >= {"step", "exp_avg", "exp_avg_sq"}
+            assert all(torch.equal(actual[slot], expected[slot]) for slot in expected)
+            assert actual["step"] == t + 1
 
 
 @pytest.mark.parametrize("name", ["sgd", "muon", "timm/adamw", "timm/adam", "timm/lamb", "timm/sgd"])

@@ -140,23 +140,23 @@ def one_cycle(
 ) -> Formula:
     """OneCycleLR's rates, or its momenta: from `first` to `top` and on to `last`, or by `first`."""
 
-    def of(x: Floats, span: int) -> Floats:
+    def rates(x: Floats, span: int) -> Floats:
         knots, values = [0.0, pct * span - 1, span - 1], [first, top, last]
         if three:
             knots[2:2], values[2:2] = [2 * pct * span - 2], [first]
         return joined(x, knots, values, curved=curved)
 
-    return of
+    return rates
 
 
 def triangles(up: float, down: float, height: Callable[[Floats, Floats], Floats]) -> Formula:
     """CyclicLR's part of the way from base to max; height: of (cycle from 1, count)."""
 
-    def of(x: Floats, span: int) -> Floats:
+    def rates(x: Floats, span: int) -> Floats:
         wave: Floats = np.interp(x % (up + down), [0, up, up + down], [0, 1, 0])
         return wave * height(1 + x // (up + down), x)
 
-    return of
+    return rates
 
 
 def between(first: float, last: float, part: Formula) -> Formula:
@@ -166,7 +166,7 @@ def between(first: float, last: float, part: Formula) -> Formula:
 def after(*children: tuple[int, Formula]) -> Formula:
     """SequentialLR: each child from its start, with a count and a span of its own."""
 
-    def of(x: Floats, span: int) -> Floats:
+    def rates(x: Floats, span: int) -> Floats:
         starts = [start for start, _ in children]
         spans = np.diff([*starts, span])
         parts = [
@@ -175,7 +175,7 @@ def after(*children: tuple[int, Formula]) -> Formula:
         ]
         return np.concatenate(parts)
 
-    return of
+    return rates
 
 
 def half_cosine(top: float, end: float, length: float | None = None) -> Formula:
@@ -411,9 +411,9 @@ def test_the_whole_curve_with_warmup_in_front_and_cooldown_behind(case: str) -> 
         ("0%", 0, "40 samples", 10, 1.0),
     ):
         schedule = built(name, args, warmup=warmup, cooldown=cooldown, cooldown_end=0.1, cooldown_power=power)
-        found = rates_of(schedule)
+        actual = rates_of(schedule)
         inner = expected(formula, UPDATES - first - last)
-        np.testing.assert_allclose(found, framed(inner, first, last, 0.1, power), rtol=1e-12, err_msg=warmup)
+        np.testing.assert_allclose(actual, framed(inner, first, last, 0.1, power), rtol=1e-12, err_msg=warmup)
         # Past the end it stays where it came to.
         np.testing.assert_allclose(rates_of(schedule, 5), 0.1 * PEAK, rtol=1e-15)
 
@@ -421,11 +421,11 @@ def test_the_whole_curve_with_warmup_in_front_and_cooldown_behind(case: str) -> 
 @pytest.mark.parametrize("end", [0.0, 0.2])
 @pytest.mark.parametrize(("name", "cooldown", "last"), [("wsd", "", 12), ("wsd", "0%", 0), ("cosine", "", 0)])
 def test_the_end_of_a_preset(name: str, cooldown: str, last: int, end: float) -> None:
-    found = rates_of(built(name, cooldown=cooldown, cooldown_end=end, warmup="4 updates"))
+    actual = rates_of(built(name, cooldown=cooldown, cooldown_end=end, warmup="4 updates"))
     inner = PEAK * np.ones(56 - last) if name == "wsd" else expected(half_cosine(PEAK, end * PEAK), 56)
-    np.testing.assert_allclose(found, framed(inner, 4, last, end), rtol=1e-12)
-    assert found.argmax() == 3
-    assert found[3] == PEAK
+    np.testing.assert_allclose(actual, framed(inner, 4, last, end), rtol=1e-12)
+    assert actual.argmax() == 3
+    assert actual[3] == PEAK
 
 
 def test_a_warmup_may_be_the_whole_run() -> None:
@@ -494,15 +494,15 @@ def test_a_list_of_functions_is_one_for_each_group() -> None:
 
 def restarts(period: Fraction, growth: int, eta_min: float, updates: int) -> tuple[Floats, list[int]]:
     """The rates, walked cycle by cycle in exact numbers; and the updates on which a restart falls exactly."""
-    found, exact = [], []
+    actual, exact = [], []
     start, length = Fraction(0), period
     for update in range(updates):
         while update >= start + length:
             start, length = start + length, length * growth
         if update == start:
             exact.append(update)
-        found.append(eta_min + (PEAK - eta_min) * math.cos(math.pi / 2 * float((update - start) / length)) ** 2)
-    return np.array(found), exact
+        actual.append(eta_min + (PEAK - eta_min) * math.cos(math.pi / 2 * float((update - start) / length)) ** 2)
+    return np.array(actual), exact
 
 
 @pytest.mark.parametrize("growth", [1, 2, 3])
@@ -521,23 +521,23 @@ def restarts(period: Fraction, growth: int, eta_min: float, updates: int) -> tup
 def test_warm_restarts_fall_where_the_lengths_say(length: str, period: Fraction, growth: int) -> None:
     updates = 2500
     args = {"T_0": length, "T_mult": growth, "eta_min": 0.01}
-    found = rates_of(built("CosineAnnealingWarmRestarts", args, updates=updates), updates)
+    actual = rates_of(built("CosineAnnealingWarmRestarts", args, updates=updates), updates)
     curve, exact = restarts(period, growth, 0.01, updates)
-    np.testing.assert_allclose(found, curve, rtol=0, atol=2e-9 * PEAK)
+    np.testing.assert_allclose(actual, curve, rtol=0, atol=2e-9 * PEAK)
     # Where two halves make a whole, a restart is on an update: there it is the peak, bit for bit.
-    np.testing.assert_array_equal(found[exact], PEAK)
+    np.testing.assert_array_equal(actual[exact], PEAK)
     assert len(exact) >= {1: 23, 2: 1, 3: 2}[growth]
 
 
 def test_warm_restarts_with_warmup_cooldown_and_state() -> None:
     fields: dict[str, Any] = {"warmup": "7 updates", "cooldown": "9 updates", "cooldown_end": 0.5}
     args = {"T_0": "1 epochs", "T_mult": 2}
-    found = rates_of(built("CosineAnnealingWarmRestarts", args, **fields))
+    actual = rates_of(built("CosineAnnealingWarmRestarts", args, **fields))
     inner, _ = restarts(Fraction(15, 2), 2, 0.0, UPDATES - 16)
-    np.testing.assert_allclose(found, framed(inner, 7, 9, 0.5), rtol=0, atol=2e-9 * PEAK)
+    np.testing.assert_allclose(actual, framed(inner, 7, 9, 0.5), rtol=0, atol=2e-9 * PEAK)
     for stop in (0, 3, 7, 14, 15, 30, 50, 55, UPDATES):
         again, _ = resumed("CosineAnnealingWarmRestarts", args, stop, **fields)
-        np.testing.assert_array_equal(again[:-5, 0], found[stop:])
+        np.testing.assert_array_equal(again[:-5, 0], actual[stop:])
 
 
 @pytest.mark.parametrize(
@@ -572,30 +572,30 @@ def test_warm_restarts_with_warmup_cooldown_and_state() -> None:
 def test_a_plateau_is_fed_by_evaluations(
     metric: str, args: dict[str, Any], values: list[float], parts: list[float]
 ) -> None:
-    given = {"metric": metric, "factor": 0.5} | args
-    schedule = built("ReduceLROnPlateau", given)
-    assert schedule.metric == metric == schedule_metric(ScheduleConfig(name="ReduceLROnPlateau", args=given))
+    arguments = {"metric": metric, "factor": 0.5} | args
+    schedule = built("ReduceLROnPlateau", arguments)
+    assert schedule.metric == metric == schedule_metric(ScheduleConfig(name="ReduceLROnPlateau", args=arguments))
     for value, part in zip(values, parts, strict=True):
         before = [group["lr"] for group in schedule.optimizer.param_groups]
         for _ in range(2):
             schedule.step()
             assert [group["lr"] for group in schedule.optimizer.param_groups] == before
         schedule.evaluated({"loss": -1.0, "top1": -1.0, metric: value})
-        found = [group["lr"] for group in schedule.optimizer.param_groups]
-        np.testing.assert_allclose(found, PEAK * part * np.array(SCALES), rtol=1e-15)
+        actual = [group["lr"] for group in schedule.optimizer.param_groups]
+        np.testing.assert_allclose(actual, PEAK * part * np.array(SCALES), rtol=1e-15)
 
 
 def test_a_plateau_hears_nothing_in_the_warmup_and_the_cooldown() -> None:
     args = {"metric": "loss", "patience": 0, "factor": 0.5}
     schedule = built("ReduceLROnPlateau", args, updates=12, warmup="3 updates", cooldown="4 updates")
-    found = []
+    actual = []
     for _ in range(14):
-        found.append(schedule.optimizer.param_groups[0]["lr"] / PEAK)
+        actual.append(schedule.optimizer.param_groups[0]["lr"] / PEAK)
         schedule.step()
         schedule.evaluated({"loss": 1.0})
     # The first that it hears is that after the fourth update, which sets what is best so far.
     rest = np.array([1, 1, 0.5, 0.25, 0.125, 0.125, 0.125 * 3 / 4, 0.0625, 0.03125, 0, 0])
-    np.testing.assert_allclose(found, [1 / 3, 2 / 3, 1, *rest], rtol=1e-12)
+    np.testing.assert_allclose(actual, [1 / 3, 2 / 3, 1, *rest], rtol=1e-12)
 
 
 def test_evaluations_are_nothing_to_other_schedules() -> None:
@@ -631,10 +631,12 @@ def test_lengths_of_every_unit_become_whole_updates(name: str, args: dict[str, A
         (10, "25%"),
         (0, "24%"),
     ):
-        given = {key: length if value is ... else [length] if value == [...] else value for key, value in args.items()}
-        found = rates_of(built(name, given, warmup=f"{first} updates"))
+        arguments = {
+            key: length if value is ... else [length] if value == [...] else value for key, value in args.items()
+        }
+        actual = rates_of(built(name, arguments, warmup=f"{first} updates"))
         curve = framed(expected(formula, UPDATES - first), first)
-        np.testing.assert_allclose(found, curve, rtol=1e-12, atol=1e-15, err_msg=length)
+        np.testing.assert_allclose(actual, curve, rtol=1e-12, atol=1e-15, err_msg=length)
 
 
 @pytest.mark.parametrize(
@@ -642,17 +644,17 @@ def test_lengths_of_every_unit_become_whole_updates(name: str, args: dict[str, A
 )
 def test_steps_and_cycles_do_not_drift_where_a_length_is_no_whole_number_of_updates(length: str, exact: float) -> None:
     x = np.arange(UPDATES)
-    found = rates_of(built("StepLR", {"step_size": length, "gamma": 0.5}))
-    np.testing.assert_allclose(found, PEAK * 0.5 ** np.floor(x / exact), rtol=1e-12)
-    for given, (up, down) in (({"step_size_up": length}, (exact, exact)), ({"step_size_down": length}, (5, exact))):
+    actual = rates_of(built("StepLR", {"step_size": length, "gamma": 0.5}))
+    np.testing.assert_allclose(actual, PEAK * 0.5 ** np.floor(x / exact), rtol=1e-12)
+    for arguments, (up, down) in (({"step_size_up": length}, (exact, exact)), ({"step_size_down": length}, (5, exact))):
         wave = np.interp(x % (up + down), [0, up, up + down], [0, 1, 0])
-        found = rates_of(built("CyclicLR", CYCLE | given))
-        np.testing.assert_allclose(found, 0.01 + (PEAK - 0.01) * wave, rtol=1e-9, err_msg=str(given))
+        actual = rates_of(built("CyclicLR", CYCLE | arguments))
+        np.testing.assert_allclose(actual, 0.01 + (PEAK - 0.01) * wave, rtol=1e-9, err_msg=str(arguments))
 
 
 def test_a_run_of_warmup_and_cooldown_alone() -> None:
-    found = rates_of(built("wsd", {}, updates=10, warmup="5 updates", cooldown="5 updates"), 10)
-    np.testing.assert_allclose(found, PEAK * np.array([0.2, 0.4, 0.6, 0.8, 1, 1, 0.8, 0.6, 0.4, 0.2]), rtol=1e-12)
+    actual = rates_of(built("wsd", {}, updates=10, warmup="5 updates", cooldown="5 updates"), 10)
+    np.testing.assert_allclose(actual, PEAK * np.array([0.2, 0.4, 0.6, 0.8, 1, 1, 0.8, 0.6, 0.4, 0.2]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["LinearLR", "PolynomialLR", "CosineAnnealingLR", "cosine", "OneCycleLR"])
@@ -660,9 +662,9 @@ def test_a_run_of_warmup_and_cooldown_alone() -> None:
 def test_a_run_made_longer_follows_the_longer_plan_at_once(name: str, warmup: str) -> None:
     rates, momenta = walk(built(name, {}, updates=80, warmup=warmup), 80)
     for stop in (0, 5, 20, 50):
-        found = resumed(name, {}, stop, updates=50, grown=80, warmup=warmup)
-        np.testing.assert_array_equal(found[0][: 80 - stop], rates[stop:], str(stop))
-        np.testing.assert_array_equal(found[1][: 80 - stop], momenta[stop:], str(stop))
+        actual = resumed(name, {}, stop, updates=50, grown=80, warmup=warmup)
+        np.testing.assert_array_equal(actual[0][: 80 - stop], rates[stop:], str(stop))
+        np.testing.assert_array_equal(actual[1][: 80 - stop], momenta[stop:], str(stop))
 
 
 def test_a_constant_factor_of_nothing_is_refused() -> None:
@@ -729,9 +731,9 @@ def test_state_goes_through_json_and_the_curve_goes_on(case: str) -> None:
     fields: dict[str, Any] = {"warmup": "7 updates", "cooldown": "9 updates", "cooldown_power": 1.5}
     rates, momenta = walk(built(name, args, **fields), UPDATES + 5)
     for stop in STOPS:
-        found = resumed(name, args, stop, **fields)
-        np.testing.assert_array_equal(found[0], rates[stop:], str(stop))
-        np.testing.assert_array_equal(found[1], momenta[stop:], str(stop))
+        actual = resumed(name, args, stop, **fields)
+        np.testing.assert_array_equal(actual[0], rates[stop:], str(stop))
+        np.testing.assert_array_equal(actual[1], momenta[stop:], str(stop))
 
 
 @pytest.mark.parametrize("optimizer", [sgd, adamw])
@@ -742,9 +744,9 @@ def test_momenta_go_on_from_a_state(case: str, optimizer: Callable[[], Optimizer
     rates, momenta = walk(built(name, args, optimizer=optimizer(), **fields), UPDATES + 5)
     assert len(set(momenta.tolist())) > 5
     for stop in STOPS:
-        found = resumed(name, args, stop, optimizer=optimizer, **fields)
-        np.testing.assert_array_equal(found[0], rates[stop:], str(stop))
-        np.testing.assert_array_equal(found[1], momenta[stop:], str(stop))
+        actual = resumed(name, args, stop, optimizer=optimizer, **fields)
+        np.testing.assert_array_equal(actual[0], rates[stop:], str(stop))
+        np.testing.assert_array_equal(actual[1], momenta[stop:], str(stop))
 
 
 @pytest.mark.parametrize(("metric", "worst"), [("loss", "inf"), ("top1", "-inf")])
@@ -753,13 +755,13 @@ def test_a_plateau_goes_on_from_a_state(metric: str, worst: str) -> None:
     scores = [1.0, 1.1, 0.9, 1.3, 1.0, 2.0, 2.1, 2.1, 0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 3.0, 3.0, 3.0, 3.0]
 
     def on(schedule: Schedule, begin: int, end: int) -> list[float]:
-        found = []
+        actual = []
         for update in range(begin, end):
-            found.append(schedule.optimizer.param_groups[1]["lr"])
+            actual.append(schedule.optimizer.param_groups[1]["lr"])
             schedule.step()
             if update % 3 == 2:
                 schedule.evaluated({metric: scores[update // 3]})
-        return found
+        return actual
 
     def fresh() -> Schedule:
         return built("ReduceLROnPlateau", args, warmup="4 updates", cooldown="10 updates")
@@ -807,23 +809,23 @@ def test_a_longer_run_goes_on_as_if_it_had_been_so_long(
     fields = {"warmup": "5 updates", **fields}
     rates, momenta = walk(built(name, args, updates=80, **fields), 85)
     for stop in (0, 3, 5, 20, 40, 41, 45, 50):
-        found = resumed(name, args, stop, updates=50, grown=80, **fields)
-        np.testing.assert_array_equal(found[0], rates[stop:], str(stop))
-        np.testing.assert_array_equal(found[1], momenta[stop:], str(stop))
+        actual = resumed(name, args, stop, updates=50, grown=80, **fields)
+        np.testing.assert_array_equal(actual[0], rates[stop:], str(stop))
+        np.testing.assert_array_equal(actual[1], momenta[stop:], str(stop))
 
 
 @pytest.mark.parametrize(("name", "args"), [("cosine", {}), ("OneCycleLR", {}), ("OneCycleLR", {"three_phase": True})])
 @pytest.mark.parametrize("stop", [6, 20, 49])
 def test_what_spans_the_run_spans_a_longer_one(name: str, args: dict[str, Any], stop: int) -> None:
     rates, momenta = walk(built(name, args, updates=80, warmup="5 updates"), 85)
-    found = resumed(name, args, stop, updates=50, grown=80, warmup="5 updates")
-    np.testing.assert_array_equal(found[0][1:], rates[stop + 1 :])
-    np.testing.assert_array_equal(found[1][1:], momenta[stop + 1 :])
+    actual = resumed(name, args, stop, updates=50, grown=80, warmup="5 updates")
+    np.testing.assert_array_equal(actual[0][1:], rates[stop + 1 :])
+    np.testing.assert_array_equal(actual[1][1:], momenta[stop + 1 :])
 
 
-def torchs_words(kind: str, **given: Any) -> str:
+def torchs_words(kind: str, **arguments: Any) -> str:
     with pytest.raises((TypeError, ValueError, ZeroDivisionError)) as error:
-        getattr(lr_scheduler, kind)(Adagrad([Parameter(torch.zeros(1))], lr=1.0), **given)
+        getattr(lr_scheduler, kind)(Adagrad([Parameter(torch.zeros(1))], lr=1.0), **arguments)
     return str(error.value)
 
 
@@ -901,9 +903,9 @@ def test_milestones_that_do_not_rise_are_refused(milestones: list[str]) -> None:
 )
 def test_an_import_path_that_leads_nowhere_is_refused(name: str, args: dict[str, Any], path: str, why: str) -> None:
     text = f"schedule.args.lr_lambda: {path} cannot be imported: {why}; write it as package.module:function"
-    for one, given in ((name, args), ("SequentialLR", {"schedulers": [{"name": name, **args}], "milestones": []})):
+    for kind, arguments in ((name, args), ("SequentialLR", {"schedulers": [{"name": name, **args}], "milestones": []})):
         with pytest.raises(UserError) as error:
-            built(one, given)
+            built(kind, arguments)
         assert str(error.value) == text
 
 

@@ -71,11 +71,13 @@ def global_batch(plan: Plan, position: int) -> list[Slots]:
 
 
 def real(slots: list[Slots]) -> list[tuple[int, int]]:
-    """(epoch, index) of what counts, in slot order."""
+    """Return (epoch, index) of each real sample, in slot order."""
     return [
         (epoch, index)
-        for one in slots
-        for epoch, index, weight in zip(one.epoch.tolist(), one.index.tolist(), one.weight.tolist(), strict=True)
+        for micro_batch in slots
+        for epoch, index, weight in zip(
+            micro_batch.epoch.tolist(), micro_batch.index.tolist(), micro_batch.weight.tolist(), strict=True
+        )
         if weight
     ]
 
@@ -88,17 +90,17 @@ def order_of_epoch(plan: Plan, epoch: int) -> list[int]:
 def order_walked(samples: int, seed: int, epoch: int) -> list[int]:
     """Said by the plan, in global batches that are an epoch each."""
     plan = plan_of(samples, global_size=samples, micro_size=samples + samples % 2, seed=seed, duration="2000 epochs")
-    return [index for of, index in real([plan.slots(epoch, 0)]) if of == epoch]
+    return [index for sample_epoch, index in real([plan.slots(epoch, 0)]) if sample_epoch == epoch]
 
 
-def chi_square(found: Any, expected: float) -> float:
-    return float(((np.asarray(found) - expected) ** 2 / expected).sum())
+def chi_square(actual: Any, expected: float) -> float:
+    return float(((np.asarray(actual) - expected) ** 2 / expected).sum())
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 10, 16, 17, 255, 256, 257, 1797, 70_000])
 def test_permutation_is_a_bijection(length: int) -> None:
-    for of in (key(0, Purpose.ORDER, 0), key(7, Purpose.ORDER, 3), 0):
-        images = permute(np.arange(length), length, of)
+    for order_key in (key(0, Purpose.ORDER, 0), key(7, Purpose.ORDER, 3), 0):
+        images = permute(np.arange(length), length, order_key)
         assert images.dtype == np.int64
         assert np.array_equal(np.sort(images), np.arange(length))
 
@@ -183,25 +185,25 @@ def test_fillers_weigh_nothing_and_repeat_a_real_sample(
     for position in range(5):
         slots = global_batch(plan, position)
         of_batch = set(real(slots))
-        weights = np.concatenate([one.weight for one in slots])
+        weights = np.concatenate([micro_batch.weight for micro_batch in slots])
         assert weights.dtype == np.float32
         assert set(weights.tolist()) <= {0.0, 1.0}
         assert weights.sum() == plan.weight(position) == global_size - (position == 4)
         assert len(weights) - global_size == plan.fillers
-        for one in slots:
-            assert one.index.shape == one.epoch.shape == one.weight.shape == (micro_size,)
-            assert set(zip(one.epoch.tolist(), one.index.tolist(), strict=True)) <= of_batch
+        for micro_batch in slots:
+            assert micro_batch.index.shape == micro_batch.epoch.shape == micro_batch.weight.shape == (micro_size,)
+            assert set(zip(micro_batch.epoch.tolist(), micro_batch.index.tolist(), strict=True)) <= of_batch
             # What is real comes first.
-            assert (np.diff(one.weight) <= 0).all()
+            assert (np.diff(micro_batch.weight) <= 0).all()
 
 
 def test_weights_of_the_last_short_batch() -> None:
     plan = plan_of(50, global_size=8, micro_size=4, world=2, duration="3 epochs")
     assert (plan.updates, plan.weight(17), plan.weight(18)) == (19, 8, 6)
-    assert [one.weight.tolist() for one in global_batch(plan, 18)] == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert [micro_batch.weight.tolist() for micro_batch in global_batch(plan, 18)] == [[1, 1, 1, 1], [1, 1, 0, 0]]
     tiny = plan_of(50, global_size=8, micro_size=4, world=2, duration="17 samples")
-    assert [one.weight.tolist() for one in global_batch(tiny, 2)] == [[1, 0, 0, 0], [0, 0, 0, 0]]
-    assert len({int(index) for one in global_batch(tiny, 2) for index in one.index}) == 1
+    assert [micro_batch.weight.tolist() for micro_batch in global_batch(tiny, 2)] == [[1, 0, 0, 0], [0, 0, 0, 0]]
+    assert len({int(index) for micro_batch in global_batch(tiny, 2) for index in micro_batch.index}) == 1
     with pytest.raises(AssertionError, match="position is past the end of the run"):
         tiny.slots(3, 0)
 
@@ -391,9 +393,9 @@ def test_draws_of_purposes_epochs_seeds_and_neighbours_are_independent() -> None
 def test_evaluation_covers_each_sample_once(batch_size: int, world: int) -> None:
     for length in (1, 3, 7, 8, 28, 29, 100):
         passes = [list(evaluation_slots(length, batch_size, rank, world)) for rank in range(world)]
-        assert {len(one) for one in passes} == {math.ceil(math.ceil(length / batch_size) / world)}
+        assert {len(batches) for batches in passes} == {math.ceil(math.ceil(length / batch_size) / world)}
         seen: list[int] = []
-        for slots in (slots for one in passes for slots in one):
+        for slots in (slots for batches in passes for slots in batches):
             assert slots.index.shape == slots.weight.shape == slots.epoch.shape == (batch_size,)
             assert slots.weight.dtype == np.float32
             assert not slots.epoch.any()
@@ -461,7 +463,7 @@ def test_repeats_put_copies_of_a_sample_into_one_global_batch(
     epochs = len(walked) // samples + 1
     assert walked == [(e, i) for e in range(epochs) for i in order_of_epoch(plan, e)][: len(walked)]
     for epoch in range(epochs - 1):
-        assert sorted(index for of, index in walked if of == epoch) == list(range(samples))
+        assert sorted(index for sample_epoch, index in walked if sample_epoch == epoch) == list(range(samples))
 
 
 def test_copies_are_as_many_for_each_sample_where_repeats_divide_the_batch() -> None:
@@ -482,8 +484,8 @@ def test_repeats_are_the_same_however_they_are_split_and_at_a_jump(repeats: int)
         plan = augmented(30, AugmentConfig(repeats=repeats), **shape, duration="200 samples")
         for position in (9, 3, 0, 6):
             assert real(global_batch(plan, position)) == walked[position]
-            for one in global_batch(plan, position):
-                fillers = zip(one.epoch.tolist(), one.index.tolist(), strict=True)
+            for micro_batch in global_batch(plan, position):
+                fillers = zip(micro_batch.epoch.tolist(), micro_batch.index.tolist(), strict=True)
                 assert set(fillers) <= set(walked[position])
 
 
@@ -505,12 +507,12 @@ def test_one_copy_is_the_stream_as_it_was() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("size", "most"), [(1, 1), (2, 1), (3, 1), (8, 4), (9, 4)])
-def test_copies_that_leave_no_two_samples_are_refused(size: int, most: int) -> None:
-    plan = augmented(50, AugmentConfig(repeats=most), global_size=size)
-    distinct = {(epoch // most, index) for epoch, index in real(global_batch(plan, 0))}
+@pytest.mark.parametrize(("size", "largest"), [(1, 1), (2, 1), (3, 1), (8, 4), (9, 4)])
+def test_copies_that_leave_no_two_samples_are_refused(size: int, largest: int) -> None:
+    plan = augmented(50, AugmentConfig(repeats=largest), global_size=size)
+    distinct = {(epoch // largest, index) for epoch, index in real(global_batch(plan, 0))}
     assert len(distinct) >= min(size, 2)
-    for repeats in (most + 1, size + 1):
+    for repeats in (largest + 1, size + 1):
         with pytest.raises(UserError) as error:
             augmented(50, AugmentConfig(repeats=repeats), global_size=size)
         assert str(error.value) == f"augment.repeats: {repeats} copies are more than half of batch.global_size {size}"
@@ -532,12 +534,12 @@ def test_sizes_follow_each_other(sizes: tuple[str, ...], ends: tuple[tuple[int, 
     plan = augmented(50, AugmentConfig(sizes=sizes))
     assert plan.updates == 19
     assert plan.sizes == ends
-    assert json.loads(json.dumps(plan.to_dict()))["sizes"] == [list(one) for one in ends]
+    assert json.loads(json.dumps(plan.to_dict()))["sizes"] == [list(end) for end in ends]
     start = 0
     for end, side in (*ends, (19, 0)):
         for position in range(start, end):
             assert plan.size_at(position) == side
-            assert {one.image_size for one in global_batch(plan, position)} == {side}
+            assert {micro_batch.image_size for micro_batch in global_batch(plan, position)} == {side}
         start = max(start, end)
     # Which samples a batch holds has nothing to do with it.
     plain = augmented(50, AugmentConfig())

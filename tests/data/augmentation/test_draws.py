@@ -63,13 +63,13 @@ def test_a_samples_draws_depend_on_its_key_alone(draw: Any) -> None:
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 def test_an_erasure_depends_on_its_key_alone(mode: str) -> None:
     config = AugmentConfig(erasing=0.5, erasing_mode=mode)  # type: ignore[arg-type]
-    of = keys(0, Purpose.ERASE, 3, np.arange(100))
+    sample_keys = keys(0, Purpose.ERASE, 3, np.arange(100))
 
     def by_key(chosen: Any) -> dict[int, tuple[Any, ...]]:
-        found = erasures(config, of[chosen], (3, 20, 24))
-        fields = (found.boxes.tolist(), found.colour.tolist(), found.noise.tolist())
-        assert found.pixels == sum((b - t) * (r - left) for t, b, left, r in found.boxes.tolist())
-        return dict(zip(of[chosen][found.rows].tolist(), zip(*fields, strict=True), strict=True))
+        actual = erasures(config, sample_keys[chosen], (3, 20, 24))
+        fields = (actual.boxes.tolist(), actual.colour.tolist(), actual.noise.tolist())
+        assert actual.pixels == sum((b - t) * (r - left) for t, b, left, r in actual.boxes.tolist())
+        return dict(zip(sample_keys[chosen][actual.rows].tolist(), zip(*fields, strict=True), strict=True))
 
     whole = by_key(np.arange(100))
     assert 30 < len(whole) < 70
@@ -94,7 +94,7 @@ def test_a_pairs_mix_depends_on_its_number_and_position_alone() -> None:
         pairs = micro_size // 2
         parts = [mixes(MIXING, 3, 17, first, ones[:micro_size], (16, 20)) for first in range(0, 48, pairs)]
         for name in ("kept", "cut", "boxes"):
-            assert np.array_equal(np.concatenate([getattr(one, name) for one in parts]), getattr(whole, name))
+            assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
     for other in (mixes(MIXING, 4, 17, 0, ones, (16, 20)), mixes(MIXING, 3, 18, 0, ones, (16, 20))):
         assert not np.intersect1d(other.kept[other.kept < 1], whole.kept[~whole.cut & (whole.kept < 1)]).size
 
@@ -104,16 +104,16 @@ def test_a_pair_with_a_filler_stays_as_it_is(augment: dict[str, float]) -> None:
     whole = mixed(200, **augment)
     assert (whole.kept < 1).mean() > 0.9
     weight = np.random.default_rng(0).integers(0, 2, 400).astype(np.float32)
-    found = mixes(AugmentConfig(**augment), 0, 0, 0, weight, (32, 32))  # type: ignore[arg-type]
+    actual = mixes(AugmentConfig(**augment), 0, 0, 0, weight, (32, 32))  # type: ignore[arg-type]
     real = weight.reshape(-1, 2).sum(1) == 2
     assert 30 < real.sum() < 70
-    assert (found.kept[~real] == 1).all()
-    assert not found.cut[~real].any()
-    assert not found.boxes[~real].any()
+    assert (actual.kept[~real] == 1).all()
+    assert not actual.cut[~real].any()
+    assert not actual.boxes[~real].any()
     for name in ("kept", "cut", "boxes"):
-        assert np.array_equal(getattr(found, name)[real], getattr(whole, name)[real])
+        assert np.array_equal(getattr(actual, name)[real], getattr(whole, name)[real])
     images, targets = torch.randn(400, 1, 32, 32), torch.arange(400) % 7
-    kept, cut, boxes = (torch.from_numpy(one) for one in (found.kept, found.cut, found.boxes))
+    kept, cut, boxes = (torch.from_numpy(array) for array in (actual.kept, actual.cut, actual.boxes))
     still = np.repeat(~real, 2)
     assert torch.equal(mix(images, kept, cut, boxes)[still], images[still])
     plain = torch.nn.functional.one_hot(targets, 7).float()
@@ -134,30 +134,30 @@ def parameters_of(maps: NDArray[Any], side: int) -> dict[str, NDArray[Any]]:
 
 def test_affine_parameters_are_distributed_as_in_random_affine() -> None:
     config, side = AugmentConfig(rotate=25, translate=0.15, scale=0.2), 1000
-    found = parameters_of(affine(config, 0, zeros(COUNT), np.arange(COUNT), (side, side)), side)
+    actual = parameters_of(affine(config, 0, zeros(COUNT), np.arange(COUNT), (side, side)), side)
     for name, (low, high) in {
         "angle": (-25, 25),
         "scale": (0.8, 1.2),
         "right": (-150, 150),
         "down": (-150, 150),
     }.items():
-        assert low - 1e-3 < found[name].min() < low + 0.01 * (high - low)
-        assert high - 0.01 * (high - low) < found[name].max() < high + 1e-3
-        assert kstest(found[name], "uniform", (low, high - low)).statistic < ONE, name
-    between = np.corrcoef(list(found.values())) - np.eye(4)
+        assert low - 1e-3 < actual[name].min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < actual[name].max() < high + 1e-3
+        assert kstest(actual[name], "uniform", (low, high - low)).statistic < ONE, name
+    between = np.corrcoef(list(actual.values())) - np.eye(4)
     assert np.abs(between).max() < 5 / math.sqrt(COUNT)
     torch.manual_seed(0)
     draws = v2.RandomAffine(25, (0.15, 0.15), (0.8, 1.2))
     image = [torch.empty(1, side, side)]
     theirs = [draws.make_params(image) for _ in range(COUNT)]
     reference = {
-        "angle": [one["angle"] for one in theirs],
-        "scale": [one["scale"] for one in theirs],
-        "right": [one["translate"][0] for one in theirs],
-        "down": [one["translate"][1] for one in theirs],
+        "angle": [drawn["angle"] for drawn in theirs],
+        "scale": [drawn["scale"] for drawn in theirs],
+        "right": [drawn["translate"][0] for drawn in theirs],
+        "down": [drawn["translate"][1] for drawn in theirs],
     }
     for name, values in reference.items():
-        assert ks_2samp(found[name], values).statistic < TWO, name
+        assert ks_2samp(actual[name], values).statistic < TWO, name
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (20, 31), (33, 18)])
@@ -168,7 +168,7 @@ def test_a_map_sees_what_torchvision_sees(height: int, width: int) -> None:
     # Smooth pictures: a place that is off by a hundredth of a pixel changes little.
     images = v2.functional.gaussian_blur(images, [5, 5])
     epoch, index = zeros(count), np.arange(count)
-    found = warp(images, torch.from_numpy(affine(config, 0, epoch, index, (height, width))))
+    actual = warp(images, torch.from_numpy(affine(config, 0, epoch, index, (height, width))))
     draws = 2 * uniform(keys(0, Purpose.AFFINE, epoch, index), 4).astype(float) - 1
     mirrored, moved = flips(config, 0, epoch, index), shifts(config, 0, epoch, index)
     assert 0 < mirrored.sum() < count
@@ -182,7 +182,7 @@ def test_a_map_sees_what_torchvision_sees(height: int, width: int) -> None:
             shear=[0.0, 0.0],
             interpolation=v2.InterpolationMode.BILINEAR,
         )
-        np.testing.assert_allclose(found[i].numpy(), expected.numpy(), atol=0.02)
+        np.testing.assert_allclose(actual[i].numpy(), expected.numpy(), atol=0.02)
 
 
 def test_a_map_without_bounds_is_the_identity_and_flip_and_shift_are_those_without_it() -> None:
@@ -232,15 +232,15 @@ def test_erasures_are_distributed_as_timms(height: int, width: int) -> None:
             "left": left / (width - wide),
         }
 
-    found, expected = measured(ours), measured(theirs)
-    for name in found:
-        assert ks_2samp(found[name], expected[name]).statistic < TWO, name
+    actual, expected = measured(ours), measured(theirs)
+    for name in actual:
+        assert ks_2samp(actual[name], expected[name]).statistic < TWO, name
         spread = expected[name].std()
-        assert abs(found[name].mean() - expected[name].mean()) < 5 * spread * math.sqrt(2 / COUNT), name
-        quantiles = [np.quantile(one[name], [0.05, 0.25, 0.5, 0.75, 0.95]) for one in (found, expected)]
+        assert abs(actual[name].mean() - expected[name].mean()) < 5 * spread * math.sqrt(2 / COUNT), name
+        quantiles = [np.quantile(draws[name], [0.05, 0.25, 0.5, 0.75, 0.95]) for draws in (actual, expected)]
         np.testing.assert_allclose(*quantiles, atol=0.1 * spread)
-    assert found["area"].min() > 0.015
-    assert found["area"].max() < 0.345
+    assert actual["area"].min() > 0.015
+    assert actual["area"].max() < 0.345
 
 
 def test_as_many_are_erased_as_asked() -> None:
@@ -266,15 +266,15 @@ def test_colours_of_erasures_are_standard_normal() -> None:
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.8, 1.0, 4.0])
 def test_mixups_part_is_of_the_beta_distribution(alpha: float) -> None:
-    found = mixed(COUNT, mixup=alpha)
-    assert not found.cut.any()
-    assert not found.boxes.any()
-    assert found.kept.dtype == np.float32
-    assert 0 <= found.kept.min() < found.kept.max() <= 1
+    actual = mixed(COUNT, mixup=alpha)
+    assert not actual.cut.any()
+    assert not actual.boxes.any()
+    assert actual.kept.dtype == np.float32
+    assert 0 <= actual.kept.min() < actual.kept.max() <= 1
     np.random.seed(0)
-    assert ks_2samp(found.kept, np.random.beta(alpha, alpha, COUNT).astype(np.float32)).statistic < TWO
+    assert ks_2samp(actual.kept, np.random.beta(alpha, alpha, COUNT).astype(np.float32)).statistic < TWO
     timms, _ = Mixup(mixup_alpha=alpha, mode="pair")._params_per_elem(COUNT)
-    assert ks_2samp(found.kept, timms).statistic < TWO
+    assert ks_2samp(actual.kept, timms).statistic < TWO
 
 
 def timms_parts(side: tuple[int, int], **mixup: Any) -> NDArray[Any]:
@@ -288,24 +288,24 @@ def timms_parts(side: tuple[int, int], **mixup: Any) -> NDArray[Any]:
 @pytest.mark.parametrize("side", [(32, 32), (12, 30)], ids=["square", "wide"])
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_cutmixs_part_is_timms_after_its_correction(alpha: float, side: tuple[int, int]) -> None:
-    found = mixed(COUNT, side, cutmix=alpha)
-    assert found.cut.all()
-    top, bottom, left, right = found.boxes.T
+    actual = mixed(COUNT, side, cutmix=alpha)
+    assert actual.cut.all()
+    top, bottom, left, right = actual.boxes.T
     area = (bottom - top) * (right - left) / (side[0] * side[1])
-    np.testing.assert_allclose(found.kept, 1 - area, atol=1e-6)
+    np.testing.assert_allclose(actual.kept, 1 - area, atol=1e-6)
     theirs = timms_parts(side, mixup_alpha=0.0, cutmix_alpha=alpha)
-    assert ks_2samp(found.kept, theirs).statistic < TWO
-    assert abs(found.kept.mean() - theirs.mean()) < 5 * theirs.std() * math.sqrt(2 / COUNT)
+    assert ks_2samp(actual.kept, theirs).statistic < TWO
+    assert abs(actual.kept.mean() - theirs.mean()) < 5 * theirs.std() * math.sqrt(2 / COUNT)
 
 
 def test_both_mix_as_often_and_as_far_as_timms() -> None:
     shares = {"mix_prob": 0.7, "mix_switch": 0.3}
-    found = mixed(COUNT, mixup=0.8, cutmix=1.0, **shares)
+    actual = mixed(COUNT, mixup=0.8, cutmix=1.0, **shares)
     theirs = timms_parts((32, 32), mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.7, switch_prob=0.3)
-    assert ks_2samp(found.kept, theirs).statistic < TWO
+    assert ks_2samp(actual.kept, theirs).statistic < TWO
     deviation = 5 * math.sqrt(0.25 / COUNT)
-    assert abs((found.cut | (found.kept < 1)).mean() - 0.7) < deviation
-    assert abs(found.cut.mean() - 0.7 * 0.3) < deviation
+    assert abs((actual.cut | (actual.kept < 1)).mean() - 0.7) < deviation
+    assert abs(actual.cut.mean() - 0.7 * 0.3) < deviation
     assert not mixed(COUNT, mixup=0.8, cutmix=1.0, mix_switch=0.0).cut.any()
     assert mixed(COUNT, mixup=0.8, cutmix=1.0, mix_switch=1.0).cut.all()
     assert (mixed(COUNT, mixup=0.8, cutmix=1.0, mix_prob=0.0).kept == 1).all()
@@ -321,11 +321,11 @@ def test_a_box_is_timms_for_the_same_part_and_middle(side: tuple[int, int]) -> N
         seed_of.setdefault((np.random.randint(height), np.random.randint(width)), seed)
     assert len(seed_of) == height * width
     pairs = 1500
-    found = mixed(pairs, side, cutmix=0.7)
+    actual = mixed(pairs, side, cutmix=0.7)
     draws = uniform(keys(0, Purpose.MIX, 0, np.arange(pairs)), 5).astype(float)
     for pair, (_, _, part, y, x) in enumerate(draws):
         np.random.seed(seed_of[math.floor(y * height), math.floor(x * width)])
-        assert rand_bbox((3, height, width), beta.ppf(part, 0.7, 0.7)) == tuple(found.boxes[pair].tolist())
+        assert rand_bbox((3, height, width), beta.ppf(part, 0.7, 0.7)) == tuple(actual.boxes[pair].tolist())
 
 
 def test_middles_of_boxes_are_everywhere() -> None:

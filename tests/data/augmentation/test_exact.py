@@ -96,8 +96,8 @@ def streams_of(config: Config, runtimes: list[Any], workers: int) -> list[Stream
     plan = Plan.from_config(config, len(train_split), runtimes[0].world_size)
     preprocessing = Preprocessing(16, data.mean, data.std)
     return [
-        Stream(train_split, plan, preprocessing, config.augment, one, workers=workers, classes=3, drop_path_depth=2)
-        for one in runtimes
+        Stream(train_split, plan, preprocessing, config.augment, runtime, workers=workers, classes=3, drop_path_depth=2)
+        for runtime in runtimes
     ]
 
 
@@ -116,13 +116,13 @@ def rows_of(micro_batches: list[Batch]) -> list[list[Any]]:
 def walked(config: Config, runtimes: list[Any], workers: int) -> list[list[list[Any]]]:
     """The rows of each global batch, in the order of its slots."""
     streams = streams_of(config, runtimes, workers)
-    found = []
+    actual = []
     for position in range(UPDATES):
         windows = [list(stream.window(position)) for stream in streams]
-        found.append(rows_of([batch for of_all_ranks in zip(*windows, strict=True) for batch in of_all_ranks]))
+        actual.append(rows_of([batch for of_all_ranks in zip(*windows, strict=True) for batch in of_all_ranks]))
     for stream in streams:
         stream.close()
-    return found
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -202,12 +202,12 @@ def test_two_real_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
     assert histories["two"][0]["world_size"] == 2
     for name in ("two", "large"):
         for field in ("loss", "grad_norm"):
-            found, curve = ([line[field] for line in lines[which]] for which in (name, "one"))
+            actual, curve = ([line[field] for line in lines[which]] for which in (name, "one"))
             assert len(curve) == 60
-            np.testing.assert_allclose(found, curve, rtol=1e-5 if field == "loss" else 1e-4)
+            np.testing.assert_allclose(actual, curve, rtol=1e-5 if field == "loss" else 1e-4)
         assert [line["lr"] for line in lines[name]] == [line["lr"] for line in lines["one"]]
     # There is no class that a mixed image is of.
-    assert {line["top1"] for of in lines.values() for line in of} == {None}
+    assert {line["top1"] for recorded in lines.values() for line in recorded} == {None}
     assert all(0 < line["loss"] < 3 for line in lines["one"])
     for line in histories["one"]:
         assert line["kind"] != "eval" or 0 <= line["top1"] <= 100
@@ -258,10 +258,10 @@ def test_a_run_with_everything_stopped_in_the_middle_ends_bit_identical(
     config = pictures(tmp_path / "run", image_folder, **SIGNALLING, data__workers=workers)
     # Two micro-batches an update, and one pass before the run that asks whether the loss takes mixed targets.
     assert stopped_and_gone_on(config, 2 * 23, monkeypatch) == 23
-    found = end_files(tmp_path / "run")
-    assert list(found) == ["ema.safetensors", "model.safetensors", "optimizer.safetensors"]
-    assert found == uninterrupted
-    assert found["ema.safetensors"] != found["model.safetensors"]
+    actual = end_files(tmp_path / "run")
+    assert list(actual) == ["ema.safetensors", "model.safetensors", "optimizer.safetensors"]
+    assert actual == uninterrupted
+    assert actual["ema.safetensors"] != actual["model.safetensors"]
     starts = [x["update"] for x in read_metrics(tmp_path / "run" / "metrics.jsonl") if x["kind"] == "start"]
     assert starts == [0, 23]
 

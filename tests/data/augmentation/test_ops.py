@@ -38,10 +38,10 @@ def test_flip_mirrors_the_chosen() -> None:
     for i in (0, 3, 4):
         for x in range(7):
             expected[i, :, :, x] = images[i, :, :, 6 - x].numpy()
-    found = flip(images, chosen)
-    assert found.dtype == torch.uint8
-    assert np.array_equal(found.numpy(), expected)
-    assert torch.equal(flip(found, chosen), images)
+    actual = flip(images, chosen)
+    assert actual.dtype == torch.uint8
+    assert np.array_equal(actual.numpy(), expected)
+    assert torch.equal(flip(actual, chosen), images)
 
 
 @pytest.mark.parametrize("largest", [1, 2, 9])
@@ -56,22 +56,22 @@ def test_shift_moves_down_and_right_and_fills_with_black(largest: int) -> None:
             for x in range(5):
                 if 0 <= y - down < 6 and 0 <= x - right < 5:
                     expected[i, :, y, x] = images[i, :, y - down, x - right].numpy()
-    found = shift(images, torch.from_numpy(offsets), largest)
-    assert found.dtype == torch.uint8
-    assert found.shape == images.shape
-    assert np.array_equal(found.numpy(), expected)
-    assert torch.equal(found[0], images[0])
+    actual = shift(images, torch.from_numpy(offsets), largest)
+    assert actual.dtype == torch.uint8
+    assert actual.shape == images.shape
+    assert np.array_equal(actual.numpy(), expected)
+    assert torch.equal(actual[0], images[0])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalise_is_value_less_mean_over_std(channels: int) -> None:
     images = torch.arange(256, dtype=torch.uint8).repeat(channels).reshape(1, channels, 16, 16)
     mean, std = (0.4914, 0.4822, 0.4465)[:channels], (0.2470, 0.2435, 0.2616)[:channels]
-    found = normalise(images, 16, torch.tensor(mean), torch.tensor(std))
-    assert (found.dtype, found.shape) == (torch.float32, (1, channels, 16, 16))
+    actual = normalise(images, 16, torch.tensor(mean), torch.tensor(std))
+    assert (actual.dtype, actual.shape) == (torch.float32, (1, channels, 16, 16))
     for channel in range(channels):
         expected = [(value / 255 - mean[channel]) / std[channel] for value in range(256)]
-        np.testing.assert_allclose(found[0, channel].flatten().numpy(), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual[0, channel].flatten().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_normalise_of_an_image_does_not_depend_on_the_batch() -> None:
@@ -86,15 +86,15 @@ def test_normalise_of_an_image_does_not_depend_on_the_batch() -> None:
 def test_normalise_resizes_to_a_square(height: int, width: int, size: int) -> None:
     mean, std = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.125])
     flat = torch.full((2, 2, height, width), 51, dtype=torch.uint8)
-    found = normalise(flat, size, mean, std)
-    assert (found.dtype, found.shape) == (torch.float32, (2, 2, size, size))
-    np.testing.assert_allclose(found[:, 0].numpy(), (0.2 - 0.5) / 0.5, rtol=1e-5)
-    np.testing.assert_allclose(found[:, 1].numpy(), (0.2 - 0.25) / 0.125, rtol=1e-5)
+    actual = normalise(flat, size, mean, std)
+    assert (actual.dtype, actual.shape) == (torch.float32, (2, 2, size, size))
+    np.testing.assert_allclose(actual[:, 0].numpy(), (0.2 - 0.5) / 0.5, rtol=1e-5)
+    np.testing.assert_allclose(actual[:, 1].numpy(), (0.2 - 0.25) / 0.125, rtol=1e-5)
 
 
 def test_halving_is_the_triangle_filter() -> None:
     images = pixels(1, 1, 8, 8)
-    found = normalise(images, 4, torch.tensor([0.0]), torch.tensor([1 / 255]))[0, 0].numpy()
+    actual = normalise(images, 4, torch.tensor([0.0]), torch.tensor([1 / 255]))[0, 0].numpy()
     # Bilinear with antialias at half the size: weights 1 3 3 1 around each pair, renewed at the border.
     rows = np.zeros((4, 8))
     for i in range(4):
@@ -102,7 +102,7 @@ def test_halving_is_the_triangle_filter() -> None:
             if 0 <= place < 8:
                 rows[i, place] = weight
     rows /= rows.sum(1, keepdims=True)
-    np.testing.assert_allclose(found, rows @ images[0, 0].numpy() @ rows.T, rtol=1e-5)
+    np.testing.assert_allclose(actual, rows @ images[0, 0].numpy() @ rows.T, rtol=1e-5)
 
 
 def sampled(image: NDArray[Any], y: float, x: float) -> NDArray[Any]:
@@ -117,62 +117,64 @@ def sampled(image: NDArray[Any], y: float, x: float) -> NDArray[Any]:
     return colour
 
 
-def warped(image: NDArray[Any], of: NDArray[Any]) -> NDArray[Any]:
+def warped(image: NDArray[Any], affine_map: NDArray[Any]) -> NDArray[Any]:
     """Each pixel of the output, whose middle is in -1 … 1, looked up in the input."""
     height, width = image.shape[1:]
-    found = np.zeros(image.shape)
+    actual = np.zeros(image.shape)
     for row in range(height):
         for column in range(width):
-            x, y = of @ [(2 * column + 1) / width - 1, (2 * row + 1) / height - 1, 1]
-            found[:, row, column] = sampled(image, ((y + 1) * height - 1) / 2, ((x + 1) * width - 1) / 2)
-    return found
+            x, y = affine_map @ [(2 * column + 1) / width - 1, (2 * row + 1) / height - 1, 1]
+            actual[:, row, column] = sampled(image, ((y + 1) * height - 1) / 2, ((x + 1) * width - 1) / 2)
+    return actual
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 12), (12, 7), (1, 5)])
 def test_warp_by_the_identity_changes_nothing(height: int, width: int) -> None:
     images = pixels(3, 2, height, width)
-    found = warp(images, torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).expand(3, 2, 3))
-    assert (found.dtype, found.shape) == (torch.float32, images.shape)
-    np.testing.assert_allclose(found.numpy(), images.numpy(), atol=2e-4)
+    actual = warp(images, torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]).expand(3, 2, 3))
+    assert (actual.dtype, actual.shape) == (torch.float32, images.shape)
+    np.testing.assert_allclose(actual.numpy(), images.numpy(), atol=2e-4)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_warp_turns_a_square_by_right_angles(turns: int) -> None:
     images = pixels(2, 3, 9, 9)
     angle = math.pi / 2 * turns
-    of = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]
-    found = warp(images, torch.tensor([of, of]))
-    np.testing.assert_allclose(found.numpy(), np.rot90(images.numpy(), turns, (2, 3)), atol=1e-3)
+    affine_map = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]
+    actual = warp(images, torch.tensor([affine_map, affine_map]))
+    np.testing.assert_allclose(actual.numpy(), np.rot90(images.numpy(), turns, (2, 3)), atol=1e-3)
 
 
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (2, -3), (-1, 4), (6, 0), (0, -9), (1, 1)])
 def test_warp_moves_by_whole_pixels_as_shift_does(down: int, right: int) -> None:
     images = pixels(1, 2, 6, 9)
-    found = warp(images, torch.tensor([[[1, 0, -2 * right / 9], [0, 1, -2 * down / 6]]]))
+    actual = warp(images, torch.tensor([[[1, 0, -2 * right / 9], [0, 1, -2 * down / 6]]]))
     expected = shift(images, torch.tensor([[down, right]]), 9)
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-3)
+    np.testing.assert_allclose(actual.numpy(), expected.numpy(), atol=1e-3)
 
 
 def test_warp_of_half_the_map_is_twice_the_size() -> None:
     images = pixels(1, 1, 8, 8)
-    found = warp(images, torch.tensor([[[0.5, 0, 0], [0, 0.5, 0]]]))[0, 0].numpy()
+    actual = warp(images, torch.tensor([[[0.5, 0, 0], [0, 0.5, 0]]]))[0, 0].numpy()
     # Output pixels lie a quarter of a pixel beside the input's, so weights are 1/4 and 3/4 along each axis.
     weights = np.zeros((8, 8))
     for i in range(8):
         near, far = (2 + i // 2, 1 + i // 2) if i % 2 == 0 else (2 + i // 2, 3 + i // 2)
         weights[i, near], weights[i, far] = 0.75, 0.25
-    np.testing.assert_allclose(found, weights @ images[0, 0].numpy() @ weights.T, rtol=1e-5)
+    np.testing.assert_allclose(actual, weights @ images[0, 0].numpy() @ weights.T, rtol=1e-5)
 
 
 def test_warp_is_the_bilinear_look_up_of_each_pixel() -> None:
     generator = np.random.default_rng(2)
     for height, width in ((6, 6), (5, 8)):
         images = pixels(6, 2, height, width)
-        of = generator.uniform(-1.3, 1.3, (6, 2, 3)).astype(np.float32)
-        found = warp(images, torch.from_numpy(of))
+        affine_map = generator.uniform(-1.3, 1.3, (6, 2, 3)).astype(np.float32)
+        actual = warp(images, torch.from_numpy(affine_map))
         for i in range(6):
-            np.testing.assert_allclose(found[i].numpy(), warped(images[i].numpy(), of[i].astype(float)), atol=2e-3)
-            assert torch.equal(warp(images[i : i + 1], torch.from_numpy(of[i : i + 1]))[0], found[i])
+            np.testing.assert_allclose(
+                actual[i].numpy(), warped(images[i].numpy(), affine_map[i].astype(float)), atol=2e-3
+            )
+            assert torch.equal(warp(images[i : i + 1], torch.from_numpy(affine_map[i : i + 1]))[0], actual[i])
 
 
 BOXES = [[0, 3, 1, 6], [5, 7, 0, 8], [2, 2, 3, 5], [0, 7, 0, 8], [6, 7, 7, 8]]
@@ -184,12 +186,12 @@ def test_erase_paints_the_boxes_of_its_rows(mode: str) -> None:
     rows, before = [1, 2, 4, 6, 7], images.clone()
     colour = torch.zeros(5, 3) if mode == "const" else torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     expected = images.numpy().copy()
-    for row, (top, bottom, left, right), of in zip(rows, BOXES, colour.numpy(), strict=True):
+    for row, (top, bottom, left, right), values in zip(rows, BOXES, colour.numpy(), strict=True):
         for y in range(top, bottom):
             for x in range(left, right):
-                expected[row, :, y, x] = of
-    found = erase(images, torch.tensor(rows), torch.tensor(BOXES), colour)
-    assert np.array_equal(found.numpy(), expected)
+                expected[row, :, y, x] = values
+    actual = erase(images, torch.tensor(rows), torch.tensor(BOXES), colour)
+    assert np.array_equal(actual.numpy(), expected)
     assert torch.equal(images, before)
 
 
@@ -210,17 +212,17 @@ def test_noise_is_normal_quantiles_of_split_mix() -> None:
     ]
     for seed in (1234567, 0, 2**63 - 1, 2**63 + 5, 2**64 - 1):
         signed = seed - 2**64 if seed >= 2**63 else seed
-        found = normal_noise(torch.tensor(signed), torch.arange(500))
+        actual = normal_noise(torch.tensor(signed), torch.arange(500))
         uniform = np.array([((split_mix(seed, number) >> 41) + 0.5) / 2**23 for number in range(500)])
-        assert found.dtype == torch.float32
-        np.testing.assert_allclose(found.numpy(), ndtri(uniform), atol=1e-4, rtol=1e-4)
+        assert actual.dtype == torch.float32
+        np.testing.assert_allclose(actual.numpy(), ndtri(uniform), atol=1e-4, rtol=1e-4)
 
 
 def test_erased_pixels_get_noise_of_their_own_and_others_stay() -> None:
     images = torch.randn(8, 3, 7, 8, generator=torch.Generator().manual_seed(0))
-    rows, of = [1, 2, 4, 6, 7], [5, -6, 7, -(2**63), 2**63 - 1]
+    rows, box_keys = [1, 2, 4, 6, 7], [5, -6, 7, -(2**63), 2**63 - 1]
     expected = images.numpy().copy()
-    for row, (top, bottom, left, right), seed in zip(rows, BOXES, of, strict=True):
+    for row, (top, bottom, left, right), seed in zip(rows, BOXES, box_keys, strict=True):
         number = 0
         for y in range(top, bottom):
             for x in range(left, right):
@@ -229,30 +231,32 @@ def test_erased_pixels_get_noise_of_their_own_and_others_stay() -> None:
                     expected[row, channel, y, x] = ndtri(uniform)
                     number += 1
     size = 3 * 5 + 2 * 8 + 0 + 7 * 8 + 1
-    found = erase_with_noise(images.clone(), torch.tensor(rows), torch.tensor(BOXES), torch.tensor(of), size)
-    np.testing.assert_allclose(found.numpy(), expected, atol=2e-5, rtol=1e-5)
+    actual = erase_with_noise(images.clone(), torch.tensor(rows), torch.tensor(BOXES), torch.tensor(box_keys), size)
+    np.testing.assert_allclose(actual.numpy(), expected, atol=2e-5, rtol=1e-5)
     untouched = torch.from_numpy(expected) == images
-    assert torch.equal(found[untouched], images[untouched])
+    assert torch.equal(actual[untouched], images[untouched])
     assert int((~untouched).sum()) == 3 * size
     # Each image alone, and the rows in another order, give the same to the bit.
     for place in range(5):
         top, bottom, left, right = BOXES[place]
-        one = images[rows[place]][None].clone()
-        box, seed = torch.tensor([BOXES[place]]), torch.tensor([of[place]])
+        alone = images[rows[place]][None].clone()
+        box, seed = torch.tensor([BOXES[place]]), torch.tensor([box_keys[place]])
         area = (bottom - top) * (right - left)
-        assert torch.equal(erase_with_noise(one, torch.tensor([0]), box, seed, area)[0], found[rows[place]])
+        assert torch.equal(erase_with_noise(alone, torch.tensor([0]), box, seed, area)[0], actual[rows[place]])
     order = [3, 0, 4, 2, 1]
     turned = erase_with_noise(
-        images.clone(), torch.tensor(rows)[order], torch.tensor(BOXES)[order], torch.tensor(of)[order], size
+        images.clone(), torch.tensor(rows)[order], torch.tensor(BOXES)[order], torch.tensor(box_keys)[order], size
     )
-    assert torch.equal(turned, found)
+    assert torch.equal(turned, actual)
 
 
 def test_noise_has_the_moments_of_a_standard_normal_and_no_two_pixels_are_alike() -> None:
     count, side = 20, 50
-    of = torch.from_numpy(keys(0, Purpose.ERASE, 0, np.arange(count)).view(np.int64))
+    box_keys = torch.from_numpy(keys(0, Purpose.ERASE, 0, np.arange(count)).view(np.int64))
     boxes = torch.tensor([[0, side, 0, side]]).expand(count, 4)
-    noise = erase_with_noise(torch.zeros(count, 3, side, side), torch.arange(count), boxes, of, count * side * side)
+    noise = erase_with_noise(
+        torch.zeros(count, 3, side, side), torch.arange(count), boxes, box_keys, count * side * side
+    )
     flat = noise.double().flatten()
     error = math.sqrt(1 / len(flat))
     # Five standard errors of the moments of 150,000 values.
@@ -262,8 +266,12 @@ def test_noise_has_the_moments_of_a_standard_normal_and_no_two_pixels_are_alike(
     assert abs((flat**4).mean() - 3) < 5 * math.sqrt(96) * error
     assert kstest(flat.numpy(), "norm").statistic < 1.95 * error
     # Neighbours, channels and images have nothing to do with each other.
-    for one, other in ((noise[..., 1:], noise[..., :-1]), (noise[:, 1:], noise[:, :-1]), (noise[1:], noise[:-1])):
-        assert abs(np.corrcoef(one.flatten(), other.flatten())[0, 1]) < 5 / math.sqrt(one.numel())
+    for part, other in (
+        (noise[..., 1:], noise[..., :-1]),
+        (noise[:, 1:], noise[:, :-1]),
+        (noise[1:], noise[:-1]),
+    ):
+        assert abs(np.corrcoef(part.flatten(), other.flatten())[0, 1]) < 5 / math.sqrt(part.numel())
     for image in noise:
         assert len(image.unique()) > 0.998 * image.numel()
 
@@ -282,13 +290,13 @@ def test_mix_is_that_of_pairs() -> None:
                 if cut[pair]:
                     part = 0.0 if 1 <= y < 4 and 2 <= x < 6 else 1.0
                 expected[slot, :, y, x] = part * plain[slot, :, y, x] + (1 - part) * plain[other, :, y, x]
-    found = mix(images, kept, cut, boxes)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
-    assert torch.equal(found[2:4], images[2:4])
+    actual = mix(images, kept, cut, boxes)
+    np.testing.assert_allclose(actual.numpy(), expected, atol=1e-6)
+    assert torch.equal(actual[2:4], images[2:4])
     for pair in range(4):
-        one = slice(2 * pair, 2 * pair + 2)
-        alone = mix(images[one], kept[pair : pair + 1], cut[pair : pair + 1], boxes[pair : pair + 1])
-        assert torch.equal(alone, found[one])
+        slots = slice(2 * pair, 2 * pair + 2)
+        alone = mix(images[slots], kept[pair : pair + 1], cut[pair : pair + 1], boxes[pair : pair + 1])
+        assert torch.equal(alone, actual[slots])
 
 
 def test_mixed_targets_have_the_part_that_pixels_have() -> None:
@@ -299,14 +307,14 @@ def test_mixed_targets_have_the_part_that_pixels_have() -> None:
     kept = torch.tensor([0.3, 0.5, 1 - 9 / 64, 1.0])
     # An image of class c has ones in channel c: the mean of a channel is its part in the picture.
     images = torch.nn.functional.one_hot(targets, classes).float()[:, :, None, None].expand(8, classes, side, side)
-    found = mix_targets(targets, classes, kept)
-    assert (found.dtype, found.shape) == (torch.float32, (8, classes))
-    torch.testing.assert_close(found, mix(images, kept, cut, boxes).mean((2, 3)))
-    torch.testing.assert_close(found.sum(1), torch.ones(8))
-    assert found[2].tolist() == [0, 1, 0, 0, 0]
-    assert found[7].tolist() == [0, 0, 0, 0, 1]
-    torch.testing.assert_close(found[0], torch.tensor([0.7, 0, 0, 0.3, 0]))
-    torch.testing.assert_close(found[1], torch.tensor([0.3, 0, 0, 0.7, 0]))
+    actual = mix_targets(targets, classes, kept)
+    assert (actual.dtype, actual.shape) == (torch.float32, (8, classes))
+    torch.testing.assert_close(actual, mix(images, kept, cut, boxes).mean((2, 3)))
+    torch.testing.assert_close(actual.sum(1), torch.ones(8))
+    assert actual[2].tolist() == [0, 1, 0, 0, 0]
+    assert actual[7].tolist() == [0, 0, 0, 0, 1]
+    torch.testing.assert_close(actual[0], torch.tensor([0.7, 0, 0, 0.3, 0]))
+    torch.testing.assert_close(actual[1], torch.tensor([0.3, 0, 0, 0.7, 0]))
 
 
 def test_noise_is_never_infinite() -> None:

@@ -62,26 +62,26 @@ def disturb(seed: int) -> None:
 
 def test_same_key_same_pixels_whatever_was_drawn_before() -> None:
     transform = cropping(0.2, 16)
-    found = []
+    actual = []
     for state in range(5):
         disturb(state)
-        found.append(transform(noise(), 2**63 + 12345, 16))
+        actual.append(transform(noise(), 2**63 + 12345, 16))
     # A second transform of the same form, as in another worker.
-    found.append(cropping(0.2, 16)(noise(), 2**63 + 12345, 16))
-    assert found[0].dtype == torch.uint8
-    assert found[0].shape == (3, 16, 16)
-    assert all(torch.equal(one, found[0]) for one in found)
+    actual.append(cropping(0.2, 16)(noise(), 2**63 + 12345, 16))
+    assert actual[0].dtype == torch.uint8
+    assert actual[0].shape == (3, 16, 16)
+    assert all(torch.equal(pixels, actual[0]) for pixels in actual)
 
 
 def test_keys_differ_pixels_differ() -> None:
     transform = cropping(0.2, 16)
-    of = keys(0, Purpose.SAMPLE, 0, np.arange(50)).tolist()
-    assert len({transform(noise(), one, 16).numpy().tobytes() for one in of}) == 50
+    sample_keys = keys(0, Purpose.SAMPLE, 0, np.arange(50)).tolist()
+    assert len({transform(noise(), sample_key, 16).numpy().tobytes() for sample_key in sample_keys}) == 50
 
 
 def test_generators_of_every_library_are_seeded() -> None:
-    def draws(of: int) -> tuple[float, float, float]:
-        with seeded(of):
+    def draws(sample_key: int) -> tuple[float, float, float]:
+        with seeded(sample_key):
             return random.random(), float(np.random.random()), torch.rand(1, dtype=torch.float64).item()
 
     disturb(1)
@@ -103,9 +103,9 @@ def test_evaluation_takes_the_centre_of_the_short_sides_size(
     # 28 / 0.875 = 32 on the short side.
     all_of = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
     expected = all_of[box[1] : box[1] + 28, box[0] : box[0] + 28].transpose(2, 0, 1)
-    found = EvaluationTransform(0.875)(image, 0, 28)
-    assert (found.dtype, found.shape) == (torch.uint8, (3, 28, 28))
-    assert np.array_equal(found.numpy(), expected)
+    actual = EvaluationTransform(0.875)(image, 0, 28)
+    assert (actual.dtype, actual.shape) == (torch.uint8, (3, 28, 28))
+    assert np.array_equal(actual.numpy(), expected)
 
 
 def test_evaluation_draws_nothing() -> None:
@@ -124,8 +124,8 @@ def test_evaluation_draws_nothing() -> None:
 def test_training_without_a_crop_is_what_evaluation_does() -> None:
     augment = AugmentConfig(crop_min=0.0, flip=0.5, shift=3)
     transform = training(augment, 20)
-    for of in (0, 1, 2**64 - 1):
-        assert torch.equal(transform(noise(), of, 20), EvaluationTransform(0.875)(noise(), 0, 20))
+    for sample_key in (0, 1, 2**64 - 1):
+        assert torch.equal(transform(noise(), sample_key, 20), EvaluationTransform(0.875)(noise(), 0, 20))
     cropped = training(AugmentConfig(crop_min=0.2), 20)
     assert not torch.equal(cropped(noise(), 1, 20), EvaluationTransform(0.875)(noise(), 0, 20))
 
@@ -143,9 +143,9 @@ def test_crops_are_of_the_areas_and_shapes_asked_for(crop_min: float) -> None:
     image = Image.fromarray(np.stack([*np.meshgrid(ramp, ramp), np.zeros((side, side), np.uint8)], axis=2))
     transform = cropping(crop_min, side)
     crops = []
-    for of in keys(0, Purpose.SAMPLE, 0, np.arange(400)).tolist():
-        red, green, _ = transform(image, of, side).numpy().astype(float) / 4
-        spans = [(found.max() - found.min() + 1) / side for found in (red, green)]
+    for sample_key in keys(0, Purpose.SAMPLE, 0, np.arange(400)).tolist():
+        red, green, _ = transform(image, sample_key, side).numpy().astype(float) / 4
+        spans = [(actual.max() - actual.min() + 1) / side for actual in (red, green)]
         crops.append([*spans, (red.max() + red.min() + 1) / 2 / side, (green.max() + green.min() + 1) / 2 / side])
     width, height, middle_x, middle_y = np.array(crops).T
     area, shape = width * height, width / height
@@ -199,12 +199,12 @@ def grey(side: int = 8) -> Image.Image:
     return Image.fromarray(np.random.default_rng(1).integers(0, 256, (side, side), dtype=np.uint8))
 
 
-def made(recipe: str, image: Image.Image, of: list[int]) -> torch.Tensor:
+def made(recipe: str, image: Image.Image, sample_keys: list[int]) -> torch.Tensor:
     """Of a new transform, in memory: the image keeps its size where nothing crops it."""
     mean = (0.3,) if image.mode == "L" else MEAN
     transform = training_transform(AugmentConfig(**RECIPES[recipe]), mean, 16, None)
     assert transform is not None
-    return torch.stack([transform(image, one, 16) for one in of])
+    return torch.stack([transform(image, sample_key, 16) for sample_key in sample_keys])
 
 
 def digests() -> dict[str, list[str]]:
@@ -225,14 +225,14 @@ def test_each_recipe_depends_on_the_key_alone(recipe: str) -> None:
         disturb(2)
         assert torch.equal(made(recipe, image, KEYS[::-1]).flip(0), first)
         # Some policies have few outcomes, and with some probability none.
-        assert len({one.numpy().tobytes() for one in first}) > 3
+        assert len({pixels.numpy().tobytes() for pixels in first}) > 3
 
 
 def test_each_recipe_is_the_same_in_another_process(tmp_path: Path) -> None:
     disturb(3)
     [elsewhere] = run_world(1, digests, tmp_path)
     assert elsewhere == digests()
-    assert len({one for both in elsewhere.values() for one in both}) == 2 * len(RECIPES)
+    assert len({pixels for both in elsewhere.values() for pixels in both}) == 2 * len(RECIPES)
 
 
 def test_each_recipe_is_the_same_in_workers() -> None:
@@ -241,11 +241,11 @@ def test_each_recipe_is_the_same_in_workers() -> None:
         transform = training_transform(AugmentConfig(**RECIPES[recipe]), MEAN, 9, None)
         reader = Reader(all_of(source), transform, 0, 9)
         places = np.arange(12).reshape(4, 3)
-        slots = [Slots(one, np.zeros(3, np.int64), np.ones(3, np.float32)) for one in places]
-        found = [
+        slots = [Slots(places_read, np.zeros(3, np.int64), np.ones(3, np.float32)) for places_read in places]
+        actual = [
             torch.cat([read[0] for read in DataLoader(reader, None, sampler=slots, num_workers=n)]) for n in (0, 2)
         ]
-        assert torch.equal(*found)
+        assert torch.equal(*actual)
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "broken"])
@@ -280,13 +280,13 @@ def test_timms_names_are_what_timms_own_pipeline_does(name: str, side: int) -> N
     )
     image = noise()
     transform = TrainingTransform(AugmentConfig(auto=name), MEAN, side, None)
-    for of in KEYS:
-        found = transform(image, of, side)
-        random.seed(of)
-        np.random.seed(of % 2**32)
-        torch.manual_seed(of // 2)
+    for sample_key in KEYS:
+        actual = transform(image, sample_key, side)
+        random.seed(sample_key)
+        np.random.seed(sample_key % 2**32)
+        torch.manual_seed(sample_key // 2)
         expected = np.asarray(theirs(image)).transpose(2, 0, 1)
-        assert np.array_equal(found.numpy(), expected)
+        assert np.array_equal(actual.numpy(), expected)
 
 
 @pytest.mark.parametrize(
@@ -298,24 +298,24 @@ def test_timms_names_are_what_timms_own_pipeline_does(name: str, side: int) -> N
     ],
 )
 def test_torchvisions_names_are_its_transforms(recipe: str, theirs: Any) -> None:
-    for of, found in zip(KEYS, made(recipe, noise(), KEYS), strict=True):
-        torch.manual_seed(of // 2)
-        assert np.array_equal(found.numpy(), np.asarray(theirs(noise())).transpose(2, 0, 1))
+    for sample_key, actual in zip(KEYS, made(recipe, noise(), KEYS), strict=True):
+        torch.manual_seed(sample_key // 2)
+        assert np.array_equal(actual.numpy(), np.asarray(theirs(noise())).transpose(2, 0, 1))
 
 
 def test_steps_are_crop_augmentation_jitter_and_the_users_own_in_turn() -> None:
-    of, crop = KEYS[0], v2.RandomResizedCrop(16, (0.3, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    sample_key, crop = KEYS[0], v2.RandomResizedCrop(16, (0.3, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
     _, automatic, _ = transforms_imagenet_train(
         16, auto_augment=AUTOS[0], interpolation="bicubic", mean=MEAN, separate=True, color_jitter=None
     )
-    with seeded(of):
+    with seeded(sample_key):
         expected = speckled(v2.ColorJitter(0.4, 0.4, 0.4)(automatic(crop(noise()))))
     transform = training_transform(AugmentConfig(**RECIPES["all"]), MEAN, 16, None)
     assert transform is not None
-    assert np.array_equal(transform(noise(), of, 16).numpy(), np.asarray(expected).transpose(2, 0, 1))
+    assert np.array_equal(transform(noise(), sample_key, 16).numpy(), np.asarray(expected).transpose(2, 0, 1))
     # Files that nothing crops are cut as evaluation cuts them, and then augmented.
-    jittered = training(AugmentConfig(color_jitter=0.4), 20)(noise(), of, 20)
-    with seeded(of):
+    jittered = training(AugmentConfig(color_jitter=0.4), 20)(noise(), sample_key, 20)
+    with seeded(sample_key):
         plain = v2.functional.to_pil_image(EvaluationTransform(0.875)(noise(), 0, 20))
         assert np.array_equal(jittered.numpy(), np.asarray(v2.ColorJitter(0.4, 0.4, 0.4)(plain)).transpose(2, 0, 1))
 
@@ -361,9 +361,9 @@ def halved(image: Image.Image) -> Image.Image:
     return image.resize((image.width // 2, image.height // 2))
 
 
-@pytest.mark.parametrize(("name", "found"), [("as_tensor", "Tensor"), ("halved", "10 × 10")])
-def test_a_transform_that_returns_something_else_is_refused(name: str, found: str) -> None:
+@pytest.mark.parametrize(("name", "actual"), [("as_tensor", "Tensor"), ("halved", "10 × 10")])
+def test_a_transform_that_returns_something_else_is_refused(name: str, actual: str) -> None:
     transform = training(AugmentConfig(transform=f"tests.data.augmentation.test_transforms:{name}"), 20)
     with pytest.raises(UserError) as caught:
         transform(noise(), 1, 20)
-    assert str(caught.value) == (f"augment.transform: must return a PIL image of the size of its input, not {found}")
+    assert str(caught.value) == (f"augment.transform: must return a PIL image of the size of its input, not {actual}")

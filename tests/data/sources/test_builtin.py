@@ -291,17 +291,17 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("archive", [CIFAR10, CIFAR100])
 def test_an_archive_of_another_hash_is_refused(tmp_path: Path, archive: CifarArchive) -> None:
-    found = cifar_archive(archive, tmp_path).md5
+    digest = cifar_archive(archive, tmp_path).md5
     path = tmp_path / archive.file
     name = archive.file.split("-binary")[0].replace("-", "")
     assert refusal(DataConfig(name=name, root=str(tmp_path))) == (
-        f"{path}: its MD5 is {found}, not {archive.md5}: remove it, and it is downloaded anew"
+        f"{path}: its MD5 is {digest}, not {archive.md5}: remove it, and it is downloaded anew"
     )
-    good = dataclasses.replace(archive, md5=found)
+    good = dataclasses.replace(archive, md5=digest)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"not {found}: remove it, and it is downloaded anew"):
+    with pytest.raises(UserError, match=f"not {digest}: remove it, and it is downloaded anew"):
         read_cifar(good, tmp_path)
 
 

@@ -251,11 +251,11 @@ def test_class_folders_are_numbered_as_the_models_classes(tmp_path: Path) -> Non
     picture(tmp_path / ".ant" / "d.png")
     picture(tmp_path / "loose.png")
     (tmp_path / "bee" / "notes.txt").write_text("not a picture")
-    found = read_classes(tmp_path, classes, 3)
-    assert list(files(found).paths) == expected
-    assert files(found).labels.tolist() == [0, 0, 2]
-    assert found.indices.tolist() == [0, 1, 2]
-    assert files(found).mode == "RGB"
+    subset = read_classes(tmp_path, classes, 3)
+    assert list(files(subset).paths) == expected
+    assert files(subset).labels.tolist() == [0, 0, 2]
+    assert subset.indices.tolist() == [0, 1, 2]
+    assert files(subset).mode == "RGB"
 
 
 @pytest.mark.parametrize(("channels", "mode", "pixel"), [(1, "L", 18), (3, "RGB", (10, 20, 30))])
@@ -291,14 +291,14 @@ def test_class_folders_that_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("splits", "given"), [(["Train", "val"], "val"), (["test", "train"], "train"), (["VALID"], "VALID")]
+    ("splits", "hint"), [(["Train", "val"], "val"), (["test", "train"], "train"), (["VALID"], "VALID")]
 )
-def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path: Path, splits: list[str], given: str) -> None:
+def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path: Path, splits: list[str], hint: str) -> None:
     for split in splits:
         picture(tmp_path / split / "ant" / "a.png")
     with pytest.raises(UserError) as error:
         read_classes(tmp_path, ["ant"], 3)
-    assert str(error.value) == f"--folder: {tmp_path} has splits in it: give {tmp_path / given}"
+    assert str(error.value) == f"--folder: {tmp_path} has splits in it: give {tmp_path / hint}"
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
@@ -323,9 +323,9 @@ def test_images_below_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    found = [tmp_path / name for name in ("a.JPEG", "b.png", "deep/c.webp", "deep/er/d.tiff")]
-    assert image_files(tmp_path) == found
-    assert image_files(tmp_path / "deep") == found[2:]
+    images = [tmp_path / name for name in ("a.JPEG", "b.png", "deep/c.webp", "deep/er/d.tiff")]
+    assert image_files(tmp_path) == images
+    assert image_files(tmp_path / "deep") == images[2:]
     assert image_files(tmp_path / ".deep") == [tmp_path / ".deep" / "f.png"]  # hidden above, not below
 
 
@@ -362,8 +362,8 @@ def test_16_bits_are_scaled_to_8(tmp_path: Path, name: str, kind: str, mode: str
 def test_16_bits_are_rounded_to_the_nearest_of_8(tmp_path: Path) -> None:
     values = np.asarray([[0, 128, 129, 257, 385, 386, 32_767, 65_406, 65_407, 65_535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
-    found = FileSource([tmp_path / "x.png"], np.zeros(1, np.int64), mode="L").image(0)
-    assert np.asarray(found).tolist() == [[0, 0, 1, 1, 1, 2, 127, 254, 255, 255]]
+    image = FileSource([tmp_path / "x.png"], np.zeros(1, np.int64), mode="L").image(0)
+    assert np.asarray(image).tolist() == [[0, 0, 1, 1, 1, 2, 127, 254, 255, 255]]
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
