@@ -18,11 +18,11 @@ _LISTED = 30
 
 
 def run_evaluate(
-    trained: TrainedModel, called: str, console: Console, *, split: str, folder: Path | None, out: Path | None
+    trained: TrainedModel, name: str, console: Console, *, split: str, folder: Path | None, out: Path | None
 ) -> dict[str, Any]:
-    """Evaluates, prints what it found, and writes it as JSON to `out`, if there is one. Raises UserError.
+    """Evaluate a model, print the result, and write it as JSON to `out`, if given; every process calls it.
 
-    Every process of a launch calls it.
+    name: the model's, as the user wrote it. Raises UserError.
     """
     if split and folder is not None:
         raise UserError("--split: is of the model's data and --folder is other data: give one of them")
@@ -37,8 +37,8 @@ def run_evaluate(
             opened = open_split(trained, split, folder)
         for note in opened.notes:
             console.note(f"  note: {note}")
-        found = evaluate_subset(trained, opened.subset, runtime, keep=1)
-        values = _values(trained, called, opened, found, runtime)
+        result = evaluate_subset(trained, opened.subset, runtime, keep=1)
+        values = _values(trained, name, opened, result, runtime)
         _show(trained, values, console)
         if out is not None:
             runtime.run_on_main(lambda: _write(out, values))
@@ -47,43 +47,45 @@ def run_evaluate(
         runtime.end()
 
 
-def _values(trained: TrainedModel, called: str, opened: Split, found: Evaluation, runtime: Runtime) -> dict[str, Any]:
-    assert found.predictions is not None
-    seen, right = found.predictions.per_class(len(trained.classes))
+def _values(trained: TrainedModel, name: str, split: Split, result: Evaluation, runtime: Runtime) -> dict[str, Any]:
+    """Return the content of --json."""
+    assert result.predictions is not None
+    seen, correct = result.predictions.per_class(len(trained.classes))
     return {
-        "model": called,
+        "model": name,
         "weights": trained.weights,
         "update": trained.update,
-        "data": opened.name,
-        **found.to_dict(),
-        "loss": json_number(found.loss),
-        "images_per_second": found.seen / found.seconds,
+        "data": split.name,
+        **result.to_dict(),
+        "loss": json_number(result.loss),
+        "images_per_second": result.seen / result.seconds,
         "device": runtime.device_name,
         "world_size": runtime.world_size,
         "precision": runtime.precision,
         "classes": [
-            {"class": name, "seen": int(of), "top1": 100 * int(hit) / int(of) if of else None}
-            for name, of, hit in zip(opened.classes, seen, right, strict=True)
+            {"class": label, "seen": int(total), "top1": 100 * int(hits) / int(total) if total else None}
+            for label, total, hits in zip(split.classes, seen, correct, strict=True)
         ],
     }
 
 
 def _show(trained: TrainedModel, values: dict[str, Any], console: Console) -> None:
-    of = f", {weights_text(trained.weights)} of update {trained.update}" if trained.update is not None else ""
-    fifth = f", top5 {values['top5']:.2f} %" if values["top5"] is not None else ""
+    """Print the result, and the classes from the worst on."""
+    weights = f", {weights_text(trained.weights)} of update {trained.update}" if trained.update is not None else ""
+    top5 = f", top5 {values['top5']:.2f} %" if values["top5"] is not None else ""
     plural = "es" if values["world_size"] > 1 else ""
     console.table(
         {
-            "model": f"{values['model']}{of}",
+            "model": f"{values['model']}{weights}",
             "data": f"{values['data']}: {values['seen']:,} images",
-            "result": f"top1 {values['top1']:.2f} %{fifth}, loss {loss_text(values['loss'])}",
+            "result": f"top1 {values['top1']:.2f} %{top5}, loss {loss_text(values['loss'])}",
             "speed": f"{values['images_per_second']:,.0f} images/s, reading included; {values['world_size']} process"
             f"{plural} on {values['device']}, {values['precision']}",
         }
     )
-    tested = sorted((one for one in values["classes"] if one["seen"]), key=lambda one: float(one["top1"]))
+    tested = sorted((each for each in values["classes"] if each["seen"]), key=lambda each: float(each["top1"]))
     head = ["class, worst first", "images", "top1"]
-    rows = [[one["class"], f"{one['seen']:,}", f"{one['top1']:.2f} %"] for one in tested[:_LISTED]]
+    rows = [[each["class"], f"{each['seen']:,}", f"{each['top1']:.2f} %"] for each in tested[:_LISTED]]
     console.say("")
     for line in aligned([head, *rows]):
         console.say(f"  {line}")

@@ -19,13 +19,13 @@ from vit_dist.files import check_output_path, replacing
 from vit_dist.inference.evaluation import precision_of
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.output import ImagePrediction, PredictionWriter
-from vit_dist.inference.predict import GRID, find_images, grid_sample, predict_files, predict_split
+from vit_dist.inference.predict import SAMPLE_SIZE, find_images, predict_files, predict_split, sample_of_split
 from vit_dist.inference.splits import open_split
 from vit_dist.report.grids import Tile, draw_tiles
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 
-_PICTURED = 64
+_MOST_PICTURES = 64
 
 
 def predict(
@@ -39,55 +39,64 @@ def predict(
     out: Path | None = None,
     png: Path | None = None,
 ) -> None:
-    """Answers for files, or for a split where no name is given; for 16 of test, by key, where no split is either.
+    """Predict images by name, or a split if no name is given; 16 keyed samples of test if neither is.
 
-    form: table, jsonl or csv, to `out` or to the standard output. png: a grid of the first 64.
-    What else there is to say goes to `console`. Raises UserError.
+    format: table, jsonl or csv, to `out` or to the standard output. png: a grid of the first 64. Notes and a summary
+    go to `console`. Raises UserError.
     """
-    if names and split:
-        raise UserError("--split: is of the model's data and images are named too: give one of them")
     png = png or (None if names or split else Path("predictions.png"))
-    for flag, path in (("--out", out), ("--png", png)):
-        if path is not None:
-            check_output_path(path, flag)
-    if png is not None and png.suffix.lower() != ".png":
-        raise UserError(f"--png: the picture is a PNG: name it so, not {png}")
+    _check_flags(names, split, out, png)
     runtime = Runtime(trained.config.run, precision_of(trained))
     try:
         if runtime.world_size > 1:
             raise UserError("predict: runs in one process; vit-dist evaluate uses several")
         top = min(top, len(trained.classes))
-        answers: Iterator[ImagePrediction]
-        opened, images = None, [str(path) for path in find_images(names)]
+        images = [str(path) for path in find_images(names)]
         start = time.perf_counter()
+        opened = None
         if names:
-            answers = predict_files(trained, [Path(image) for image in images], runtime, top=top)
+            predictions = predict_files(trained, [Path(image) for image in images], runtime, top=top)
         else:
-            opened = open_split(trained, split, None) if split else grid_sample(trained)
+            opened = open_split(trained, split, None) if split else sample_of_split(trained)
             for note in opened.notes:
                 console.note(f"note: {note}")
-            said = predict_split(trained, opened, runtime, top=top)
-            answers, images = iter(said), [answer.image for answer in said]
-        with _opened(out) as file:
+            of_split = predict_split(trained, opened, runtime, top=top)
+            predictions, images = iter(of_split), [prediction.image for prediction in of_split]
+        with _open_output(out) as file:
             classes = opened.classes if opened else trained.names
             writer = PredictionWriter(file, format, top=top, labelled=not names, images=images, classes=classes)
-            first, tally = _written(console.counted(answers, len(images)), writer)
+            first, accuracy = _write(console.counted(predictions, len(images)), writer)
         seconds = time.perf_counter() - start
         if png is not None:
             _draw(trained, first, png, opened.subset if opened else None)
-            few = f"the first {len(first)}" if len(first) < len(images) else f"all {len(first)}"
-            console.say(f"{png}: {few} as a picture")
-        plural = "s" if len(images) > 1 else ""
-        rate = f", {len(images) / seconds:,.0f} images/s" if len(images) >= GRID else ""
-        told = f"{len(images):,} image{plural} in {seconds:.2f} s{rate}"
-        console.say("; ".join(part for part in (f"{out}: written" if out else "", tally, told) if part))
+            count = f"the first {len(first)}" if len(first) < len(images) else f"all {len(first)}"
+            console.say(f"{png}: {count} as a picture")
+        speed = _speed(len(images), seconds)
+        console.say("; ".join(part for part in (f"{out}: written" if out else "", accuracy, speed) if part))
     finally:
         runtime.end()
 
 
+def _check_flags(names: Sequence[str], split: str, out: Path | None, png: Path | None) -> None:
+    """Reject flags that contradict each other, and outputs that cannot be written. Raises UserError."""
+    if names and split:
+        raise UserError("--split: is of the model's data and images are named too: give one of them")
+    for flag, path in (("--out", out), ("--png", png)):
+        if path is not None:
+            check_output_path(path, flag)
+    if png is not None and png.suffix.lower() != ".png":
+        raise UserError(f"--png: the picture is a PNG: name it so, not {png}")
+
+
+def _speed(count: int, seconds: float) -> str:
+    """Return how many images were predicted in what time, with the rate if there were enough to measure it."""
+    rate = f", {count / seconds:,.0f} images/s" if count >= SAMPLE_SIZE else ""
+    return f"{count:,} image{'s' if count > 1 else ''} in {seconds:.2f} s{rate}"
+
+
 @contextlib.contextmanager
-def _opened(out: Path | None) -> Iterator[TextIO]:
-    """The standard output, or a file that takes its place only once it is whole. Raises UserError."""
+def _open_output(out: Path | None) -> Iterator[TextIO]:
+    """Yield the standard output, or a file that gets its name only once it is whole. Raises UserError."""
     if out is None:
         yield sys.stdout
         return
@@ -98,35 +107,38 @@ def _opened(out: Path | None) -> Iterator[TextIO]:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
 
 
-def _written(answers: Iterable[ImagePrediction], writer: PredictionWriter) -> tuple[list[ImagePrediction], str]:
-    """Writes them all; the first that could be read, and what to say of all. Raises UserError where none could be."""
+def _write(predictions: Iterable[ImagePrediction], writer: PredictionWriter) -> tuple[list[ImagePrediction], str]:
+    """Write all predictions; return the first that could be read, and the accuracy and errors in words.
+
+    Raises UserError if no image could be read.
+    """
     first: list[ImagePrediction] = []
-    bad = right = known = good = 0
-    for answer in answers:
-        writer.write(answer)
-        bad += answer.error is not None
-        good += answer.error is None
-        known += answer.label is not None
-        right += bool(answer.right)
-        if answer.error is None and len(first) < _PICTURED:
-            first.append(answer)
+    bad = right = labelled = good = 0
+    for prediction in predictions:
+        writer.write(prediction)
+        bad += prediction.error is not None
+        good += prediction.error is None
+        labelled += prediction.label is not None
+        right += bool(prediction.right)
+        if prediction.error is None and len(first) < _MOST_PICTURES:
+            first.append(prediction)
     if not good:
         raise UserError("predict: none of the images could be read")
-    told = [f"{right:,} of {known:,} right, {right / known:.2%}"] if known else []
-    told += [f"{bad:,} could not be read"] if bad else []
-    return first, ", ".join(told)
+    parts = [f"{right:,} of {labelled:,} right, {right / labelled:.2%}"] if labelled else []
+    parts += [f"{bad:,} could not be read"] if bad else []
+    return first, ", ".join(parts)
 
 
-def _draw(trained: TrainedModel, answers: Sequence[ImagePrediction], png: Path, subset: Subset | None) -> None:
-    """A picture of each, with what the model says of it: green where right, red with the true class where wrong."""
-    places = np.arange(len(answers))
+def _draw(trained: TrainedModel, predictions: Sequence[ImagePrediction], png: Path, subset: Subset | None) -> None:
+    """Draw each image with its likeliest class: green if right, red with the true class if wrong. Raises UserError."""
+    places = np.arange(len(predictions))
     if subset is None:
-        paths = [Path(answer.image) for answer in answers]
+        paths = [Path(prediction.image) for prediction in predictions]
         mode = "L" if trained.channels == 1 else "RGB"
         subset = all_of(FileSource(paths, np.zeros(len(paths), np.int64), mode))
     tiles = [
-        Tile(pixels, f"{answer.top[0][0]} {answer.top[0][1]:.0%}", answer.right, answer.label or "")
-        for pixels, answer in zip(pictures(subset, places, trained.preprocessing), answers, strict=True)
+        Tile(pixels, f"{prediction.top[0][0]} {prediction.top[0][1]:.0%}", prediction.right, prediction.label or "")
+        for pixels, prediction in zip(pictures(subset, places, trained.preprocessing), predictions, strict=True)
     ]
     try:
         draw_tiles(png, tiles)

@@ -1,4 +1,4 @@
-"""One exact pass over a split: every sample counts once, at any world size and batch size."""
+"""Exact evaluation: one pass over a split in which every sample counts once, at any world size and batch size."""
 
 from __future__ import annotations
 
@@ -15,48 +15,22 @@ from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.splits import Subset
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.inference.load import TrainedModel
+from vit_dist.inference.predictor import probabilities_of
 from vit_dist.models.forward import at_least_float32, eval_mode
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.runtime.devices import resolve_precision, uses_cuda
 from vit_dist.runtime.runtime import Runtime
 
-
-def precision_of(trained: TrainedModel) -> str:
-    """Return the precision to compute in: the config's, else the training's if it runs here, else fp32.
-
-    Raises UserError for a precision asked for that does not run here.
-    """
-    device, precision = trained.config.run.device, trained.config.train.precision
-    if precision not in ("auto", trained.precision):
-        return resolve_precision(precision, device)
-    return (
-        "fp32"
-        if trained.precision == "fp16" and not uses_cuda(device)
-        else resolve_precision(trained.precision, device)
-    )
-
-
-def evaluate_subset(trained: TrainedModel, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
-    """One exact pass of the model over a part of its data, by all processes."""
-    config = trained.config
-    workers = worker_count(config.data.workers, runtime)
-    size = min(config.evaluate.batch_size, max(2, len(subset)))
-    stream = EvaluationStream(subset, trained.preprocessing, runtime, batch_size=size, workers=workers)
-    model = trained.model.to(runtime.device)
-    try:
-        with runtime.autocast():
-            return evaluate(model, stream, stream.length, runtime, keep=keep)
-    finally:
-        stream.close()
-
-
-_MEASURES = ("loss", "top1", "top5", "seen", "seconds")
+_FIELDS = ("loss", "top1", "top5", "seen", "seconds")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean plain cross entropy. top1, top5: percent; no top5 for five classes or fewer. seen: samples.
-    predictions: of every sample, in the split's order, where they were asked for."""
+    """The result of an evaluation.
+
+    loss: mean plain cross entropy. top1, top5: percent; no top5 for five classes or fewer. seen: samples.
+    predictions: for every sample, in the split's order, if they were asked for.
+    """
 
     loss: float
     top1: float
@@ -66,8 +40,8 @@ class Evaluation:
     predictions: Predictions | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; not the predictions."""
-        return {name: getattr(self, name) for name in _MEASURES}
+        """Return plain values for JSON, without the predictions."""
+        return {name: getattr(self, name) for name in _FIELDS}
 
 
 def evaluate(
@@ -78,53 +52,88 @@ def evaluate(
     *,
     keep: int = 0,
 ) -> Evaluation:
-    """The bare model over a split of `length` samples. The stream gives equally many batches on every rank: images,
-    targets, weights and ids, these on the host.
+    """Evaluate the bare model on a split of `length` samples; the modules' training modes are left as they were.
 
-    One all-reduce of sums at the end, and two of predictions where `keep` is above 0: so many classes of each sample,
-    from batches of one shape.
-    Its modules' modes are left as they were.
+    stream: equally many batches on every rank: images, targets and weights on the device, ids on the host. keep: also
+    return predictions, with so many classes of each sample; then batches must have one shape. Ranks communicate once
+    at the end, and twice more for predictions.
     """
     start = time.perf_counter()
     sums = torch.zeros(4, device=runtime.device, dtype=runtime.sum_dtype)
     classes = 0
-    said: list[Tensor] = []
-    surely: list[Tensor] = []
+    batches: list[tuple[Tensor, Tensor]] = []
     with eval_mode(model):
         for images, targets, weights, ids in stream:
             logits = at_least_float32(model(images))
             classes = logits.shape[1]
-            losses = F.cross_entropy(logits, targets, reduction="none")
-            order = logits.topk(min(max(5, keep), classes)).indices
-            hits = order[:, :5] == targets[:, None]
-            terms = [weights, losses * weights, hits[:, 0] * weights, hits.any(1) * weights]
-            sums += torch.stack([term.sum() for term in terms])
+            top_classes = logits.topk(min(max(5, keep), classes)).indices
+            sums += _weighted_sums(logits, targets, weights, top_classes[:, :5])
             if keep:
-                real, top = (weights > 0).long(), order[:, :keep]
-                said.append(torch.cat([torch.stack([real, runtime.to_device(ids), targets], 1), top], 1))
-                surely.append(logits.softmax(1).gather(1, top).float())
-    seen, loss, first, fifth = runtime.all_reduce_sum(sums).tolist()
+                kept = top_classes[:, :keep]
+                is_real = (weights > 0).long()
+                numbers = torch.cat([torch.stack([is_real, runtime.to_device(ids), targets], 1), kept], 1)
+                batches.append((numbers, probabilities_of(logits, kept)))
+    seen, loss, top1, top5 = runtime.all_reduce_sum(sums).tolist()
     assert round(seen) == length, f"{seen} of {length} samples were seen"
     return Evaluation(
         loss=loss / seen,
-        top1=100 * first / seen,
-        top5=100 * fifth / seen if classes > 5 else None,
+        top1=100 * top1 / seen,
+        top5=100 * top5 / seen if classes > 5 else None,
         seen=round(seen),
         seconds=time.perf_counter() - start,
-        predictions=_gathered(said, surely, runtime) if keep else None,
+        predictions=_gather_predictions(batches, runtime) if keep else None,
     )
 
 
-def _gathered(said: list[Tensor], surely: list[Tensor], runtime: Runtime) -> Predictions:
-    """All ranks' batches in the order of the split, on every rank: batch b of rank r is number b·W + r of all."""
+def _weighted_sums(logits: Tensor, targets: Tensor, weights: Tensor, top_classes: Tensor) -> Tensor:
+    """Return the sums over a batch of weight, loss, top-1 and top-5 hits, [4]; top_classes: int64 [n, 5 at most]."""
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    hits = top_classes == targets[:, None]
+    return torch.stack([(term * weights).sum() for term in (torch.ones_like(weights), losses, hits[:, 0], hits.any(1))])
 
-    def of_all(parts: list[Tensor]) -> Tensor:
-        own = torch.stack(parts)
-        whole = own.new_zeros(own.shape[0], runtime.world_size, *own.shape[1:])
-        whole[:, runtime.rank] = own
-        return runtime.all_reduce_sum(whole).flatten(0, 2).cpu()
 
-    numbers, probability = of_all(said).numpy(), of_all(surely).numpy()
+def _gather_predictions(batches: list[tuple[Tensor, Tensor]], runtime: Runtime) -> Predictions:
+    """Return all ranks' predictions in the order of the split, on every rank.
+
+    batches: this rank's (is_real, id, target and classes, int64 [n, 3 + k]; probabilities [n, k]). Batch b of rank r
+    is number b·W + r of the split.
+    """
+
+    def gather(tensors: list[Tensor]) -> Tensor:
+        own = torch.stack(tensors)
+        everyone = own.new_zeros(own.shape[0], runtime.world_size, *own.shape[1:])
+        everyone[:, runtime.rank] = own
+        return runtime.all_reduce_sum(everyone).flatten(0, 2).cpu()
+
+    numbers = gather([numbers for numbers, _ in batches]).numpy()
+    probabilities = gather([probabilities for _, probabilities in batches]).numpy()
     real = numbers[:, 0] == 1
-    numbers, probability = numbers[real], probability[real]
-    return Predictions(numbers[:, 1], numbers[:, 2], numbers[:, 3:], probability)
+    numbers, probabilities = numbers[real], probabilities[real]
+    return Predictions(numbers[:, 1], numbers[:, 2], numbers[:, 3:], probabilities)
+
+
+def evaluate_subset(trained: TrainedModel, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
+    """Evaluate a trained model on a part of its data, with all processes. keep: as for `evaluate`."""
+    config = trained.config
+    workers = worker_count(config.data.workers, runtime)
+    batch_size = min(config.evaluate.batch_size, max(2, len(subset)))
+    stream = EvaluationStream(subset, trained.preprocessing, runtime, batch_size=batch_size, workers=workers)
+    model = trained.model.to(runtime.device)
+    try:
+        with runtime.autocast():
+            return evaluate(model, stream, stream.length, runtime, keep=keep)
+    finally:
+        stream.close()
+
+
+def precision_of(trained: TrainedModel) -> str:
+    """Return the precision to compute in: the config's, else the training's if it runs here, else fp32.
+
+    Raises UserError for a precision asked for that does not run here.
+    """
+    device, precision = trained.config.run.device, trained.config.train.precision
+    if precision not in ("auto", trained.precision):
+        return resolve_precision(precision, device)
+    if trained.precision == "fp16" and not uses_cuda(device):
+        return "fp32"
+    return resolve_precision(trained.precision, device)

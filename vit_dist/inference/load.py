@@ -1,4 +1,4 @@
-"""A trained model by what a person calls it: a run, a checkpoint, an export, a file of weights, a timm name."""
+"""Load a trained model from a run, a checkpoint, an export, a safetensors file or a timm name."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ _WEIGHTS = {"model": "raw", "ema": "ema"}
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """model: on the CPU. preprocessing: what its images become. classes: what data calls them; names: what people do.
-    weights: raw or ema, of update `update` (None: not of a run). config: its run's, or one that says as much.
-    precision: what it was trained in. samples: training images that its run had."""
+    """A trained model on the CPU, with what is needed to use it.
+
+    classes: as the data names them; names: for people. weights: raw or ema, of update `update` (None if it is not of
+    a run). config: its run's, or an equivalent one. precision: that it was trained in. samples: number of its run's
+    training images.
+    """
 
     model: nn.Module
     preprocessing: Preprocessing
@@ -49,32 +52,31 @@ class TrainedModel:
 
 
 def load_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | None = None) -> TrainedModel:
-    """The model at a run's folder, a checkpoint's, or that of an export, in a safetensors file, or timm/NAME.
+    """Load the model in a run's folder, a checkpoint, an exported folder or a safetensors file, or timm/NAME.
 
-    weights: raw or ema of a run; empty: those that it chose. overrides: dotted fields of the config; a run takes
-    those alone that its model does not hang on, a bare file or a timm name all of `model` and `data`.
-    Raises UserError.
+    weights: raw or ema of a run; empty: those that it chose. overrides: dotted fields of the config; for a run, those
+    that do not change the model; for a file of weights or a timm name, all of `model` and `data`. Raises UserError.
     """
-    given = dict(overrides or {})
+    fields = dict(overrides or {})
     path = Path(name).expanduser()
     if weights and (is_timm(name) or path.is_file() or (path / "config.json").is_file()):
         raise UserError(f"--weights: {name} is one set of weights: leave it out")
     if is_timm(name):
-        return _from_weights_file(given | {"model.name": name}, None)
+        return _from_weights_file(fields | {"model.name": name}, None)
     if path.suffix == ".safetensors" and path.is_file():
         if (path.parent / checkpoint.MANIFEST).is_file():
             if path.stem not in _WEIGHTS:
                 raise UserError(f"{path}: holds no model: its weights are in model.safetensors beside it")
-            return _from_run(path.parent, "", _WEIGHTS[path.stem], given)
-        if (path.parent / "config.json").is_file() and "model.name" not in given:
-            return _from_export(path.parent, given)
-        if "model.name" not in given:
+            return _from_run(path.parent, "", _WEIGHTS[path.stem], fields)
+        if (path.parent / "config.json").is_file() and "model.name" not in fields:
+            return _from_export(path.parent, fields)
+        if "model.name" not in fields:
             raise UserError(
                 f"model.name: {path} holds weights alone: say whose they are, as timm/vit_small_patch16_224"
             )
-        return _from_weights_file(given, path)
+        return _from_weights_file(fields, path)
     if (path / "config.json").is_file():
-        return _from_export(path, given)
+        return _from_export(path, fields)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl") and path.is_file():
         raise UserError(f"{path}: a pickle is never read: convert it to safetensors")
     if path.suffix == ".onnx" and path.is_file():
@@ -82,54 +84,54 @@ def load_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
     if not path.is_dir():
         near = "; timm's models are timm/NAME" if "/" not in name else ""
         raise UserError(f"{name}: no run's folder, checkpoint, exported folder or safetensors file is there{near}")
-    return _from_run(path, "", weights, given)
+    return _from_run(path, "", weights, fields)
 
 
 def load_run_model(path: Path, field: str, model: nn.Module | None = None) -> TrainedModel:
-    """The best weights of the run at `path`, its last ones where none were chosen, or a checkpoint's.
+    """Load the best weights of the run at `path` (the last ones if none were chosen), or those of a checkpoint.
 
-    model: where they go, instead of into the model that the config names.
-    Raises UserError, naming `field`, where there is none.
+    model: load them into it, in place of the model that the config names. Raises UserError, naming `field`, if there
+    are none.
     """
     return _from_run(path, field, "", {}, model)
 
 
 def _from_run(
-    path: Path, field: str, weights: str, given: Mapping[str, Any], model: nn.Module | None = None
+    path: Path, field: str, weights: str, fields: Mapping[str, Any], model: nn.Module | None = None
 ) -> TrainedModel:
-    _refuse(given, inference_fields(), "the run says it itself")
-    found, chosen = _chosen(path, field)
+    _check_fields(fields, inference_fields(), "the run says it itself")
+    source, chosen = _chosen_checkpoint(path, field)
     weights = weights or chosen
-    config = _with(Config.from_dict(found.state["config"]), given)
-    if weights == "ema" and not (found.path / "ema.safetensors").is_file():
-        raise UserError(f"--weights: {found.path} has no EMA weights: its run had no train.ema")
-    preprocessing = Preprocessing.from_dict(found.state["preprocessing"])
-    classes = list(found.state["classes"])
+    config = _with_fields(Config.from_dict(source.state["config"]), fields)
+    if weights == "ema" and not (source.path / "ema.safetensors").is_file():
+        raise UserError(f"--weights: {source.path} has no EMA weights: its run had no train.ema")
+    preprocessing = Preprocessing.from_dict(source.state["preprocessing"])
+    classes = list(source.state["classes"])
     model = model or build_model(
         config.model,
         classes=len(classes),
-        channels=found.state["channels"],
+        channels=source.state["channels"],
         image_size=preprocessing.image_size,
         seed=config.run.seed,
     )
-    load_weights(model, _weights_file(found, weights))
+    load_weights(model, _weights_file(source, weights))
     return TrainedModel(
         model,
         preprocessing,
         classes,
-        found.state["channels"],
+        source.state["channels"],
         weights,
         config,
         classes,
-        update=found.position,
-        precision=found.state["precision"],
-        samples=found.state["plan"]["samples"],
+        update=source.position,
+        precision=source.state["precision"],
+        samples=source.state["plan"]["samples"],
     )
 
 
-def _from_weights_file(given: Mapping[str, Any], path: Path | None) -> TrainedModel:
-    """A named model with the weights of a file, or timm's own; what the file does not say, timm or the fields do."""
-    config = Config.load("folder", given)
+def _from_weights_file(fields: Mapping[str, Any], path: Path | None) -> TrainedModel:
+    """Load a named model with the weights of a file, or timm's own; timm or the fields give its preprocessing."""
+    config = Config.load("folder", fields)
     check_model_name(config.model.name)
     path = path or (Path(config.model.pretrained).expanduser() if config.model.pretrained else None)
     path = timm_weights(config.model.name) if path is None or str(path) == "timm" else path
@@ -153,26 +155,30 @@ def _from_weights_file(given: Mapping[str, Any], path: Path | None) -> TrainedMo
     return TrainedModel(model, preprocessing, identifiers, channels, "raw", config, names)
 
 
-def _from_export(folder: Path, given: Mapping[str, Any]) -> TrainedModel:
-    """A folder in the form of timm and the Hugging Face hub."""
-    _refuse(given, (*inference_fields(), "data.name", "data.val_fraction"), "the folder says it itself")
+def _from_export(folder: Path, fields: Mapping[str, Any]) -> TrainedModel:
+    """Load a folder in the format of timm and the Hugging Face hub."""
+    _check_fields(fields, (*inference_fields(), "data.name", "data.val_fraction"), "the folder says it itself")
     try:
-        said = read_json(folder / "config.json")
-        made = said["pretrained_cfg"]
+        content = read_json(folder / "config.json")
+        made = content["pretrained_cfg"]
         channels, side = made["input_size"][0], made["input_size"][-1]
         preprocessing = Preprocessing(side, tuple(made["mean"]), tuple(made["std"]), crop=made["crop_pct"])
-        args = {name: value for name, value in said.get("model_args", {}).items() if name not in _BUILT_WITH}
-        name, classes = f"timm/{said['architecture']}", said["num_classes"]
+        args = {name: value for name, value in content.get("model_args", {}).items() if name not in _BUILT_WITH}
+        name, classes = f"timm/{content['architecture']}", content["num_classes"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder / 'config.json'}: not one that timm would load: {error!r}") from None
-    config = Config.load("folder", {**given, "model.name": name, "model.args": args})
+    config = Config.load("folder", {**fields, "model.name": name, "model.args": args})
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
     load_weights(model, folder / "model.safetensors")
-    known = said.get("label_names")
-    labels = [str(one) for one in known] if isinstance(known, list) else [str(number) for number in range(classes)]
-    told = said.get("label_descriptions") or {}
+    label_names = content.get("label_names")
+    labels = (
+        [str(label) for label in label_names]
+        if isinstance(label_names, list)
+        else [str(number) for number in range(classes)]
+    )
+    descriptions = content.get("label_descriptions") or {}
     return TrainedModel(
-        model, preprocessing, labels, channels, "raw", config, [str(told.get(label, label)) for label in labels]
+        model, preprocessing, labels, channels, "raw", config, [str(descriptions.get(label, label)) for label in labels]
     )
 
 
@@ -180,49 +186,53 @@ def _from_export(folder: Path, given: Mapping[str, Any]) -> TrainedModel:
 _BUILT_WITH = ("num_classes", "in_chans", "img_size")
 
 
-def _refuse(given: Mapping[str, Any], allowed: Sequence[str], because: str) -> None:
-    problems = [name for name in given if name not in allowed]
+def _check_fields(fields: Mapping[str, Any], allowed: Sequence[str], reason: str) -> None:
+    """Reject fields that are not allowed here. Raises UserError, one line for each."""
+    problems = [name for name in fields if name not in allowed]
     if problems:
-        raise UserError("\n".join(f"{name}: cannot be set here: {because}; --help names what can" for name in problems))
+        raise UserError("\n".join(f"{name}: cannot be set here: {reason}; --help names what can" for name in problems))
 
 
-def _with(config: Config, given: Mapping[str, Any]) -> Config:
-    """The config with dotted fields replaced."""
+def _with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Return the config with dotted fields replaced. Raises UserError."""
     values: dict[str, Any] = config.to_dict()
-    for name, value in given.items():
+    for name, value in fields.items():
         section, _, field = name.partition(".")
         values = merged(values, {section: {field: value}})
     return Config.from_dict(values)
 
 
-def _chosen(path: Path, field: str) -> tuple[Checkpoint, str]:
-    """The checkpoint of a run that was chosen, or the one at `path`; and which of its weights were."""
+def _chosen_checkpoint(path: Path, field: str) -> tuple[Checkpoint, str]:
+    """Return the best checkpoint of a run, else its last one, or the one at `path`; and its chosen weights (raw, ema).
+
+    Raises UserError, naming `field`, if there is none.
+    """
     if not (path / checkpoint.MANIFEST).is_file():
         folder = path if path.name == "checkpoints" else path / "checkpoints"
         path = pointed_to(folder, "best") or pointed_to(folder, "last") or path
     if not (path / checkpoint.MANIFEST).is_file():
         prefix = f"{field}: " if field else ""
         raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint")
-    found = checkpoint.open_checkpoint(path)
-    best = found.state["train_state"]["best"]
-    return found, Best(**best).weights if best else default_weights(Config.from_dict(found.state["config"]))
+    source = checkpoint.open_checkpoint(path)
+    best = source.state["train_state"]["best"]
+    return source, Best(**best).weights if best else default_weights(Config.from_dict(source.state["config"]))
 
 
-def _weights_file(found: Checkpoint, weights: str) -> Path:
-    return found.path / ("ema.safetensors" if weights == "ema" else "model.safetensors")
+def _weights_file(source: Checkpoint, weights: str) -> Path:
+    return source.path / ("ema.safetensors" if weights == "ema" else "model.safetensors")
 
 
 def default_weights(config: Config) -> str:
-    """What counts where nothing was chosen: the averaged weights, if the run keeps them."""
+    """Return the weights that count if nothing was chosen: ema if the run keeps them, else raw."""
     return "ema" if config.train.ema and not config.evaluate.metric.startswith("raw_") else "raw"
 
 
 def start_from(model: nn.Module, config: ModelConfig, classes: list[str]) -> list[str]:
-    """Loads model.pretrained into a model, and tells what was not taken as it stands. Raises UserError."""
+    """Load model.pretrained into a model; return notes on what was not loaded as it is. Raises UserError."""
     if config.pretrained == "timm":
         return load_pretrained(model, timm_weights(config.name), new_head=False)
     path = Path(config.pretrained).expanduser()
     if not path.is_dir():
         return load_pretrained(model, path, new_head=False)
-    found, weights = _chosen(path, "model.pretrained")
-    return load_pretrained(model, _weights_file(found, weights), new_head=found.state["classes"] != classes)
+    source, weights = _chosen_checkpoint(path, "model.pretrained")
+    return load_pretrained(model, _weights_file(source, weights), new_head=source.state["classes"] != classes)

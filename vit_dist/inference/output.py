@@ -1,4 +1,4 @@
-"""What a model said of an image, and how that is written: as a table, JSON lines or CSV."""
+"""The prediction for an image, and how it is written: as a table, JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any, TextIO
 
 FORMATS = ("table", "jsonl", "csv")
 
-
 _WIDEST_NAME, _WIDEST_CLASS = 60, 24
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """Of one image: the likeliest classes with their probabilities, best first; or why it could not be read.
+    """The prediction for one image: the likeliest classes with their probabilities, best first; or an error.
 
-    label: its true class, where it is known; right: whether that is the likeliest (names may be of two classes).
+    label: its true class, if it is known; right: whether that is the likeliest (two classes may have one name).
     """
 
     image: str
@@ -28,20 +27,21 @@ class ImagePrediction:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         if self.error is not None:
             return {"image": self.image, "error": self.error}
         known = {} if self.label is None else {"label": self.label, "right": self.right}
-        top = [{"class": name, "probability": round(share, 6)} for name, share in self.top]
+        top = [{"class": name, "probability": round(probability, 6)} for name, probability in self.top]
         return {"image": self.image, **known, "top": top}
 
 
 class PredictionWriter:
-    """Writes answers one by one. form: table, jsonl or csv; the names of images and classes set a table's widths."""
+    """Writes predictions one by one; the names of images and classes set the widths of a table."""
 
     def __init__(
         self, file: TextIO, format: str, *, top: int, labelled: bool, images: Sequence[str], classes: Sequence[str]
     ) -> None:
+        """Write the head. format: table, jsonl or csv. labelled: whether true classes are known."""
         assert format in FORMATS
         self.file, self.format, self.labelled, self.top = file, format, labelled, top
         self.widths = (
@@ -54,22 +54,26 @@ class PredictionWriter:
         elif format == "table":
             self._table_row("image", "label", [f"{i}." for i in range(1, top + 1)], "")
 
-    def write(self, answer: ImagePrediction) -> None:
-        """One row."""
+    def write(self, prediction: ImagePrediction) -> None:
+        """Write one row."""
         if self.format == "jsonl":
-            self.file.write(json.dumps(answer.to_dict(), ensure_ascii=False) + "\n")
+            self.file.write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
         elif self.format == "csv":
-            known = [answer.label or "", "" if answer.right is None else str(answer.right).lower()]
-            pairs = [cell for name, share in answer.top for cell in (name, f"{share:.6f}")]
+            known = [prediction.label or "", "" if prediction.right is None else str(prediction.right).lower()]
+            pairs = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6f}")]
             pairs += [""] * (2 * self.top - len(pairs))
             csv.writer(self.file).writerow(
-                [answer.image, *(known if self.labelled else []), *pairs, answer.error or ""]
+                [prediction.image, *(known if self.labelled else []), *pairs, prediction.error or ""]
             )
-        elif answer.error is not None:
-            self.file.write(f"{answer.image:<{self.widths[0]}}  {answer.error}\n")
+        elif prediction.error is not None:
+            self.file.write(f"{prediction.image:<{self.widths[0]}}  {prediction.error}\n")
         else:
-            cells = [f"{name:<{self.widths[1]}.{self.widths[1]}} {share:6.1%}" for name, share in answer.top]
-            self._table_row(answer.image, answer.label or "", cells, "  wrong" if answer.right is False else "")
+            cells = [
+                f"{name:<{self.widths[1]}.{self.widths[1]}} {probability:6.1%}" for name, probability in prediction.top
+            ]
+            self._table_row(
+                prediction.image, prediction.label or "", cells, "  wrong" if prediction.right is False else ""
+            )
 
     def _table_row(self, image: str, label: str, cells: Sequence[str], mark: str) -> None:
         name, known = self.widths

@@ -1,4 +1,4 @@
-"""What a trained model says of images: files, folders, patterns, or a split of its data."""
+"""Predict the classes of images: files, folders, patterns, or a split of the model's data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from vit_dist.errors import UserError
 from vit_dist.inference.evaluation import evaluate_subset
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.output import ImagePrediction
+from vit_dist.inference.predictor import likeliest, predict_pixels
 from vit_dist.inference.splits import Split, open_split
-from vit_dist.models.forward import at_least_float32, eval_mode
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.order import permute
 from vit_dist.runtime.runtime import Runtime
 
-GRID = 16
+SAMPLE_SIZE = 16
 
 
 class ImageFiles(Dataset[Tensor | str]):
-    """Files as a model reads them, uint8 [channels, side, side]; the text of what is wrong where one cannot be."""
+    """Image files as the model reads them, uint8 [channels, side, side]; an error's text for one that cannot be."""
 
     def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, channels: int) -> None:
         self.source = FileSource(paths, np.zeros(len(paths), np.int64), mode="L" if channels == 1 else "RGB")
@@ -49,80 +49,83 @@ class ImageFiles(Dataset[Tensor | str]):
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
-    """The files of paths, folders (with all below them) and patterns, in this order. Raises UserError, all at once."""
-    found: list[Path] = []
+    """Return the image files that paths, folders (with all below them) and patterns name, in this order.
+
+    Raises UserError with every name at which there is none.
+    """
+    files: list[Path] = []
     problems = []
     for name in names:
         path = Path(name).expanduser()
-        inside = image_files(path) if path.is_dir() else [path] if path.is_file() else _matching(str(path))
-        if not inside:
+        matches = image_files(path) if path.is_dir() else [path] if path.is_file() else _matching(str(path))
+        if not matches:
             problems.append(f"{name}: no image is there" + ("" if path.is_dir() else ", nor does any match it"))
-        found += inside
+        files += matches
     if problems:
         raise UserError("\n".join(problems))
-    return found
+    return files
 
 
 def predict_files(
     trained: TrainedModel, paths: Sequence[Path], runtime: Runtime, *, top: int
 ) -> Iterator[ImagePrediction]:
-    """An answer for each file, in order, batch by batch."""
+    """Yield the prediction for each file, in order, computed batch by batch."""
     config, preprocessing = trained.config, trained.preprocessing
-    size = config.evaluate.batch_size
+    batch_size = config.evaluate.batch_size
     workers = worker_count(config.data.workers, runtime)
-    reads = DataLoader(
+    batches = DataLoader(
         ImageFiles(paths, preprocessing, trained.channels),
-        batch_size=size,
+        batch_size=batch_size,
         collate_fn=list,
-        num_workers=workers if len(paths) > size else 0,  # for a few, starting them takes longer than reading
+        num_workers=workers if len(paths) > batch_size else 0,  # for a few, starting them takes longer than reading
         pin_memory=False,
     )
     model = trained.model.to(runtime.device)
-    left = iter(paths)
-    for read in reads:
-        pixels = [one for one in read if isinstance(one, Tensor)]
-        said: Iterator[tuple[list[int], list[float]]] = iter(())
+    images = iter(paths)
+    for batch in batches:
+        pixels = [item for item in batch if isinstance(item, Tensor)]
+        rows: Iterator[tuple[list[int], list[float]]] = iter(())
         if pixels:
-            with eval_mode(model), runtime.autocast():
-                images = preprocessing.normalise(runtime.to_device(torch.stack(pixels)))
-                shares, classes = at_least_float32(model(images)).softmax(1).topk(min(top, len(trained.classes)))
-            said = zip(classes.tolist(), shares.tolist(), strict=True)
-        for one in read:
-            image = str(next(left))
-            if isinstance(one, str):
-                yield ImagePrediction(image, error=one.removeprefix(f"{image}: "))
+            on_device = runtime.to_device(torch.stack(pixels))
+            logits = predict_pixels(model, on_device, preprocessing, runtime.autocast)
+            classes, probabilities = likeliest(logits, min(top, len(trained.classes)))
+            rows = zip(classes.tolist(), probabilities.tolist(), strict=True)
+        for item in batch:
+            image = str(next(images))
+            if isinstance(item, str):
+                yield ImagePrediction(image, error=item.removeprefix(f"{image}: "))
             else:
-                yield ImagePrediction(image, _named(trained.names, *next(said)))
+                yield ImagePrediction(image, _named(trained.names, *next(rows)))
 
 
 def predict_split(trained: TrainedModel, split: Split, runtime: Runtime, *, top: int) -> list[ImagePrediction]:
-    """An answer for each sample of a split, in its order."""
-    found = evaluate_subset(trained, split.subset, runtime, keep=top).predictions
-    assert found is not None
-    source = split.subset.source
+    """Return the prediction for each sample of a split, in its order."""
+    predictions = evaluate_subset(trained, split.subset, runtime, keep=top).predictions
+    assert predictions is not None
+    arrays = (predictions.index, predictions.label, predictions.top, predictions.probability)
     return [
         ImagePrediction(
-            sample_name(source, index, split.name),
-            _named(split.classes, classes, shares),
+            sample_name(split.subset.source, index, split.name),
+            _named(split.classes, classes, probabilities),
             split.classes[label],
             right=classes[0] == label,
         )
-        for index, label, classes, shares in zip(
-            found.index.tolist(), found.label.tolist(), found.top.tolist(), found.probability.tolist(), strict=True
-        )
+        for index, label, classes, probabilities in zip(*(array.tolist() for array in arrays), strict=True)
     ]
 
 
-def grid_sample(trained: TrainedModel) -> Split:
-    """16 samples of test, or of val where there is none, the same ones for a seed. Raises UserError."""
+def sample_of_split(trained: TrainedModel) -> Split:
+    """Return 16 samples of test, or of val if there is no test, the same ones for a seed. Raises UserError."""
     split = open_split(trained, "", None)
     count = len(split.subset)
     order = permute(np.arange(count), count, key(trained.config.run.seed, Purpose.GRID))
-    return replace(split, subset=split.subset.take(order[:GRID]))
+    return replace(split, subset=split.subset.take(order[:SAMPLE_SIZE]))
 
 
-def _named(names: Sequence[str], classes: Sequence[int], shares: Sequence[float]) -> tuple[tuple[str, float], ...]:
-    return tuple((names[one], share) for one, share in zip(classes, shares, strict=True))
+def _named(
+    names: Sequence[str], classes: Sequence[int], probabilities: Sequence[float]
+) -> tuple[tuple[str, float], ...]:
+    return tuple((names[number], probability) for number, probability in zip(classes, probabilities, strict=True))
 
 
 def _matching(pattern: str) -> list[Path]:

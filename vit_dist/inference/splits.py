@@ -1,4 +1,4 @@
-"""How good a trained model is on a split or a folder: exact, on any number of processes."""
+"""The data that a trained model is evaluated on: a split of its own data, or a folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from vit_dist.inference.load import TrainedModel
 
 @dataclass(frozen=True)
 class Split:
-    """A part of data that a model is asked about: what to call it, its samples, the classes' names for people.
-
-    notes: what a person should know of it.
-    """
+    """A split to evaluate or predict: its name, samples and class names for people, and notes for the user."""
 
     name: str
     subset: Subset
@@ -31,14 +28,13 @@ class Split:
 
 
 def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
-    """Class folders, or a split of the model's data; empty: test, else val.
+    """Open a folder of class folders, or a split of the model's data (by default test, else val).
 
-    A model whose classes have no names, only numbers, takes as many others in their sorted order, as timm does.
-    Raises UserError where the data is not of the model's classes.
+    A model whose classes have no names, only numbers, takes as many classes in their sorted order, as timm does.
+    Raises UserError if the data does not have the model's classes.
     """
     if folder is not None:
-        found = class_folders(folder, trained.classes)
-        others = _unnamed(trained, found)
+        others = _names_for_numbers(trained, class_folders(folder, trained.classes))
         subset = read_classes(folder, others or trained.classes, trained.channels)
         return Split(str(folder), subset, others or trained.names)
     config = trained.config.data
@@ -51,7 +47,7 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
     if in_files and config.root and not Path(config.root).expanduser().is_dir():
         raise UserError(f"data.root: no folder {config.root} here: set --data.root to where the data is now")
     data = open_data(config)
-    others = _unnamed(trained, data.classes)
+    others = _names_for_numbers(trained, data.classes)
     classes = others or trained.classes
     if data.channels != trained.channels or set(data.classes) != set(classes):
         theirs, known = data_text(data.classes, data.channels), data_text(trained.classes, trained.channels)
@@ -59,12 +55,14 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
             f"data: has {theirs}, the model knows {known}: give it the data that it was trained on, "
             "or --folder with folders named like its classes"
         )
-    name = SPLITS.get(split, split) if split else next(one for one in ("test", "val", "train") if one in data.splits)
+    name = (
+        SPLITS.get(split, split) if split else next(known for known in ("test", "val", "train") if known in data.splits)
+    )
     if name not in data.splits:
         raise UserError(f"--split: there is no split {split}{nearest(split, sorted(data.splits))}")
     subset = data.splits[name]
-    number_of = {one: number for number, one in enumerate(classes)}
-    numbers = np.asarray([number_of[one] for one in data.classes], np.int64)
+    number_of = {label: number for number, label in enumerate(classes)}
+    numbers = np.asarray([number_of[label] for label in data.classes], np.int64)
     subset = replace(subset, labels=numbers[subset.labels])
     notes = []
     if trained.samples is not None and len(data.splits["train"]) != trained.samples:
@@ -75,9 +73,9 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
     return Split(name, subset, others or trained.names, tuple(notes))
 
 
-def _unnamed(trained: TrainedModel, found: Sequence[str]) -> list[str]:
-    """The classes found, in timm's order (9 before 10), where the model's are as many and mere numbers; else none."""
-    numbers = [str(number) for number in range(len(found))]
-    if trained.update is not None or trained.classes != numbers or set(found) == set(numbers):
+def _names_for_numbers(trained: TrainedModel, classes: Sequence[str]) -> list[str]:
+    """Return the classes in natural order (9 before 10) if the model's are as many and mere numbers; else none."""
+    numbers = [str(number) for number in range(len(classes))]
+    if trained.update is not None or trained.classes != numbers or set(classes) == set(numbers):
         return []
-    return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    return sorted(classes, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])

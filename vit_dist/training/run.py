@@ -23,7 +23,7 @@ from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import read_json, write_json
 from vit_dist.inference.load import default_weights, load_run_model
-from vit_dist.models.forward import at_least_float32, eval_mode
+from vit_dist.inference.predictor import predict_pixels
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.runtime.runtime import Runtime
@@ -69,12 +69,11 @@ class Run:
             actual = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
             raise ValueError(f"images: uint8 [n, {channels}, height, width] with n above 0, not {actual}")
         device = next(self.model.parameters()).device
-        with eval_mode(self.model):
-            logits = [
-                at_least_float32(self.model(self.preprocessing.normalise(batch.to(device))))
-                for batch in torch.split(pixels, batch_size)
-            ]
-            return torch.cat(logits).softmax(1).cpu()
+        logits = [
+            predict_pixels(self.model, batch.to(device), self.preprocessing)
+            for batch in torch.split(pixels, batch_size)
+        ]
+        return torch.cat(logits).softmax(1).cpu()
 
 
 def train(config: Config, model: nn.Module | None = None, source: Source | LabelledSplits | None = None) -> Run:
