@@ -55,7 +55,7 @@ def pictures(image_folder: Path) -> dict[str, Subset]:
 
 
 def as_rank(runtime: Runtime, rank: int, world: int) -> Any:
-    """All that a stream reads of the runtime of one rank of a larger world."""
+    """Return the part of a runtime that a stream uses, as one rank of a larger world."""
     return SimpleNamespace(rank=rank, world_size=world, device=runtime.device, to_device=runtime.to_device)
 
 
@@ -72,7 +72,7 @@ def plan_of(
 
 
 def streams_of(subset: Subset, runtime: Runtime, plan: Plan, *, workers: int = 0) -> list[Stream]:
-    """One for each rank of the plan's world."""
+    """Return a stream for each rank of the plan's world."""
     world = plan.world_size
     return [
         Stream(
@@ -83,14 +83,14 @@ def streams_of(subset: Subset, runtime: Runtime, plan: Plan, *, workers: int = 0
 
 
 def global_batch(streams: list[Stream], position: int) -> list[Batch]:
-    """The micro-batches of all ranks, in their order in the global batch."""
+    """Return the micro-batches of all ranks, in their order in the global batch."""
     windows = [list(stream.window(position)) for stream in streams]
     assert len({len(window) for window in windows}) == 1
     return [batch for of_all_ranks in zip(*windows, strict=True) for batch in of_all_ranks]
 
 
 def samples(batches: list[Batch]) -> dict[str, Tensor]:
-    """What counts of a global batch, in slot order."""
+    """Return the real slots of a global batch, in order."""
     drop_paths = [batch.drop_path for batch in batches if batch.drop_path is not None]
     joined = {
         "images": torch.cat([batch.images for batch in batches]),
@@ -103,7 +103,7 @@ def samples(batches: list[Batch]) -> dict[str, Tensor]:
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """To the bit."""
+    """Assert equality to the bit."""
     assert actual.keys() == expected.keys()
     for name, values in expected.items():
         assert torch.equal(actual[name], values), name
@@ -111,13 +111,13 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.fixture(scope="module")
 def reference(pictures: dict[str, Subset], runtime: Runtime) -> list[dict[str, Tensor]]:
-    """The whole run, walked by one rank in micro-batches that hold a global batch."""
+    """Read the whole run on one rank whose micro-batches hold a global batch."""
     plan = plan_of(12)
     streams = streams_of(pictures["train"], runtime, plan)
     return [samples(global_batch(streams, position)) for position in range(plan.updates)]
 
 
-def test_stream_is_that_of_the_keys(pictures: dict[str, Subset], reference: list[dict[str, Tensor]]) -> None:
+def test_the_stream_is_determined_by_its_keys(pictures: dict[str, Subset], reference: list[dict[str, Tensor]]) -> None:
     slots = plan_of(12).slots(BORDER, 0)
     index, epoch = slots.index[:GLOBAL], slots.epoch[:GLOBAL]
     assert set(epoch.tolist()) == {0, 1}
@@ -159,7 +159,7 @@ def test_run_sees_every_sample_of_every_epoch_once(reference: list[dict[str, Ten
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("micro_size", [2, 4, 8])
-def test_stream_is_the_same_however_it_is_split(
+def test_the_stream_does_not_depend_on_micro_batches_and_ranks(
     pictures: dict[str, Subset], runtime: Runtime, reference: list[dict[str, Tensor]], micro_size: int, world: int
 ) -> None:
     plan = plan_of(micro_size, world)
@@ -188,7 +188,7 @@ def test_workers_change_nothing(
 
 
 @pytest.mark.parametrize("position", [1, BORDER, 10])
-def test_a_jump_gives_what_walking_gives(
+def test_jumping_to_a_position_equals_reading_up_to_it(
     pictures: dict[str, Subset], runtime: Runtime, reference: list[dict[str, Tensor]], position: int
 ) -> None:
     streams = streams_of(pictures["train"], runtime, plan_of(4, 2))
@@ -203,7 +203,7 @@ def test_fillers_repeat_a_sample_of_the_batch(pictures: dict[str, Subset], runti
         assert torch.equal(batches[3].images[slot], batches[0].images[0])
 
 
-def test_seeds_of_the_forward_pass_are_those_of_the_micro_batch(pictures: dict[str, Subset], runtime: Runtime) -> None:
+def test_the_seed_of_a_forward_pass_depends_on_its_micro_batch(pictures: dict[str, Subset], runtime: Runtime) -> None:
     alone, many = (
         [batch.seed for batch in global_batch(streams_of(pictures["train"], runtime, plan_of(4, world)), BORDER)]
         for world in (1, 3)
@@ -227,7 +227,7 @@ def in_memory(length: int = 30) -> MemorySource:
 
 
 @pytest.mark.parametrize("size", [9, 12])
-def test_a_memory_sources_stream_does_not_depend_on_its_split(runtime: Runtime, size: int) -> None:
+def test_the_stream_of_a_memory_source_does_not_depend_on_micro_batches_and_ranks(runtime: Runtime, size: int) -> None:
     preprocessing = Preprocessing(size, (0.5,), (0.25,))
     actual = []
     for micro_size, world in ((12, 1), (2, 1), (4, 3)):
@@ -256,7 +256,7 @@ def test_a_memory_sources_stream_does_not_depend_on_its_split(runtime: Runtime, 
         assert all(torch.equal(a, b) for a, b in zip(other, actual[0], strict=True))
 
 
-def test_a_subsets_ids_are_its_sources(runtime: Runtime) -> None:
+def test_ids_of_a_subset_are_indices_in_its_source(runtime: Runtime) -> None:
     source = in_memory()
     subset = all_of(source).take(np.arange(29, 9, -1))
     stream = Stream(
@@ -275,7 +275,7 @@ def test_a_subsets_ids_are_its_sources(runtime: Runtime) -> None:
     np.testing.assert_allclose(batch.images.numpy(), source.pixels[ids] / 255, rtol=1e-6)
 
 
-def test_augmentation_hits_as_often_as_asked(runtime: Runtime) -> None:
+def test_flips_and_shifts_have_the_configured_frequency(runtime: Runtime) -> None:
     source = MemorySource(np.zeros((400, 1, 5, 5), np.uint8), np.zeros(400, np.int64))
     # One bright pixel, off the middle: where it goes tells the draw.
     source.pixels[:, 0, 2, 1] = 255
@@ -295,7 +295,7 @@ def test_augmentation_hits_as_often_as_asked(runtime: Runtime) -> None:
     assert 0.15 < (across[3] + across[4]) / (across[0] + across[1] + across[3] + across[4]) < 0.35
 
 
-def test_waiting_is_counted_and_the_callers_time_is_not(pictures: dict[str, Subset], runtime: Runtime) -> None:
+def test_wait_seconds_exclude_the_callers_time(pictures: dict[str, Subset], runtime: Runtime) -> None:
     (stream,) = streams_of(pictures["train"], runtime, plan_of(4))
     assert stream.wait_seconds == 0
     start, spent = time.perf_counter(), 0.0
@@ -314,7 +314,7 @@ def test_waiting_is_counted_and_the_callers_time_is_not(pictures: dict[str, Subs
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [4, 64])
-def test_evaluation_sees_each_once_and_never_augments(
+def test_evaluation_sees_every_sample_once_and_never_augments(
     pictures: dict[str, Subset], runtime: Runtime, batch_size: int, world: int
 ) -> None:
     subset = pictures["val"]
@@ -340,7 +340,7 @@ def test_evaluation_sees_each_once_and_never_augments(
         assert torch.equal(targets[weights == 1], torch.from_numpy(source.labels))
 
 
-def test_evaluation_of_a_part(runtime: Runtime) -> None:
+def test_evaluation_of_a_subset_reads_its_samples_in_order(runtime: Runtime) -> None:
     source = in_memory()
     subset = all_of(source).take(np.array([7, 3, 21]))
     stream = EvaluationStream(subset, Preprocessing(9, (0.0,), (1.0,)), runtime, batch_size=2, workers=0)
@@ -351,7 +351,7 @@ def test_evaluation_of_a_part(runtime: Runtime) -> None:
     np.testing.assert_allclose(images[:3].numpy(), source.pixels[[7, 3, 21]] / 255, rtol=1e-6)
 
 
-def test_a_bad_image_in_a_worker_is_one_line(tmp_path: Path, runtime: Runtime) -> None:
+def test_a_bad_image_in_a_worker_gives_a_one_line_error(tmp_path: Path, runtime: Runtime) -> None:
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "a.png").write_bytes(b"x")
     split = read_folder(tmp_path).splits["train"]
@@ -399,7 +399,7 @@ def augmented_streams(
     ]
 
 
-def test_the_device_makes_of_a_batch_what_its_keys_say(pictures: dict[str, Subset], runtime: Runtime) -> None:
+def test_device_augmentation_is_determined_by_its_keys(pictures: dict[str, Subset], runtime: Runtime) -> None:
     plan = augmented_plan(EVERYTHING, 12)
     (batch,) = global_batch(augmented_streams(pictures["train"], runtime, plan, EVERYTHING), BORDER)
     slots = plan.slots(BORDER, 0)
@@ -421,7 +421,7 @@ def test_the_device_makes_of_a_batch_what_its_keys_say(pictures: dict[str, Subse
     mixed = mixes(EVERYTHING, SEED, BORDER, 0, slots.weight, (SIDE, SIDE))
     assert mixed.cut.any()
     assert (mixed.kept[~mixed.cut] < 1).any()
-    # Slot 10 has a filler beside it.
+    # The partner of slot 10 is a filler.
     assert mixed.kept[5] == 1
     kept = torch.from_numpy(mixed.kept)
     images = mix(images, kept, torch.from_numpy(mixed.cut), torch.from_numpy(mixed.boxes))
@@ -432,7 +432,7 @@ def test_the_device_makes_of_a_batch_what_its_keys_say(pictures: dict[str, Subse
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-def test_erasing_leaves_the_rest_of_an_image_as_it_is(runtime: Runtime, mode: str) -> None:
+def test_erasing_leaves_the_rest_of_an_image_unchanged(runtime: Runtime, mode: str) -> None:
     subset, preprocessing = all_of(in_memory()), Preprocessing(9, (0.5,), (0.25,))
     augment = AugmentConfig(erasing=0.6, erasing_mode=mode)  # type: ignore[arg-type]
     actual, plain = (
@@ -454,7 +454,7 @@ def test_erasing_leaves_the_rest_of_an_image_as_it_is(runtime: Runtime, mode: st
             assert (box == 0).all() == (mode == "const")
 
 
-def test_copies_of_a_sample_are_augmented_each_on_its_own(pictures: dict[str, Subset], runtime: Runtime) -> None:
+def test_copies_of_a_sample_are_augmented_independently(pictures: dict[str, Subset], runtime: Runtime) -> None:
     augment = AugmentConfig(crop_min=0.35, flip=0.5, repeats=3)
     plan = augmented_plan(augment, 12)
     batch = samples(global_batch(augmented_streams(pictures["train"], runtime, plan, augment), 2))
@@ -470,7 +470,7 @@ def test_copies_of_a_sample_are_augmented_each_on_its_own(pictures: dict[str, Su
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_images_have_their_sizes_in_turn(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
+def test_image_sizes_follow_the_configured_order(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
     subset = all_of(in_memory(60)) if memory else pictures["train"]
     augment = AugmentConfig(
         crop_min=0.0 if memory else 0.35, sizes=("16 for 2 updates", "32 for 1 updates"), erasing=0.5, cutmix=1.0
@@ -523,7 +523,7 @@ CROPPED = AugmentConfig(
 
 
 def as_seen(batch: Batch, preprocessing: Preprocessing, count: int) -> Tensor:
-    """The real ones of the first slots of a micro-batch, in parts of 255 and not rounded."""
+    """Return the real images among the first `count` slots, denormalised to 0 … 255, not rounded."""
     images = batch.images[:count][batch.weights[:count] > 0]
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     return (255 * (images * std + mean)).clamp(0, 255)
@@ -534,7 +534,7 @@ def as_seen(batch: Batch, preprocessing: Preprocessing, count: int) -> Tensor:
     ("size", "micro_size", "shown"), [(11, 12, 11), (11, 4, 4), (21, 20, 16), (37, 40, 16), (1, 2, 1)]
 )
 @pytest.mark.parametrize("memory", [False, True])
-def test_inputs_are_what_the_model_sees_first(
+def test_input_examples_are_the_first_images_that_the_model_sees(
     pictures: dict[str, Subset], runtime: Runtime, memory: bool, size: int, micro_size: int, shown: int, world: int
 ) -> None:
     subset = all_of(in_memory(60)) if memory else pictures["train"]
@@ -575,7 +575,7 @@ def test_inputs_are_what_the_model_sees_first(
                 assert (inputs.parts[:, 1] > 0.01).sum() > 3
 
 
-def test_captions_of_inputs_name_what_is_mixed(runtime: Runtime) -> None:
+def test_captions_of_inputs_name_the_mixed_classes(runtime: Runtime) -> None:
     subset, preprocessing, augment = all_of(in_memory(60)), Preprocessing(9, (0.5,), (0.25,)), AugmentConfig(mixup=1.0)
     plan = augmented_plan(augment, 12)
     (stream,) = augmented_streams(subset, runtime, plan, augment, preprocessing)
@@ -593,7 +593,7 @@ def test_captions_of_inputs_name_what_is_mixed(runtime: Runtime) -> None:
         (high, first), (low, second) = sorted(pair, reverse=True)
         assert inputs.captions()[slot] == f"{'abcde'[first]} {high:.0%}, {'abcde'[second]} {low:.0%}"
     assert mixed >= 4
-    # Slot 10 has a filler beside it, and is not mixed.
+    # The partner of slot 10 is a filler: it is not mixed.
     assert inputs.captions()[10] == "abcde"[labels[10]]
 
 
@@ -625,7 +625,7 @@ def test_drawing_inputs_changes_nothing(pictures: dict[str, Subset], runtime: Ru
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_pictures_are_what_evaluation_reads(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
+def test_pictures_equal_the_images_of_evaluation(pictures: dict[str, Subset], runtime: Runtime, memory: bool) -> None:
     subset = all_of(in_memory()).take(np.array([7, 3, 21, 0, 29])) if memory else pictures["val"]
     preprocessing = Preprocessing(12, (0.5,), (0.25,)) if memory else PREPROCESSING
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)

@@ -256,7 +256,7 @@ def test_classes_of_other_data_are_numbers(name: str, classes: int) -> None:
     assert imagenet_classes(name, classes) == (numbers, numbers)
 
 
-def test_a_model_that_is_not_trained_may_have_batch_norm() -> None:
+def test_an_untrained_model_may_have_batch_norm() -> None:
     config = ModelConfig(name="timm/test_resnet")
     model = build_model(config, classes=3, channels=3, image_size=32, seed=0, trained=False)
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())

@@ -1,4 +1,4 @@
-"""Weights to start from: what is taken, resampled, told and refused; what is frozen; a run's own weights."""
+"""Pretrained weights: loaded, resampled, noted and refused; frozen parameters; the weights of a run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def theirs(
 
 
 def saved(model: nn.Module, folder: Path) -> Path:
-    """A file of the model's weights, scattered first, so that those that start at 0 and 1 tell themselves apart."""
+    """Write a file of the model's weights, with noise added so that those that start at 0 or 1 differ."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +74,7 @@ def saved(model: nn.Module, folder: Path) -> Path:
 
 
 def differing(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
-    """Names of the tensors of which either has others, or none."""
+    """Return the names of the tensors that differ or that only one of the two has."""
     actual = model.state_dict()
     both = actual.keys() & tensors.keys()
     return (actual.keys() ^ tensors.keys()) | {name for name in both if not torch.equal(actual[name], tensors[name])}
@@ -90,7 +90,7 @@ def refusal(model: nn.Module, path: Path) -> str:
 
 @pytest.mark.parametrize("written_by", [ours, theirs])
 @pytest.mark.parametrize("read_by", [ours, theirs])
-def test_weights_of_the_same_model_are_taken_as_they_stand(written_by: Any, read_by: Any, tmp_path: Path) -> None:
+def test_weights_of_the_same_model_are_loaded_unchanged(written_by: Any, read_by: Any, tmp_path: Path) -> None:
     path = saved(written_by(seed=1), tmp_path)
     model = read_by()
     assert differing(model, load_file(path)) == model.state_dict().keys()
@@ -145,7 +145,7 @@ def test_sizes_are_resampled_as_timm_does(kind: str, image_size: int, patch_size
 
 @pytest.mark.parametrize("built", [ours, theirs])
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
-def test_three_channels_become_others_as_timm_does(built: Any, channels: int, tmp_path: Path) -> None:
+def test_three_channels_are_converted_as_timm_does(built: Any, channels: int, tmp_path: Path) -> None:
     path = saved(built(seed=1), tmp_path)
     actual = load_file(path)
     model = built(channels=channels)
@@ -163,7 +163,7 @@ def test_three_channels_become_others_as_timm_does(built: Any, channels: int, tm
     torch.testing.assert_close(larger.state_dict()[PATCHES], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_grey_weights_do_not_become_colour(tmp_path: Path) -> None:
+def test_greyscale_weights_are_refused_for_colour_images(tmp_path: Path) -> None:
     path = saved(ours(channels=1), tmp_path)
     assert refusal(ours(), path) == (
         f"model.pretrained: {path} is of another model: "
@@ -187,7 +187,7 @@ def test_weights_of_another_width_are_refused_in_one_line(tmp_path: Path) -> Non
     assert refusal(ours(), path) == f"model.pretrained: {path} is of another model: no name is the same"
 
 
-def test_what_is_no_safetensors_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_safetensors_gives_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     assert refusal(ours(), path) == f"model.pretrained: {path} does not exist"
     torch.save(ours().state_dict(), path)
@@ -196,7 +196,7 @@ def test_what_is_no_safetensors_file_is_refused_in_one_line(tmp_path: Path) -> N
     assert "\n" not in actual
 
 
-def test_what_is_missing_and_what_is_not_used_is_told(tmp_path: Path) -> None:
+def test_missing_and_unused_weights_are_listed(tmp_path: Path) -> None:
     path = saved(ours(position="sincos"), tmp_path)
     model, fresh = (ours(position="sincos", registers=3, layer_scale=0.1) for _ in range(2))
     assert load_pretrained(model, path, new_head=False) == [
@@ -225,13 +225,13 @@ def test_what_is_missing_and_what_is_not_used_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ema_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Best at its first evaluation, by the average: the rate is far too high for what follows."""
+    """Train a run that is best at its first evaluation, by the EMA: its rate is far too high for what follows."""
     return trained(tmp_path_factory.mktemp("ema") / "run", **{"train.ema": 0.5})
 
 
 @pytest.fixture(scope="module")
 def raw_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The same without an average."""
+    """Train the same run without an EMA."""
     return trained(tmp_path_factory.mktemp("raw") / "run")
 
 
@@ -241,7 +241,7 @@ def trained(folder: Path, **changes: Any) -> Run:
 
 
 @pytest.mark.parametrize("kind", ["ema_run", "raw_run"])
-def test_from_the_best_weights_of_a_run(kind: str, request: pytest.FixtureRequest) -> None:
+def test_pretrained_from_a_run_loads_its_best_weights(kind: str, request: pytest.FixtureRequest) -> None:
     run: Run = request.getfixturevalue(kind)
     assert run.best is not None
     assert run.best.update < 6
@@ -292,13 +292,13 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         (("head", r"head\.bias"), {"head.weight", "head.bias"}),
     ],
 )
-def test_what_matches_is_frozen(patterns: tuple[str, ...], frozen: set[str]) -> None:
+def test_parameters_that_match_are_frozen(patterns: tuple[str, ...], frozen: set[str]) -> None:
     model = ours()
     assert freeze(model, ModelConfig(**OURS, freeze=patterns)) == [f"{len(frozen)} of 20 parameters are frozen"]
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == frozen
 
 
-def test_nothing_is_frozen_without_a_word() -> None:
+def test_nothing_is_frozen_by_default() -> None:
     model = ours()
     assert freeze(model, ModelConfig(**OURS)) == []
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -311,13 +311,13 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize("config", [{"freeze": ("",)}, {"freeze": ("head",), "linear_probe": True}])
-def test_something_must_be_left_to_train(config: dict[str, Any]) -> None:
+def test_freezing_everything_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         freeze(ours(), ModelConfig(**OURS, **config))
     assert str(caught.value) == "model.freeze: leaves nothing to train"
 
 
-def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
+def test_a_pattern_that_is_not_a_regular_expression_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         Config.from_dict({"model": {"freeze": ["a", "(b"]}})
     assert str(caught.value).startswith("model.freeze: (b is not a regular expression: ")
@@ -331,7 +331,7 @@ def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
         (lambda: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "1"),
     ],
 )
-def test_a_linear_probe_hands_the_head_alone_to_the_optimizer(built: Callable[[], nn.Module], head: str) -> None:
+def test_a_linear_probe_trains_only_the_head(built: Callable[[], nn.Module], head: str) -> None:
     model = built()
     config = Config.from_dict({"model": {"linear_probe": True}})
     names = [name for name, _ in model.named_parameters()]
@@ -353,7 +353,7 @@ def test_a_linear_probe_hands_the_head_alone_to_the_optimizer(built: Callable[[]
          {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "fc_norm.weight", "fc_norm.bias"}),
     ],
 )  # fmt: skip
-def test_a_run_leaves_what_is_frozen_as_it_was(
+def test_frozen_parameters_do_not_change_in_a_run(
     changes: dict[str, Any], trained_names: set[str], raw_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = load_run_model(raw_run.folder, "model.pretrained").model.state_dict()
@@ -375,13 +375,13 @@ def test_a_run_leaves_what_is_frozen_as_it_was(
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "timm/nosuch", "timm/test_vit4", "tests.models:build"])
-def test_weights_that_timm_has_not_are_refused(name: str) -> None:
+def test_timm_models_without_weights_are_refused(name: str) -> None:
     with pytest.raises(UserError) as caught:
         timm_weights(name)
     assert str(caught.value) == f"model.pretrained: timm has no safetensors weights for {name}: give a file"
 
 
-def test_weights_that_cannot_be_had_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_of_weights_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The variables of the environment are read when huggingface_hub is imported, which timm did.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -412,7 +412,7 @@ def test_weights_that_cannot_be_had_are_refused_in_one_line(tmp_path: Path, monk
         ("timm/test_resnet", {}),
     ],
 )
-def test_a_file_says_its_classes_and_channels(
+def test_classes_and_channels_are_read_from_a_weights_file(
     name: str, args: dict[str, Any] | None, classes: int, channels: int, tmp_path: Path
 ) -> None:
     config = ModelConfig(name=name, args=args) if args is not None else ModelConfig(**OURS)
@@ -433,7 +433,7 @@ def test_a_file_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_not_safetensors_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     for content, problem in ((None, "does not exist"), (b"no weights", "is not a safetensors file: ")):
         if content is not None:

@@ -34,7 +34,7 @@ POOLS: list[dict[str, Any]] = [{}, {"pool": "mean"}, {"pool": "mean", "fc_norm":
 
 
 def vit(**changes: Any) -> ViT:
-    """A small float64 model in which every parameter matters, in eval mode."""
+    """Build a small float64 model in which every parameter matters, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ViT(**{**SMALL, **changes}).double().eval()
@@ -54,7 +54,7 @@ def images(count: int = 3, side: int = 12) -> Tensor:
 
 
 def timms(*, dynamic: bool = False, **changes: Any) -> VisionTransformer:
-    """What timm has for `vit(**changes)`, with other weights in which every parameter matters."""
+    """Build timm's equivalent of `vit(**changes)`, with other weights, in which every parameter matters."""
     mean = changes.get("pool") == "mean"
     model = VisionTransformer(
         img_size=12, patch_size=4, in_chans=2, num_classes=5, embed_dim=24, depth=3, num_heads=3,
@@ -68,7 +68,7 @@ def timms(*, dynamic: bool = False, **changes: Any) -> VisionTransformer:
 
 
 def spread(values: Tensor, *, std: float, cut: float, rel: float = 0.02) -> None:
-    """That values have mean 0 and this deviation, reach up to the cut, and not beyond it."""
+    """Check that values have mean 0 and this deviation, reach up to the cut, and not beyond it."""
     assert values.std().item() == pytest.approx(std, rel=rel)
     assert abs(values.mean().item()) < 4 * std / values.numel() ** 0.5
     assert 0.99 * cut < values.abs().max().item() <= cut
@@ -89,7 +89,7 @@ def test_parameters_of_the_mnist_reference() -> None:
         ("vit_huge", 632_045_800),
     ],
 )
-def test_presets_are_timms(name: str, parameters: int) -> None:
+def test_presets_equal_timms_models(name: str, parameters: int) -> None:
     patch_size = 14 if name == "vit_huge" else 16
     config = ModelConfig(name=name, patch_size=patch_size)
     with torch.device("meta"):
@@ -102,7 +102,7 @@ def test_presets_are_timms(name: str, parameters: int) -> None:
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
 @pytest.mark.parametrize(("mlp_ratio", "norm_eps"), [(4.0, 1e-6), (2.0, 1e-2)])
-def test_logits_are_timms_with_its_weights_and_back(pool: str, mlp_ratio: float, norm_eps: float) -> None:
+def test_logits_equal_timms_with_weights_loaded_either_way(pool: str, mlp_ratio: float, norm_eps: float) -> None:
     form: dict[str, Any] = {"class_token": True} if pool == "token" else {"class_token": False, "global_pool": "avg"}
     theirs = VisionTransformer(
         img_size=12, patch_size=4, in_chans=2, num_classes=5, embed_dim=24, depth=3, num_heads=3, mlp_ratio=mlp_ratio,
@@ -123,7 +123,7 @@ def test_logits_are_timms_with_its_weights_and_back(pool: str, mlp_ratio: float,
 
 @pytest.mark.parametrize("extra", EXTRAS)
 @pytest.mark.parametrize("pool", POOLS)
-def test_registers_scales_and_norms_are_timms(pool: dict[str, Any], extra: dict[str, Any]) -> None:
+def test_registers_layer_scale_and_qk_norm_equal_timms(pool: dict[str, Any], extra: dict[str, Any]) -> None:
     ours, theirs = vit(**pool, **extra), timms(**pool, **extra)
     names = {name: parameter.shape for name, parameter in ours.named_parameters()}
     assert names == {name: parameter.shape for name, parameter in theirs.named_parameters()}
@@ -140,7 +140,7 @@ def test_registers_scales_and_norms_are_timms(pool: dict[str, Any], extra: dict[
         assert (theirs(images()) - before).norm() <= 1e-10 * before.norm()
 
 
-def test_mean_pool_with_the_norm_before_it_is_timms() -> None:
+def test_mean_pool_after_the_norm_equals_timms() -> None:
     model = vit(pool="mean", fc_norm=False)
     theirs = timms(pool="mean", fc_norm=False)
     assert isinstance(model.norm, nn.LayerNorm)
@@ -157,7 +157,7 @@ def test_mean_pool_with_the_norm_before_it_is_timms() -> None:
 
 @pytest.mark.parametrize("changes", [*POOLS, {"registers": 3}, {"pool": "mean", "registers": 3}])
 @pytest.mark.parametrize("side", [8, 20])
-def test_another_side_has_its_positions_resampled_as_timm_does(side: int, changes: dict[str, Any]) -> None:
+def test_positions_are_resampled_for_other_image_sizes_as_timm_does(side: int, changes: dict[str, Any]) -> None:
     ours, theirs = vit(**changes), timms(dynamic=True, **changes)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_sincos_positions_are_resampled_too() -> None:
 
 
 @pytest.mark.parametrize(("patch_size", "stride"), [(6, 4), (7, 4), (4, 3), (3, 2), (9, 6), (5, 1)])
-def test_overlapping_patches_are_the_padded_convolution(patch_size: int, stride: int) -> None:
+def test_overlapping_patches_equal_a_padded_convolution(patch_size: int, stride: int) -> None:
     embed = PatchEmbed(patch_size, stride, 2, 24).double()
     scatter(embed, 5)
     before = (patch_size - stride) // 2
@@ -192,7 +192,7 @@ def test_overlapping_patches_are_the_padded_convolution(patch_size: int, stride:
             assert torch.equal(same, expected)
 
 
-def test_a_stride_of_the_patchs_side_changes_nothing() -> None:
+def test_a_stride_equal_to_the_patch_size_changes_nothing() -> None:
     plain, strided = vit(), vit(patch_stride=4)
     assert torch.equal(strided(images()), plain(images()))
     embed = plain.patch_embed
@@ -202,7 +202,7 @@ def test_a_stride_of_the_patchs_side_changes_nothing() -> None:
         torch.testing.assert_close(embed(images()), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_model_of_overlapping_patches() -> None:
+def test_a_vit_of_overlapping_patches_has_the_tokens_of_a_convolution() -> None:
     model = vit(patch_size=6, patch_stride=4, registers=2)
     assert model.patch_embed.proj.weight.shape == (24, 2, 6, 6)
     assert model.pos_embed.shape == (1, 3 + 9, 24)
@@ -219,7 +219,7 @@ def test_a_model_of_overlapping_patches() -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_layer_before_the_head(pool: dict[str, Any]) -> None:
+def test_pre_logits_adds_a_layer_before_the_head(pool: dict[str, Any]) -> None:
     model, plain = vit(**pool, pre_logits=True), vit(**pool)
     assert model.state_dict().keys() - plain.state_dict().keys() == {"pre_logits.0.weight", "pre_logits.0.bias"}
     assert parameter_count(model) - parameter_count(plain) == 24 * 24 + 24
@@ -233,7 +233,7 @@ def test_a_layer_before_the_head(pool: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("extra", [{}, *EXTRAS])
 @pytest.mark.parametrize("pool", POOLS)
-def test_layers_are_timms_and_hold_every_parameter(pool: dict[str, Any], extra: dict[str, Any]) -> None:
+def test_layers_equal_timms_and_cover_every_parameter(pool: dict[str, Any], extra: dict[str, Any]) -> None:
     ours, theirs = vit(**pool, **extra), timms(**pool, **extra)
     layers = group_parameters(ours, ours.group_matcher(), reverse=True)
     assert layers == group_parameters(theirs, theirs.group_matcher(), reverse=True)
@@ -246,7 +246,7 @@ def test_layers_are_timms_and_hold_every_parameter(pool: dict[str, Any], extra: 
             assert layer == int(name.split(".")[1]) + 1
 
 
-def test_initial_weights_have_the_papers_spread() -> None:
+def test_initial_weights_have_the_standard_deviation_of_the_paper() -> None:
     torch.manual_seed(0)
     model = ViT(image_size=32, patch_size=8, channels=3, classes=100, width=96, depth=2, heads=3)
     for name, module in model.named_modules():
@@ -327,7 +327,7 @@ def test_initial_weights_of_every_kind_as_in_jax() -> None:
             assert part.gamma.eq(0.1).all()
 
 
-def test_drop_path_drops_that_branch_of_that_sample_and_scales_what_it_keeps() -> None:
+def test_drop_path_drops_the_drawn_branches_and_scales_the_others() -> None:
     block = Block(24, 3, 48, 1e-6, 0.0, 0.0, 0.25, 0.0, False).double()
     scatter(block, 3)
     x = torch.randn(4, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -378,7 +378,7 @@ def test_nothing_is_dropped_without_draws() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"dropout": 0.3}, {"attention_dropout": 0.3}])
-def test_dropout_acts_in_training_alone(changes: dict[str, float]) -> None:
+def test_dropout_acts_only_in_training(changes: dict[str, float]) -> None:
     model = vit(**changes)
     expected = vit()(images())
     torch.testing.assert_close(model(images()), expected, rtol=1e-12, atol=1e-12)
@@ -416,7 +416,7 @@ def test_sincos_positions(class_token: bool) -> None:
     assert len({tuple(row) for row in rows.round(6).tolist()}) == 9
 
 
-def test_sincos_positions_are_no_parameters() -> None:
+def test_sincos_positions_are_not_parameters() -> None:
     model, learned = vit(position="sincos"), vit()
     assert "pos_embed" not in model.state_dict()
     assert learned.state_dict().keys() - model.state_dict().keys() == {"pos_embed"}
@@ -440,7 +440,7 @@ def test_mean_pool_has_no_token_and_reads_every_patch_alike() -> None:
         torch.testing.assert_close(model(images()), model.head(model.fc_norm(x.mean(1))), rtol=1e-12, atol=1e-12)
 
 
-def test_patches_are_the_convolution_row_by_row() -> None:
+def test_patch_embedding_equals_a_convolution() -> None:
     embed = vit().patch_embed
     with torch.no_grad():
         actual = embed(images())

@@ -20,7 +20,7 @@ DECAYS = [1 / 10, 2 / 11, 3 / 12, DECAY, DECAY]
 
 
 class Odd(nn.Module):
-    """Tied weights, one of strides of its own, and buffers of every kind."""
+    """A module with tied weights, a weight that is not contiguous, and buffers of every kind."""
 
     wide: Tensor
     shift: Tensor
@@ -44,7 +44,7 @@ SAVED = ["first.bias", "first.weight", "second.bias", "seen", "shift", "turned",
 
 
 def moved(model: Odd, generator: torch.Generator) -> None:
-    """What an update might do to it."""
+    """Change the module as an update might."""
     with torch.no_grad():
         for tensor in [*model.parameters(), model.shift, model.wide, model.table]:
             tensor.add_(torch.randn(tensor.shape, generator=generator))
@@ -56,7 +56,7 @@ def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """To the bit, names and kinds included."""
+    """Return whether the tensors are equal to the bit, names and dtypes included."""
     return actual.keys() == expected.keys() and all(
         actual[name].dtype == expected[name].dtype and torch.equal(actual[name], expected[name]) for name in expected
     )
@@ -71,7 +71,7 @@ def after_five_updates() -> tuple[Odd, EMA]:
     return model, average
 
 
-def test_values_over_five_updates() -> None:
+def test_the_ema_has_known_values_over_five_updates() -> None:
     model, generator = Odd(), torch.Generator().manual_seed(1)
     average = EMA(model, DECAY)
     expected = {name: tensor.numpy().astype(np.float64) for name, tensor in copies(model.state_dict()).items()}
@@ -96,7 +96,7 @@ def test_values_over_five_updates() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.9999])
-def test_decay_is_warmed_up_and_then_its_own(decay: float) -> None:
+def test_the_ema_decay_is_warmed_up_to_its_configured_value(decay: float) -> None:
     model = nn.Linear(1, 1, bias=False).double()
     for applied in (1, 9, 80, 81, 82, 100_000):
         with torch.no_grad():
@@ -109,7 +109,7 @@ def test_decay_is_warmed_up_and_then_its_own(decay: float) -> None:
         assert kept == pytest.approx(min(decay, applied / (9 + applied)), rel=1e-6)
 
 
-def test_an_update_that_is_not_kept_leaves_it_bit_for_bit() -> None:
+def test_a_skipped_update_changes_nothing() -> None:
     model, average = after_five_updates()
     before = copies(average.tensors())
     seen = model.seen.clone()
@@ -121,7 +121,7 @@ def test_an_update_that_is_not_kept_leaves_it_bit_for_bit() -> None:
     assert not torch.equal(average.tensors()["turned"], before["turned"])
 
 
-def test_swapped_exchanges_and_gives_back_bit_for_bit() -> None:
+def test_swapped_exchanges_the_weights_and_restores_them_exactly() -> None:
     model, average = after_five_updates()
     parameters = list(model.parameters())
     places = [parameter.data_ptr() for parameter in parameters]
@@ -143,7 +143,7 @@ def test_swapped_exchanges_and_gives_back_bit_for_bit() -> None:
     assert [parameter.data_ptr() for parameter in model.parameters()] == places
 
 
-def test_swapped_gives_back_where_the_block_raises() -> None:
+def test_swapped_restores_the_weights_if_the_block_raises() -> None:
     model, average = after_five_updates()
     own, averaged = copies(model.state_dict()), copies(average.tensors())
 
@@ -158,7 +158,7 @@ def test_swapped_gives_back_where_the_block_raises() -> None:
     assert same(average.tensors(), averaged)
 
 
-def test_swap_alone_lasts_and_is_its_own_inverse() -> None:
+def test_swap_lasts_and_is_its_own_inverse() -> None:
     model, average = after_five_updates()
     own, averaged = copies(model.state_dict()), copies(average.tensors())
     average.swap()
@@ -167,7 +167,7 @@ def test_swap_alone_lasts_and_is_its_own_inverse() -> None:
     assert same(model.state_dict(), own)
 
 
-def test_tensors_have_the_names_of_a_checkpoint_and_load_is_their_inverse(tmp_path: Path) -> None:
+def test_tensors_have_checkpoint_names_and_load_restores_them(tmp_path: Path) -> None:
     model, average = after_five_updates()
     tensors = average.tensors()
     assert sorted(tensors) == sorted(state_tensors(model)) == SAVED

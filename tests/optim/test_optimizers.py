@@ -58,7 +58,7 @@ def named(config: OptimizerConfig, model: nn.Module) -> list[tuple[float, set[st
 
 
 def by_name(groups: list[dict[str, Any]], model: nn.Module, *fields: str) -> dict[str, tuple[Any, ...]]:
-    """The fields of the group that each parameter is in; in one group alone."""
+    """Return the fields of the one group that each parameter is in."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     actual = [
         (names[id(parameter)], tuple(group[field] for field in fields))
@@ -70,7 +70,7 @@ def by_name(groups: list[dict[str, Any]], model: nn.Module, *fields: str) -> dic
 
 
 def rates(config: OptimizerConfig, model: nn.Module, lr: float) -> dict[str, tuple[float, float]]:
-    """(rate, weight decay) of each parameter, as the optimizer has them."""
+    """Return (rate, weight decay) of each parameter, as the optimizer has them."""
     groups = build_optimizer(config, model, lr).param_groups
     return {name: (rate, decay) for name, (rate, decay) in by_name(groups, model, "lr", "weight_decay").items()}
 
@@ -84,7 +84,7 @@ def refusal(config: OptimizerConfig, model: nn.Module | None = None) -> str:
 # Groups
 
 
-def test_matrices_are_decayed_and_biases_norms_positions_and_tokens_are_not() -> None:
+def test_only_matrices_and_kernels_are_decayed() -> None:
     assert {name for name, _ in vit().named_parameters()} == DECAYED | KEPT
     assert named(OptimizerConfig(weight_decay=0.3), vit()) == [(0.0, KEPT), (0.3, DECAYED)]
     assert {name for name, parameter in vit().named_parameters() if is_decayed(name, parameter)} == DECAYED
@@ -92,7 +92,7 @@ def test_matrices_are_decayed_and_biases_norms_positions_and_tokens_are_not() ->
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon", "timm/lamb"])
-def test_decay_all_decays_all(name: str) -> None:
+def test_decay_all_decays_every_parameter(name: str) -> None:
     config = OptimizerConfig(name=name, weight_decay=0.3, decay_all=True)
     assert named(config, vit()) == [(0.3, DECAYED | KEPT)]
     assert rates(config, vit(), 0.5) == dict.fromkeys(DECAYED | KEPT, (0.5, 0.3))
@@ -118,12 +118,12 @@ def timms(name: str) -> Any:
 
 
 def unlisted(model: Any) -> set[str]:
-    """What a timm model says is not decayed."""
+    """Return the names that a timm model excludes from weight decay."""
     return set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
 
 
 @pytest.mark.parametrize("name", list(TIMM))
-def test_of_timms_models_what_timm_decays_is_decayed(name: str) -> None:
+def test_timm_models_have_the_decayed_parameters_of_timm(name: str) -> None:
     model = timms(name)
     actual = by_name(parameter_groups(OptimizerConfig(weight_decay=0.3), model), model, "weight_decay")
     timms_own = param_groups_weight_decay(model, 0.3, no_weight_decay_list=unlisted(model))
@@ -156,12 +156,12 @@ def test_frozen_parameters_are_left_out() -> None:
         ("linear", 256, 256, 0.5),
     ],
 )
-def test_the_peak_grows_with_the_global_batch(scale: Any, base: int, size: int, peak: float) -> None:
+def test_the_peak_rate_scales_with_the_global_batch(scale: Any, base: int, size: int, peak: float) -> None:
     assert peak_lr(OptimizerConfig(lr=0.5, scale=scale, scale_base=base), size) == peak
 
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
-def test_each_layers_rate_is_a_part_of_the_next_ones(pool: str) -> None:
+def test_the_rate_of_each_layer_is_a_fixed_part_of_the_next_layers(pool: str) -> None:
     model = vit(pool=pool)
     actual = rates(OptimizerConfig(lr=7.0, weight_decay=0.3, layer_decay=0.5), model, 0.8)
     layers = {"blocks.0": 0.2, "blocks.1": 0.4, "norm": 0.4, "fc_norm": 0.8, "head": 0.8}
@@ -178,7 +178,7 @@ def test_each_layers_rate_is_a_part_of_the_next_ones(pool: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ours", *TIMM])
-def test_layer_wise_rates_are_timms(name: str) -> None:
+def test_layer_wise_rates_equal_timms(name: str) -> None:
     model = vit(depth=3) if name == "ours" else timms(name)
     spared = {"cls_token", "pos_embed"} if name == "ours" else unlisted(model)
     timms_own = param_groups_layer_decay(model, 0.3, no_weight_decay_list=spared, layer_decay=0.7)
@@ -188,7 +188,7 @@ def test_layer_wise_rates_are_timms(name: str) -> None:
     assert len({scale for scale, _ in expected.values()}) >= 4
 
 
-def test_layer_wise_rates_of_our_vit_are_those_of_the_same_one_in_timm() -> None:
+def test_layer_wise_rates_of_our_vit_equal_those_of_timms_equivalent() -> None:
     theirs = timm.create_model(
         "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=3
     )
@@ -196,7 +196,7 @@ def test_layer_wise_rates_of_our_vit_are_those_of_the_same_one_in_timm() -> None
     assert rates(config, vit(), 0.8) == rates(config, theirs, 0.8)
 
 
-def test_layer_wise_rates_are_what_steps_are_made_with() -> None:
+def test_steps_use_layer_wise_rates() -> None:
     model = vit()
     before = copy.deepcopy(model.state_dict())
     config = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0, layer_decay=0.5)
@@ -209,7 +209,7 @@ def test_layer_wise_rates_are_what_steps_are_made_with() -> None:
         torch.testing.assert_close(before[name] - model.state_dict()[name], torch.full_like(before[name], 0.5 * part))
 
 
-def test_layer_decay_needs_a_model_that_says_what_its_layers_are() -> None:
+def test_layer_decay_needs_a_group_matcher() -> None:
     assert refusal(OptimizerConfig(layer_decay=0.9), nn.Linear(2, 2)) == (
         "optimizer.layer_decay: the model must say what its layers are, by timm's group_matcher()"
     )
@@ -226,8 +226,8 @@ OVERRIDDEN = {
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "timm/adan"])
 @pytest.mark.parametrize("case", list(OVERRIDDEN))
-def test_overrides_are_of_what_their_pattern_matches(case: str, name: str) -> None:
-    """Its rate is meant for the same batch as optimizer.lr, and grows with it: here twofold."""
+def test_overrides_apply_to_the_parameters_that_match(case: str, name: str) -> None:
+    """The rate of an override belongs to the same batch size as optimizer.lr and is scaled with it: here doubled."""
     override, expected = OVERRIDDEN[case]
     config = OptimizerConfig(name=name, lr=0.1, overrides={"^head": override}, scale="linear", scale_base=32)
     others = {
@@ -239,7 +239,7 @@ def test_overrides_are_of_what_their_pattern_matches(case: str, name: str) -> No
         assert actual[parameter] == pytest.approx(values, rel=1e-15), parameter
 
 
-def test_an_overrides_rate_stands_above_that_of_its_layer() -> None:
+def test_the_rate_of_an_override_takes_precedence_over_layer_decay() -> None:
     overrides = {r"blocks\.0\.attn": {"lr": 0.3}, "norm2": {"weight_decay": 0.7}}
     config = OptimizerConfig(lr=0.1, layer_decay=0.5, overrides=overrides)
     actual = rates(config, vit(), 0.1)
@@ -250,7 +250,7 @@ def test_an_overrides_rate_stands_above_that_of_its_layer() -> None:
     assert actual["blocks.0.mlp.fc1.weight"] == (0.025, 0.05)
 
 
-def test_overrides_that_cannot_be_followed_are_refused() -> None:
+def test_invalid_overrides_are_refused() -> None:
     both = OptimizerConfig(overrides={"head": {"lr": 0.3}, "bias": {"weight_decay": 0.1}})
     assert refusal(both) == "optimizer.overrides: head.bias matches head and bias: make one narrower"
     nothing = OptimizerConfig(overrides={"head": {"lr": 0.3}, "^bloks": {"lr": 0.1}})
@@ -276,7 +276,7 @@ def test_the_published_exercise_decays_all_of_it() -> None:
 
 
 class Two(nn.Module):
-    """One decayed matrix and one bias."""
+    """A model of one decayed matrix and one bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -291,7 +291,7 @@ def gradients(model: nn.Module) -> list[dict[str, NDArray[np.float64]]]:
 
 
 def stepped(optimizer: Optimizer, model: nn.Module) -> list[dict[str, Tensor]]:
-    """All parameters after each of three steps."""
+    """Return all parameters after each of three steps."""
     path = []
     for gradient in gradients(model):
         for name, parameter in model.named_parameters():
@@ -306,7 +306,7 @@ def built(config: OptimizerConfig, model: nn.Module) -> list[dict[str, Tensor]]:
 
 
 class Moments:
-    """Adam (Kingma and Ba, 2015) on one parameter."""
+    """Adam (Kingma and Ba, 2015) on a single parameter."""
 
     def __init__(self, lr: float, betas: tuple[float, float], eps: float = 1e-8) -> None:
         self.lr, self.betas, self.eps = lr, betas, eps
@@ -322,7 +322,7 @@ class Moments:
 @pytest.mark.parametrize("decay_all", [False, True])
 @pytest.mark.parametrize("name", ["adamw", "adam"])
 @pytest.mark.parametrize("args", [{}, {"eps": 1e-2}])
-def test_adamws_decay_is_decoupled_and_adams_is_not(name: str, decay_all: bool, args: dict[str, float]) -> None:
+def test_adamw_decouples_weight_decay_and_adam_does_not(name: str, decay_all: bool, args: dict[str, float]) -> None:
     lr, decay = 0.1, 0.3
     config = OptimizerConfig(
         name=name, lr=lr, weight_decay=decay, betas=(0.8, 0.95), decay_all=decay_all, args=dict(args)
@@ -363,13 +363,13 @@ def test_sgd_has_momentum_and_coupled_decay(momentum: float | None, nesterov: bo
 
 
 def bfloat16(matrix: Any) -> NDArray[np.float64]:
-    """Rounded to 8 bits, as torch's Muon rounds what each product of its iteration gives."""
+    """Round to bfloat16, as torch's Muon rounds each product of its iteration."""
     rounded: NDArray[np.float64] = torch.from_numpy(np.array(matrix)).bfloat16().double().numpy()
     return rounded
 
 
 def orthogonalised(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Five Newton-Schulz steps towards the nearest orthogonal matrix, by the quintic of Jordan et al. (2024)."""
+    """Make five Newton-Schulz steps towards the nearest orthogonal matrix, by the quintic of Jordan et al. (2024)."""
     if len(matrix) > len(matrix.T):
         return orthogonalised(matrix.T).T
     x = bfloat16(matrix)
@@ -381,7 +381,7 @@ def orthogonalised(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def hidden() -> nn.Module:
-    """A tall and a wide hidden matrix, a last one that makes the logits, and a bias of each."""
+    """A model of a tall and a wide hidden matrix, a last one that makes the logits, and a bias of each."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 4), nn.Linear(4, 3)).double()
 
@@ -414,7 +414,7 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_others_to_adamw(
                 np.testing.assert_allclose(actual[t][name], p, rtol=1e-12)
 
 
-def test_muon_has_the_same_groups_and_keeps_the_matrices_apart() -> None:
+def test_muon_splits_the_groups_into_matrices_and_others() -> None:
     model = vit()
     optimizer: Any = build_optimizer(OptimizerConfig(name="muon", weight_decay=0.3), model, 0.5)
     apart = by_name(optimizer.param_groups, model, "name")
@@ -440,7 +440,7 @@ def by_hand(model: nn.Module) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_timms_optimizers_step_as_timm_has_them(name: str) -> None:
+def test_timm_optimizers_step_as_in_timm(name: str) -> None:
     ours, theirs = vit(), vit()
     optimizer = create_optimizer_v2(by_hand(theirs), name, lr=0.02)
     actual = built(OptimizerConfig(name=f"timm/{name}", lr=0.02, weight_decay=0.3), ours)
@@ -450,7 +450,7 @@ def test_timms_optimizers_step_as_timm_has_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in list_optimizers() if name not in ACCEPTED])
-def test_those_of_timm_that_cannot_work_here_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_optimizers_that_cannot_work_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reason = next(text for start, text in REFUSED.items() if name.startswith(start))
     with pytest.warns(UserWarning, match="opt_einsum") if name.startswith("kron") else contextlib.nullcontext():
@@ -476,7 +476,7 @@ def test_fields_and_arguments_reach_timms(name: str, settings: dict[str, Any], a
     assert not torch.equal(without[-1]["head.weight"], expected[-1]["head.weight"])
 
 
-def test_the_trial_of_timms_leaves_no_trace() -> None:
+def test_probing_a_timm_optimizer_has_no_side_effects() -> None:
     model = vit()
     before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     optimizer = build_optimizer(OptimizerConfig(name="timm/lamb"), model, 0.1)
@@ -491,7 +491,7 @@ def test_the_trial_of_timms_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon", "timm/lamb"])
 @pytest.mark.parametrize("field", ["lr", "weight_decay", "betas", "momentum"])
-def test_what_has_a_field_of_its_own_is_no_argument(name: str, field: str) -> None:
+def test_arguments_with_a_field_of_their_own_are_refused(name: str, field: str) -> None:
     config = OptimizerConfig(name=name, args={field: 0.5})
     assert refusal(config) == f"optimizer.args.{field}: set optimizer.{field} instead"
 
@@ -520,7 +520,7 @@ def test_arguments_that_an_optimizer_does_not_take_are_refused(name: str, args: 
 
 @pytest.mark.parametrize("name", ["adamw", "adam"])
 @pytest.mark.parametrize("args", [{}, {"amsgrad": True}])
-def test_a_masked_step_leaves_everything_as_it_was(name: str, args: dict[str, bool]) -> None:
+def test_a_masked_step_changes_nothing(name: str, args: dict[str, bool]) -> None:
     def broken(optimizer: Any, model: nn.Module) -> None:
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, torch.nan)
@@ -552,25 +552,25 @@ def test_a_masked_step_leaves_everything_as_it_was(name: str, args: dict[str, bo
 
 
 @pytest.mark.parametrize("name", ["sgd", "muon", "timm/adamw", "timm/adam", "timm/lamb", "timm/sgd"])
-def test_others_do_not_mask_theirs(name: str) -> None:
+def test_other_optimizers_do_not_mask_their_step(name: str) -> None:
     assert not masks_its_step(build_optimizer(OptimizerConfig(name=name), vit(), 0.1))
 
 
-def test_torchs_own_without_fusing_do_not_mask_theirs() -> None:
+def test_unfused_optimizers_do_not_mask_their_step() -> None:
     parameters = list(Two().parameters())
     for optimizer in (AdamW(parameters), Adam(parameters), SGD(parameters), AdamW(parameters, foreach=True)):
         assert not masks_its_step(optimizer)
     assert masks_its_step(Adam(parameters, fused=True))
 
 
-def test_every_head_is_left_to_adamw() -> None:
+def test_muon_leaves_every_head_to_adamw() -> None:
     model = nn.ModuleDict({"body": nn.Linear(4, 4), "head": nn.Linear(4, 3), "head_dist": nn.Linear(4, 3)})
     optimizer = build_optimizer(OptimizerConfig(name="muon"), model, 0.1)
     inner = [[id(p) for group in groups for p in group["params"]] for groups in (optimizer.param_groups[:1],)]
     assert inner == [[id(model["body"].weight)]]
 
 
-def test_what_optimizers_are_refused_for_is_said_once() -> None:
+def test_refused_optimizers_give_a_one_line_error() -> None:
     assert refusal(OptimizerConfig(name="muon"), nn.Linear(4, 3)) == (
         "optimizer.name: muon finds no hidden matrix to train in this model: use adamw"
     )
@@ -583,7 +583,7 @@ def test_what_optimizers_are_refused_for_is_said_once() -> None:
     )
 
 
-def test_a_groups_name_says_what_it_is_after_overrides() -> None:
+def test_group_names_include_their_overrides() -> None:
     groups = parameter_groups(OptimizerConfig(overrides={"bias": {"weight_decay": 0.3}}), vit())
     assert {group["name"]: group["weight_decay"] for group in groups} == {
         "not decayed": 0.0,

@@ -53,7 +53,7 @@ def waving(count: int) -> float:
 
 
 def ratio(count: int) -> float:
-    """The product of the first n of these is 1 / (n + 1)."""
+    """Return a factor; the product of the first n of these is 1 / (n + 1)."""
     return count / (count + 1)
 
 
@@ -78,7 +78,7 @@ def built(
     warmup: str = "0 updates",
     **fields: Any,
 ) -> Schedule:
-    """The schedule of a run of that many updates at a peak of 0.25."""
+    """Build the schedule of a run of that many updates at a peak of 0.25."""
     schedule = ScheduleConfig(name=name, args=args or {}, warmup=warmup, **fields)
     batch = BatchConfig(global_size=GLOBAL_SIZE, micro_size=GLOBAL_SIZE)
     plan = Plan.from_config(
@@ -97,7 +97,7 @@ def momentum(group: dict[str, Any]) -> float:
 
 
 def walk(schedule: Schedule, count: int = UPDATES) -> tuple[Floats, Floats]:
-    """The rates [count, groups] and the momenta [count] that the next `count` updates are made with."""
+    """Return the rates [count, groups] and momenta [count] of the next `count` updates."""
     rates, momenta = [], []
     for _ in range(count):
         groups = schedule.optimizer.param_groups
@@ -109,7 +109,7 @@ def walk(schedule: Schedule, count: int = UPDATES) -> tuple[Floats, Floats]:
 
 
 def rates_of(schedule: Schedule, count: int = UPDATES) -> Floats:
-    """Those of the first group; the other groups' are their parts of them."""
+    """Return the rates of the first group, after a check that the other groups' are their parts of them."""
     rates, _ = walk(schedule, count)
     parts = [group["scale"] for group in schedule.optimizer.param_groups]
     np.testing.assert_allclose(rates, rates[:, :1] * parts, rtol=1e-15)
@@ -117,7 +117,7 @@ def rates_of(schedule: Schedule, count: int = UPDATES) -> Floats:
 
 
 def framed(inner: Floats, warmup: int = 0, cooldown: int = 0, end: float = 0.0, power: float = 1.0) -> Floats:
-    """A curve with its warmup in front and its cooldown behind."""
+    """Return a curve with a warmup before it and a cooldown after it."""
     rising = inner[0] * np.arange(1, warmup + 1) / max(warmup, 1)
     bottom = end * PEAK
     fall: Floats = bottom + (inner[-1] - bottom) * np.linspace(1, 0, cooldown + 1)[:-1] ** power
@@ -125,7 +125,7 @@ def framed(inner: Floats, warmup: int = 0, cooldown: int = 0, end: float = 0.0, 
 
 
 def joined(x: Floats, knots: Sequence[float], values: Sequence[float], *, curved: bool) -> Floats:
-    """Through values at knots: straight, or by half cosines."""
+    """Interpolate values at knots by straight lines or by half cosines."""
     if not curved:
         return np.interp(x, knots, values)
     place = np.interp(x, knots, np.arange(len(knots)))
@@ -138,7 +138,7 @@ def joined(x: Floats, knots: Sequence[float], values: Sequence[float], *, curved
 def one_cycle(
     pct: float, first: float, top: float, last: float, *, three: bool = False, curved: bool = True
 ) -> Formula:
-    """OneCycleLR's rates, or its momenta: from `first` to `top` and on to `last`, or by `first`."""
+    """Return OneCycleLR's rates or momenta: from `first` to `top` and on to `last`, by way of `first` if `three`."""
 
     def rates(x: Floats, span: int) -> Floats:
         knots, values = [0.0, pct * span - 1, span - 1], [first, top, last]
@@ -150,7 +150,7 @@ def one_cycle(
 
 
 def triangles(up: float, down: float, height: Callable[[Floats, Floats], Floats]) -> Formula:
-    """CyclicLR's part of the way from base to max; height: of (cycle from 1, count)."""
+    """Return CyclicLR's part of the way from base to max. height: a function of (cycle from 1, count)."""
 
     def rates(x: Floats, span: int) -> Floats:
         wave: Floats = np.interp(x % (up + down), [0, up, up + down], [0, 1, 0])
@@ -164,7 +164,7 @@ def between(first: float, last: float, part: Formula) -> Formula:
 
 
 def after(*children: tuple[int, Formula]) -> Formula:
-    """SequentialLR: each child from its start, with a count and a span of its own."""
+    """Return SequentialLR's rates: each child from its start, with a count and a span of its own."""
 
     def rates(x: Floats, span: int) -> Floats:
         starts = [start for start, _ in children]
@@ -389,7 +389,7 @@ def expected(formula: Formula, span: int = UPDATES) -> Floats:
 
 
 @curves
-def test_the_whole_curve(case: str) -> None:
+def test_every_rate_of_the_curve_is_exact(case: str) -> None:
     name, args, formula = CURVES[case]
     end = 0.1 if name == "cosine" else 0.0
     for optimizer in (sgd(), adamw()):
@@ -402,7 +402,7 @@ def test_the_whole_curve(case: str) -> None:
 
 
 @curves
-def test_the_whole_curve_with_warmup_in_front_and_cooldown_behind(case: str) -> None:
+def test_every_rate_with_warmup_and_cooldown_is_exact(case: str) -> None:
     name, args, formula = CURVES[case]
     for warmup, first, cooldown, last, power in (
         ("7 updates", 7, "9 updates", 9, 2.0),
@@ -420,7 +420,7 @@ def test_the_whole_curve_with_warmup_in_front_and_cooldown_behind(case: str) -> 
 
 @pytest.mark.parametrize("end", [0.0, 0.2])
 @pytest.mark.parametrize(("name", "cooldown", "last"), [("wsd", "", 12), ("wsd", "0%", 0), ("cosine", "", 0)])
-def test_the_end_of_a_preset(name: str, cooldown: str, last: int, end: float) -> None:
+def test_presets_end_at_their_configured_rate(name: str, cooldown: str, last: int, end: float) -> None:
     actual = rates_of(built(name, cooldown=cooldown, cooldown_end=end, warmup="4 updates"))
     inner = PEAK * np.ones(56 - last) if name == "wsd" else expected(half_cosine(PEAK, end * PEAK), 56)
     np.testing.assert_allclose(actual, framed(inner, 4, last, end), rtol=1e-12)
@@ -435,7 +435,7 @@ def test_a_warmup_may_be_the_whole_run() -> None:
 
 
 @curves
-def test_past_the_end_the_rate_stays_where_it_was(case: str) -> None:
+def test_the_rate_is_constant_past_the_end(case: str) -> None:
     name, args, _ = CURVES[case]
     schedule = built(name, args, warmup="3 updates")
     rates, _ = walk(schedule)
@@ -446,7 +446,7 @@ def test_past_the_end_the_rate_stays_where_it_was(case: str) -> None:
 
 @pytest.mark.parametrize("optimizer", [sgd, adamw])
 @pytest.mark.parametrize("case", MOMENTA)
-def test_momenta_cycle_too(case: str, optimizer: Callable[[], Optimizer]) -> None:
+def test_momenta_are_cycled(case: str, optimizer: Callable[[], Optimizer]) -> None:
     name, args, formula = MOMENTA[case]
     own = MOMENTUM if optimizer is sgd else BETAS[0]
 
@@ -476,7 +476,7 @@ def test_muons_momentum_cycles_and_the_betas_of_its_adamw_stay() -> None:
     np.testing.assert_allclose(momenta, expected(one_cycle(0.3, 0.95, 0.85, 0.95)), rtol=1e-12)
 
 
-def test_a_list_of_functions_is_one_for_each_group() -> None:
+def test_a_list_of_functions_has_one_for_each_group() -> None:
     x = np.arange(40)
     names = [here("falling"), here("halving"), here("waving")]
     rates, _ = walk(built("LambdaLR", {"lr_lambda": names}, warmup="20 updates"))
@@ -493,7 +493,7 @@ def test_a_list_of_functions_is_one_for_each_group() -> None:
 
 
 def restarts(period: Fraction, growth: int, eta_min: float, updates: int) -> tuple[Floats, list[int]]:
-    """The rates, walked cycle by cycle in exact numbers; and the updates on which a restart falls exactly."""
+    """Return the rates, computed cycle by cycle in exact numbers, and the updates on which a restart falls exactly."""
     actual, exact = [], []
     start, length = Fraction(0), period
     for update in range(updates):
@@ -518,7 +518,7 @@ def restarts(period: Fraction, growth: int, eta_min: float, updates: int) -> tup
         ("3%", Fraction(75)),
     ],
 )
-def test_warm_restarts_fall_where_the_lengths_say(length: str, period: Fraction, growth: int) -> None:
+def test_warm_restarts_happen_at_the_configured_lengths(length: str, period: Fraction, growth: int) -> None:
     updates = 2500
     args = {"T_0": length, "T_mult": growth, "eta_min": 0.01}
     actual = rates_of(built("CosineAnnealingWarmRestarts", args, updates=updates), updates)
@@ -569,7 +569,7 @@ def test_warm_restarts_with_warmup_cooldown_and_state() -> None:
         ("loss", {"patience": 0, "eps": 0.1}, [1] * 4, [1, 0.5, 0.5, 0.5]),
     ],
 )
-def test_a_plateau_is_fed_by_evaluations(
+def test_a_plateau_follows_evaluations(
     metric: str, args: dict[str, Any], values: list[float], parts: list[float]
 ) -> None:
     arguments = {"metric": metric, "factor": 0.5} | args
@@ -585,7 +585,7 @@ def test_a_plateau_is_fed_by_evaluations(
         np.testing.assert_allclose(actual, PEAK * part * np.array(SCALES), rtol=1e-15)
 
 
-def test_a_plateau_hears_nothing_in_the_warmup_and_the_cooldown() -> None:
+def test_a_plateau_ignores_evaluations_in_warmup_and_cooldown() -> None:
     args = {"metric": "loss", "patience": 0, "factor": 0.5}
     schedule = built("ReduceLROnPlateau", args, updates=12, warmup="3 updates", cooldown="4 updates")
     actual = []
@@ -598,7 +598,7 @@ def test_a_plateau_hears_nothing_in_the_warmup_and_the_cooldown() -> None:
     np.testing.assert_allclose(actual, [1 / 3, 2 / 3, 1, *rest], rtol=1e-12)
 
 
-def test_evaluations_are_nothing_to_other_schedules() -> None:
+def test_other_schedules_ignore_evaluations() -> None:
     schedule = built("StepLR", {"step_size": "3 updates"})
     for _ in range(5):
         schedule.evaluated({"loss": 1.0, "top1": 0.0})
@@ -642,7 +642,7 @@ def test_lengths_of_every_unit_become_whole_updates(name: str, args: dict[str, A
 @pytest.mark.parametrize(
     ("length", "exact"), [("15 updates", 15), ("1.9 epochs", 14.25), ("1 epochs", 7.5), ("9%", 5.4)]
 )
-def test_steps_and_cycles_do_not_drift_where_a_length_is_no_whole_number_of_updates(length: str, exact: float) -> None:
+def test_steps_and_cycles_of_fractional_lengths_do_not_drift(length: str, exact: float) -> None:
     x = np.arange(UPDATES)
     actual = rates_of(built("StepLR", {"step_size": length, "gamma": 0.5}))
     np.testing.assert_allclose(actual, PEAK * 0.5 ** np.floor(x / exact), rtol=1e-12)
@@ -652,7 +652,7 @@ def test_steps_and_cycles_do_not_drift_where_a_length_is_no_whole_number_of_upda
         np.testing.assert_allclose(actual, 0.01 + (PEAK - 0.01) * wave, rtol=1e-9, err_msg=str(arguments))
 
 
-def test_a_run_of_warmup_and_cooldown_alone() -> None:
+def test_a_run_may_consist_of_warmup_and_cooldown() -> None:
     actual = rates_of(built("wsd", {}, updates=10, warmup="5 updates", cooldown="5 updates"), 10)
     np.testing.assert_allclose(actual, PEAK * np.array([0.2, 0.4, 0.6, 0.8, 1, 1, 0.8, 0.6, 0.4, 0.2]), rtol=1e-12)
 
@@ -667,7 +667,7 @@ def test_a_run_made_longer_follows_the_longer_plan_at_once(name: str, warmup: st
         np.testing.assert_array_equal(actual[1][: 80 - stop], momenta[stop:], str(stop))
 
 
-def test_a_constant_factor_of_nothing_is_refused() -> None:
+def test_a_constant_factor_of_zero_is_refused() -> None:
     with pytest.raises(UserError) as error:
         built("ConstantLR", {"factor": 0, "total_iters": "5 updates"})
     assert str(error.value) == "schedule.args: ConstantLR over 60 updates: a factor of 0 has no way back"
@@ -679,7 +679,7 @@ def test_a_constant_factor_of_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.65**12, 3.0])
-def test_absolute_rates_are_those_of_a_group_at_the_full_rate(scale: float) -> None:
+def test_absolute_rates_in_arguments_apply_to_a_group_of_scale_one(scale: float) -> None:
     def lowest(name: str, args: dict[str, Any]) -> float:
         optimizer = sgd([0.25, scale])
         rates, _ = walk(built(name, args, optimizer=optimizer))
@@ -711,7 +711,7 @@ def resumed(
     grown: int = UPDATES,
     **fields: Any,
 ) -> tuple[Floats, Floats]:
-    """What is left of a run of `grown` updates, on from the state that one of `updates` had after `stop`."""
+    """Return the rest of a run of `grown` updates, resumed from the state of one of `updates` after `stop`."""
     first = built(name, args, optimizer=optimizer(), updates=updates, **fields)
     walk(first, stop)
     state = through_json(first)
@@ -726,7 +726,7 @@ STOPS = (0, 1, 6, 7, 8, 16, 22, 27, 37, 50, 51, 52, 59, UPDATES)
 
 
 @curves
-def test_state_goes_through_json_and_the_curve_goes_on(case: str) -> None:
+def test_the_curve_continues_from_a_state_saved_as_json(case: str) -> None:
     name, args, _ = CURVES[case]
     fields: dict[str, Any] = {"warmup": "7 updates", "cooldown": "9 updates", "cooldown_power": 1.5}
     rates, momenta = walk(built(name, args, **fields), UPDATES + 5)
@@ -738,7 +738,7 @@ def test_state_goes_through_json_and_the_curve_goes_on(case: str) -> None:
 
 @pytest.mark.parametrize("optimizer", [sgd, adamw])
 @pytest.mark.parametrize("case", MOMENTA)
-def test_momenta_go_on_from_a_state(case: str, optimizer: Callable[[], Optimizer]) -> None:
+def test_momenta_resume_from_a_state(case: str, optimizer: Callable[[], Optimizer]) -> None:
     name, args, _ = MOMENTA[case]
     fields: dict[str, Any] = {"warmup": "7 updates", "cooldown": "9 updates"}
     rates, momenta = walk(built(name, args, optimizer=optimizer(), **fields), UPDATES + 5)
@@ -750,7 +750,7 @@ def test_momenta_go_on_from_a_state(case: str, optimizer: Callable[[], Optimizer
 
 
 @pytest.mark.parametrize(("metric", "worst"), [("loss", "inf"), ("top1", "-inf")])
-def test_a_plateau_goes_on_from_a_state(metric: str, worst: str) -> None:
+def test_a_plateau_resumes_from_its_state(metric: str, worst: str) -> None:
     args = {"metric": metric, "patience": 1, "factor": 0.5, "cooldown": 1, "threshold": 0.3}
     scores = [1.0, 1.1, 0.9, 1.3, 1.0, 2.0, 2.1, 2.1, 0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 3.0, 3.0, 3.0, 3.0]
 
@@ -803,7 +803,7 @@ def test_a_plateau_goes_on_from_a_state(metric: str, worst: str) -> None:
         ),
     ],
 )
-def test_a_longer_run_goes_on_as_if_it_had_been_so_long(
+def test_a_lengthened_run_goes_on_as_if_it_had_been_planned_that_long(
     name: str, args: dict[str, Any], fields: dict[str, Any]
 ) -> None:
     fields = {"warmup": "5 updates", **fields}
@@ -816,7 +816,7 @@ def test_a_longer_run_goes_on_as_if_it_had_been_so_long(
 
 @pytest.mark.parametrize(("name", "args"), [("cosine", {}), ("OneCycleLR", {}), ("OneCycleLR", {"three_phase": True})])
 @pytest.mark.parametrize("stop", [6, 20, 49])
-def test_what_spans_the_run_spans_a_longer_one(name: str, args: dict[str, Any], stop: int) -> None:
+def test_schedulers_over_the_whole_run_span_a_lengthened_run(name: str, args: dict[str, Any], stop: int) -> None:
     rates, momenta = walk(built(name, args, updates=80, warmup="5 updates"), 85)
     actual = resumed(name, args, stop, updates=50, grown=80, warmup="5 updates")
     np.testing.assert_array_equal(actual[0][1:], rates[stop + 1 :])
@@ -843,7 +843,7 @@ def torchs_words(kind: str, **arguments: Any) -> str:
         ("LambdaLR", {"lr_lambda": "math:pi"}, {"lr_lambda": math.pi}),
     ],
 )
-def test_what_torch_refuses_is_said_in_its_words(name: str, args: dict[str, Any], theirs: dict[str, Any]) -> None:
+def test_torchs_errors_about_schedulers_are_shown(name: str, args: dict[str, Any], theirs: dict[str, Any]) -> None:
     words = torchs_words(name, **theirs)
     assert len(words) > 10
     with pytest.raises(UserError) as error:
@@ -851,7 +851,7 @@ def test_what_torch_refuses_is_said_in_its_words(name: str, args: dict[str, Any]
     assert str(error.value) == f"schedule.args: {name} over 50 updates: {words}"
 
 
-def test_what_torch_refuses_inside_others_is_said_in_its_words() -> None:
+def test_torchs_errors_about_nested_schedulers_are_shown() -> None:
     words = torchs_words("LinearLR", start_factor=0.0)
     inner = {"name": "LinearLR", "start_factor": 0}
     with pytest.raises(UserError) as error:
@@ -901,7 +901,7 @@ def test_milestones_that_do_not_rise_are_refused(milestones: list[str]) -> None:
         ("MultiplicativeLR", {"lr_lambda": ["math:f"] * 3}, "math:f", "module 'math' has no attribute 'f'"),
     ],
 )
-def test_an_import_path_that_leads_nowhere_is_refused(name: str, args: dict[str, Any], path: str, why: str) -> None:
+def test_a_missing_lr_lambda_is_refused(name: str, args: dict[str, Any], path: str, why: str) -> None:
     text = f"schedule.args.lr_lambda: {path} cannot be imported: {why}; write it as package.module:function"
     for kind, arguments in ((name, args), ("SequentialLR", {"schedulers": [{"name": name, **args}], "milestones": []})):
         with pytest.raises(UserError) as error:
@@ -909,6 +909,6 @@ def test_an_import_path_that_leads_nowhere_is_refused(name: str, args: dict[str,
         assert str(error.value) == text
 
 
-def test_an_import_path_of_scale_fn_that_leads_nowhere_is_refused() -> None:
+def test_a_missing_scale_fn_is_refused() -> None:
     with pytest.raises(UserError, match=r"^schedule.args.scale_fn: math:nosuch cannot be imported: "):
         built("CyclicLR", CYCLE | {"scale_fn": "math:nosuch"})

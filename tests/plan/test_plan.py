@@ -64,7 +64,7 @@ def plan_of(
 
 
 def global_batch(plan: Plan, position: int) -> list[Slots]:
-    """Its micro-batches over all ranks, in their order."""
+    """Return the micro-batches of all ranks, in order."""
     numbers = sorted(number for rank in range(plan.world_size) for number in plan.micro_batches_of(rank))
     assert numbers == list(range(plan.micro_batches_per_rank * plan.world_size))
     return [plan.slots(position, number) for number in numbers]
@@ -83,12 +83,12 @@ def real(slots: list[Slots]) -> list[tuple[int, int]]:
 
 
 def order_of_epoch(plan: Plan, epoch: int) -> list[int]:
-    """Said by the permutation alone."""
+    """Return the order of an epoch by the permutation alone."""
     return list(permute(np.arange(plan.samples), plan.samples, key(plan.seed, Purpose.ORDER, epoch)).tolist())
 
 
 def order_walked(samples: int, seed: int, epoch: int) -> list[int]:
-    """Said by the plan, in global batches that are an epoch each."""
+    """Return the order of an epoch by a plan whose global batches are an epoch each."""
     plan = plan_of(samples, global_size=samples, micro_size=samples + samples % 2, seed=seed, duration="2000 epochs")
     return [index for sample_epoch, index in real([plan.slots(epoch, 0)]) if sample_epoch == epoch]
 
@@ -105,7 +105,7 @@ def test_permutation_is_a_bijection(length: int) -> None:
         assert np.array_equal(np.sort(images), np.arange(length))
 
 
-def test_permutation_of_a_place_does_not_depend_on_the_others_asked_for() -> None:
+def test_permutation_of_a_place_does_not_depend_on_other_places() -> None:
     whole = permute(np.arange(1797), 1797, 5)
     for places in ([0], [1796, 3, 3], range(100, 200)):
         assert permute(np.array(places), 1797, 5).tolist() == whole[list(places)].tolist()
@@ -125,7 +125,7 @@ def test_permutation_is_uniform_over_seeds() -> None:
     assert chi_square(list(orders_of_three.values()), seeds / 6) < 20.5
 
 
-def test_order_of_many_has_no_trend() -> None:
+def test_the_order_of_many_samples_has_no_trend() -> None:
     places = np.arange(70_000)
     images = permute(places, 70_000, key(0, Purpose.ORDER, 0))
     bound = 4 / math.sqrt(70_000)
@@ -166,7 +166,7 @@ def test_stream_crosses_chunks_and_epochs() -> None:
     assert Counter(epoch for epoch, _ in walked) == {0: 70_000, 1: 70_000, 2: 10_000}
 
 
-def test_a_jump_gives_what_walking_gives() -> None:
+def test_jumping_to_a_position_equals_reading_up_to_it() -> None:
     walking, jumping = (plan_of(40_000, global_size=9000, micro_size=4000, duration="3 epochs") for _ in range(2))
     walked = [real(global_batch(walking, position)) for position in range(walking.updates)]
     for position in (13, 4, 0, 8):
@@ -175,7 +175,7 @@ def test_a_jump_gives_what_walking_gives() -> None:
 
 
 @pytest.mark.parametrize(("samples", "global_size", "micro_size", "world"), SPLITS)
-def test_fillers_weigh_nothing_and_repeat_a_real_sample(
+def test_fillers_have_weight_zero_and_repeat_a_real_sample(
     samples: int, global_size: int, micro_size: int, world: int
 ) -> None:
     plan = plan_of(
@@ -210,7 +210,7 @@ def test_weights_of_the_last_short_batch() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("micro_size", [2, 4, 8, 32])
-def test_worlds_and_micro_sizes_share_one_stream(world: int, micro_size: int) -> None:
+def test_the_plan_gives_the_same_stream_for_every_world_and_micro_size(world: int, micro_size: int) -> None:
     alone = plan_of(30, global_size=21, micro_size=22, duration="80 samples")
     plan = plan_of(30, global_size=21, micro_size=micro_size, world=world, duration="80 samples")
     windows = [plan.micro_batches_of(rank) for rank in range(world)]
@@ -230,14 +230,14 @@ def test_worlds_and_micro_sizes_share_one_stream(world: int, micro_size: int) ->
         ("0.01 epochs", 1, 1),
     ],
 )
-def test_length_of_the_run(duration: str, total: int, updates: int) -> None:
+def test_the_length_of_the_run_follows_its_duration(duration: str, total: int, updates: int) -> None:
     plan = plan_of(50, duration=duration)
     assert (plan.total_samples, plan.updates, plan.epochs) == (total, updates, total / 50)
     assert plan.samples_at(updates) == plan.samples_at(updates + 9) == total
     assert plan.samples_at(updates - 1) == 8 * (updates - 1)
 
 
-def test_numbers_of_the_window() -> None:
+def test_the_plan_holds_the_number_of_micro_batches_per_rank() -> None:
     plan = plan_of(50, global_size=10, micro_size=2, world=3)
     assert (plan.micro_batches, plan.micro_batches_per_rank, plan.fillers) == (5, 2, 2)
     assert [list(plan.micro_batches_of(rank)) for rank in range(3)] == [[0, 3], [1, 4], [2, 5]]
@@ -245,7 +245,7 @@ def test_numbers_of_the_window() -> None:
     assert (idle.micro_batches, idle.micro_batches_per_rank, idle.fillers) == (1, 1, 16)
 
 
-def test_numbers_of_the_schedule() -> None:
+def test_the_plan_holds_the_lengths_of_the_schedule() -> None:
     # 150 samples in 19 updates of 8: 10 % is 15 samples, 20 % is 30.
     assert plan_of(50, warmup="10%").warmup == 2
     assert plan_of(50, warmup="0%").warmup == 0
@@ -315,7 +315,7 @@ def test_a_warmup_and_a_cooldown_longer_than_the_run_are_refused(schedule: dict[
         ("9 epochs", [19]),
     ],
 )
-def test_what_is_due_when(every: str, expected: list[int]) -> None:
+def test_due_updates_of_each_interval(every: str, expected: list[int]) -> None:
     plan = plan_of(50, every=every)
     assert plan.updates == 19
     for length in (plan.evaluate_every, plan.checkpoint_every):
@@ -346,14 +346,14 @@ def test_keys_are_pinned() -> None:
     assert [purpose.value for purpose in Purpose] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
-def test_keys_of_arrays_are_those_of_their_items() -> None:
+def test_keys_of_an_array_equal_the_keys_of_its_items() -> None:
     epochs, ids = np.array([0, 0, 1, 4]), np.array([3, 70_000, 3, 2**40])
     expected = [key(9, Purpose.FLIP, e, i) for e, i in zip(epochs.tolist(), ids.tolist(), strict=True)]
     assert keys(9, Purpose.FLIP, epochs, ids).tolist() == expected
     assert keys(9, Purpose.FLIP, epochs[:, None], ids)[2, 1] == key(9, Purpose.FLIP, 1, 70_000)
 
 
-def test_keys_tell_every_part_apart() -> None:
+def test_a_key_depends_on_every_part() -> None:
     assert key(1, 2) != key(2, 1)
     assert len({key(), key(0), key(0, 0), key(0, 0, 0)}) == 4
     grid = keys(np.arange(50)[:, None, None], np.arange(1, 9)[None, :, None], np.arange(250))
@@ -466,7 +466,7 @@ def test_repeats_put_copies_of_a_sample_into_one_global_batch(
         assert sorted(index for sample_epoch, index in walked if sample_epoch == epoch) == list(range(samples))
 
 
-def test_copies_are_as_many_for_each_sample_where_repeats_divide_the_batch() -> None:
+def test_every_sample_has_equally_many_copies_if_repeats_divide_the_batch() -> None:
     plan = augmented(20, AugmentConfig(repeats=3), global_size=12, duration="20 updates")
     seen = Counter(pair for position in range(20) for pair in real(global_batch(plan, position)))
     assert set(seen.values()) == {1}
@@ -475,7 +475,7 @@ def test_copies_are_as_many_for_each_sample_where_repeats_divide_the_batch() -> 
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 5])
-def test_repeats_are_the_same_however_they_are_split_and_at_a_jump(repeats: int) -> None:
+def test_repeats_are_the_same_for_every_split_and_start(repeats: int) -> None:
     alone = augmented(30, AugmentConfig(repeats=repeats), global_size=21, micro_size=22, duration="200 samples")
     walked = [real(global_batch(alone, position)) for position in range(10)]
     assert [len(batch) for batch in walked] == [21] * 9 + [11]
@@ -489,7 +489,7 @@ def test_repeats_are_the_same_however_they_are_split_and_at_a_jump(repeats: int)
                 assert set(fillers) <= set(walked[position])
 
 
-def test_one_copy_is_the_stream_as_it_was() -> None:
+def test_one_repeat_changes_nothing() -> None:
     # Literal values, from before there were copies.
     assert order_walked(10, 0, 0) == [5, 4, 2, 0, 3, 1, 6, 7, 9, 8]
     plan = augmented(10, AugmentConfig(repeats=1), global_size=4, micro_size=6)
@@ -508,7 +508,7 @@ def test_one_copy_is_the_stream_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(("size", "largest"), [(1, 1), (2, 1), (3, 1), (8, 4), (9, 4)])
-def test_copies_that_leave_no_two_samples_are_refused(size: int, largest: int) -> None:
+def test_repeats_that_leave_fewer_than_two_samples_are_refused(size: int, largest: int) -> None:
     plan = augmented(50, AugmentConfig(repeats=largest), global_size=size)
     distinct = {(epoch // largest, index) for epoch, index in real(global_batch(plan, 0))}
     assert len(distinct) >= min(size, 2)
@@ -530,7 +530,7 @@ def test_copies_that_leave_no_two_samples_are_refused(size: int, largest: int) -
         (("16 for 1 samples", "32 for 1 samples", "48 for 8 samples"), ((1, 16), (1, 32), (2, 48))),
     ],
 )
-def test_sizes_follow_each_other(sizes: tuple[str, ...], ends: tuple[tuple[int, int], ...]) -> None:
+def test_image_sizes_of_the_plan_follow_each_other(sizes: tuple[str, ...], ends: tuple[tuple[int, int], ...]) -> None:
     plan = augmented(50, AugmentConfig(sizes=sizes))
     assert plan.updates == 19
     assert plan.sizes == ends

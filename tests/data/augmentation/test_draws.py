@@ -40,7 +40,7 @@ def mixed(pairs: int, side: tuple[int, int] = (32, 32), *, seed: int = 0, **augm
 
 
 @pytest.mark.parametrize("draw", [affine, flips, shifts])
-def test_a_samples_draws_depend_on_its_key_alone(draw: Any) -> None:
+def test_draws_of_a_sample_depend_only_on_its_key(draw: Any) -> None:
     epochs, ids = np.arange(200) // 60, np.arange(200) * 7919 % 1000
 
     def drawn(seed: int, rows: Any) -> Any:
@@ -61,7 +61,7 @@ def test_a_samples_draws_depend_on_its_key_alone(draw: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-def test_an_erasure_depends_on_its_key_alone(mode: str) -> None:
+def test_an_erasure_depends_only_on_its_key(mode: str) -> None:
     config = AugmentConfig(erasing=0.5, erasing_mode=mode)  # type: ignore[arg-type]
     sample_keys = keys(0, Purpose.ERASE, 3, np.arange(100))
 
@@ -85,7 +85,7 @@ def test_an_erasure_depends_on_its_key_alone(mode: str) -> None:
     assert [fields[0] for fields in whole.values()] != erased(100, (3, 20, 24), seed=1, erasing=0.5).boxes.tolist()
 
 
-def test_a_pairs_mix_depends_on_its_number_and_position_alone() -> None:
+def test_mixing_of_a_pair_depends_only_on_its_number_and_position() -> None:
     ones = np.ones(96, np.float32)
     whole = mixes(MIXING, 3, 17, 0, ones, (16, 20))
     assert 0 < whole.cut.sum() < 48
@@ -100,7 +100,7 @@ def test_a_pairs_mix_depends_on_its_number_and_position_alone() -> None:
 
 
 @pytest.mark.parametrize("augment", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
-def test_a_pair_with_a_filler_stays_as_it_is(augment: dict[str, float]) -> None:
+def test_a_pair_with_a_filler_is_not_mixed(augment: dict[str, float]) -> None:
     whole = mixed(200, **augment)
     assert (whole.kept < 1).mean() > 0.9
     weight = np.random.default_rng(0).integers(0, 2, 400).astype(np.float32)
@@ -121,7 +121,7 @@ def test_a_pair_with_a_filler_stays_as_it_is(augment: dict[str, float]) -> None:
 
 
 def parameters_of(maps: NDArray[Any], side: int) -> dict[str, NDArray[Any]]:
-    """What a square's maps were made of, each as torchvision calls it, translations in pixels."""
+    """Recover the parameters of a square's maps under torchvision's names, translations in pixels."""
     turned, offset = maps[:, :, :2].astype(float), maps[:, :, 2].astype(float)
     moved = -np.linalg.solve(turned, offset[:, :, None])[:, :, 0] * side / 2
     return {
@@ -161,7 +161,7 @@ def test_affine_parameters_are_distributed_as_in_random_affine() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (20, 31), (33, 18)])
-def test_a_map_sees_what_torchvision_sees(height: int, width: int) -> None:
+def test_an_affine_map_gives_torchvisions_result(height: int, width: int) -> None:
     count = 12
     config = AugmentConfig(rotate=60, translate=0.2, scale=0.3, flip=0.5, shift=2)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, height, width), dtype=np.uint8))
@@ -185,7 +185,7 @@ def test_a_map_sees_what_torchvision_sees(height: int, width: int) -> None:
         np.testing.assert_allclose(actual[i].numpy(), expected.numpy(), atol=0.02)
 
 
-def test_a_map_without_bounds_is_the_identity_and_flip_and_shift_are_those_without_it() -> None:
+def test_an_affine_map_of_zero_ranges_is_the_identity_with_the_usual_flip_and_shift() -> None:
     epoch, index = zeros(40), np.arange(40)
     plain = affine(AugmentConfig(), 0, epoch, index, (9, 14))
     assert (plain == np.array([[1, 0, 0], [0, 1, 0]], np.float32)).all()
@@ -198,7 +198,7 @@ def test_a_map_without_bounds_is_the_identity_and_flip_and_shift_are_those_witho
 
 
 def timms_boxes(height: int, width: int, probability: float) -> NDArray[np.int64]:
-    """(top, bottom, left, right) of what timm erases in COUNT images, where it does."""
+    """Return (top, bottom, left, right) of the boxes that timm erases in COUNT images."""
     erase = RandomErasing(probability, mode="const", device="cpu")
     random.seed(0)
     boxes = []
@@ -212,8 +212,8 @@ def timms_boxes(height: int, width: int, probability: float) -> NDArray[np.int64
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 72)])
-def test_erasures_are_distributed_as_timms(height: int, width: int) -> None:
-    # Ours are of a probability of 1, so that both have enough; who is erased is looked at beside it.
+def test_erasures_have_timms_distribution(height: int, width: int) -> None:
+    # Ours have a probability of 1, so that both have enough boxes; which images are erased is tested separately.
     ours, theirs = erased(COUNT, (3, height, width), erasing=1.0).boxes, timms_boxes(height, width, 1.0)
     assert len(ours) > 0.99 * COUNT
     assert abs(len(ours) - len(theirs)) < 0.005 * COUNT
@@ -243,7 +243,7 @@ def test_erasures_are_distributed_as_timms(height: int, width: int) -> None:
     assert actual["area"].max() < 0.345
 
 
-def test_as_many_are_erased_as_asked() -> None:
+def test_the_fraction_of_erased_images_is_as_configured() -> None:
     for probability in (0.25, 0.6):
         rows = erased(COUNT, (3, 64, 64), erasing=probability).rows
         deviation = math.sqrt(probability * (1 - probability) / COUNT)
@@ -257,7 +257,7 @@ def test_as_many_are_erased_as_asked() -> None:
     assert np.array_equal(few.boxes, many.boxes[np.isin(many.rows, few.rows)])
 
 
-def test_colours_of_erasures_are_standard_normal() -> None:
+def test_erasing_colours_are_standard_normal() -> None:
     colours = erased(COUNT, (3, 64, 64), erasing=1.0, erasing_mode="rand").colour
     assert colours.dtype == np.float32
     assert kstest(colours.ravel(), "norm").statistic < 1.95 / math.sqrt(colours.size)
@@ -265,7 +265,7 @@ def test_colours_of_erasures_are_standard_normal() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.8, 1.0, 4.0])
-def test_mixups_part_is_of_the_beta_distribution(alpha: float) -> None:
+def test_the_part_kept_by_mixup_has_a_beta_distribution(alpha: float) -> None:
     actual = mixed(COUNT, mixup=alpha)
     assert not actual.cut.any()
     assert not actual.boxes.any()
@@ -278,7 +278,7 @@ def test_mixups_part_is_of_the_beta_distribution(alpha: float) -> None:
 
 
 def timms_parts(side: tuple[int, int], **mixup: Any) -> NDArray[Any]:
-    """λ of COUNT pairs mixed by timm, after CutMix's correction, read from the targets."""
+    """Return λ of COUNT pairs mixed by timm, after CutMix's correction, read from the targets."""
     mixing = Mixup(mode="pair", label_smoothing=0.0, num_classes=2, **mixup)
     images, targets = torch.zeros(2 * COUNT, 1, *side), torch.arange(2 * COUNT) // COUNT
     np.random.seed(0)
@@ -287,7 +287,7 @@ def timms_parts(side: tuple[int, int], **mixup: Any) -> NDArray[Any]:
 
 @pytest.mark.parametrize("side", [(32, 32), (12, 30)], ids=["square", "wide"])
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_cutmixs_part_is_timms_after_its_correction(alpha: float, side: tuple[int, int]) -> None:
+def test_the_part_kept_by_cutmix_equals_timms_after_its_correction(alpha: float, side: tuple[int, int]) -> None:
     actual = mixed(COUNT, side, cutmix=alpha)
     assert actual.cut.all()
     top, bottom, left, right = actual.boxes.T
@@ -298,7 +298,7 @@ def test_cutmixs_part_is_timms_after_its_correction(alpha: float, side: tuple[in
     assert abs(actual.kept.mean() - theirs.mean()) < 5 * theirs.std() * math.sqrt(2 / COUNT)
 
 
-def test_both_mix_as_often_and_as_far_as_timms() -> None:
+def test_mixup_and_cutmix_together_are_distributed_as_timms() -> None:
     shares = {"mix_prob": 0.7, "mix_switch": 0.3}
     actual = mixed(COUNT, mixup=0.8, cutmix=1.0, **shares)
     theirs = timms_parts((32, 32), mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.7, switch_prob=0.3)
@@ -312,7 +312,7 @@ def test_both_mix_as_often_and_as_far_as_timms() -> None:
 
 
 @pytest.mark.parametrize("side", [(9, 9), (7, 12)])
-def test_a_box_is_timms_for_the_same_part_and_middle(side: tuple[int, int]) -> None:
+def test_a_cutmix_box_equals_timms_for_the_same_area_and_centre(side: tuple[int, int]) -> None:
     height, width = side
     # Seeds under which timm draws a middle.
     seed_of: dict[tuple[int, int], int] = {}
@@ -328,7 +328,7 @@ def test_a_box_is_timms_for_the_same_part_and_middle(side: tuple[int, int]) -> N
         assert rand_bbox((3, height, width), beta.ppf(part, 0.7, 0.7)) == tuple(actual.boxes[pair].tolist())
 
 
-def test_middles_of_boxes_are_everywhere() -> None:
+def test_centres_of_cutmix_boxes_are_uniform() -> None:
     boxes = mixed(COUNT, (8, 8), cutmix=1000.0).boxes
     # A half of the area is 5 × 5 pixels of 8 × 8: cut at the border, each middle shows.
     edges, counts = np.unique(boxes, axis=0, return_counts=True)

@@ -102,7 +102,7 @@ def streams_of(config: Config, runtimes: list[Any], workers: int) -> list[Stream
 
 
 def rows_of(micro_batches: list[Batch]) -> list[list[Any]]:
-    """Of each slot that counts: its id, SHA-256 of its pixels, its targets and its drop-path's draws, exactly."""
+    """Return for each real slot its id, SHA-256 of its pixels, its targets and its drop-path draws, exactly."""
     rows = []
     for batch in micro_batches:
         assert batch.drop_path is not None
@@ -114,7 +114,7 @@ def rows_of(micro_batches: list[Batch]) -> list[list[Any]]:
 
 
 def walked(config: Config, runtimes: list[Any], workers: int) -> list[list[list[Any]]]:
-    """The rows of each global batch, in the order of its slots."""
+    """Return the rows of each global batch, in the order of its slots."""
     streams = streams_of(config, runtimes, workers)
     actual = []
     for position in range(UPDATES):
@@ -127,11 +127,11 @@ def walked(config: Config, runtimes: list[Any], workers: int) -> list[list[list[
 
 @pytest.fixture(scope="module")
 def expected(runtime: Runtime, image_folder: Path) -> list[list[list[Any]]]:
-    """By one process in micro-batches that hold a global batch."""
+    """Return the rows of one process whose micro-batches hold a whole global batch."""
     return walked(pictures(Path("unused"), image_folder, batch__micro_size=44), [runtime], 0)
 
 
-def test_everything_is_on(expected: list[list[list[Any]]]) -> None:
+def test_the_recipe_under_test_uses_every_augmentation(expected: list[list[list[Any]]]) -> None:
     assert [len(rows) for rows in expected] == [43] * UPDATES
     for rows in expected:
         ids, pixels, targets, draws = zip(*rows, strict=True)
@@ -149,7 +149,7 @@ def test_everything_is_on(expected: list[list[list[Any]]]) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("micro_size", [16, 64])
-def test_batches_are_the_same_to_the_bit_however_they_are_made(
+def test_batches_are_bit_identical_for_every_split_worker_count_and_start(
     runtime: Runtime,
     image_folder: Path,
     expected: list[list[list[Any]]],
@@ -169,7 +169,7 @@ def test_batches_are_the_same_to_the_bit_however_they_are_made(
 
 
 def batches(images: str) -> list[list[list[Any]]]:
-    """In a world of real processes: this rank's rows of each global batch."""
+    """Return, in a world of real processes, this rank's rows of each global batch."""
     config = pictures(Path("unused"), Path(images))
     runtime = Runtime(config.run, "fp32")
     [stream] = streams_of(config, [runtime], 0)
@@ -219,7 +219,7 @@ def end_files(folder: Path) -> dict[str, bytes]:
 
 
 def stopped_and_gone_on(config: Config, forward: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Trains with a real SIGTERM at a forward pass of the loss, and again to the end; the update it stopped after."""
+    """Train with a real SIGTERM during the loss, then again to the end; return the update it stopped after."""
     losses_for_tests.forwards = 0
     monkeypatch.setenv("SIGNAL", "SIGTERM")
     monkeypatch.setenv("SIGNAL_AT", str(forward))
@@ -283,7 +283,7 @@ def test_top1_of_train_lines_is_a_number_where_nothing_is_mixed_and_mirrored_dig
 
 
 class Watched(nn.Module):
-    """A small network for any side that notes what it is shown."""
+    """A small network for any image size that records its inputs."""
 
     def __init__(self, classes: int, channels: int) -> None:
         super().__init__()
@@ -299,11 +299,11 @@ class Watched(nn.Module):
 
 
 def watched(*, classes: int, channels: int, image_size: int) -> nn.Module:
-    """Named by import path below."""
+    """Imported by its path below."""
     return Watched(classes, channels)
 
 
-def test_sizes_of_a_run_come_in_turn_and_evaluation_is_at_the_full_one(
+def test_a_run_trains_at_its_sizes_in_turn_and_evaluates_at_full_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = {
@@ -330,7 +330,7 @@ def test_sizes_of_a_run_come_in_turn_and_evaluation_is_at_the_full_one(
     assert end_files(config.folder) == end_files(tmp_path / "whole")
 
 
-def test_our_vit_takes_sizes_too(tmp_path: Path) -> None:
+def test_the_vit_takes_other_image_sizes(tmp_path: Path) -> None:
     sizes = {"data__image_size": 16, "augment__sizes": ["8 for 3 updates", "12 for 2 updates"]}
     run = train(digits(tmp_path / "run", **sizes, train__duration="8 updates"))
     assert [line["update"] for line in run.history if line["kind"] == "train"] == list(range(1, 9))
@@ -341,14 +341,12 @@ def test_our_vit_takes_sizes_too(tmp_path: Path) -> None:
 
 
 def numbers_only(logits: Tensor, targets: Tensor) -> Tensor:
-    """Named by import path below: cross entropy that looks classes up."""
+    """Cross entropy of class numbers, imported by its path below."""
     return logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("mixing", [{"augment__mixup": 0.8}, {"augment__cutmix": 1.0}])
-def test_a_loss_that_takes_class_numbers_alone_is_refused_where_they_are_mixed(
-    tmp_path: Path, mixing: dict[str, float]
-) -> None:
+def test_a_loss_of_class_numbers_is_refused_with_mixed_targets(tmp_path: Path, mixing: dict[str, float]) -> None:
     name = "tests.data.augmentation.test_exact:numbers_only"
     with pytest.raises(UserError) as caught:
         train(digits(tmp_path / "run", **mixing, loss__name=name))

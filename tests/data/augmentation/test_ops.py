@@ -31,7 +31,7 @@ def pixels(*shape: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(1, 256, shape, dtype=np.uint8))
 
 
-def test_flip_mirrors_the_chosen() -> None:
+def test_flip_mirrors_the_chosen_images() -> None:
     images = pixels(5, 3, 4, 7)
     chosen = torch.tensor([True, False, False, True, True])
     expected = images.numpy().copy()
@@ -64,7 +64,7 @@ def test_shift_moves_down_and_right_and_fills_with_black(largest: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_normalise_is_value_less_mean_over_std(channels: int) -> None:
+def test_normalise_subtracts_the_mean_and_divides_by_std(channels: int) -> None:
     images = torch.arange(256, dtype=torch.uint8).repeat(channels).reshape(1, channels, 16, 16)
     mean, std = (0.4914, 0.4822, 0.4465)[:channels], (0.2470, 0.2435, 0.2616)[:channels]
     actual = normalise(images, 16, torch.tensor(mean), torch.tensor(std))
@@ -106,7 +106,7 @@ def test_halving_is_the_triangle_filter() -> None:
 
 
 def sampled(image: NDArray[Any], y: float, x: float) -> NDArray[Any]:
-    """The colour [c] at a place in pixels of an image [c, h, w], bilinear; outside it is black."""
+    """Return the colour [c] at a point, in pixels, of an image [c, h, w]: bilinear, black outside."""
     height, width = image.shape[1:]
     top, left = math.floor(y), math.floor(x)
     colour = np.zeros(len(image))
@@ -118,7 +118,7 @@ def sampled(image: NDArray[Any], y: float, x: float) -> NDArray[Any]:
 
 
 def warped(image: NDArray[Any], affine_map: NDArray[Any]) -> NDArray[Any]:
-    """Each pixel of the output, whose middle is in -1 … 1, looked up in the input."""
+    """Look up the centre of each output pixel, in -1 … 1, in the input."""
     height, width = image.shape[1:]
     actual = np.zeros(image.shape)
     for row in range(height):
@@ -137,7 +137,7 @@ def test_warp_by_the_identity_changes_nothing(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_warp_turns_a_square_by_right_angles(turns: int) -> None:
+def test_warp_rotates_a_square_by_right_angles(turns: int) -> None:
     images = pixels(2, 3, 9, 9)
     angle = math.pi / 2 * turns
     affine_map = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]]
@@ -153,10 +153,10 @@ def test_warp_moves_by_whole_pixels_as_shift_does(down: int, right: int) -> None
     np.testing.assert_allclose(actual.numpy(), expected.numpy(), atol=1e-3)
 
 
-def test_warp_of_half_the_map_is_twice_the_size() -> None:
+def test_warp_by_half_the_map_doubles_the_size() -> None:
     images = pixels(1, 1, 8, 8)
     actual = warp(images, torch.tensor([[[0.5, 0, 0], [0, 0.5, 0]]]))[0, 0].numpy()
-    # Output pixels lie a quarter of a pixel beside the input's, so weights are 1/4 and 3/4 along each axis.
+    # Output pixels lie a quarter of a pixel off the input's, so weights are 1/4 and 3/4 along each axis.
     weights = np.zeros((8, 8))
     for i in range(8):
         near, far = (2 + i // 2, 1 + i // 2) if i % 2 == 0 else (2 + i // 2, 3 + i // 2)
@@ -164,7 +164,7 @@ def test_warp_of_half_the_map_is_twice_the_size() -> None:
     np.testing.assert_allclose(actual, weights @ images[0, 0].numpy() @ weights.T, rtol=1e-5)
 
 
-def test_warp_is_the_bilinear_look_up_of_each_pixel() -> None:
+def test_warp_interpolates_each_pixel_bilinearly() -> None:
     generator = np.random.default_rng(2)
     for height, width in ((6, 6), (5, 8)):
         images = pixels(6, 2, height, width)
@@ -181,7 +181,7 @@ BOXES = [[0, 3, 1, 6], [5, 7, 0, 8], [2, 2, 3, 5], [0, 7, 0, 8], [6, 7, 7, 8]]
 
 
 @pytest.mark.parametrize("mode", ["const", "rand"])
-def test_erase_paints_the_boxes_of_its_rows(mode: str) -> None:
+def test_erase_fills_the_boxes_of_its_rows(mode: str) -> None:
     images = torch.randn(8, 3, 7, 8, generator=torch.Generator().manual_seed(0))
     rows, before = [1, 2, 4, 6, 7], images.clone()
     colour = torch.zeros(5, 3) if mode == "const" else torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
@@ -196,14 +196,14 @@ def test_erase_paints_the_boxes_of_its_rows(mode: str) -> None:
 
 
 def split_mix(seed: int, number: int) -> int:
-    """Output `number` (from 1) of SplitMix64 (Steele, Lea and Flood, 2014), in Python's own integers."""
+    """Return output `number` (from 1) of SplitMix64 (Steele, Lea and Flood, 2014), in Python's own integers."""
     value = (seed + number * 0x9E3779B97F4A7C15) % 2**64
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
     return value ^ value >> 31
 
 
-def test_noise_is_normal_quantiles_of_split_mix() -> None:
+def test_noise_is_the_normal_quantile_of_splitmix64() -> None:
     # The published first outputs of seed 1234567.
     assert [split_mix(1234567, number) for number in (1, 2, 3)] == [
         6457827717110365317,
@@ -218,7 +218,7 @@ def test_noise_is_normal_quantiles_of_split_mix() -> None:
         np.testing.assert_allclose(actual.numpy(), ndtri(uniform), atol=1e-4, rtol=1e-4)
 
 
-def test_erased_pixels_get_noise_of_their_own_and_others_stay() -> None:
+def test_each_erased_pixel_gets_its_own_noise_and_others_are_unchanged() -> None:
     images = torch.randn(8, 3, 7, 8, generator=torch.Generator().manual_seed(0))
     rows, box_keys = [1, 2, 4, 6, 7], [5, -6, 7, -(2**63), 2**63 - 1]
     expected = images.numpy().copy()
@@ -250,7 +250,7 @@ def test_erased_pixels_get_noise_of_their_own_and_others_stay() -> None:
     assert torch.equal(turned, actual)
 
 
-def test_noise_has_the_moments_of_a_standard_normal_and_no_two_pixels_are_alike() -> None:
+def test_noise_is_standard_normal_and_independent_between_pixels() -> None:
     count, side = 20, 50
     box_keys = torch.from_numpy(keys(0, Purpose.ERASE, 0, np.arange(count)).view(np.int64))
     boxes = torch.tensor([[0, side, 0, side]]).expand(count, 4)
@@ -276,7 +276,7 @@ def test_noise_has_the_moments_of_a_standard_normal_and_no_two_pixels_are_alike(
         assert len(image.unique()) > 0.998 * image.numel()
 
 
-def test_mix_is_that_of_pairs() -> None:
+def test_mix_mixes_each_pair() -> None:
     images = torch.randn(8, 3, 5, 6, generator=torch.Generator().manual_seed(0))
     kept, cut = torch.tensor([0.75, 1.0, 0.6, 0.3]), torch.tensor([False, False, True, False])
     boxes = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0], [1, 4, 2, 6], [0, 0, 0, 0]])
@@ -299,7 +299,7 @@ def test_mix_is_that_of_pairs() -> None:
         assert torch.equal(alone, actual[slots])
 
 
-def test_mixed_targets_have_the_part_that_pixels_have() -> None:
+def test_mixed_targets_match_the_part_of_the_pixels() -> None:
     classes, side = 5, 8
     targets = torch.tensor([3, 0, 1, 1, 4, 2, 0, 4])
     boxes = torch.tensor([[0, 0, 0, 0], [0, 8, 4, 8], [2, 5, 0, 3], [0, 0, 0, 0]])

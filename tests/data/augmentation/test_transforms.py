@@ -54,13 +54,13 @@ def training(augment: AugmentConfig, side: int) -> Transform:
 
 
 def disturb(seed: int) -> None:
-    """Leaves the global generators in a state of its own."""
+    """Seed the global generators, as other code might have left them."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def test_same_key_same_pixels_whatever_was_drawn_before() -> None:
+def test_the_same_key_gives_the_same_pixels_whatever_was_drawn_before() -> None:
     transform = cropping(0.2, 16)
     actual = []
     for state in range(5):
@@ -73,7 +73,7 @@ def test_same_key_same_pixels_whatever_was_drawn_before() -> None:
     assert all(torch.equal(pixels, actual[0]) for pixels in actual)
 
 
-def test_keys_differ_pixels_differ() -> None:
+def test_different_keys_give_different_pixels() -> None:
     transform = cropping(0.2, 16)
     sample_keys = keys(0, Purpose.SAMPLE, 0, np.arange(50)).tolist()
     assert len({transform(noise(), sample_key, 16).numpy().tobytes() for sample_key in sample_keys}) == 50
@@ -96,7 +96,7 @@ def test_generators_of_every_library_are_seeded() -> None:
 
 
 @pytest.mark.parametrize(("size", "box", "resized"), [((64, 48), (7, 2), (42, 32)), ((48, 64), (2, 7), (32, 42))])
-def test_evaluation_takes_the_centre_of_the_short_sides_size(
+def test_evaluation_crops_the_centre_after_resizing_the_short_side(
     size: tuple[int, int], box: tuple[int, int], resized: tuple[int, int]
 ) -> None:
     image = noise(*size)
@@ -108,7 +108,7 @@ def test_evaluation_takes_the_centre_of_the_short_sides_size(
     assert np.array_equal(actual.numpy(), expected)
 
 
-def test_evaluation_draws_nothing() -> None:
+def test_evaluation_makes_no_random_draws() -> None:
     transform = EvaluationTransform(0.875)
     disturb(0)
     before = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
@@ -121,7 +121,7 @@ def test_evaluation_draws_nothing() -> None:
     assert torch.equal(transform(noise(), 2, 20), first)
 
 
-def test_training_without_a_crop_is_what_evaluation_does() -> None:
+def test_training_without_a_random_crop_equals_evaluation() -> None:
     augment = AugmentConfig(crop_min=0.0, flip=0.5, shift=3)
     transform = training(augment, 20)
     for sample_key in (0, 1, 2**64 - 1):
@@ -130,13 +130,13 @@ def test_training_without_a_crop_is_what_evaluation_does() -> None:
     assert not torch.equal(cropped(noise(), 1, 20), EvaluationTransform(0.875)(noise(), 0, 20))
 
 
-def test_flip_and_shift_are_not_the_workers_business() -> None:
+def test_flip_and_shift_are_not_done_in_workers() -> None:
     plain = training(AugmentConfig(crop_min=0.3), 20)(noise(), 7, 20)
     assert torch.equal(training(AugmentConfig(crop_min=0.3, flip=1.0, shift=4), 20)(noise(), 7, 20), plain)
 
 
 @pytest.mark.parametrize("crop_min", [0.2, 0.6])
-def test_crops_are_of_the_areas_and_shapes_asked_for(crop_min: float) -> None:
+def test_crops_have_the_configured_areas_and_aspect_ratios(crop_min: float) -> None:
     # Red counts columns and green rows, so that a crop tells where it was.
     side = 64
     ramp = np.arange(side, dtype=np.uint8) * 4
@@ -167,7 +167,7 @@ AUTOS = ["rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "v0", "3a", "trivia
 
 
 def speckled(image: Image.Image) -> Image.Image:
-    """Named by import path below: draws from the generators of all three libraries, and of torch's own kind."""
+    """Draw from the generators of all three libraries; imported by its path below."""
     pixels = np.asarray(image).copy()
     for _ in range(20):
         place = random.randrange(pixels.shape[0]), np.random.randint(pixels.shape[1])
@@ -176,7 +176,7 @@ def speckled(image: Image.Image) -> Image.Image:
 
 
 def broken(image: Image.Image) -> Image.Image:
-    """Draws from all three, and fails."""
+    """Draw from all three, and fail."""
     speckled(image)
     raise OSError("no more of this")
 
@@ -200,7 +200,7 @@ def grey(side: int = 8) -> Image.Image:
 
 
 def made(recipe: str, image: Image.Image, sample_keys: list[int]) -> torch.Tensor:
-    """Of a new transform, in memory: the image keeps its size where nothing crops it."""
+    """Apply a new transform for decoded pixels, which keep their size if nothing crops them."""
     mean = (0.3,) if image.mode == "L" else MEAN
     transform = training_transform(AugmentConfig(**RECIPES[recipe]), mean, 16, None)
     assert transform is not None
@@ -208,7 +208,7 @@ def made(recipe: str, image: Image.Image, sample_keys: list[int]) -> torch.Tenso
 
 
 def digests() -> dict[str, list[str]]:
-    """SHA-256 of each recipe's pixels, in colour and in grey."""
+    """Return the SHA-256 of each recipe's pixels, in colour and in grey."""
     return {
         recipe: [hashlib.sha256(made(recipe, image, KEYS).numpy().tobytes()).hexdigest() for image in (noise(), grey())]
         for recipe in RECIPES
@@ -216,7 +216,7 @@ def digests() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_each_recipe_depends_on_the_key_alone(recipe: str) -> None:
+def test_each_recipe_depends_only_on_the_key(recipe: str) -> None:
     for image, channels in ((noise(), 3), (grey(), 1)):
         disturb(1)
         first = made(recipe, image, KEYS)
@@ -249,7 +249,7 @@ def test_each_recipe_is_the_same_in_workers() -> None:
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "broken"])
-def test_the_main_processs_generators_go_on_as_if_nothing_were_drawn(recipe: str) -> None:
+def test_generators_of_the_main_process_are_restored(recipe: str) -> None:
     def states() -> tuple[Any, Any, torch.Tensor]:
         return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
 
@@ -273,7 +273,7 @@ def test_the_main_processs_generators_go_on_as_if_nothing_were_drawn(recipe: str
 
 @pytest.mark.parametrize("name", AUTOS[:5])
 @pytest.mark.parametrize("side", [16, 30])
-def test_timms_names_are_what_timms_own_pipeline_does(name: str, side: int) -> None:
+def test_timm_augmentations_equal_timms_pipeline(name: str, side: int) -> None:
     # Of (crop and flip, augmentation, tensor), the one in the middle.
     _, theirs, _ = transforms_imagenet_train(
         side, auto_augment=name, interpolation="bicubic", mean=MEAN, separate=True, color_jitter=None
@@ -297,13 +297,13 @@ def test_timms_names_are_what_timms_own_pipeline_does(name: str, side: int) -> N
         ("color_jitter", v2.ColorJitter(0.4, 0.4, 0.4)),
     ],
 )
-def test_torchvisions_names_are_its_transforms(recipe: str, theirs: Any) -> None:
+def test_torchvision_names_give_its_transforms(recipe: str, theirs: Any) -> None:
     for sample_key, actual in zip(KEYS, made(recipe, noise(), KEYS), strict=True):
         torch.manual_seed(sample_key // 2)
         assert np.array_equal(actual.numpy(), np.asarray(theirs(noise())).transpose(2, 0, 1))
 
 
-def test_steps_are_crop_augmentation_jitter_and_the_users_own_in_turn() -> None:
+def test_transforms_run_in_the_order_crop_auto_jitter_user() -> None:
     sample_key, crop = KEYS[0], v2.RandomResizedCrop(16, (0.3, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
     _, automatic, _ = transforms_imagenet_train(
         16, auto_augment=AUTOS[0], interpolation="bicubic", mean=MEAN, separate=True, color_jitter=None
@@ -340,13 +340,13 @@ def test_steps_are_crop_augmentation_jitter_and_the_users_own_in_turn() -> None:
         ),
     ],
 )
-def test_what_cannot_be_made_is_named_in_one_line(augment: dict[str, str], text: str) -> None:
+def test_invalid_augmentations_give_a_one_line_error(augment: dict[str, str], text: str) -> None:
     with pytest.raises(UserError) as caught:
         training_transform(AugmentConfig(**augment), MEAN, 16, None)  # type: ignore[arg-type]
     assert str(caught.value) == text
 
 
-def test_images_in_memory_need_no_transform_where_nothing_is_asked_of_workers() -> None:
+def test_decoded_pixels_need_no_transform_without_worker_augmentation() -> None:
     device_only = AugmentConfig(flip=0.5, shift=2, rotate=9, erasing=0.5, mixup=0.8, repeats=2)
     assert training_transform(device_only, MEAN, 16, None) is None
     plain = EvaluationTransform(0.875)

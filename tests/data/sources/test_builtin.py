@@ -36,7 +36,7 @@ def memory(subset: Subset) -> MemorySource:
     return subset.source
 
 
-def test_digits() -> None:
+def test_digits_are_read_with_their_splits() -> None:
     data = open_data(DataConfig())
     assert {name: len(subset) for name, subset in data.splits.items()} == {"train": 1294, "test": 359, "val": 144}
     ids = np.concatenate([subset.indices for subset in data.splits.values()])
@@ -71,32 +71,32 @@ def test_digits_splits_are_the_same_for_every_seed() -> None:
     assert first["test"].indices[:5].tolist() == [203, 933, 243, 1113, 28]
 
 
-def test_a_name_that_is_not_known() -> None:
+def test_an_unknown_data_set_is_refused() -> None:
     assert refusal(DataConfig(name="mnst")) == "data.name: no data set mnst (did you mean mnist?)"
     assert refusal(DataConfig(name="zebra")) == (
         "data.name: no data set zebra; known: digits, mnist, fashion_mnist, cifar10, cifar100, folder"
     )
 
 
-def test_digits_with_a_root_and_a_folder_without() -> None:
+def test_digits_with_a_root_and_a_folder_without_one_are_refused() -> None:
     assert refusal(DataConfig(name="digits", root="/pictures")) == (
         "data.root: digits come with scikit-learn: drop data.root, or set data.name folder"
     )
     assert refusal(DataConfig(name="folder")) == "data.root: set the folder of your images"
 
 
-def test_a_root_alone_is_a_folder(image_folder: Path) -> None:
+def test_a_root_without_a_name_is_read_as_a_folder(image_folder: Path) -> None:
     data = open_data(DataConfig(root=str(image_folder)))
     assert data.classes == ("ant", "bee", "cat")
     assert {name: len(subset) for name, subset in data.splits.items()} == {"train": 60, "val": 21}
 
 
-def test_home_is_expanded(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_root_is_expanded(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(image_folder.parent))
     assert len(open_data(DataConfig(root=f"~/{image_folder.name}")).splits["train"]) == 60
 
 
-def test_downloads_go_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_go_to_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert default_root() == tmp_path / "cache" / "vit_dist"
     write_mnist(default_root() / "mnist")
@@ -124,13 +124,13 @@ def test_real_mnist(real_mnist: Path) -> None:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """LeCun's format: 0 0, 8 for bytes, the number of dimensions, each as a big-endian int32, then the bytes."""
+    """Encode in LeCun's format: 0 0, 8 for bytes, number of dimensions, each as a big-endian int32, then the bytes."""
     header = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
     return header + array.astype(np.uint8).tobytes()
 
 
 def mnist_arrays() -> list[np.ndarray]:
-    """Six images and labels to train, four to test, as in MNIST_FILES; 28 rows and 27 columns tell the axes apart."""
+    """Make six training and four test images as in MNIST_FILES; 28 rows and 27 columns tell the axes apart."""
     generator = np.random.default_rng(0)
     arrays: list[np.ndarray] = []
     for count in (6, 4):
@@ -186,7 +186,7 @@ def test_fashion_mnist_reads_its_own_folder(tmp_path: Path) -> None:
     ],
     ids=["short", "long", "empty", "half a header", "a web page", "a label too few"],
 )
-def test_broken_idx(tmp_path: Path, name: str, change: object, expected: str) -> None:
+def test_broken_idx_files_are_refused(tmp_path: Path, name: str, change: object, expected: str) -> None:
     write_mnist(tmp_path)
     path = tmp_path / name
     assert callable(change)
@@ -203,7 +203,7 @@ def test_broken_idx(tmp_path: Path, name: str, change: object, expected: str) ->
     ],
     ids=["cut", "not gzip", "checksum"],
 )
-def test_broken_gzip(tmp_path: Path, change: object, reason: str) -> None:
+def test_broken_gzip_files_are_refused(tmp_path: Path, change: object, reason: str) -> None:
     write_mnist(tmp_path, compressed=MNIST_FILES)
     path = tmp_path / f"{MNIST_FILES[0]}.gz"
     assert callable(change)
@@ -214,7 +214,7 @@ def test_broken_gzip(tmp_path: Path, change: object, reason: str) -> None:
     assert not root.exists()
 
 
-def test_a_folder_of_other_things_is_not_downloaded_into(tmp_path: Path) -> None:
+def test_nothing_is_downloaded_into_a_folder_with_other_content(tmp_path: Path) -> None:
     (tmp_path / "dog").mkdir()
     message = refusal(DataConfig(name="mnist", root=str(tmp_path)))
     assert message == (
@@ -227,14 +227,14 @@ def test_a_folder_of_other_things_is_not_downloaded_into(tmp_path: Path) -> None
 
 
 def cifar_rows(count: int, classes: int, seed: int) -> tuple[np.ndarray, Ints]:
-    """Pixels [count, row, column, RGB], as one would look at them, and fine labels."""
+    """Return pixels [count, row, column, RGB] and fine labels."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     return pixels, generator.integers(0, classes, count)
 
 
 def cifar_archive(archive: CifarArchive, root: Path) -> CifarArchive:
-    """Writes a small archive of the official layout; `archive` with the hash of what was written."""
+    """Write a small archive of the official layout; return `archive` with its hash."""
     hundred = archive is CIFAR100
     if hundred:
         folder, parts = "cifar-100-binary", ["train.bin", "test.bin"]
@@ -275,7 +275,7 @@ def check_cifar(data: LabelledSplits, classes: int, train_files: int) -> None:
     assert (data.channels, data.image_size, len(data.mean), len(data.std)) == (3, 32, 3, 3)
 
 
-def test_cifar10(tmp_path: Path) -> None:
+def test_cifar10_is_read_with_its_labels(tmp_path: Path) -> None:
     data = read_cifar(cifar_archive(CIFAR10, tmp_path), tmp_path)
     check_cifar(data, 10, 5)
     assert data.classes == tuple(f"class_{i}" for i in range(10))
@@ -306,7 +306,7 @@ def test_an_archive_of_another_hash_is_refused(tmp_path: Path, archive: CifarArc
 
 
 class Elsewhere(CifarArchive):
-    """CIFAR-10 as if its home page were `base`."""
+    """Return CIFAR-10's archive with `base` as its home page."""
 
     base = HERE
 
@@ -315,14 +315,14 @@ class Elsewhere(CifarArchive):
         return self.base + self.file
 
 
-def test_cifars_home_page() -> None:
+def test_cifar_urls_and_hashes_are_the_official_ones() -> None:
     assert CIFAR10.md5 == "c32a1d4ab5d03f1284b67883e8d87530"
     assert CIFAR100.md5 == "03b5dce01913d631647c71ecec9e9cb8"
     assert CIFAR10.url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     assert CIFAR100.url == "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 
 
-def test_cifars_download_fails_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_cifar_download_gives_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     archive = Elsewhere(**dataclasses.asdict(CIFAR10))
     root = tmp_path / "new" / "folder"
@@ -345,7 +345,7 @@ def test_cifar_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     check_cifar(read_cifar(archive, root), 10, 5)
 
 
-def test_a_damaged_gzip_is_one_line(tmp_path: Path) -> None:
+def test_a_damaged_gzip_file_gives_a_one_line_error(tmp_path: Path) -> None:
     content = bytearray(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 1, 0]) + bytes(range(256))))
     content[12] ^= 0xFF
     path = tmp_path / "labels.gz"

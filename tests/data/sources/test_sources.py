@@ -47,7 +47,7 @@ def test_split_folders_of_class_folders(image_folder: Path) -> None:
     assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def test_images_are_those_of_the_files(image_folder: Path) -> None:
+def test_images_of_a_folder_are_those_of_its_files(image_folder: Path) -> None:
     source = files(read_folder(image_folder).splits["train"])
     for index in (0, 21, 59):
         image = source.image(index)
@@ -61,7 +61,7 @@ def test_images_are_those_of_the_files(image_folder: Path) -> None:
     ("mode", "colour", "expected"),
     [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("RGBA", (1, 2, 3, 128), (1, 2, 3)), ("P", 0, (0, 0, 0))],
 )
-def test_every_kind_of_image_becomes_rgb(
+def test_every_kind_of_image_is_converted_to_rgb(
     tmp_path: Path, mode: str, colour: int | tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     path = tmp_path / "x.png"
@@ -70,7 +70,7 @@ def test_every_kind_of_image_becomes_rgb(
     assert (image.mode, image.size, image.getpixel((3, 2))) == ("RGB", (4, 3), expected)
 
 
-def test_class_folders_directly(tmp_path: Path) -> None:
+def test_class_folders_are_read_without_split_folders(tmp_path: Path) -> None:
     expected = [
         picture(tmp_path / "bird" / "a.jpg"),
         picture(tmp_path / "bird" / "deeper" / "b.PNG"),
@@ -87,7 +87,7 @@ def test_class_folders_directly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Valid"])
 @pytest.mark.parametrize("train", ["train", "training", "Train"])
-def test_names_of_splits(tmp_path: Path, train: str, name: str) -> None:
+def test_split_folders_have_several_accepted_names(tmp_path: Path, train: str, name: str) -> None:
     for split in (train, name, "test", "notes"):
         picture(tmp_path / split / "dog" / "a.png")
     data = read_folder(tmp_path)
@@ -98,14 +98,14 @@ def test_names_of_splits(tmp_path: Path, train: str, name: str) -> None:
     }
 
 
-def test_labels_of_a_split_that_lacks_a_class(tmp_path: Path) -> None:
+def test_labels_keep_their_numbers_in_a_split_that_lacks_a_class(tmp_path: Path) -> None:
     for name in ("ant", "bee", "cat"):
         picture(tmp_path / "train" / name / "a.png")
     picture(tmp_path / "test" / "cat" / "a.png")
     assert files(read_folder(tmp_path).splits["test"]).labels.tolist() == [2]
 
 
-def test_two_folders_of_one_split(tmp_path: Path) -> None:
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
     for split in ("train", "valid", "val"):
         picture(tmp_path / split / "dog" / "a.png")
     assert refusal(tmp_path) == (
@@ -113,13 +113,13 @@ def test_two_folders_of_one_split(tmp_path: Path) -> None:
     )
 
 
-def test_no_train_folder(tmp_path: Path) -> None:
+def test_split_folders_without_train_are_refused(tmp_path: Path) -> None:
     for split in ("validation", "test"):
         picture(tmp_path / split / "dog" / "a.png")
     assert refusal(tmp_path) == f"data.root: {tmp_path} has test, val but no train folder"
 
 
-def test_nothing_in_the_folder(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"data.root: no class folders with images in {tmp_path}"
     picture(tmp_path / "loose.png")
     assert refusal(tmp_path) == f"data.root: no class folders with images in {tmp_path}"
@@ -132,13 +132,13 @@ def test_nothing_in_the_folder(tmp_path: Path) -> None:
     )
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "gone") == f"data.root: no folder {tmp_path / 'gone'}"
     path = picture(tmp_path / "a.png")
     assert refusal(path) == f"data.root: no folder {path}"
 
 
-def test_a_class_that_train_lacks(tmp_path: Path) -> None:
+def test_a_class_missing_from_train_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "dog" / "a.png")
     picture(tmp_path / "val" / "dog" / "a.png")
     picture(tmp_path / "val" / "wolf" / "a.png")
@@ -173,7 +173,7 @@ def numbers(length: int, **others: Subset) -> LabelledSplits:
 
 
 @pytest.mark.parametrize(("length", "fraction", "held_out"), [(100, 0.1, 10), (77, 0.3, 23), (3, 0.5, 2), (2, 0.5, 1)])
-def test_held_out_samples(length: int, fraction: float, held_out: int) -> None:
+def test_the_hold_out_has_the_configured_size_and_is_reproducible(length: int, fraction: float, held_out: int) -> None:
     data = with_val(numbers(length), fraction)
     train, val = data.splits["train"].indices, data.splits["val"].indices
     assert (len(val), len(train)) == (held_out, length - held_out)
@@ -189,13 +189,13 @@ def test_held_out_samples_are_spread_by_key() -> None:
     assert val[:5].tolist() == [203, 933, 243, 1113, 28]
 
 
-def test_a_larger_part_holds_out_the_smaller_one_too() -> None:
+def test_a_larger_hold_out_contains_a_smaller_one() -> None:
     small, large = (set(with_val(numbers(200), part).splits["val"].indices.tolist()) for part in (0.1, 0.2))
     assert (len(small), len(large)) == (20, 40)
     assert small < large
 
 
-def test_its_own_val_split_and_no_part_change_nothing(image_folder: Path) -> None:
+def test_with_val_changes_nothing_with_a_val_split_or_a_fraction_of_zero(image_folder: Path) -> None:
     own = read_folder(image_folder)
     assert with_val(own, 0.1) is own
     data = numbers(10)
@@ -203,7 +203,7 @@ def test_its_own_val_split_and_no_part_change_nothing(image_folder: Path) -> Non
     assert list(data.splits) == ["train"]
 
 
-def test_test_is_left_alone() -> None:
+def test_with_val_does_not_change_test() -> None:
     test = all_of(MemorySource(np.zeros((4, 1, 2, 2), np.uint8), np.arange(4)))
     data = with_val(numbers(10, test=test), 0.2)
     assert data.splits["test"] is test
@@ -241,7 +241,7 @@ def test_hidden_files_and_folders_named_like_images_are_left_out(tmp_path: Path)
 # The class folders that a model is asked about
 
 
-def test_class_folders_are_numbered_as_the_models_classes(tmp_path: Path) -> None:
+def test_class_folders_are_numbered_like_the_models_classes(tmp_path: Path) -> None:
     classes = ["cat", "ant", "bee"]  # in no order of their names
     expected = [
         picture(tmp_path / "cat" / "a.png"),
@@ -269,7 +269,7 @@ def test_class_folders_are_read_in_the_models_channels(
     assert (image.mode, image.getpixel((0, 0))) == (mode, pixel)
 
 
-def test_class_folders_that_are_refused(tmp_path: Path) -> None:
+def test_unknown_class_folders_are_refused(tmp_path: Path) -> None:
     def refused(folder: Path, classes: list[str]) -> str:
         with pytest.raises(UserError) as error:
             read_classes(folder, classes, 3)
@@ -293,7 +293,7 @@ def test_class_folders_that_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "hint"), [(["Train", "val"], "val"), (["test", "train"], "train"), (["VALID"], "VALID")]
 )
-def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path: Path, splits: list[str], hint: str) -> None:
+def test_a_folder_of_splits_is_refused_as_a_folder_of_classes(tmp_path: Path, splits: list[str], hint: str) -> None:
     for split in splits:
         picture(tmp_path / split / "ant" / "a.png")
     with pytest.raises(UserError) as error:
@@ -301,13 +301,13 @@ def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path: Path, splits: list
     assert str(error.value) == f"--folder: {tmp_path} has splits in it: give {tmp_path / hint}"
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
-    """As CIFAR-100 has a train."""
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    """CIFAR-100 has a class called train."""
     picture(tmp_path / "train" / "a.png")
     assert files(read_classes(tmp_path, ["car", "train"], 3)).labels.tolist() == [1]
 
 
-def test_the_names_of_class_folders(tmp_path: Path) -> None:
+def test_class_folder_names_are_sorted_and_visible(tmp_path: Path) -> None:
     for name in ("wasp", "ant", ".hidden", "10", "2"):
         (tmp_path / name).mkdir()
     (tmp_path / "notes.txt").touch()
@@ -318,7 +318,7 @@ def test_the_names_of_class_folders(tmp_path: Path) -> None:
         assert str(error.value) == f"--folder: no folder {path}"
 
 
-def test_images_below_a_folder(tmp_path: Path) -> None:
+def test_image_files_finds_all_images_below_a_folder(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPEG", "deep/c.webp", "deep/er/d.tiff", ".e.png", ".deep/f.png", "g.txt", "png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -330,7 +330,7 @@ def test_images_below_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("saved", "colour", "grey"), [("RGB", (200, 100, 50), 124), ("L", 77, 77), ("1", 1, 255)])
-def test_every_kind_of_image_becomes_grey_where_that_is_asked(
+def test_every_kind_of_image_is_converted_to_greyscale_on_request(
     tmp_path: Path, saved: str, colour: int | tuple[int, ...], grey: int
 ) -> None:
     path = tmp_path / "x.png"
@@ -348,7 +348,7 @@ EIGHT[0, :2] = 0, 255
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("name", "kind"), [("x.png", "<u2"), ("x.tif", "<u2"), ("x.tiff", ">u2"), ("x.jp2", "<u2")])
-def test_16_bits_are_scaled_to_8(tmp_path: Path, name: str, kind: str, mode: str) -> None:
+def test_16_bit_images_are_scaled_to_8_bits(tmp_path: Path, name: str, kind: str, mode: str) -> None:
     path = tmp_path / name
     Image.fromarray((EIGHT.astype(np.uint16) * 257).astype(kind)).save(path)
     with Image.open(path) as saved:
@@ -359,7 +359,7 @@ def test_16_bits_are_scaled_to_8(tmp_path: Path, name: str, kind: str, mode: str
     np.testing.assert_array_equal(np.asarray(image), expected)
 
 
-def test_16_bits_are_rounded_to_the_nearest_of_8(tmp_path: Path) -> None:
+def test_16_bit_values_are_rounded_to_the_nearest_8_bit_value(tmp_path: Path) -> None:
     values = np.asarray([[0, 128, 129, 257, 385, 386, 32_767, 65_406, 65_407, 65_535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
     image = FileSource([tmp_path / "x.png"], np.zeros(1, np.int64), mode="L").image(0)
@@ -367,7 +367,7 @@ def test_16_bits_are_rounded_to_the_nearest_of_8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_32_bits_are_refused_with_the_file(tmp_path: Path, kind: type[np.generic]) -> None:
+def test_32_bit_images_are_refused_by_name(tmp_path: Path, kind: type[np.generic]) -> None:
     path = picture(tmp_path / "dog" / "a.tif")
     Image.fromarray(EIGHT.astype(kind)).save(path)
     with pytest.raises(UserError) as error:
@@ -376,7 +376,7 @@ def test_32_bits_are_refused_with_the_file(tmp_path: Path, kind: type[np.generic
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_8_bits_are_left_as_they_are(mode: str) -> None:
+def test_8_bit_images_are_unchanged(mode: str) -> None:
     image = Image.new(mode, (4, 3))
     assert eight_bits(image, Path("x.png")) is image
 
