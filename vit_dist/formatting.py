@@ -9,7 +9,7 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of as many cells each as lines: the first column to the left, the others to the right."""
+    """Return rows of equally many cells as lines: the first column aligned left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -21,7 +21,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds for people; tenths below ten seconds."""
+    """Return hours, minutes and seconds as text, with tenths below ten seconds."""
     if 0 < seconds < 9.95:
         return f"{seconds:.1f} s" if seconds >= 0.05 else "<0.1 s"
     whole = round(seconds)
@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 
 def big(value: float) -> str:
-    """A count for people: 1.8 M, 62.1 M, 17.6 G."""
+    """Return a count to three digits with its unit: 1.8 M, 62.1 M, 17.6 G."""
     for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= 0.9995 * limit:
             return f"{value / limit:.3g}{unit}"
@@ -38,13 +38,13 @@ def big(value: float) -> str:
 
 
 def loss_text(value: float | str) -> str:
-    """A loss for people, which may be the text that JSON has for NaN."""
+    """Return a loss to four decimals; the text that stands for a non-finite one in JSON as it is."""
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def weights_text(weights: str) -> str:
-    """Return the name of a model's weights for people: EMA weights for `ema`, weights for `raw`."""
-    return "EMA weights" if weights == "ema" else "weights"
+    """Return the name of a kind of weights (raw, ema) for people."""
+    return "EMA weights" if weights == "ema" else "raw weights"
 
 
 def data_text(classes: Sequence[str], channels: int) -> str:
@@ -54,7 +54,7 @@ def data_text(classes: Sequence[str], channels: int) -> str:
 
 
 def sketch(values: Sequence[float], width: int = 72, height: int = 8) -> list[str]:
-    """A curve in a few lines of text, from 0 to the highest value; each column is the mean of its share of values."""
+    """Return a curve drawn as text, from 0 to the highest value; each column is the mean of its share of the values."""
     columns = min(width, len(values))
     edges = [len(values) * i // columns for i in range(columns + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]

@@ -214,8 +214,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     ("arguments", "text"),
     [
         (["--model.name", "timm/resnet18"], "model.name: BatchNorm (bn1) makes the result depend on"),
-        (["--augment.mixup", "0.5", "--loss.name", "tests.losses_for_tests:hard_targets_only",
-          "--loss.label_smoothing", "0"], "augment.mixup: loss.name tests.losses_for_tests:hard_targets_only takes"),
+        (["--augment.mixup", "0.5", "--loss.name", "tests.custom_losses:hard_targets_only",
+          "--loss.label_smoothing", "0"], "augment.mixup: loss.name tests.custom_losses:hard_targets_only takes"),
         (["--augment.auto", "rnd"], "augment.auto: no augmentation rnd; known: "),
         (["--data.val_fraction", "0"], "evaluate.patience: there is no val split to measure loss on"),
         (["--config", "digits", "--model.pretrained", "no.safetensors"],

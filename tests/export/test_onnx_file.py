@@ -1,4 +1,4 @@
-"""An ONNX file is the model: in onnxruntime, over real images, in batches of any size; or it is not there."""
+"""ONNX files: onnxruntime gives the same logits as torch for batches of any size; a failed export leaves no file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.conftest import REPOSITORY
-from tests.exports_for_tests import digits_run, digits_tested, of_no_run
+from tests.export.models import digits_run, digits_test_images, small_model
 from vit_dist import Config, UserError
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.preprocessing import Preprocessing
@@ -32,13 +32,13 @@ SOURCE = {"run": "a run", "weights": "ema", "update": 60, "vit_dist": "0.1.0"}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    """Trained for sixty updates on the digits."""
+    """A model trained for sixty updates on the digits."""
     return load_model(str(digits_run(tmp_path_factory.mktemp("runs") / "run")))
 
 
 @pytest.fixture(scope="module")
 def exported(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, OnnxCheck]]:
-    """Its files and what was measured of them, of normalised images and of pixels."""
+    """Its ONNX files and their checks, without and with preprocessing in the graph."""
     folder = tmp_path_factory.mktemp("exports")
     files = {preprocess: folder / f"preprocess_{preprocess}.onnx" for preprocess in (False, True)}
     return {p: (file, export_onnx(trained, file, preprocess=p, source=SOURCE)) for p, file in files.items()}
@@ -58,37 +58,37 @@ def normalised(trained: TrainedModel, pixels: Tensor) -> Tensor:
 
 def logits(trained: TrainedModel, images: Tensor) -> Tensor:
     with eval_mode(trained.model):
-        found: Tensor = trained.model(images)
-    return found
+        values: Tensor = trained.model(images)
+    return values
 
 
 @pytest.mark.parametrize("preprocess", [False, True])
-def test_its_logits_over_the_real_test_split_are_torchs(
+def test_logits_of_the_test_split_equal_those_of_torch(
     preprocess: bool, trained: TrainedModel, exported: dict[bool, tuple[Path, OnnxCheck]]
 ) -> None:
-    pixels = digits_tested()
+    pixels = digits_test_images()
     expected = logits(trained, normalised(trained, pixels))
     found = run(exported[preprocess][0], pixels if preprocess else normalised(trained, pixels))
     assert found.shape == (359, 10)
     assert found.dtype == torch.float32
     assert (found - expected).abs().max() <= 1e-5
     assert torch.equal(found.argmax(1), expected.argmax(1))
-    # They are of a model that learned something.
+    # The model has learned something.
     assert expected.std() > 0.5
     assert len(expected.argmax(1).unique()) == 10
 
 
-def test_normalising_in_the_graph_is_normalising_before_it(
+def test_normalising_in_the_graph_equals_normalising_before_it(
     trained: TrainedModel, exported: dict[bool, tuple[Path, OnnxCheck]]
 ) -> None:
-    pixels = digits_tested()
+    pixels = digits_test_images()
     inside, before = run(exported[True][0], pixels), run(exported[False][0], normalised(trained, pixels))
     assert (inside - before).abs().max() <= 1e-5
     assert (run(exported[False][0], pixels.float()) - before).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("preprocess", [False, True])
-def test_its_tensors_have_their_names_and_a_batch_of_any_size(
+def test_tensors_are_named_and_take_batches_of_any_size(
     preprocess: bool, trained: TrainedModel, exported: dict[bool, tuple[Path, OnnxCheck]]
 ) -> None:
     path = exported[preprocess][0]
@@ -98,12 +98,12 @@ def test_its_tensors_have_their_names_and_a_batch_of_any_size(
         (graph.input, "input", kind, [1, 8, 8]),
         (graph.output, "output", onnx.TensorProto.FLOAT, [10]),
     ):
-        assert [one.name for one in tensor] == [name]
-        of = tensor[0].type.tensor_type
-        assert of.elem_type == element
-        assert of.shape.dim[0].dim_param == "batch"
-        assert [dim.dim_value for dim in of.shape.dim[1:]] == sizes
-    pixels = digits_tested()
+        assert [value.name for value in tensor] == [name]
+        tensor_type = tensor[0].type.tensor_type
+        assert tensor_type.elem_type == element
+        assert tensor_type.shape.dim[0].dim_param == "batch"
+        assert [dim.dim_value for dim in tensor_type.shape.dim[1:]] == sizes
+    pixels = digits_test_images()
     images = pixels if preprocess else normalised(trained, pixels)
     whole = run(path, images)
     for count in (1, 2, 7, 64):
@@ -111,7 +111,7 @@ def test_its_tensors_have_their_names_and_a_batch_of_any_size(
 
 
 @pytest.mark.parametrize("preprocess", [False, True])
-def test_its_metadata_say_what_goes_in_and_where_it_is_from(
+def test_metadata_holds_preprocessing_classes_and_source(
     preprocess: bool, trained: TrainedModel, exported: dict[bool, tuple[Path, OnnxCheck]]
 ) -> None:
     path, check = exported[preprocess]
@@ -136,12 +136,12 @@ def test_its_metadata_say_what_goes_in_and_where_it_is_from(
     assert check.opset == proto.opset_import[0].version == 18
     assert (check.images, check.bytes) == (20, path.stat().st_size)
     assert 0 < check.largest_difference <= 1e-5
-    # All is in the one file, and nothing of this machine.
-    assert all(one.data_location == onnx.TensorProto.DEFAULT for one in proto.graph.initializer)
+    # Everything is in one file, and no path of this machine.
+    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in proto.graph.initializer)
     assert check.bytes > 4 * sum(parameter.numel() for parameter in trained.model.parameters())
     assert str(REPOSITORY).encode() not in path.read_bytes()
     assert b"site-packages" not in path.read_bytes()
-    assert sorted(one.name for one in path.parent.iterdir()) == ["preprocess_False.onnx", "preprocess_True.onnx"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["preprocess_False.onnx", "preprocess_True.onnx"]
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -167,12 +167,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_models_of_every_kind_are_written_without_a_word(
+def test_variants_are_exported_without_output_or_warnings(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    made = of_no_run(**VARIANTS[name])
+    made = small_model(**VARIANTS[name])
     made.model.train()
-    (tmp_path / "model.onnx").write_text("one of before")
+    (tmp_path / "model.onnx").write_text("the file before")
     check = export_onnx(made, tmp_path / "model.onnx", source={"from": tmp_path})
     assert check.bytes == (tmp_path / "model.onnx").stat().st_size
     assert made.model.training
@@ -190,13 +190,13 @@ def test_models_of_every_kind_are_written_without_a_word(
     assert (metadata["classes"], metadata["labels"]) == (["ant", "bee", "cat", "dog", "eel"], list("abcde"))
     assert metadata["source"] == {"from": str(tmp_path)}
     assert metadata["preprocessing"]["crop"] == 0.9
-    assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     assert capfd.readouterr() == ("", "")
-    assert [str(one.message) for one in recwarn] == []
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 class Noisy(nn.Module):
-    """A model whose dropout knows no evaluation, a slip that is easily made: it is not one function."""
+    """A model whose dropout stays on in evaluation (F.dropout without `training`): its logits are random."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class Noisy(nn.Module):
 
 
 class Broken(nn.Module):
-    """A model that gives no numbers."""
+    """A model that gives NaN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,8 +221,8 @@ class Broken(nn.Module):
         return logits
 
 
-class OfTwo(nn.Module):
-    """A model for batches of two images."""
+class BatchOfTwo(nn.Module):
+    """A model for batches of exactly two images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,8 +233,8 @@ class OfTwo(nn.Module):
         return logits
 
 
-class Listed(nn.Module):
-    """A model whose result no graph can hold: it sorts on the host."""
+class SortsOnHost(nn.Module):
+    """A model that no graph can represent: it sorts Python numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,8 +246,8 @@ class Listed(nn.Module):
         return logits
 
 
-class TwoFaced(nn.Module):
-    """A model that is another in training."""
+class OtherInTraining(nn.Module):
+    """A model that gives other logits in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,44 +259,44 @@ class TwoFaced(nn.Module):
 
 
 def theirs(model: nn.Module) -> TrainedModel:
-    """A person's own model of digits."""
+    """Return a user's own model for the digits."""
     config = Config.load("digits", {"model.name": "tests.models:theirs"})
     names = [str(i) for i in range(10)]
     return TrainedModel(model, Preprocessing(8, (0.3,), (0.4,)), names, 1, "raw", config, names)
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "problem"),
     [
-        (Noisy(), r"tests.models:theirs in onnxruntime gives other logits, [\d.]+ apart where .* may be"),
-        (Broken(), r"tests.models:theirs in onnxruntime gives other logits, nan apart where .* may be"),
-        (OfTwo(), r"torch.onnx cannot write tests.models:theirs: .*"),
-        (Listed(), r"torch.onnx cannot write tests.models:theirs: .*"),
+        (Noisy(), r"tests.models:theirs in onnxruntime gives other logits: they differ by [\d.]+, and .* is allowed"),
+        (Broken(), r"tests.models:theirs in onnxruntime gives other logits: they differ by nan, and .* is allowed"),
+        (BatchOfTwo(), r"torch.onnx cannot export tests.models:theirs: .*"),
+        (SortsOnHost(), r"torch.onnx cannot export tests.models:theirs: .*"),
     ],
 )
-def test_a_file_that_is_not_the_model_is_never_there(
-    model: nn.Module, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_failed_export_leaves_the_file_before(
+    model: nn.Module, problem: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.onnx"
-    path.write_text("one of before")
+    path.write_text("the file before")
     with pytest.raises(UserError) as caught:
         export_onnx(theirs(model), path, source={})
-    assert re.fullmatch(f"model.name: {said}: export a timm folder instead", str(caught.value))
-    assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
-    assert path.read_text() == "one of before"
+    assert re.fullmatch(f"model.name: {problem}: export a timm folder instead", str(caught.value))
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_text() == "the file before"
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_graph_is_of_evaluation(tmp_path: Path) -> None:
-    made = theirs(TwoFaced().train())
+def test_the_graph_is_that_of_evaluation_mode(tmp_path: Path) -> None:
+    made = theirs(OtherInTraining().train())
     export_onnx(made, tmp_path / "model.onnx", source={})
     assert made.model.training
-    images = normalised(made, digits_tested()[:5])
+    images = normalised(made, digits_test_images()[:5])
     torch.testing.assert_close(run(tmp_path / "model.onnx", images), logits(made, images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("missing", [["onnx"], ["onnxruntime"], ["onnxscript"], ["onnx", "onnxruntime", "onnxscript"]])
-def test_packages_that_are_missing_are_named(
+def test_missing_packages_are_named(
     missing: list[str], trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in missing:
@@ -307,7 +307,7 @@ def test_packages_that_are_missing_are_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_that_cannot_be_written_are_named(trained: TrainedModel, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_are_refused(trained: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
     for path, reason in (
         (tmp_path / "none" / "model.onnx", "No such file or directory"),
@@ -319,18 +319,18 @@ def test_places_that_cannot_be_written_are_named(trained: TrainedModel, tmp_path
         assert str(caught.value) == f"{path}: cannot be written: {reason}: {end}"
     with pytest.raises(UserError) as caught:
         export_onnx(trained, tmp_path, source={})
-    assert str(caught.value) == f"{tmp_path}: is a folder: name a file, as {tmp_path / 'model.onnx'}"
-    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+    assert str(caught.value) == f"{tmp_path}: is a folder: name a file, such as {tmp_path / 'model.onnx'}"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_models_beyond_two_gigabytes_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+def test_models_beyond_two_gibibytes_are_refused(tmp_path: Path) -> None:
     config = Config.load("folder", {"data.root": ".", "model.name": "vit_huge", "model.patch_size": 14})
     with torch.device("meta"):
         model = build_model(config.model, classes=1000, channels=3, image_size=224, seed=0)
-    made = dataclasses.replace(of_no_run(), model=model, config=config)
+    made = dataclasses.replace(small_model(), model=model, config=config)
     path = tmp_path / "model.onnx"
     with pytest.raises(UserError) as caught:
         export_onnx(made, path, source={})
-    said = "2.4 GiB of weights, and ONNX files end at 2: export a timm folder instead"
-    assert str(caught.value) == f"{path}: {said}"
+    problem = "2.4 GiB of weights, but an ONNX file holds at most 2: export a timm folder instead"
+    assert str(caught.value) == f"{path}: {problem}"
     assert list(tmp_path.iterdir()) == []

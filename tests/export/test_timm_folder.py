@@ -1,4 +1,4 @@
-"""A folder of timm's is the model: timm loads it, `open_model` reads it back; or it is not there."""
+"""Exports for timm: timm and `load_model` load the same model from the folder; a failed export leaves none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.exports_for_tests import digits_run, digits_tested, of_no_run
+from tests.export.models import digits_run, digits_test_images, small_model
 from vit_dist import Config, UserError
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.export.timm_folder import export_timm
@@ -25,7 +25,7 @@ from vit_dist.models.forward import eval_mode
 from vit_dist.models.vit import ViT
 
 TINY = {"depth": 1, "embed_dim": 24, "num_heads": 3, "patch_size": 8}
-# Our ViT in every form that timm has too, and models that are timm's.
+# Every variant of our ViT that timm has too, and models of timm.
 MODELS: dict[str, dict[str, Any]] = {
     "token": {},
     "token, two channels": {"channels": 2},
@@ -52,15 +52,15 @@ def pixels(trained: TrainedModel) -> Tensor:
 
 
 def logits(model: nn.Module, trained: TrainedModel, images: Tensor, *, double: bool = False) -> Tensor:
-    """Of uint8 images, as they are prepared for `trained`."""
+    """Return the logits of uint8 images, preprocessed as for `trained`."""
     preprocessing = trained.preprocessing
-    seen = normalise(
+    inputs = normalise(
         images, preprocessing.image_size, torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     )
     model = copy.deepcopy(model).double() if double else model
     with eval_mode(model):
-        found: Tensor = model(seen.double() if double else seen)
-    return found
+        values: Tensor = model(inputs.double() if double else inputs)
+    return values
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_timm_and_open_model_make_the_same_model_of_it(name: str, tmp_path: Path) -> None:
-    made, folder = of_no_run(**MODELS[name]), tmp_path / "exported"
-    export_timm(made, folder, card="What it is.\n")
-    assert sorted(one.name for one in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+def test_timm_and_load_model_load_the_same_model(name: str, tmp_path: Path) -> None:
+    made, folder = small_model(**MODELS[name]), tmp_path / "exported"
+    export_timm(made, folder, card="A card.\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert list(tmp_path.iterdir()) == [folder]
-    assert (folder / "README.md").read_text() == "What it is.\n"
+    assert (folder / "README.md").read_text() == "A card.\n"
 
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
     images = pixels(made)
@@ -87,7 +87,7 @@ def test_timm_and_open_model_make_the_same_model_of_it(name: str, tmp_path: Path
     assert theirs.pretrained_cfg["label_names"] == made.classes
     assert theirs.pretrained_cfg["label_descriptions"] == dict(zip(made.classes, made.names, strict=True))
     prepared = timm.data.resolve_model_data_config(theirs)
-    assert {key: tuple(one) if isinstance(one, list) else one for key, one in prepared.items()} == {
+    assert {key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()} == {
         "input_size": (made.channels, side, side),
         "interpolation": "bicubic",
         "mean": made.preprocessing.mean,
@@ -103,8 +103,8 @@ def test_timm_and_open_model_make_the_same_model_of_it(name: str, tmp_path: Path
     assert (back.channels, back.weights, back.update) == (made.channels, "raw", None)
 
 
-def test_timm_takes_the_folder_to_other_classes_and_channels(tmp_path: Path) -> None:
-    made = of_no_run()
+def test_timm_adapts_the_folder_to_other_classes_and_channels(tmp_path: Path) -> None:
+    made = small_model()
     export_timm(made, tmp_path / "exported", card="")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True, num_classes=7, in_chans=1)
     assert theirs.head.weight.shape == (7, 24)
@@ -116,12 +116,12 @@ def test_timm_takes_the_folder_to_other_classes_and_channels(tmp_path: Path) -> 
     assert torch.equal(theirs.blocks[1].attn.qkv.weight, made.model.get_parameter("blocks.1.attn.qkv.weight"))
 
 
-def test_a_run_on_the_digits_goes_there_and_back(tmp_path: Path) -> None:
+def test_a_run_is_exported_and_loaded_again(tmp_path: Path) -> None:
     trained = load_model(str(digits_run(tmp_path / "run")))
     folder = tmp_path / "exported"
-    folder.mkdir()  # an empty one is taken
+    folder.mkdir()  # an empty folder is accepted
     export_timm(trained, folder, card="")
-    images = digits_tested()
+    images = digits_test_images()
     expected = logits(trained.model, trained, images)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
     found = logits(theirs, trained, images)
@@ -137,11 +137,11 @@ def test_a_run_on_the_digits_goes_there_and_back(tmp_path: Path) -> None:
     )
 
 
-def test_its_config_says_what_the_hub_shows(tmp_path: Path) -> None:
-    made = of_no_run(layer_scale=0.3, registers=2, norm_eps=1e-6, drop_path=0.2)
+def test_config_holds_the_fields_that_the_hub_shows(tmp_path: Path) -> None:
+    made = small_model(layer_scale=0.3, registers=2, norm_eps=1e-6, drop_path=0.2)
     export_timm(made, tmp_path / "ours", card="")
     found = content(tmp_path / "ours")
-    made_for = found.pop("pretrained_cfg")
+    pretrained_cfg = found.pop("pretrained_cfg")
     assert found == {
         "architecture": "vit_tiny_patch16_224",
         "num_classes": 5,
@@ -168,8 +168,8 @@ def test_its_config_says_what_the_hub_shows(tmp_path: Path) -> None:
         "label_names": ["a", "b", "c", "d", "e"],
         "label_descriptions": {"a": "ant", "b": "bee", "c": "cat", "d": "dog", "e": "eel"},
     }
-    assert (made_for["first_conv"], made_for["classifier"]) == ("patch_embed.proj", "head")
-    assert (made_for["fixed_input_size"], made_for["tag"]) == (True, "vit_dist")
+    assert (pretrained_cfg["first_conv"], pretrained_cfg["classifier"]) == ("patch_embed.proj", "head")
+    assert (pretrained_cfg["fixed_input_size"], pretrained_cfg["tag"]) == (True, "vit_dist")
     same = dataclasses.replace(made, names=made.classes)
     export_timm(same, tmp_path / "same", card="")
     assert "label_descriptions" not in content(tmp_path / "same")
@@ -177,25 +177,25 @@ def test_its_config_says_what_the_hub_shows(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_a_model_of_timms_keeps_its_own_arguments(tmp_path: Path) -> None:
-    export_timm(of_no_run(**MODELS["timm"]), tmp_path / "vit", card="")
+def test_a_timm_model_keeps_its_own_arguments(tmp_path: Path) -> None:
+    export_timm(small_model(**MODELS["timm"]), tmp_path / "vit", card="")
     found = content(tmp_path / "vit")
     assert found["architecture"] == "vit_tiny_patch16_224"
     assert found["model_args"] == {**TINY, "img_size": 32, "in_chans": 3, "num_classes": 5}
-    export_timm(of_no_run(**MODELS["timm, a convolution"]), tmp_path / "convolution", card="")
+    export_timm(small_model(**MODELS["timm, a convolution"]), tmp_path / "convolution", card="")
     found = content(tmp_path / "convolution")
     assert found["model_args"] == {"in_chans": 3, "num_classes": 5}
     assert found["pretrained_cfg"]["first_conv"] == "stem.0"
     assert found["pretrained_cfg"]["classifier"] == "head.fc"
     assert found["pretrained_cfg"]["fixed_input_size"] is False
-    export_timm(of_no_run(**MODELS["timm, dynamic"]), tmp_path / "dynamic", card="")
+    export_timm(small_model(**MODELS["timm, dynamic"]), tmp_path / "dynamic", card="")
     found = content(tmp_path / "dynamic")
     assert found["model_args"]["dynamic_img_size"] is True
     assert found["pretrained_cfg"]["fixed_input_size"] is False
 
 
-def test_fixed_positions_are_in_the_file(tmp_path: Path) -> None:
-    made = of_no_run(position="sincos")
+def test_a_fixed_position_embedding_is_in_the_file(tmp_path: Path) -> None:
+    made = small_model(position="sincos")
     export_timm(made, tmp_path / "exported", card="")
     found = load_file(tmp_path / "exported" / "model.safetensors")
     assert isinstance(made.model, ViT)
@@ -203,42 +203,43 @@ def test_fixed_positions_are_in_the_file(tmp_path: Path) -> None:
     assert found.keys() - made.model.state_dict().keys() == {"pos_embed"}
 
 
-def test_what_timm_cannot_say_is_refused_by_its_field(tmp_path: Path) -> None:
+def test_fields_that_timm_does_not_have_are_refused(tmp_path: Path) -> None:
     for fields, said in (
         ({"pre_logits": True}, "model.pre_logits: timm's ViT has no layer before its head"),
         ({"patch_size": 6, "patch_stride": 4}, "model.patch_stride: timm's patches do not overlap"),
         ({"norm_eps": 1e-5}, "model.norm_eps: timm's ViT has 1e-06, not 1e-05"),
     ):
         with pytest.raises(UserError) as caught:
-            export_timm(of_no_run(**fields), tmp_path / "exported", card="")
+            export_timm(small_model(**fields), tmp_path / "exported", card="")
         assert str(caught.value) == f"{said}: export ONNX instead"
     with pytest.raises(UserError) as caught:
-        export_timm(of_no_run(pre_logits=True, norm_eps=1e-5), tmp_path / "exported", card="")
+        export_timm(small_model(pre_logits=True, norm_eps=1e-5), tmp_path / "exported", card="")
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["model.pre_logits", "model.norm_eps"]
-    own = dataclasses.replace(of_no_run(), config=Config.load("digits", {"model.name": "tests.models:own"}))
+    own = dataclasses.replace(small_model(), config=Config.load("digits", {"model.name": "tests.models:own"}))
     with pytest.raises(UserError) as caught:
         export_timm(own, tmp_path / "exported", card="")
     assert str(caught.value) == "model.name: timm has no tests.models:own: export ONNX instead"
     assert list(tmp_path.iterdir()) == []
 
 
-# A model that is not what its config says: timm's would be another.
-OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "other logits": ({"heads": 2}, r"gives other logits, [\d.]+ apart where .* may be: export ONNX instead"),
+# Configs that do not describe the model, so that timm would build another one.
+WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "other logits": (
+        {"heads": 2},
+        r"gives other logits: they differ by [\d.]+, and .* is allowed: export ONNX instead",
+    ),
     "other tensors": ({"depth": 3}, r"does not load: .*: export ONNX instead"),
     "no model": (
         {"name": "timm/vit_tiny_patch16_224", "args": {"wings": 2}},
-        r"timm does not build vit_tiny_patch16_224 so: .*wings.*: export ONNX instead",
+        r"timm cannot build vit_tiny_patch16_224 with the model's arguments: .*wings.*: export ONNX instead",
     ),
 }
 
 
-@pytest.mark.parametrize("name", list(OTHERS))
-def test_a_folder_that_is_not_the_model_is_never_there(
-    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    fields, said = OTHERS[name]
-    made = of_no_run()
+@pytest.mark.parametrize("name", list(WRONG_CONFIGS))
+def test_a_failed_export_leaves_no_folder(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fields, said = WRONG_CONFIGS[name]
+    made = small_model()
     config = dataclasses.replace(made.config, model=dataclasses.replace(made.config.model, **fields))
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "exported", tmp_path / "empty"):
@@ -250,17 +251,17 @@ def test_a_folder_that_is_not_the_model_is_never_there(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path) -> None:
+def test_existing_files_are_never_replaced(tmp_path: Path) -> None:
     folder, file = tmp_path / "exported", tmp_path / "file"
-    export_timm(of_no_run(), folder, card="the first")
+    export_timm(small_model(), folder, card="the first")
     file.write_text("a file")
     for path in (folder, file):
         with pytest.raises(UserError) as caught:
-            export_timm(of_no_run(), path, card="the second")
-        assert str(caught.value) == f"{path}: is there already: name a new folder"
+            export_timm(small_model(), path, card="the second")
+        assert str(caught.value) == f"{path}: exists already: name a new folder"
     assert (folder / "README.md").read_text() == "the first"
     assert file.read_text() == "a file"
     with pytest.raises(UserError) as caught:
-        export_timm(of_no_run(), tmp_path / "none" / "exported", card="")
+        export_timm(small_model(), tmp_path / "none" / "exported", card="")
     assert str(caught.value).startswith(f"{tmp_path / 'none' / 'exported'}: cannot be written: No such file")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["exported", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "file"]

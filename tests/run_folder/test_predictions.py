@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import losses_for_tests
+from tests import custom_losses
 from tests.processes import run_world
 from tests.training.test_run import digits
 from vit_dist import Config, Run, train
@@ -111,8 +111,8 @@ def assert_by_its_model(run: Run, kept: SavedPredictions, split: str) -> None:
 def test_inputs_stay_and_predictions_are_of_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is stopped, goes on to its end at 15, and is made longer."""
     folder = tmp_path / "run"
-    given = {**FAST, "optimizer__lr": 1e-2, "loss__name": "tests.losses_for_tests:signalling", "augment__shift": 1}
-    losses_for_tests.forwards = 0
+    given = {**FAST, "optimizer__lr": 1e-2, "loss__name": "tests.custom_losses:signalling", "augment__shift": 1}
+    custom_losses.forwards = 0
     monkeypatch.setenv("SIGNAL", "SIGTERM")
     monkeypatch.setenv("SIGNAL_AT", "21")
     assert train(digits(folder, train__duration="15 updates", **given)).stopped

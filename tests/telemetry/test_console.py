@@ -43,9 +43,9 @@ def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
         "[bold]hello[/bold]",
         "update 40/100  epoch 1.25  loss 0.5124  lr 3.0e-04  12,346 images/s  data wait 3%  2 min 00 s left",
         "update 100/100  epoch 1.25  loss nan  lr 3.0e-04  12,346 images/s  data wait 3%  0 s left",
-        "val, weights of update 40: loss 0.5124  top1 87.65 %  of 179 images in 0.6 s",
+        "val, raw weights of update 40: loss 0.5124  top1 87.65 %  of 179 images in 0.6 s",
         "val, EMA weights of update 40: loss 0.5124  top1 87.65 %  of 179 images in 0.6 s  best so far",
-        "test, weights of update 30: loss 0.5124  top1 87.65 %  top5 99.00 %  of 179 images in 0.6 s  best so far",
+        "test, raw weights of update 30: loss 0.5124  top1 87.65 %  top5 99.00 %  of 179 images in 0.6 s  best so far",
         "  a       1",
         "  longer  2",
     ]

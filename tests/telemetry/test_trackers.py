@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests import losses_for_tests
+from tests import custom_losses
 from tests.conftest import REPOSITORY
 from tests.training.test_run import digits
 from vit_dist import Config, Run, train
@@ -40,7 +40,7 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.trackers import Trackers, chosen_trackers, wandb_mode
 
 NOT_LOGGED_IN = "wandb: not logged in, so metrics stay in this folder; `wandb login` sends them along"
-SIGNALLING = "tests.losses_for_tests:signalling"
+SIGNALLING = "tests.custom_losses:signalling"
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def numbers(line: Line) -> dict[str, float]:
 
 def stopped_at(update: int, config: Config, patch: pytest.MonkeyPatch) -> Run:
     """Return a run stopped by a signal after an update of 3 micro-batches."""
-    losses_for_tests.forwards = 0
+    custom_losses.forwards = 0
     patch.setenv("SIGNAL", "SIGTERM")
     patch.setenv("SIGNAL_AT", str(3 * update))
     run = train(config)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests import losses_for_tests
+from tests import custom_losses
 from tests.processes import run_world
 from vit_dist import Config, UserError, train
 from vit_dist.checkpointing.folder import pointed_to
@@ -37,7 +37,7 @@ DIGITS = {
     "model.heads": 2,
     "batch.global_size": 24,
     "batch.micro_size": 24,
-    "loss.name": "tests.losses_for_tests:signalling",
+    "loss.name": "tests.custom_losses:signalling",
     "loss.label_smoothing": 0.0,
     "optimizer.lr": 3e-3,
     "schedule.warmup": "4 updates",
@@ -102,7 +102,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         18,
         {
             "batch.micro_size": 16,
-            "loss.name": "tests.losses_for_tests:sometimes_nan",
+            "loss.name": "tests.custom_losses:sometimes_nan",
             "train.ema": 0.98,
             "schedule.name": "OneCycleLR",
             "schedule.args": {"pct_start": 0.4},
@@ -237,7 +237,7 @@ def runs_by_case(tmp_path_factory: pytest.TempPathFactory) -> RunsByCase:
 
 def stop_after(update: int, config: Config) -> Run:
     """Train until a SIGTERM in the last forward pass of an update."""
-    losses_for_tests.forwards = 0
+    custom_losses.forwards = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIGNAL", "SIGTERM")
         patch.setenv("SIGNAL_AT", str(forwards(config) * update))
@@ -714,7 +714,7 @@ def follow_average(folder: Path, decay: float) -> list[int]:
 
 
 def test_skipped_updates_leave_the_average_and_its_count(tmp_path: Path) -> None:
-    more = {"loss__name": "tests.losses_for_tests:sometimes_nan", "checkpoint__every": "1 updates"}
+    more = {"loss__name": "tests.custom_losses:sometimes_nan", "checkpoint__every": "1 updates"}
     run = train(steady(tmp_path / "run", "24 updates", checkpoint__keep=100, **more))
     counts = follow_average(run.folder, decay=0.7)
     skipped = [line["skipped_updates"] for line in lines(run.history, "train")]

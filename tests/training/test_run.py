@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import nn
 
-from tests import losses_for_tests
+from tests import custom_losses
 from tests.conftest import REPOSITORY
 from tests.processes import run_world
 from vit_dist import Config, Run, UserError, train
@@ -72,7 +72,7 @@ def pictures(folder: Path, images: Path, workers: int) -> Config:
             "augment.shift": 1,
             "batch.global_size": 14,
             "batch.micro_size": 8,
-            "loss.name": "tests.losses_for_tests:signalling",
+            "loss.name": "tests.custom_losses:signalling",
             "schedule.warmup": "5 updates",
             "train.duration": "60 updates",
             "evaluate.every": "25 updates",
@@ -179,7 +179,7 @@ def test_a_run_stopped_after_update_37_ends_bit_identical(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = pictures(tmp_path / "run", image_folder, workers)
-    losses_for_tests.forwards = 0
+    custom_losses.forwards = 0
     monkeypatch.setenv("SIGNAL", "SIGTERM")
     monkeypatch.setenv("SIGNAL_AT", str(2 * 37))
     handler = signal.getsignal(signal.SIGTERM)
@@ -413,13 +413,13 @@ FLIPPED = "  note: augment.flip: flipping digits makes them unreadable: set augm
 
 def stopping_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the next run of `signalling_digits` in this process after an update; 0: stop none."""
-    losses_for_tests.forwards = 0
+    custom_losses.forwards = 0
     monkeypatch.setenv("SIGNAL", "SIGTERM")
     monkeypatch.setenv("SIGNAL_AT", str(3 * update))
 
 
 def signalling_digits(folder: Path, **more: Any) -> Config:
-    own = {"loss__name": "tests.losses_for_tests:signalling", "log__every": "4 updates", "augment__flip": 0.5}
+    own = {"loss__name": "tests.custom_losses:signalling", "log__every": "4 updates", "augment__flip": 0.5}
     return digits(folder, **own, train__duration="8 updates", log__trackers="none", **more)
 
 
@@ -485,8 +485,8 @@ def test_a_report_is_written_at_the_end_and_its_failure_does_not_fail_the_run(
     assert [line.split("  ")[0].split(": loss")[0] for line in main_lines] == [
         "update 4/8",
         "update 8/8",
-        "val, weights of update 8",
-        "test, weights of update 8",
+        "val, raw weights of update 8",
+        "test, raw weights of update 8",
         "finished",
     ]
     page = folder / "report" / "index.html"

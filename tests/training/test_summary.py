@@ -43,7 +43,7 @@ def test_summary_of_a_run_with_best_weights(capsys: pytest.CaptureFixture[str]) 
         "  trained   20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
         "  overhead  7.0 s of evaluation, 0.4 s of saving; 1 h 02 min in all",
         "  best      top1 98.12 % on val at update 240",
-        "  test      top1 97.50 %, loss 0.1235, of the best weights",
+        "  test      top1 97.50 %, loss 0.1235, of the best raw weights",
         "  memory    1,536 MiB at most",
         "  files     runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last, checkpoints/best",
         NEXT,
@@ -57,7 +57,7 @@ def test_the_summary_names_the_report(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_summary_of_a_run_without_val(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, best=None)[3:] == [
-        "  test      top1 97.50 %, loss 0.1235, of the last weights",
+        "  test      top1 97.50 %, loss 0.1235, of the last raw weights",
         "  memory    1,536 MiB at most",
         "  files     runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last",
         NEXT,

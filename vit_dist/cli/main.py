@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.config.config import Config
 from vit_dist.errors import UserError
+from vit_dist.formatting import weights_text
 from vit_dist.inference.output import FORMATS
 from vit_dist.version import __version__
 
@@ -190,7 +191,7 @@ def _export(words: list[str]) -> int:
     if preprocess and ending != ".onnx":
         raise UserError("--preprocess: only for FILE.onnx: the config.json of a folder holds the preprocessing")
     trained = _load(arguments)
-    weights = f", {trained.weights} weights of update {trained.update}" if trained.update is not None else ""
+    weights = f", {weights_text(trained.weights)} of update {trained.update}" if trained.update is not None else ""
     if ending == ".onnx":
         from vit_dist.export.onnx_file import export_onnx
 

@@ -1,4 +1,4 @@
-"""A trained model as an ONNX file. It gets its name after it ran beside torch and gave the same logits."""
+"""Export a trained model as an ONNX file, which is published once onnxruntime gave the same logits as torch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from vit_dist.files import publish, staged
 from vit_dist.inference.load import TrainedModel
 from vit_dist.models.forward import eval_mode
 
-# All versions of torch in use write it without converting, and it has antialiased resizing.
+# All supported versions of torch write it without a conversion, and it has antialiased resizing.
 _OPSET = 18
 _BATCHES = (1, 3, 16)
-# Of max(1, largest |logit|): float32 in another library.
+# Relative to max(1, largest |logit|): float32 arithmetic in another library.
 _TOLERANCE = 1e-4
-# A protobuf message ends below 2 GiB; the graph beside the weights takes some mebibytes.
+# A protobuf message must be smaller than 2 GiB; the graph takes some mebibytes of it in addition to the weights.
 _LARGEST = 2**31 - 2**23
 
 
 @dataclass(frozen=True)
 class OnnxCheck:
-    """An ONNX file that was run beside torch: the largest difference of a logit over so many images; its opset and
-    bytes."""
+    """The comparison of an ONNX file with torch: the largest difference between logits over `images` random images.
+
+    opset, bytes: those of the file.
+    """
 
     largest_difference: float
     images: int
@@ -39,69 +41,72 @@ class OnnxCheck:
 
 
 def export_onnx(trained: TrainedModel, path: Path, *, preprocess: bool = False, source: Mapping[str, Any]) -> OnnxCheck:
-    """Writes an ONNX file: `input` [batch, channels, side, side] → `output`, logits float32 [batch, classes].
+    """Write an ONNX file: `input` [batch, channels, side, side] → `output`, logits float32 [batch, classes].
 
-    input: float32, normalised; with `preprocess` pixels uint8, and normalising is in the graph. source: where the
-    model is from, for the file's metadata beside its preprocessing and classes.
-    Raises UserError where packages are missing, the file would be too large, cannot be written, or is not the model.
+    The input is normalised float32, or uint8 pixels with `preprocess`, which puts the normalisation into the graph.
+    source: the origin of the model, saved in the file's metadata with its preprocessing and classes.
+    Raises UserError if packages are missing, the file would be too large or cannot be written, or its logits differ.
     """
-    _refuse_without_onnx()
+    _require_onnx()
     tensors = (*trained.model.parameters(), *trained.model.buffers())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > _LARGEST:
         raise UserError(
-            f"{path}: {size / 2**30:.1f} GiB of weights, and ONNX files end at 2: export a timm folder instead"
+            f"{path}: {size / 2**30:.1f} GiB of weights, but an ONNX file holds at most 2: export a timm folder instead"
         )
     if path.is_dir():
-        raise UserError(f"{path}: is a folder: name a file, as {path / 'model.onnx'}")
+        raise UserError(f"{path}: is a folder: name a file, such as {path / 'model.onnx'}")
     import onnx
 
     path = path.expanduser().absolute()
     with staged(path) as hidden:
         hidden.touch()
-        proto = _onnx(_Logits(trained, preprocess), trained, preprocess)
-        onnx.helper.set_model_props(proto, _properties(trained, preprocess, source))
+        proto = _to_onnx(_LogitsModel(trained, preprocess), trained, preprocess)
+        onnx.helper.set_model_props(proto, _metadata(trained, preprocess, source))
         hidden.write_bytes(proto.SerializeToString())
-        check = OnnxCheck(_run_beside(hidden, trained, preprocess), sum(_BATCHES), _OPSET, hidden.stat().st_size)
+        check = OnnxCheck(
+            _compare_with_torch(hidden, trained, preprocess), sum(_BATCHES), _OPSET, hidden.stat().st_size
+        )
         publish(hidden, path)
     return check
 
 
-class _Logits(nn.Module):
-    """`input` → logits float32 [batch, classes]: of normalised floats, or of pixels uint8 where it prepares them."""
+class _LogitsModel(nn.Module):
+    """A model as it is exported: images → logits float32 [batch, classes]. preprocess: images are uint8 pixels."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trained: TrainedModel, prepares: bool) -> None:
+    def __init__(self, trained: TrainedModel, preprocess: bool) -> None:
         super().__init__()
         self.model = trained.model
-        self.prepares = prepares
+        self.preprocess = preprocess
         for name, values in (("mean", trained.preprocessing.mean), ("std", trained.preprocessing.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.prepares:
+        if self.preprocess:
             images = (images.float() / 255 - self.mean) / self.std
         logits: Tensor = self.model(images)
         return logits.float()
 
 
-def _refuse_without_onnx() -> None:
+def _require_onnx() -> None:
+    """Raise UserError if a package that the export needs is not installed."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"export: needs {', '.join(missing)}: pip install 'vit_dist[onnx]'")
 
 
-def _onnx(graph: _Logits, trained: TrainedModel, preprocess: bool) -> Any:
-    """The checked ModelProto of a graph, its weights inside. Raises UserError."""
+def _to_onnx(model: _LogitsModel, trained: TrainedModel, preprocess: bool) -> Any:
+    """Return a model as a checked ModelProto that contains its weights. Raises UserError if torch cannot export it."""
     import onnx
 
     example = random_pixels(trained, 2) if preprocess else trained.preprocessing.normalise(random_pixels(trained, 2))
     try:
-        with silence_libraries(), eval_mode(graph), torch.inference_mode(False), torch.no_grad():
+        with silence_libraries(), eval_mode(model), torch.inference_mode(False), torch.no_grad():
             program = torch.onnx.export(
-                graph,
+                model,
                 (example,),
                 input_names=["input"],
                 output_names=["output"],
@@ -113,26 +118,27 @@ def _onnx(graph: _Logits, trained: TrainedModel, preprocess: bool) -> Any:
             )
         assert program is not None
         proto = program.model_proto
-        # The exporter notes the lines of code that each node is from, with the paths of this machine's files.
-        made = proto.graph
-        tensors = (*made.input, *made.output, *made.value_info, *made.initializer)
-        for part in (made, *made.node, *tensors):
+        # The exporter records the source lines of each node, with the paths of files on this machine.
+        graph = proto.graph
+        tensors = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+        for part in (graph, *graph.node, *tensors):
             part.ClearField("metadata_props")
         onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # of many kinds, and any model may be told to do anything
+    except Exception as error:  # of many types, since a model may run any code
         name = trained.config.model.name
         raise UserError(
-            f"model.name: torch.onnx cannot write {name}: {one_line(error, 200)}: export a timm folder instead"
+            f"model.name: torch.onnx cannot export {name}: {one_line(error, 200)}: export a timm folder instead"
         ) from None
     return proto
 
 
-def _properties(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any]) -> dict[str, str]:
-    """An ONNX file's metadata: keys and JSON."""
+def _metadata(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any]) -> dict[str, str]:
+    """Return an ONNX file's metadata: keys with JSON values."""
     preprocessing = trained.preprocessing
-    colours = {1: "grey", 3: "RGB"}.get(trained.channels, "channels")
-    last = "uint8" if preprocess else "value / 255; (value - mean) / std"
-    prepared = {
+    mode = {1: "grey", 3: "RGB"}.get(trained.channels, "channels")
+    last_step = "uint8" if preprocess else "value / 255; (value - mean) / std"
+    steps = f"{mode}; short side to round(image_size / crop), {INTERPOLATION}; centre crop; {last_step}"
+    fields = {
         "image_size": preprocessing.image_size,
         "mean": preprocessing.mean,
         "std": preprocessing.std,
@@ -140,34 +146,34 @@ def _properties(trained: TrainedModel, preprocess: bool, source: Mapping[str, An
         "channels": trained.channels,
         "interpolation": INTERPOLATION,
         "input": "uint8 pixels" if preprocess else "normalised float32",
-        "steps": f"{colours}; short side to round(image_size / crop), {INTERPOLATION}; centre crop; {last}",
+        "steps": steps,
         "output": "logits",
     }
-    values = {"preprocessing": prepared, "classes": trained.names, "source": dict(source)}
+    values = {"preprocessing": fields, "classes": trained.names, "source": dict(source)}
     if trained.names != trained.classes:
         values["labels"] = trained.classes
     return {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in values.items()}
 
 
-def _run_beside(path: Path, trained: TrainedModel, preprocess: bool) -> float:
-    """The largest difference of a logit between onnxruntime's and torch's, in batches of several sizes.
+def _compare_with_torch(path: Path, trained: TrainedModel, preprocess: bool) -> float:
+    """Return the largest difference between the logits of onnxruntime and torch, over batches of several sizes.
 
-    Raises UserError where it is too large, the likeliest class is another, or the file does not run.
+    Raises UserError if it is too large, a predicted class differs, or the file does not run.
     """
     import onnxruntime
 
     name, options = trained.config.model.name, onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
-    found, pixels = [], random_pixels(trained, sum(_BATCHES))
+    logits, pixels = [], random_pixels(trained, sum(_BATCHES))
     images = trained.preprocessing.normalise(pixels)
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for batch in torch.split(pixels if preprocess else images, list(_BATCHES)):
-            found.append(torch.from_numpy(session.run(["output"], {"input": batch.numpy()})[0]))
-    except Exception as error:  # onnxruntime's are of no common kind
-        reason = f"onnxruntime does not run {name}: {one_line(error, 200)}"
+            logits.append(torch.from_numpy(session.run(["output"], {"input": batch.numpy()})[0]))
+    except Exception as error:  # onnxruntime's have no common base class
+        reason = f"onnxruntime cannot run {name}: {one_line(error, 200)}"
         raise UserError(f"model.name: {reason}: export a timm folder instead") from None
     with eval_mode(trained.model):
         expected = trained.model(images).float()
-    return check_same_logits(torch.cat(found), expected, _TOLERANCE, f"{name} in onnxruntime", "a timm folder")
+    return check_same_logits(torch.cat(logits), expected, _TOLERANCE, f"{name} in onnxruntime", "a timm folder")

@@ -1,4 +1,4 @@
-"""Beside what a model was made into: the same images, what may differ, and no noise of others."""
+"""Check that an exported model gives the same logits as the original."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from torch import Tensor
 from vit_dist.errors import UserError
 from vit_dist.inference.load import TrainedModel
 
-# How files are resized before a model sees them.
+# How images are resized before a model sees them.
 INTERPOLATION = "bicubic"
 
 
 def random_pixels(trained: TrainedModel, count: int) -> Tensor:
-    """The same uint8 [count, channels, side, side] at every call."""
+    """Return random images for a model, uint8 [count, channels, side, side]: the same ones at every call."""
     side, generator = trained.preprocessing.image_size, torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, trained.channels, side, side), dtype=torch.uint8, generator=generator)
 
 
-def check_same_logits(found: Tensor, expected: Tensor, tolerance: float, what: str, instead: str) -> float:
-    """The largest difference between logits [images, classes] and those expected.
+def check_same_logits(logits: Tensor, expected: Tensor, tolerance: float, export: str, alternative: str) -> float:
+    """Return the largest difference between logits and those expected, both [images, classes].
 
-    Raises UserError where it is beyond `tolerance` of max(1, largest |logit|), or the likeliest class is another
-    where that is not a matter of rounding: it says that `what` does so, and to export `instead`.
+    export: the exported model, and alternative: another format to use, in words for the errors.
+    Raises UserError if the difference exceeds `tolerance` · max(1, largest |logit|), or a likeliest class differs
+    whose lead over the second is larger than that.
     """
-    what, instead = f"model.name: {what}", f"export {instead} instead"
-    if found.shape != expected.shape:
-        raise UserError(f"{what} gives {list(found.shape)} logits, not {list(expected.shape)}: {instead}")
-    largest = (found - expected).abs().max().item()
+    export, alternative = f"model.name: {export}", f"export {alternative} instead"
+    if logits.shape != expected.shape:
+        raise UserError(f"{export} gives {list(logits.shape)} logits, not {list(expected.shape)}: {alternative}")
+    largest = (logits - expected).abs().max().item()
     allowed = tolerance * max(1.0, expected.abs().max().item())
     if not largest <= allowed:  # NaN is never allowed
-        raise UserError(f"{what} gives other logits, {largest:.3g} apart where {allowed:.3g} may be: {instead}")
+        difference = f"they differ by {largest:.3g}, and {allowed:.3g} is allowed"
+        raise UserError(f"{export} gives other logits: {difference}: {alternative}")
     best = expected.topk(min(2, expected.shape[1])).values
     clear = best[:, 0] - best[:, -1] > allowed
-    if (found.argmax(1) != expected.argmax(1))[clear].any():
-        raise UserError(f"{what} chooses other classes: {instead}")
+    if (logits.argmax(1) != expected.argmax(1))[clear].any():
+        raise UserError(f"{export} predicts other classes: {alternative}")
     return largest
 
 
 @contextlib.contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Without others' warnings, prints and lines of log: what is wrong is raised."""
+    """Suppress the warnings, prints and log lines of other libraries; their exceptions still pass."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

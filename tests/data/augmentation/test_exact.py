@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests import losses_for_tests
+from tests import custom_losses
 from tests.processes import run_world
 from vit_dist import Config, UserError, train
 from vit_dist.config.schema import RunConfig
@@ -220,7 +220,7 @@ def end_files(folder: Path) -> dict[str, bytes]:
 
 def stopped_and_gone_on(config: Config, forward: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """Train with a real SIGTERM during the loss, then again to the end; return the update it stopped after."""
-    losses_for_tests.forwards = 0
+    custom_losses.forwards = 0
     monkeypatch.setenv("SIGNAL", "SIGTERM")
     monkeypatch.setenv("SIGNAL_AT", str(forward))
     handler = signal.getsignal(signal.SIGTERM)
@@ -233,7 +233,7 @@ def stopped_and_gone_on(config: Config, forward: int, monkeypatch: pytest.Monkey
 
 
 SIGNALLING = {
-    "loss__name": "tests.losses_for_tests:signalling",
+    "loss__name": "tests.custom_losses:signalling",
     "batch__global_size": 27,
     "train__duration": "40 updates",
     "evaluate__every": "15 updates",
@@ -308,7 +308,7 @@ def test_a_run_trains_at_its_sizes_in_turn_and_evaluates_at_full_size(
 ) -> None:
     more = {
         "model__name": "tests.data.augmentation.test_exact:watched",
-        "loss__name": "tests.losses_for_tests:signalling",
+        "loss__name": "tests.custom_losses:signalling",
         "data__image_size": 16,
         "augment__sizes": ["8 for 40%", "12 for 10 updates"],
         "augment__mixup": 0.8,

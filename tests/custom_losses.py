@@ -1,4 +1,4 @@
-"""Losses named by import path that also send real signals at a chosen forward pass."""
+"""Losses that tests name by import path; some send a real signal at a chosen forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ forwards = 0
 
 
 def signalling(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy; at forward number SIGNAL_AT of this process it sends it SIGNAL."""
+    """Return the cross entropy; at forward number SIGNAL_AT of this process, send SIGNAL to it."""
     global forwards
     forwards += 1
     if forwards == 1:
@@ -25,12 +25,12 @@ def signalling(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def sometimes_nan(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same, but not a number for a micro-batch whose class numbers have a sum that ends in 7."""
+    """Return the same, but NaN for a micro-batch whose class numbers have a sum that ends in 7."""
     values = signalling(logits, targets)
     return values * float("nan") if targets.sum().item() % 10 == 7 else values
 
 
 def hard_targets_only(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy that takes class numbers alone."""
+    """Return the cross entropy; accept class numbers only."""
     assert targets.ndim == 1
     return cross_entropy(logits, targets)

@@ -1,4 +1,4 @@
-"""What the tests of exports start from: a small trained run, and small models with no run behind them."""
+"""Models for the tests of exports: a small trained run, and small models without a run."""
 
 from __future__ import annotations
 
@@ -27,35 +27,38 @@ DIGITS: dict[str, Any] = {
     "run.device": "cpu",
     "run.threads": 1,
 }
-# A ViT of two blocks for twelve pixels.
+# A ViT of two blocks for images of 12×12 pixels.
 SMALL: dict[str, Any] = {"width": 24, "depth": 2, "heads": 3, "patch_size": 4}
 
 
 def digits_run(folder: Path) -> Path:
-    """Sixty updates on the digits."""
+    """Train on the digits for sixty updates; return the run's folder."""
     train(Config.load("digits", {**DIGITS, "run.dir": str(folder)}))
     return folder
 
 
-def digits_tested() -> Tensor:
-    """The digits' test split, uint8 [359, 1, 8, 8]."""
+def digits_test_images() -> Tensor:
+    """Return the digits' test split, uint8 [359, 1, 8, 8]."""
     test = open_data(Config.load("digits").data).splits["test"]
     assert isinstance(test.source, MemorySource)
     return torch.from_numpy(test.source.pixels[test.indices])
 
 
-def of_no_run(channels: int = 3, side: int = 12, **model: Any) -> TrainedModel:
-    """A model, five classes, in which every parameter matters."""
+def small_model(channels: int = 3, side: int = 12, **model: Any) -> TrainedModel:
+    """Return a model for five classes whose logits depend on every parameter. model: fields of the config."""
     fields = {f"model.{name}": value for name, value in {**SMALL, **model}.items()}
     config = Config.load("folder", {"data.root": ".", **fields})
-    built = build_model(config.model, classes=5, channels=channels, image_size=side, seed=0, trained=False)
-    scatter(built)
+    network = build_model(config.model, classes=5, channels=channels, image_size=side, seed=0, trained=False)
+    scatter(network)
     mean, std = tuple(0.4 + 0.05 * i for i in range(channels)), tuple(0.2 + 0.01 * i for i in range(channels))
     names = ["ant", "bee", "cat", "dog", "eel"]
-    return TrainedModel(built, Preprocessing(side, mean, std, crop=0.9), list("abcde"), channels, "raw", config, names)
+    return TrainedModel(
+        network, Preprocessing(side, mean, std, crop=0.9), list("abcde"), channels, "raw", config, names
+    )
 
 
 def scatter(model: nn.Module) -> None:
+    """Add noise to every parameter: as initialised, some have no effect on the logits."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
