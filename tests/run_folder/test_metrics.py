@@ -1,4 +1,4 @@
-"""metrics.jsonl: the columns and lines that count, however often a run was stopped, killed and started again."""
+"""metrics.jsonl: its columns and lines agree, however often a run was stopped, killed and started again."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def stop(update: int, time: float) -> dict[str, Any]:
 
 
 def write(path: Path, *lines: dict[str, Any] | str) -> Path:
-    """Lines as JSON; a text stands as it is, torn."""
+    """Write lines as JSON, and a text (a torn line) as it is; return the path."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("\n".join(texts) + "\n", encoding="utf-8")
     return path
 
 
-def same(path: Path) -> None:
-    """`read_columns` says of a file what `read_metrics` says of it."""
-    found, expected = read_columns(path, NAMES), read_metrics(path)
+def assert_readers_agree(path: Path) -> None:
+    """Assert that `read_columns` and `read_metrics` agree on a file."""
+    columns, expected = read_columns(path, NAMES), read_metrics(path)
     lines = [line for line in expected if line["kind"] == "train"]
-    assert list(found.train) == ["update", "time", *NAMES]
-    for name, column in found.train.items():
+    assert list(columns.train) == ["update", "time", *NAMES]
+    for name, column in columns.train.items():
         values = [float("nan") if line.get(name) is None else float(line[name]) for line in lines]
         np.testing.assert_array_equal(column, np.asarray(values, np.float64), err_msg=name)
         assert column.dtype == np.float64
-    assert found.others == [line for line in expected if line["kind"] != "train"]
-    # Between a stop and the start that goes on from it nothing ran.
+    assert columns.others == [line for line in expected if line["kind"] != "train"]
+    # Nothing ran between a stop and the start that resumes from it.
     spans = [after["time"] - before["time"] for before, after in pairwise(expected) if after["kind"] != "start"]
-    assert found.seconds == pytest.approx(sum(spans), abs=1e-6)
-    assert found.starts == [line for line in expected if line["kind"] == "start"]
-    assert found.restarts == [line for line in found.starts if line["update"] > 0]
+    assert columns.seconds == pytest.approx(sum(spans), abs=1e-6)
+    assert columns.starts == [line for line in expected if line["kind"] == "start"]
+    assert columns.restarts == [line for line in columns.starts if line["update"] > 0]
 
 
-def test_a_start_supersedes_what_lies_beyond_it(tmp_path: Path) -> None:
+def test_a_start_supersedes_lines_of_later_updates(tmp_path: Path) -> None:
     path = write(
         tmp_path / "metrics.jsonl",
         start(0, 100.0),
@@ -79,11 +79,11 @@ def test_a_start_supersedes_what_lies_beyond_it(tmp_path: Path) -> None:
         start(4, 5000.0),
         train(5, 5007.0, 0.5),
     )
-    found = read_columns(path, ["loss"])
-    assert found.train["update"].tolist() == [1, 2, 3, 4, 5]
-    assert found.train["loss"].tolist() == [3.0, 2.5, 2.0, 1.0, 0.5]
-    assert found.train["time"].tolist() == [110.0, 120.0, 1010.0, 1020.0, 5007.0]
-    assert [(line["kind"], line["time"]) for line in found.others] == [
+    columns = read_columns(path, ["loss"])
+    assert columns.train["update"].tolist() == [1, 2, 3, 4, 5]
+    assert columns.train["loss"].tolist() == [3.0, 2.5, 2.0, 1.0, 0.5]
+    assert columns.train["time"].tolist() == [110.0, 120.0, 1010.0, 1020.0, 5007.0]
+    assert [(line["kind"], line["time"]) for line in columns.others] == [
         ("start", 100.0),
         ("save", 121.0),
         ("eval", 122.0),
@@ -92,41 +92,41 @@ def test_a_start_supersedes_what_lies_beyond_it(tmp_path: Path) -> None:
         ("stop", 1025.0),
         ("start", 5000.0),
     ]
-    assert [line["update"] for line in found.restarts] == [2, 4]
+    assert [line["update"] for line in columns.restarts] == [2, 4]
     # From 100 to the last line that counts, 122; from 1000 to 1025; from 5000 to 5007.
-    assert found.seconds == 22 + 25 + 7
-    same(path)
+    assert columns.seconds == 22 + 25 + 7
+    assert_readers_agree(path)
 
 
-def test_the_last_line_that_counts_before_a_stop_may_be_of_training(tmp_path: Path) -> None:
+def test_seconds_end_with_a_train_line_before_a_restart(tmp_path: Path) -> None:
     path = write(tmp_path / "m", start(0, 10.0), save(0, 11.0), train(5, 31.0), start(5, 131.0), stop(5, 133.0))
     assert read_columns(path, []).seconds == 21 + 2
-    same(path)
+    assert_readers_agree(path)
 
 
-def test_an_earlier_restart_beyond_the_last_one_is_none(tmp_path: Path) -> None:
+def test_a_restart_at_a_later_update_is_superseded_too(tmp_path: Path) -> None:
     path = write(tmp_path / "m", start(0, 0.0), train(3, 3.0), start(3, 10.0), train(4, 11.0), start(2, 20.0))
-    found = read_columns(path, ["loss"])
-    assert [line["update"] for line in found.restarts] == [2]
-    assert len(found.train["update"]) == 0
-    assert found.seconds == 0
-    same(path)
+    columns = read_columns(path, ["loss"])
+    assert [line["update"] for line in columns.restarts] == [2]
+    assert len(columns.train["update"]) == 0
+    assert columns.seconds == 0
+    assert_readers_agree(path)
 
 
-def test_a_start_from_nothing_supersedes_everything_but_the_start_before_it(tmp_path: Path) -> None:
+def test_a_start_at_update_0_supersedes_all_lines_but_the_start_before_it(tmp_path: Path) -> None:
     path = write(tmp_path / "m", start(0, 10.0), train(1, 11.0), evaluation(1, 12.0), start(0, 50.0), train(1, 54.0))
-    found = read_columns(path, [])
-    assert found.train["time"].tolist() == [54.0]
-    assert found.seconds == 4
-    assert found.restarts == []
-    assert len(found.starts) == 2
-    same(path)
+    columns = read_columns(path, [])
+    assert columns.train["time"].tolist() == [54.0]
+    assert columns.seconds == 4
+    assert columns.restarts == []
+    assert len(columns.starts) == 2
+    assert_readers_agree(path)
 
 
-def test_two_starts_and_no_line_of_training_between(tmp_path: Path) -> None:
+def test_two_starts_without_a_train_line_between_them(tmp_path: Path) -> None:
     path = write(tmp_path / "m", start(0, 10.0), start(0, 50.0))
     assert read_columns(path, []).seconds == 0
-    same(path)
+    assert_readers_agree(path)
 
 
 def test_torn_lines_are_left_out(tmp_path: Path) -> None:
@@ -134,33 +134,33 @@ def test_torn_lines_are_left_out(tmp_path: Path) -> None:
     for cut in (1, 10, len(whole) // 2, len(whole) - 1):
         path = write(tmp_path / f"{cut}", start(0, 1.0), train(1, 2.0), whole[:cut], start(1, 8.0), train(2, 9.0))
         assert read_columns(path, []).train["time"].tolist() == [2.0, 9.0]
-        same(path)
+        assert_readers_agree(path)
         path.write_text(path.read_text(encoding="utf-8") + whole[:cut], encoding="utf-8")
         assert read_columns(path, []).train["time"].tolist() == [2.0, 9.0]
-        same(path)
+        assert_readers_agree(path)
     half = json.dumps({"kind": "train", "name": "é"}, ensure_ascii=False).encode()
     torn = tmp_path / "letter"
     torn.write_bytes(json.dumps(start(0, 1.0)).encode() + b"\n\n" + half[: half.index("é".encode()) + 1] + b"\n")
     assert [line["kind"] for line in read_columns(torn, []).others] == ["start"]
-    same(torn)
+    assert_readers_agree(torn)
 
 
-def test_values_that_are_no_numbers(tmp_path: Path) -> None:
+def test_values_that_are_not_numbers(tmp_path: Path) -> None:
     losses = [None, "nan", "inf", "-inf", 2, 0.25]
     lines = [train(number, float(number), loss) for number, loss in enumerate(losses, 1)]
-    found = read_columns(write(tmp_path / "m", start(0, 0.0), *lines), NAMES)
-    np.testing.assert_array_equal(found.train["loss"], [np.nan, np.nan, np.inf, -np.inf, 2, 0.25])
-    assert np.isnan(found.train["never_written"]).all()
-    assert np.isnan(found.train["top1"]).all()
-    same(tmp_path / "m")
+    columns = read_columns(write(tmp_path / "m", start(0, 0.0), *lines), NAMES)
+    np.testing.assert_array_equal(columns.train["loss"], [np.nan, np.nan, np.inf, -np.inf, 2, 0.25])
+    assert np.isnan(columns.train["never_written"]).all()
+    assert np.isnan(columns.train["top1"]).all()
+    assert_readers_agree(tmp_path / "m")
 
 
-def test_a_file_without_a_line_of_training(tmp_path: Path) -> None:
+def test_a_file_without_a_train_line(tmp_path: Path) -> None:
     path = write(tmp_path / "m", start(0, 5.0), evaluation(0, 9.0), stop(0, 9.5))
-    found = read_columns(path, NAMES)
-    assert {len(column) for column in found.train.values()} == {0}
-    assert found.seconds == 4.5
-    same(path)
+    columns = read_columns(path, NAMES)
+    assert {len(column) for column in columns.train.values()} == {0}
+    assert columns.seconds == 4.5
+    assert_readers_agree(path)
     empty = tmp_path / "empty"
     empty.touch()
     assert read_columns(empty, NAMES).others == []
@@ -168,13 +168,13 @@ def test_a_file_without_a_line_of_training(tmp_path: Path) -> None:
 
 
 def history(generator: np.random.Generator) -> list[dict[str, Any] | str]:
-    """What a run that is stopped, killed and started again may leave, with the clock always going forward."""
+    """Return random lines of a run that is stopped, killed and started again, at ascending times."""
     lines: list[dict[str, Any] | str] = []
     now, checkpoints = 1000.0, [0]
 
-    def tick(most: float = 3.0) -> float:
+    def tick(longest: float = 3.0) -> float:
         nonlocal now
-        now += float(generator.uniform(0.01, most))
+        now += float(generator.uniform(0.01, longest))
         return now
 
     for _ in range(generator.integers(1, 6)):
@@ -204,23 +204,23 @@ def history(generator: np.random.Generator) -> list[dict[str, Any] | str]:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_columns_and_lines_agree_on_any_history(tmp_path: Path, seed: int) -> None:
-    same(write(tmp_path / "metrics.jsonl", *history(np.random.default_rng(seed))))
+    assert_readers_agree(write(tmp_path / "metrics.jsonl", *history(np.random.default_rng(seed))))
 
 
-def test_a_torn_line_stays_one_when_a_journal_goes_on(tmp_path: Path) -> None:
+def test_a_torn_line_stays_apart_when_a_log_is_continued(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(start(0, 1.0)) + "\n" + '{"kind": "tra', encoding="utf-8")
-    journal = MetricsLog(path, writes=True)
-    line = journal.write("stop", {"update": 0, "reason": "asked to stop"})
-    journal.close()
-    assert [one["kind"] for one in read_metrics(path)] == ["start", "stop"]
+    log = MetricsLog(path, writes=True)
+    line = log.write("stop", {"update": 0, "reason": "asked to stop"})
+    log.close()
+    assert [line["kind"] for line in read_metrics(path)] == ["start", "stop"]
     assert read_metrics(path)[1] == line
     assert line["time"] > 1.7e9
     MetricsLog(path, writes=False).write("stop", {"update": 0})
     assert len(read_metrics(path)) == 2
 
 
-def test_numbers_that_json_has_none_for() -> None:
+def test_non_finite_numbers_become_text() -> None:
     assert [json_number(value) for value in (1.5, float("nan"), float("inf"), -float("inf"))] == [
         1.5,
         "nan",
@@ -229,7 +229,7 @@ def test_numbers_that_json_has_none_for() -> None:
     ]
 
 
-def test_small_files_are_replaced_in_one_step(tmp_path: Path) -> None:
+def test_json_files_are_replaced_atomically(tmp_path: Path) -> None:
     write_json(tmp_path / "status.json", {"state": "running"})
     write_json(tmp_path / "status.json", {"state": "finished", "time": 0.5})
     assert read_json(tmp_path / "status.json") == {"state": "finished", "time": 0.5}

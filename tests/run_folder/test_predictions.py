@@ -1,4 +1,4 @@
-"""What a run leaves to look at: inputs.safetensors from its start, predictions.safetensors from its end."""
+"""Files for the report: inputs.safetensors from a run's start, predictions.safetensors from its end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from vit_dist.run_folder.predictions import (
 from vit_dist.run_folder.status import status
 from vit_dist.runtime.runtime import Runtime
 
-# A rate so high that the best weights are not the last ones, and that weights and their average say different things.
+# A learning rate so high that the best weights are not the last, and that raw and EMA weights predict differently.
 FAST = {
     "optimizer__lr": 5e-2,
     "schedule__name": "constant",
@@ -71,10 +71,10 @@ def folder_of_pictures(root: Path, folder: Path, **more: Any) -> Config:
     return Config.load("folder", changes | {name.replace("__", "."): value for name, value in more.items()})
 
 
-def kept_of(folder: Path) -> SavedPredictions:
-    kept = read_predictions(folder / PREDICTIONS)
-    assert kept is not None
-    return kept
+def predictions_of(folder: Path) -> SavedPredictions:
+    saved = read_predictions(folder / PREDICTIONS)
+    assert saved is not None
+    return saved
 
 
 def inputs_of(folder: Path) -> InputExamples:
@@ -84,43 +84,43 @@ def inputs_of(folder: Path) -> InputExamples:
 
 
 def evaluations(run: Run, split: str, weights: str) -> dict[int, Line]:
-    """By update."""
+    """Return the evaluations of a split by one kind of weights, by update."""
     lines = [line for line in run.history if line["kind"] == "eval"]
     return {line["update"]: line for line in lines if (line["split"], line["weights"]) == (split, weights)}
 
 
-def assert_by_its_model(run: Run, kept: SavedPredictions, split: str) -> None:
-    """Of every sample of the split, in its order, what the run's own model says; pictures of the worst mistakes."""
+def assert_predicted_by_model(run: Run, saved: SavedPredictions, split: str) -> None:
+    """Assert that a file holds the predictions of the run's model for a split, and pictures of its worst mistakes."""
     config = Config.load(run.folder / "config.yaml")
     data = open_data(config.data)
-    subset, found = data.splits[split], kept.predictions
+    subset, predictions = data.splits[split], saved.predictions
     pixels = pictures_at(subset, np.arange(len(subset)), run.preprocessing)
     probabilities = run.predict(pixels).numpy()
     best = np.argsort(-probabilities, 1, kind="stable")[:, :5]
-    assert found.index.tolist() == subset.indices.tolist()
-    assert found.label.tolist() == subset.source.labels[subset.indices].tolist()
-    assert found.top.tolist() == best.tolist()
-    np.testing.assert_allclose(found.probability, np.take_along_axis(probabilities, best, 1), atol=1e-6)
-    wrong = np.flatnonzero(found.top[:, 0] != found.label)
-    shown = sorted(wrong, key=lambda row: -found.probability[row, 0])[:24]
-    assert kept.shown.tolist() == shown
-    np.testing.assert_array_equal(kept.pictures, pixels[shown])
-    assert (kept.about["split"], kept.about["classes"]) == (split, list(data.classes))
+    assert predictions.index.tolist() == subset.indices.tolist()
+    assert predictions.label.tolist() == subset.source.labels[subset.indices].tolist()
+    assert predictions.top.tolist() == best.tolist()
+    np.testing.assert_allclose(predictions.probability, np.take_along_axis(probabilities, best, 1), atol=1e-6)
+    wrong = np.flatnonzero(predictions.top[:, 0] != predictions.label)
+    shown = sorted(wrong, key=lambda row: -predictions.probability[row, 0])[:24]
+    assert saved.shown.tolist() == shown
+    np.testing.assert_array_equal(saved.pictures, pixels[shown])
+    assert (saved.about["split"], saved.about["classes"]) == (split, list(data.classes))
 
 
-def test_inputs_stay_and_predictions_are_of_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is stopped, goes on to its end at 15, and is made longer."""
+def test_inputs_are_written_once_and_predictions_at_each_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is stopped, resumed to its end at update 15, and then made longer."""
     folder = tmp_path / "run"
-    given = {**FAST, "optimizer__lr": 1e-2, "loss__name": "tests.custom_losses:signalling", "augment__shift": 1}
+    fields = {**FAST, "optimizer__lr": 1e-2, "loss__name": "tests.custom_losses:signalling", "augment__shift": 1}
     custom_losses.forwards = 0
     monkeypatch.setenv("SIGNAL", "SIGTERM")
     monkeypatch.setenv("SIGNAL_AT", "21")
-    assert train(digits(folder, train__duration="15 updates", **given)).stopped
+    assert train(digits(folder, train__duration="15 updates", **fields)).stopped
     monkeypatch.setenv("SIGNAL_AT", "0")
     assert not (folder / PREDICTIONS).exists()
     inputs, before = inputs_of(folder), (folder / INPUTS).stat()
 
-    config = digits(folder, train__duration="15 updates", **given)
+    config = digits(folder, train__duration="15 updates", **fields)
     data, runtime = open_data(config.data), Runtime(config.run, "fp32")
     split = data.splits["train"]
     stream = Stream(
@@ -141,19 +141,19 @@ def test_inputs_stay_and_predictions_are_of_the_end(tmp_path: Path, monkeypatch:
 
     run = train(config)
     assert not run.stopped
-    kept = kept_of(folder)
+    saved = predictions_of(folder)
     assert run.best is not None
-    assert kept.about["update"] == run.best.update <= 15
-    assert kept.predictions.top1() == run.summary["test"]["top1"]
-    assert_by_its_model(run, kept, "test")
+    assert saved.about["update"] == run.best.update <= 15
+    assert saved.predictions.top1() == run.summary["test"]["top1"]
+    assert_predicted_by_model(run, saved, "test")
 
-    longer = train(digits(folder, train__duration="30 updates", **given))
+    longer = train(digits(folder, train__duration="30 updates", **fields))
     assert longer.best is not None
     assert longer.best.update > 15
-    replaced = kept_of(folder)
-    assert replaced.about == {**kept.about, "update": longer.best.update}
-    assert replaced.predictions.top1() == longer.summary["test"]["top1"] != kept.predictions.top1()
-    assert_by_its_model(longer, replaced, "test")
+    replaced = predictions_of(folder)
+    assert replaced.about == {**saved.about, "update": longer.best.update}
+    assert replaced.predictions.top1() == longer.summary["test"]["top1"] != saved.predictions.top1()
+    assert_predicted_by_model(longer, replaced, "test")
 
     after = (folder / INPUTS).stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -161,28 +161,26 @@ def test_inputs_stay_and_predictions_are_of_the_end(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("metric", "updates", "weights"), [("top1", 15, "ema"), ("raw_loss", 25, "raw")])
-def test_predictions_are_by_the_weights_that_were_chosen(
-    tmp_path: Path, metric: str, updates: int, weights: str
-) -> None:
+def test_predictions_are_by_the_selected_weights(tmp_path: Path, metric: str, updates: int, weights: str) -> None:
     config = digits(
         tmp_path / "run", **FAST, train__duration=f"{updates} updates", train__ema=0.9, evaluate__metric=metric
     )
     run = train(config)
-    kept = kept_of(run.folder)
+    saved = predictions_of(run.folder)
     assert run.best is not None
     best = run.best.update
-    assert kept.about | {"classes": []} == {"split": "test", "weights": weights, "update": best, "classes": []}
+    assert saved.about | {"classes": []} == {"split": "test", "weights": weights, "update": best, "classes": []}
     lines = {name: evaluations(run, "test", name)[updates] for name in ("raw", "ema")}
-    assert kept.predictions.top1() == lines[weights]["top1"] == run.summary["test"]["top1"]
+    assert saved.predictions.top1() == lines[weights]["top1"] == run.summary["test"]["top1"]
     assert lines["raw"]["top1"] != lines["ema"]["top1"]
-    assert_by_its_model(run, kept, "test")
-    # Those weights are the ones that val chose, at that update.
+    assert_predicted_by_model(run, saved, "test")
+    # These are the weights that were best on val, of that update.
     val = open_data(config.data).splits["val"]
     assert isinstance(val.source, MemorySource)
-    said = run.predict(val.source.pixels[val.indices]).argmax(1).numpy()
-    top1 = 100 * (said == val.source.labels[val.indices]).mean()
+    predicted = run.predict(val.source.pixels[val.indices]).argmax(1).numpy()
+    top1 = 100 * (predicted == val.source.labels[val.indices]).mean()
     assert top1 == pytest.approx(evaluations(run, "val", weights)[best]["top1"])
-    if best != updates:  # which of them it is, the version of torch decides
+    if best != updates:  # depends on the version of torch
         assert top1 != pytest.approx(evaluations(run, "val", weights)[updates]["top1"])
 
 
@@ -192,9 +190,9 @@ def test_without_a_test_split_predictions_are_of_val_by_the_best_weights(
 ) -> None:
     run = train(folder_of_pictures(image_folder, tmp_path / "run", train__ema=ema))
     weights = "ema" if ema else "raw"
-    kept = kept_of(run.folder)
+    saved = predictions_of(run.folder)
     assert run.best is not None
-    assert kept.about == {
+    assert saved.about == {
         "split": "val",
         "weights": weights,
         "update": run.best.update,
@@ -203,14 +201,14 @@ def test_without_a_test_split_predictions_are_of_val_by_the_best_weights(
     of_val = evaluations(run, "val", weights)
     assert len(of_val) == 10
     best = of_val[run.best.update]
-    assert kept.predictions.top1() == best["top1"]
+    assert saved.predictions.top1() == best["top1"]
     assert run.best.update < 30
     assert best["loss"] != of_val[30]["loss"]
-    assert kept.predictions.top.shape == (21, 3)
-    np.testing.assert_allclose(kept.predictions.probability.sum(1), 1, rtol=1e-5)
-    truth = kept.predictions.top == kept.predictions.label[:, None]
-    assert -np.log(kept.predictions.probability[truth]).mean() == pytest.approx(best["loss"], rel=1e-5)
-    assert_by_its_model(run, kept, "val")
+    assert saved.predictions.top.shape == (21, 3)
+    np.testing.assert_allclose(saved.predictions.probability.sum(1), 1, rtol=1e-5)
+    truth = saved.predictions.top == saved.predictions.label[:, None]
+    assert -np.log(saved.predictions.probability[truth]).mean() == pytest.approx(best["loss"], rel=1e-5)
+    assert_predicted_by_model(run, saved, "val")
 
 
 def test_without_test_and_val_there_are_no_predictions(image_folder: Path, tmp_path: Path) -> None:
@@ -227,14 +225,14 @@ def test_without_test_and_val_there_are_no_predictions(image_folder: Path, tmp_p
 
 def test_without_val_predictions_are_of_test_by_the_last_weights(tmp_path: Path) -> None:
     run = train(digits(tmp_path / "run", **FAST, train__duration="12 updates", data__val_fraction=0, train__ema=0.5))
-    kept = kept_of(run.folder)
+    saved = predictions_of(run.folder)
     assert run.best is None
-    assert (kept.about["split"], kept.about["weights"], kept.about["update"]) == ("test", "ema", 12)
-    assert kept.predictions.top1() == evaluations(run, "test", "ema")[12]["top1"]
-    assert_by_its_model(run, kept, "test")
+    assert (saved.about["split"], saved.about["weights"], saved.about["update"]) == ("test", "ema", 12)
+    assert saved.predictions.top1() == evaluations(run, "test", "ema")[12]["top1"]
+    assert_predicted_by_model(run, saved, "test")
 
 
-def test_files_to_look_at_that_cannot_be_written_are_told_and_end_no_run(
+def test_files_that_cannot_be_written_are_reported_and_do_not_end_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
@@ -242,17 +240,17 @@ def test_files_to_look_at_that_cannot_be_written_are_told_and_end_no_run(
     def full(path: Path, content: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def in_the_way(path: Path, content: Any) -> None:
-        aside = path.with_name(f".{path.name}")
-        aside.mkdir()
+    def blocked(path: Path, content: Any) -> None:
+        hidden = path.with_name(f".{path.name}")
+        hidden.mkdir()
         try:
             write_predictions(path, content)
         finally:
-            aside.rmdir()
+            hidden.rmdir()
 
     with monkeypatch.context() as patch:
         patch.setattr("vit_dist.training.artifacts.write_inputs", full)
-        patch.setattr("vit_dist.training.artifacts.write_predictions", in_the_way)
+        patch.setattr("vit_dist.training.artifacts.write_predictions", blocked)
         run = train(digits(folder, **FAST, train__duration="6 updates", log__level="warning"))
     assert not run.stopped
     assert capsys.readouterr().out.splitlines() == [
@@ -263,14 +261,14 @@ def test_files_to_look_at_that_cannot_be_written_are_told_and_end_no_run(
     assert not (folder / INPUTS).exists()
     assert not (folder / PREDICTIONS).exists()
     assert run.summary["test"] is not None
-    # Once there is room for them, a longer run writes them; its inputs are of where it went on.
+    # Once they can be written, a longer run writes them; its inputs are those of the update it resumed from.
     longer = train(digits(folder, **FAST, train__duration="12 updates", log__level="warning"))
     assert capsys.readouterr().out.splitlines() == ["  note: train.duration: 6 updates before, 12 updates now"]
     assert inputs_of(folder).about["position"] == 6
-    assert kept_of(folder).predictions.top1() == longer.summary["test"]["top1"]
+    assert predictions_of(folder).predictions.top1() == longer.summary["test"]["top1"]
 
 
-def test_other_mistakes_of_what_is_kept_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_while_writing_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path, content: Any) -> None:
         raise ValueError("broken")
 
@@ -281,14 +279,14 @@ def test_other_mistakes_of_what_is_kept_are_not_hidden(tmp_path: Path, monkeypat
 
 
 def printed_by(folder: str) -> list[str]:
-    """What a run of digits leaves on this process's outputs."""
+    """Train on the digits; return what this process wrote to stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         train(digits(Path(folder), **{**FAST, "optimizer__lr": 5e-3}, train__duration="30 updates"))
     return [out.getvalue(), err.getvalue()]
 
 
-def test_two_processes_leave_what_one_does_and_rank_1_says_nothing(tmp_path: Path) -> None:
+def test_two_processes_write_the_same_files_as_one_and_rank_1_prints_nothing(tmp_path: Path) -> None:
     first, second = run_world(2, printed_by, tmp_path / "logs", str(tmp_path / "two"))
     assert second == ["", ""]
     lines = first[0].splitlines()
@@ -299,7 +297,7 @@ def test_two_processes_leave_what_one_does_and_rank_1_says_nothing(tmp_path: Pat
     one, two = (inputs_of(tmp_path / name) for name in ("one", "two"))
     assert np.array_equal(one.pixels, two.pixels)
     assert (one.captions(), one.about) == (two.captions(), two.about)
-    alone, both = (kept_of(tmp_path / name) for name in ("one", "two"))
+    alone, both = (predictions_of(tmp_path / name) for name in ("one", "two"))
     assert alone.about == both.about
     for name in ("index", "label", "top"):
         assert np.array_equal(getattr(alone.predictions, name), getattr(both.predictions, name)), name

@@ -1,4 +1,4 @@
-"""progress.md: whole tables of scripted histories, and how the file is replaced."""
+"""progress.md: the tables of scripted histories, and atomic replacement of the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_dist.run_folder.progress import progress_table, write_progress
 
 
 def trained(update: int, loss: float | str, top1: float | None, seconds: float) -> Line:
-    """A line of the updates since the line before, of `seconds` each."""
+    """Return a train line for the updates since the line before, of `seconds` each."""
     return {"kind": "train", "update": update, "loss": loss, "top1": top1, "update_seconds": seconds}
 
 
@@ -46,7 +46,7 @@ HEAD = (
 CAPTION = "Train and seconds: since the row above. Val loss: plain cross entropy. Best so far: by top1."
 
 
-def test_the_table_of_a_run() -> None:
+def test_table_of_a_run() -> None:
     assert progress_table(PLAIN) == (
         HEAD + "| 4 | 0.80 | 1.5000 | 20.00 | 1.2500 | 40.00 | best | 1.5 |\n"
         "| 10 | 2.00 | 0.2500 |  | 1.0000 | 40.00 |  | 2.0 |\n"
@@ -54,18 +54,18 @@ def test_the_table_of_a_run() -> None:
     )
 
 
-def test_a_loss_that_is_not_finite_stands_as_it_is() -> None:
+def test_a_non_finite_loss_is_shown_as_text() -> None:
     [row] = progress_table([evaluated(4, "nan", 10.0)]).splitlines()[2:]
     assert row == "| 4 | 0.80 |  |  | nan | 10.00 |  | 0.0 |"
 
 
-def test_a_run_that_begins_at_another_ones_checkpoint_counts_from_there() -> None:
+def test_a_run_that_starts_from_another_checkpoint_counts_from_there() -> None:
     history = [{"kind": "start", "update": 27}, trained(30, 1.0, 10.0, 0.5), trained(40, 2.0, 20.0, 0.5)]
     [row] = progress_table([*history, evaluated(40, 1.0, 50.0)]).splitlines()[2:]
     assert row == "| 40 | 8.00 | 1.7692 | 17.69 | 1.0000 | 50.00 |  | 6.5 |"
 
 
-def test_averaged_weights_have_columns_of_their_own() -> None:
+def test_ema_weights_have_columns_of_their_own() -> None:
     history = [
         trained(4, 1.0, 30.0, 0.5),
         evaluated(4, 1.25, 40.0),
@@ -83,7 +83,7 @@ def test_averaged_weights_have_columns_of_their_own() -> None:
     assert progress_table(history) == head + first + second.replace("best", "")
 
 
-def test_the_table_of_a_resumed_run_is_of_the_lines_that_count(tmp_path: Path) -> None:
+def test_table_of_a_resumed_run_leaves_out_superseded_lines(tmp_path: Path) -> None:
     superseded = [
         trained(5, 9.0, 1.0, 9.0),
         evaluated(5, 0.001, 99.0),
@@ -97,15 +97,15 @@ def test_the_table_of_a_resumed_run_is_of_the_lines_that_count(tmp_path: Path) -
     assert progress_table(history) == progress_table(PLAIN)
 
 
-def test_before_the_first_evaluation_there_is_a_head_alone() -> None:
+def test_before_the_first_evaluation_the_table_has_only_its_head() -> None:
     assert progress_table(PLAIN[:3]) == HEAD
-    # An evaluation right where the run began has nothing trained behind it.
+    # There are no train lines before an evaluation at the start of the run.
     assert progress_table([evaluated(0, 2.5, 10.0, best=True)]) == (
         HEAD + "| 0 | 0.00 |  |  | 2.5000 | 10.00 | best | 0.0 |\n"
     )
 
 
-def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "my_run"
     folder.mkdir()
     write_progress(folder, PLAIN[:4], "top1")
@@ -113,7 +113,7 @@ def test_the_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (folder / "progress.md").read_text(encoding="utf-8") == old
     with (folder / "progress.md").open(encoding="utf-8") as reader:
         write_progress(folder, PLAIN, "top1")
-        # Whoever has the old one open reads it to its end.
+        # A reader that opened the old file reads it to its end.
         assert reader.read() == old
     new = f"# my_run\n\n{CAPTION}\n\n{progress_table(PLAIN)}"
     assert (folder / "progress.md").read_text(encoding="utf-8") == new

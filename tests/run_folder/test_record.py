@@ -1,4 +1,4 @@
-"""What a run's folder says, of runs written by hand: spans, where the time went, and mistakes of people."""
+"""The record of a run, read from folders written by hand: spans, time breakdown, state, errors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def make_run(
     reason: str | None = None,
     **fields: Any,
 ) -> Path:
-    """A run's folder as a run leaves it, without its checkpoints; fields: of the config, as optimizer__lr."""
+    """Write a run's folder without checkpoints; fields: of the config, such as optimizer__lr."""
     folder.mkdir(parents=True)
     changes = {name.replace("__", "."): value for name, value in fields.items()}
     config = Config.load("digits", {"run.dir": str(folder), **changes})
@@ -83,15 +83,15 @@ def make_run(
 
 
 def some_predictions(classes: Sequence[str]) -> SavedPredictions:
-    """Of four samples of three classes, two of them wrong."""
-    found = Predictions(
+    """Return predictions for four samples of three classes, two of them wrong."""
+    predictions = Predictions(
         index=np.arange(4),
         label=np.asarray([0, 1, 2, 2]),
         top=np.asarray([[0, 1, 2], [2, 1, 0], [2, 0, 1], [0, 2, 1]]),
         probability=np.asarray([[0.9, 0.06, 0.04], [0.5, 0.3, 0.2], [0.8, 0.1, 0.1], [0.7, 0.2, 0.1]], np.float32),
     )
     about = {"split": "test", "weights": "raw", "update": 30, "classes": list(classes)}
-    return SavedPredictions(found, about, np.asarray([3, 1]), PIXELS)
+    return SavedPredictions(predictions, about, np.asarray([3, 1]), PIXELS)
 
 
 def some_inputs(classes: Sequence[str]) -> InputExamples:
@@ -106,7 +106,7 @@ def test_spans_and_seconds_with_a_restart_in_the_middle(tmp_path: Path) -> None:
             start_line(0, 100.0),
             train_line(10, 102.0, update_seconds=0.2, data_wait_fraction=0.5),
             save_line(15, 103.0, 0.25),
-            train_line(20, 104.0, update_seconds=9.0),  # superseded: the run was killed, and went on from 15
+            train_line(20, 104.0, update_seconds=9.0),  # superseded: the run was killed and resumed from 15
             eval_line(20, 105.0, seconds=99.0),
             start_line(15, 1000.0),
             train_line(20, 1002.0, update_seconds=0.4, data_wait_fraction=0.25),
@@ -136,7 +136,7 @@ def test_spans_and_seconds_with_a_restart_in_the_middle(tmp_path: Path) -> None:
     assert run.evaluations("test", "raw") == []
 
 
-def test_spans_of_several_restarts_between_two_lines(tmp_path: Path) -> None:
+def test_spans_with_several_restarts_between_two_lines(tmp_path: Path) -> None:
     starts = [start_line(4, 20.0), start_line(4, 30.0), start_line(7, 40.0)]
     lines = [start_line(0, 0.0), train_line(3, 1.0), *starts, train_line(9, 50.0), train_line(19, 60.0)]
     assert read_run(make_run(tmp_path / "run", lines)).spans.tolist() == [3, 2, 10]
@@ -147,19 +147,19 @@ def test_a_start_at_the_update_of_a_line(tmp_path: Path) -> None:
     assert read_run(make_run(tmp_path / "run", lines)).spans.tolist() == [10, 5, 5]
 
 
-def test_the_whole_time_of_a_finished_run_is_that_of_its_summary(tmp_path: Path) -> None:
+def test_total_time_of_a_finished_run_is_that_of_its_summary(tmp_path: Path) -> None:
     lines = [start_line(0, 0.0), train_line(10, 1.0), {"kind": "stop", "time": 2.0, "update": 10}]
     summary = {"total_seconds": 7.5, "train_seconds": 1.0}
     done = read_run(make_run(tmp_path / "done", lines, state="finished", summary=summary))
     assert done.summary == summary
     assert done.seconds["starting and ending"] == pytest.approx(6.5)
-    # A longer duration made it go on: the summary of before is none any more.
+    # Once the run goes on with a longer duration, its old summary no longer holds.
     again = read_run(make_run(tmp_path / "again", lines, state="running", summary=summary))
     assert again.summary == {}
     assert again.seconds["starting and ending"] == pytest.approx(1.0)
 
 
-def test_a_run_without_a_line_of_training(tmp_path: Path) -> None:
+def test_a_run_without_a_train_line(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", [start_line(0, 50.0)], run__name="mine"))
     assert run.name == "mine"
     assert set(run.metrics.train) == {"update", *COLUMNS}
@@ -170,13 +170,13 @@ def test_a_run_without_a_line_of_training(tmp_path: Path) -> None:
     assert run.status["state"] == "running"
 
 
-def test_a_run_without_a_name_has_that_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_name_is_named_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path / "some run", [start_line(0, 50.0)])
     monkeypatch.chdir(folder)
     assert read_run(Path(".")).name == "some run"
 
 
-def test_broken_small_files_say_nothing(tmp_path: Path) -> None:
+def test_broken_json_files_count_as_empty(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 50.0)])
     (folder / "status.json").write_text('{"state": "fin', encoding="utf-8")
     (folder / "summary.json").unlink(missing_ok=True)
@@ -185,14 +185,14 @@ def test_broken_small_files_say_nothing(tmp_path: Path) -> None:
 
 
 def message(folder: Path) -> str:
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as caught:
         read_run(folder)
-    text = str(found.value)
+    text = str(caught.value)
     assert "\n" not in text
     return text
 
 
-def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+def test_folders_that_are_not_runs_are_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert message(missing) == f"{missing}: not a run's folder: no folder is there"
     assert message(tmp_path) == f"{tmp_path}: not a run's folder: it has no config.yaml"
@@ -205,7 +205,7 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
     assert message(folder) == f"{folder}: not a run's folder: it has no metrics.jsonl"
 
 
-def test_files_of_predictions_and_inputs(tmp_path: Path) -> None:
+def test_predictions_and_inputs_are_read(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 50.0)])
     write_predictions(folder / PREDICTIONS, some_predictions("abc"))
     write_inputs(folder / INPUTS, some_inputs("abc"))
@@ -217,10 +217,10 @@ def test_files_of_predictions_and_inputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [PREDICTIONS, INPUTS])
-def test_a_file_that_is_none_of_ours_is_a_mistake_that_names_it(tmp_path: Path, name: str) -> None:
+def test_a_foreign_or_broken_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 50.0)])
     path = folder / name
-    said = f"{path}: is not a file that vit_dist wrote, or is broken: remove it"
+    expected = f"{path}: is not a file that vit_dist wrote, or is broken: remove it"
     if name == PREDICTIONS:
         write_predictions(path, some_predictions("abc"))
         arrays = ("index", "label", "top", "probability", "shown", "pictures")
@@ -230,17 +230,17 @@ def test_a_file_that_is_none_of_ours_is_a_mistake_that_names_it(tmp_path: Path, 
     whole = path.read_bytes()
     for content in (b"", b"no tensors at all", whole[: len(whole) // 2], whole[:12], whole[:-1]):
         path.write_bytes(content)
-        assert message(folder) == said
+        assert message(folder) == expected
     save_file({"weight": np.zeros(3, np.float32)}, path, {"about": "{}"})
-    assert message(folder) == said
-    save_file({array: np.zeros(3, np.float32) for array in arrays}, path)  # without what they are about
-    assert message(folder) == said
+    assert message(folder) == expected
+    save_file({array: np.zeros(3, np.float32) for array in arrays}, path)  # without metadata
+    assert message(folder) == expected
 
 
 KILLED = "killed: the same command goes on from its last checkpoint"
 
 
-def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
+def test_a_running_run_without_a_process_was_killed(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 50.0)])
     here = {"state": "running", "update": 0, "host": platform.node()}
     write_json(folder / "status.json", here)
@@ -264,7 +264,7 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
         ({}, "unknown"),
     ],
 )
-def test_how_other_runs_stand(tmp_path: Path, status: dict[str, Any], expected: str) -> None:
+def test_state_of_other_runs(tmp_path: Path, status: dict[str, Any], expected: str) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 50.0)])
     write_json(folder / "status.json", status)
     assert read_run(folder).state == expected
