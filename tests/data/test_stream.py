@@ -560,7 +560,7 @@ def test_input_examples_are_the_first_images_that_the_model_sees(
             assert inputs.pixels.dtype == np.uint8
             assert inputs.pixels.shape == seen.shape == (shown, *first.images.shape[1:])
             assert np.abs(inputs.pixels - seen.numpy()).max() <= 0.5 + 1e-3
-            assert inputs.about == {"position": position, "classes": names}
+            assert inputs.metadata == {"position": position, "classes": names}
             targets = first.targets[:shown]
             if targets.ndim == 1:
                 assert inputs.classes[:, 0].tolist() == targets.tolist()

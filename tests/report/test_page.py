@@ -172,11 +172,11 @@ def test_predictions_agree_with_the_summary(run: Path, page: str) -> None:
     assert found.top1() == summary["test"]["top1"]
     among = (found.top == found.label[:, None]).any(1)
     assert 100 * int(among.sum()) / len(found) == summary["test"]["top5"]
-    assert kept.about["split"] == "test"
-    assert kept.about["weights"] == summary["weights"] == "ema"
-    assert kept.about["update"] == summary["best"]["update"]
+    assert kept.metadata["split"] == "test"
+    assert kept.metadata["weights"] == summary["weights"] == "ema"
+    assert kept.metadata["update"] == summary["best"]["update"]
     shown = section(page, "Predictions on test")
-    text = f"359 images by the EMA weights of update {kept.about['update']}: {found.top1():.2f} % correct"
+    text = f"359 images by the EMA weights of update {kept.metadata['update']}: {found.top1():.2f} % correct"
     assert text in shown
     table = rows(shown)
     assert table[0] == ["", *map(str, range(10))]
@@ -191,15 +191,15 @@ def test_mistakes_are_shown_with_what_was_said(run: Path, page: str) -> None:
     kept = read_predictions(run / PREDICTIONS)
     assert kept is not None
     wrong = np.flatnonzero(kept.predictions.top[:, 0] != kept.predictions.label)
-    assert len(kept.shown) == min(24, len(wrong))
-    sure = kept.predictions.probability[kept.shown, 0]
+    assert len(kept.picture_rows) == min(24, len(wrong))
+    sure = kept.predictions.probability[kept.picture_rows, 0]
     assert sure.tolist() == sorted(kept.predictions.probability[wrong, 0].tolist(), reverse=True)[:24]
     tiles = re.findall(
         r'<figure class="wrong">.*?<figcaption>(.*?)<br>is (.*?)</figcaption>',
         section(page, "Most confident mistakes"),
     )
     assert tiles == kept.captions()
-    assert len(tiles) == len(kept.shown) > 0
+    assert len(tiles) == len(kept.picture_rows) > 0
     frequent = rows(section(page, "Predictions on test").split("The most frequent mistakes:")[1])
     assert sum(int(row[2]) for row in frequent[1:]) <= len(wrong)
     assert [int(row[2]) for row in frequent[1:]] == sorted((int(row[2]) for row in frequent[1:]), reverse=True)
@@ -289,8 +289,8 @@ def test_a_class_may_have_any_name(run: Path, tmp_path: Path, monkeypatch: pytes
     assert kept is not None
     assert inputs is not None
     names = [f"{ODD}{number}" for number in range(10)]
-    write_predictions(folder / PREDICTIONS, replace(kept, about={**kept.about, "classes": names}))
-    write_inputs(folder / INPUTS, replace(inputs, about={**inputs.about, "classes": names}))
+    write_predictions(folder / PREDICTIONS, replace(kept, metadata={**kept.metadata, "classes": names}))
+    write_inputs(folder / INPUTS, replace(inputs, metadata={**inputs.metadata, "classes": names}))
     page = write_report(folder).read_text(encoding="utf-8")
     assert "<b>&" not in page
     assert "<script" not in page
@@ -381,7 +381,7 @@ def test_a_run_without_a_line_of_training(tmp_path: Path) -> None:
 def test_inputs_of_a_later_update_are_said_to_be(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(1234, 0.0)])
     inputs = some_inputs("abc")
-    write_inputs(folder / INPUTS, replace(inputs, about={**inputs.about, "position": 1234}))
+    write_inputs(folder / INPUTS, replace(inputs, metadata={**inputs.metadata, "position": 1234}))
     page = write_report(folder).read_text(encoding="utf-8")
     assert ">The first training images, of update 1,235, augmented, exactly as the model gets them.<" in page
 

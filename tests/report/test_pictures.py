@@ -399,7 +399,7 @@ def test_the_names_of_classes_are_cut_where_they_are_drawn(tmp_path: Path) -> No
 def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
     """Dollars are no formula."""
     kept = some_predictions([name, "bee", "cat"])
-    svg = drawing.to_svg(grids.per_class_accuracy(kept.predictions, kept.about["classes"]), "classes")
+    svg = drawing.to_svg(grids.per_class_accuracy(kept.predictions, kept.metadata["classes"]), "classes")
     texts = [element.text.strip() for element in ElementTree.fromstring(svg).iter() if element.text]
     assert name in texts
     grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(kept))
@@ -423,7 +423,7 @@ def test_a_name_that_the_font_has_no_letters_for_is_no_warning(tmp_path: Path) -
     kept = some_predictions(["猫", "🐝", "cat"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = grids.per_class_accuracy(kept.predictions, kept.about["classes"])
+        figure = grids.per_class_accuracy(kept.predictions, kept.metadata["classes"])
         assert "猫" in drawing.to_svg(figure, "classes")
         drawing.save_png(figure, tmp_path / "classes.png")
         grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(kept))
@@ -513,12 +513,12 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_predictions(path, kept)
     found = read_predictions(path)
     assert found is not None
-    assert found.about == kept.about
+    assert found.metadata == kept.metadata
     for name in ("index", "label", "top", "probability"):
         mine, theirs = getattr(kept.predictions, name), getattr(found.predictions, name)
         np.testing.assert_array_equal(mine, theirs)
         assert mine.dtype == theirs.dtype
-    np.testing.assert_array_equal(found.shown, kept.shown)
+    np.testing.assert_array_equal(found.picture_rows, kept.picture_rows)
     np.testing.assert_array_equal(found.pictures, kept.pictures)
     assert found.pictures.dtype == np.uint8
     assert found.captions() == [("ant 70%", '"'), ('" 50%', "é 猫")]
@@ -537,7 +537,7 @@ def test_inputs_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert found is not None
     np.testing.assert_array_equal(found.pixels, pixels.transpose(0, 1, 3, 2))
     np.testing.assert_array_equal(found.parts, parts)
-    assert found.about == given.about
+    assert found.metadata == given.metadata
     assert found.captions() == ["a", "b 99%, c 1%", "c 50%, a 50%", "c"]
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
 

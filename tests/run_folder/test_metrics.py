@@ -52,7 +52,7 @@ def assert_readers_agree(path: Path) -> None:
         values = [float("nan") if line.get(name) is None else float(line[name]) for line in lines]
         np.testing.assert_array_equal(column, np.asarray(values, np.float64), err_msg=name)
         assert column.dtype == np.float64
-    assert columns.others == [line for line in expected if line["kind"] != "train"]
+    assert columns.other_lines == [line for line in expected if line["kind"] != "train"]
     # Nothing ran between a stop and the start that resumes from it.
     spans = [after["time"] - before["time"] for before, after in pairwise(expected) if after["kind"] != "start"]
     assert columns.seconds == pytest.approx(sum(spans), abs=1e-6)
@@ -83,7 +83,7 @@ def test_a_start_supersedes_lines_of_later_updates(tmp_path: Path) -> None:
     assert columns.train["update"].tolist() == [1, 2, 3, 4, 5]
     assert columns.train["loss"].tolist() == [3.0, 2.5, 2.0, 1.0, 0.5]
     assert columns.train["time"].tolist() == [110.0, 120.0, 1010.0, 1020.0, 5007.0]
-    assert [(line["kind"], line["time"]) for line in columns.others] == [
+    assert [(line["kind"], line["time"]) for line in columns.other_lines] == [
         ("start", 100.0),
         ("save", 121.0),
         ("eval", 122.0),
@@ -141,7 +141,7 @@ def test_torn_lines_are_left_out(tmp_path: Path) -> None:
     half = json.dumps({"kind": "train", "name": "é"}, ensure_ascii=False).encode()
     torn = tmp_path / "letter"
     torn.write_bytes(json.dumps(start(0, 1.0)).encode() + b"\n\n" + half[: half.index("é".encode()) + 1] + b"\n")
-    assert [line["kind"] for line in read_columns(torn, []).others] == ["start"]
+    assert [line["kind"] for line in read_columns(torn, []).other_lines] == ["start"]
     assert_readers_agree(torn)
 
 
@@ -163,7 +163,7 @@ def test_a_file_without_a_train_line(tmp_path: Path) -> None:
     assert_readers_agree(path)
     empty = tmp_path / "empty"
     empty.touch()
-    assert read_columns(empty, NAMES).others == []
+    assert read_columns(empty, NAMES).other_lines == []
     assert read_columns(empty, NAMES).seconds == 0
 
 

@@ -103,9 +103,9 @@ def assert_predicted_by_model(run: Run, saved: SavedPredictions, split: str) -> 
     np.testing.assert_allclose(predictions.probability, np.take_along_axis(probabilities, best, 1), atol=1e-6)
     wrong = np.flatnonzero(predictions.top[:, 0] != predictions.label)
     shown = sorted(wrong, key=lambda row: -predictions.probability[row, 0])[:24]
-    assert saved.shown.tolist() == shown
+    assert saved.picture_rows.tolist() == shown
     np.testing.assert_array_equal(saved.pictures, pixels[shown])
-    assert (saved.about["split"], saved.about["classes"]) == (split, list(data.classes))
+    assert (saved.metadata["split"], saved.metadata["classes"]) == (split, list(data.classes))
 
 
 def test_inputs_are_written_once_and_predictions_at_each_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,13 +137,13 @@ def test_inputs_are_written_once_and_predictions_at_each_end(tmp_path: Path, mon
     assert inputs.pixels.shape == (16, 1, 8, 8)
     assert np.abs(inputs.pixels - seen.numpy()).max() <= 0.5 + 1e-3
     assert inputs.classes[:, 0].tolist() == first.targets.tolist()
-    assert inputs.about == {"position": 0, "classes": [str(number) for number in range(10)]}
+    assert inputs.metadata == {"position": 0, "classes": [str(number) for number in range(10)]}
 
     run = train(config)
     assert not run.stopped
     saved = predictions_of(folder)
     assert run.best is not None
-    assert saved.about["update"] == run.best.update <= 15
+    assert saved.metadata["update"] == run.best.update <= 15
     assert saved.predictions.top1() == run.summary["test"]["top1"]
     assert_predicted_by_model(run, saved, "test")
 
@@ -151,7 +151,7 @@ def test_inputs_are_written_once_and_predictions_at_each_end(tmp_path: Path, mon
     assert longer.best is not None
     assert longer.best.update > 15
     replaced = predictions_of(folder)
-    assert replaced.about == {**saved.about, "update": longer.best.update}
+    assert replaced.metadata == {**saved.metadata, "update": longer.best.update}
     assert replaced.predictions.top1() == longer.summary["test"]["top1"] != saved.predictions.top1()
     assert_predicted_by_model(longer, replaced, "test")
 
@@ -169,7 +169,7 @@ def test_predictions_are_by_the_selected_weights(tmp_path: Path, metric: str, up
     saved = predictions_of(run.folder)
     assert run.best is not None
     best = run.best.update
-    assert saved.about | {"classes": []} == {"split": "test", "weights": weights, "update": best, "classes": []}
+    assert saved.metadata | {"classes": []} == {"split": "test", "weights": weights, "update": best, "classes": []}
     lines = {name: evaluations(run, "test", name)[updates] for name in ("raw", "ema")}
     assert saved.predictions.top1() == lines[weights]["top1"] == run.summary["test"]["top1"]
     assert lines["raw"]["top1"] != lines["ema"]["top1"]
@@ -192,7 +192,7 @@ def test_without_a_test_split_predictions_are_of_val_by_the_best_weights(
     weights = "ema" if ema else "raw"
     saved = predictions_of(run.folder)
     assert run.best is not None
-    assert saved.about == {
+    assert saved.metadata == {
         "split": "val",
         "weights": weights,
         "update": run.best.update,
@@ -227,7 +227,7 @@ def test_without_val_predictions_are_of_test_by_the_last_weights(tmp_path: Path)
     run = train(digits(tmp_path / "run", **FAST, train__duration="12 updates", data__val_fraction=0, train__ema=0.5))
     saved = predictions_of(run.folder)
     assert run.best is None
-    assert (saved.about["split"], saved.about["weights"], saved.about["update"]) == ("test", "ema", 12)
+    assert (saved.metadata["split"], saved.metadata["weights"], saved.metadata["update"]) == ("test", "ema", 12)
     assert saved.predictions.top1() == evaluations(run, "test", "ema")[12]["top1"]
     assert_predicted_by_model(run, saved, "test")
 
@@ -264,7 +264,7 @@ def test_files_that_cannot_be_written_are_reported_and_do_not_end_the_run(
     # Once they can be written, a longer run writes them; its inputs are those of the update it resumed from.
     longer = train(digits(folder, **FAST, train__duration="12 updates", log__level="warning"))
     assert capsys.readouterr().out.splitlines() == ["  note: train.duration: 6 updates before, 12 updates now"]
-    assert inputs_of(folder).about["position"] == 6
+    assert inputs_of(folder).metadata["position"] == 6
     assert predictions_of(folder).predictions.top1() == longer.summary["test"]["top1"]
 
 
@@ -296,11 +296,11 @@ def test_two_processes_write_the_same_files_as_one_and_rank_1_prints_nothing(tmp
     printed_by(str(tmp_path / "one"))
     one, two = (inputs_of(tmp_path / name) for name in ("one", "two"))
     assert np.array_equal(one.pixels, two.pixels)
-    assert (one.captions(), one.about) == (two.captions(), two.about)
+    assert (one.captions(), one.metadata) == (two.captions(), two.metadata)
     alone, both = (predictions_of(tmp_path / name) for name in ("one", "two"))
-    assert alone.about == both.about
+    assert alone.metadata == both.metadata
     for name in ("index", "label", "top"):
         assert np.array_equal(getattr(alone.predictions, name), getattr(both.predictions, name)), name
     np.testing.assert_allclose(both.predictions.probability, alone.predictions.probability, atol=1e-5)
-    assert alone.shown.tolist() == both.shown.tolist()
+    assert alone.picture_rows.tolist() == both.picture_rows.tolist()
     assert np.array_equal(alone.pictures, both.pictures)

@@ -331,7 +331,7 @@ def test_wandb_has_the_confusion_matrix(wandb_run: tuple[Run, Wandb]) -> None:
     (path,) = wandb.files.glob("media/table/test/confusion_table_*.table.json")
     table = read_json(path)
     assert table["columns"] == ["Actual", "Predicted", "nPredictions"]
-    classes = kept.about["classes"]
+    classes = kept.metadata["classes"]
     counts = np.zeros((10, 10), np.int64)
     for label, predicted, count in table["data"]:
         counts[classes.index(label), classes.index(predicted)] += int(count)
@@ -349,14 +349,14 @@ def test_wandb_has_the_pictures(wandb_run: tuple[Run, Wandb]) -> None:
     inputs, kept = saved_examples(run.folder)
     captions, images = wandb.images("inputs", 0)
     assert captions == inputs.captions()
-    assert all(caption in kept.about["classes"] for caption in captions)
+    assert all(caption in kept.metadata["classes"] for caption in captions)
     np.testing.assert_array_equal(np.stack(images), inputs.pixels[:, 0])
     captions, images = wandb.images("test/mistakes", 20)
     wrong = int((kept.predictions.top[:, 0] != kept.predictions.label).sum())
-    assert len(captions) == len(kept.shown) == min(24, wrong) == 24
+    assert len(captions) == len(kept.picture_rows) == min(24, wrong) == 24
     assert captions == [
         f"{kept.predictions.top[row, 0]} {kept.predictions.probability[row, 0]:.0%}, is {kept.predictions.label[row]}"
-        for row in kept.shown
+        for row in kept.picture_rows
     ]
     np.testing.assert_array_equal(np.stack(images), kept.pictures[:, 0])
 
@@ -372,7 +372,7 @@ def test_wandb_shows_few_mistakes_or_none(
     trackers.start(None)
     captions = [f"{predicted}, is {label}" for predicted, label in kept.captions()]
     for step, count in ((1, 2), (2, 0)):
-        part = SavedPredictions(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
+        part = SavedPredictions(kept.predictions, kept.metadata, kept.picture_rows[:count], kept.pictures[:count])
         trackers.show_predictions(part, captions[:count], step)
     trackers.log({"kind": "train", "time": 0.0, "update": 3, "loss": 1.0})
     trackers.end()
@@ -545,10 +545,12 @@ def test_tensorboard_shows_few_mistakes_or_none(runtime: Runtime, tmp_path: Path
     trackers = Trackers(config, notes.append, enabled=True)
     trackers.start(None)
     for step, count in ((1, 2), (2, 0)):
-        part = SavedPredictions(kept.predictions, kept.about, kept.shown[:count], kept.pictures[:count])
+        part = SavedPredictions(kept.predictions, kept.metadata, kept.picture_rows[:count], kept.pictures[:count])
         trackers.show_predictions(part, ["x"] * count, step)
-    many = {**kept.about, "classes": [str(number) for number in range(101)]}
-    trackers.show_predictions(SavedPredictions(kept.predictions, many, kept.shown[:1], kept.pictures[:1]), ["x"], 3)
+    many = {**kept.metadata, "classes": [str(number) for number in range(101)]}
+    trackers.show_predictions(
+        SavedPredictions(kept.predictions, many, kept.picture_rows[:1], kept.pictures[:1]), ["x"], 3
+    )
     trackers.end()
     written = events(tmp_path)
     assert notes == []

@@ -143,7 +143,7 @@ def _pace(ratio: float) -> str:
 
 def _same_data(first: RunRecord, other: RunRecord) -> bool:
     """Return whether two runs have the same data, as far as their folders show."""
-    classes = [run.inputs.about["classes"] for run in (first, other) if run.inputs is not None]
+    classes = [run.inputs.metadata["classes"] for run in (first, other) if run.inputs is not None]
     one, two = (
         (run.config.data.name or bool(run.config.data.root), run.config.data.val_fraction, run.start["plan"]["samples"])
         for run in (first, other)

@@ -93,7 +93,7 @@ def _drawings(run: RunRecord) -> Mapping[str, Callable[[RunRecord], Figure]]:
         drawings |= {"gradient_norm": curves.norm_curve, "throughput": curves.throughput_curve}
         drawings |= {"utilisation": curves.utilisation_curve, "seconds": lambda run: curves.time_bars(run.seconds)}
     if run.predictions is not None:
-        predictions, classes = run.predictions.predictions, run.predictions.about["classes"]
+        predictions, classes = run.predictions.predictions, run.predictions.metadata["classes"]
         drawings["classes"] = lambda run: grids.per_class_accuracy(predictions, classes)
         if len(classes) <= _PICTURE_CLASSES:
             drawings["confusion"] = lambda run: grids.confusion_matrix(predictions, classes)
@@ -102,7 +102,7 @@ def _drawings(run: RunRecord) -> Mapping[str, Callable[[RunRecord], Figure]]:
 
 def _write_grids(run: RunRecord, out: Path) -> None:
     """Write mistakes.png and inputs.png, if there are any."""
-    if run.predictions is not None and len(run.predictions.shown):
+    if run.predictions is not None and len(run.predictions.picture_rows):
         grids.draw_tiles(out / "mistakes.png", grids.mistake_tiles(run.predictions))
     if run.inputs is not None:
         grids.draw_tiles(out / "inputs.png", grids.input_tiles(run.inputs))
@@ -117,7 +117,7 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
         "name": run.name,
         "state": run.state,
         "machine": figures.machine,
-        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.others[0]["time"])),
+        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.other_lines[0]["time"])),
         "now": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
         "version": __version__,
         "headline": headline(figures),
@@ -146,7 +146,7 @@ def _warnings(run: RunRecord) -> Iterator[str]:
 
 def _predictions(saved: SavedPredictions, svgs: Mapping[str, Markup]) -> dict[str, Any]:
     """Return the section on a split's predictions: accuracy of each class, confusion matrix, mistakes."""
-    about, predictions = saved.about, saved.predictions
+    about, predictions = saved.metadata, saved.predictions
     classes = about["classes"]
     return {
         "split": about["split"],
@@ -165,7 +165,7 @@ def _inputs(run: RunRecord) -> dict[str, Any] | None:
     """Return the section on the model's inputs, if the run saved any."""
     if run.inputs is None:
         return None
-    position = run.inputs.about["position"]
+    position = run.inputs.metadata["position"]
     return {
         "when": f", of update {position + 1:,}" if position else "",
         "tiles": grids.input_tiles(run.inputs),
@@ -174,7 +174,7 @@ def _inputs(run: RunRecord) -> dict[str, Any] | None:
 
 def _evaluations(run: RunRecord) -> list[list[str]]:
     """Return the rows of the latest evaluations, and of all that were the best when they were made."""
-    lines = [line for line in run.metrics.others if line["kind"] == "eval"]
+    lines = [line for line in run.metrics.other_lines if line["kind"] == "eval"]
     shown = [line for number, line in enumerate(lines) if line["best"] or number >= len(lines) - _LATEST_EVALUATIONS]
     head = ["split", "weights", "update", "epoch", "loss", "top1", "top5", "best so far", "seconds"]
     return [head, *map(_evaluation_row, shown[-_MOST_EVALUATIONS:])]

@@ -70,22 +70,23 @@ def _is_superseded(line: Line, update: int) -> bool:
 class Metrics:
     """The lines that count, as `read_metrics` returns them, with the `train` lines as columns.
 
-    train: field → float64 [lines], NaN where a line has no number. others: all other lines.
+    train: field → float64 [lines], NaN where a line has no number.
     """
 
     train: dict[str, Floats]
-    others: list[Line]
+    other_lines: list[Line]
 
     @property
     def seconds(self) -> float:
         """Seconds in which the run ran, from its first line to its last."""
-        times = np.concatenate([self.train["time"], np.asarray([line["time"] for line in self.others], np.float64)])
+        other_times = np.asarray([line["time"] for line in self.other_lines], np.float64)
+        times = np.concatenate([self.train["time"], other_times])
         return running_seconds(times, np.asarray([line["time"] for line in self.starts], np.float64))
 
     @property
     def starts(self) -> list[Line]:
         """The `start` lines."""
-        return [line for line in self.others if line["kind"] == "start"]
+        return [line for line in self.other_lines if line["kind"] == "start"]
 
     @property
     def restarts(self) -> list[Line]:
@@ -99,7 +100,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Metrics:
     A million lines take a few seconds. Raises OSError.
     """
     columns: dict[str, list[Floats]] = {name: [np.empty(0)] for name in ("update", "time", *names)}
-    others: list[Line] = []
+    other_lines: list[Line] = []
     block: list[Line] = []
 
     def flush() -> None:
@@ -109,13 +110,13 @@ def read_columns(path: Path, names: Sequence[str]) -> Metrics:
 
     for line in _standing_lines(path):
         if line["kind"] != "train":
-            others.append(line)
+            other_lines.append(line)
             continue
         block.append(line)
         if len(block) == _BLOCK:
             flush()
     flush()
-    return Metrics({name: np.concatenate(parts) for name, parts in columns.items()}, others)
+    return Metrics({name: np.concatenate(parts) for name, parts in columns.items()}, other_lines)
 
 
 def spanned_updates(updates: Floats, starts: Sequence[float]) -> Floats:

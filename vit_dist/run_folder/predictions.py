@@ -65,21 +65,21 @@ class Predictions:
 class SavedPredictions:
     """A file of predictions.
 
-    about: split, weights, update and class names. pictures: of the samples in the rows `shown`, uint8 [m, channels,
-    height, width].
+    metadata: split, weights, update and class names. pictures: those of the samples in the rows `picture_rows`, uint8
+    [m, channels, height, width].
     """
 
     predictions: Predictions
-    about: dict[str, Any]
-    shown: Ints
+    metadata: dict[str, Any]
+    picture_rows: Ints
     pictures: Pixels
 
     def captions(self) -> list[tuple[str, str]]:
         """Return (the predicted class with its probability, the true class) of each picture."""
-        names, of_split = self.about["classes"], self.predictions
+        names, of_split = self.metadata["classes"], self.predictions
         return [
             (f"{names[of_split.top[row, 0]]} {of_split.probability[row, 0]:.0%}", names[of_split.label[row]])
-            for row in self.shown.tolist()
+            for row in self.picture_rows.tolist()
         ]
 
 
@@ -88,17 +88,17 @@ class InputExamples:
     """The first slots of a global batch as the model sees them.
 
     pixels: uint8 [n, channels, side, side]. classes: the two classes with the largest shares in each target, int64
-    [n, 2]; parts: these shares, float32 [n, 2].
+    [n, 2]; parts: these shares, float32 [n, 2]. metadata: position and class names.
     """
 
     pixels: Pixels
     classes: Ints
     parts: Floats32
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     def captions(self) -> list[str]:
         """Return the class of each, or both with their shares where two are mixed."""
-        pairs = [[self.about["classes"][number] for number in pair] for pair in self.classes.tolist()]
+        pairs = [[self.metadata["classes"][number] for number in pair] for pair in self.classes.tolist()]
         return [
             first if parts[0] > 0.995 else f"{first} {parts[0]:.0%}, {second} {parts[1]:.0%}"
             for (first, second), parts in zip(pairs, self.parts.tolist(), strict=True)
@@ -108,7 +108,7 @@ class InputExamples:
 def write_predictions(path: Path, saved: SavedPredictions) -> None:
     """Replace a file of predictions atomically. Raises OSError."""
     arrays = {name: getattr(saved.predictions, name) for name in ("index", "label", "top", "probability")}
-    _replace(path, {**arrays, "shown": saved.shown, "pictures": saved.pictures}, saved.about)
+    _replace(path, {**arrays, "shown": saved.picture_rows, "pictures": saved.pictures}, saved.metadata)
 
 
 def read_predictions(path: Path) -> SavedPredictions | None:
@@ -116,26 +116,26 @@ def read_predictions(path: Path) -> SavedPredictions | None:
     content = _read(path, {"index", "label", "top", "probability", "shown", "pictures"})
     if content is None:
         return None
-    arrays, about = content
-    shown, pictures = arrays.pop("shown"), arrays.pop("pictures")
-    return SavedPredictions(Predictions(**arrays), about, shown, pictures)
+    arrays, metadata = content
+    rows, pictures = arrays.pop("shown"), arrays.pop("pictures")
+    return SavedPredictions(Predictions(**arrays), metadata, rows, pictures)
 
 
 def write_inputs(path: Path, inputs: InputExamples) -> None:
     """Replace a file of inputs atomically. Raises OSError."""
-    _replace(path, {name: getattr(inputs, name) for name in ("pixels", "classes", "parts")}, inputs.about)
+    _replace(path, {name: getattr(inputs, name) for name in ("pixels", "classes", "parts")}, inputs.metadata)
 
 
 def read_inputs(path: Path) -> InputExamples | None:
     """Read a file of inputs; None if there is none. Raises UserError for any other file."""
     content = _read(path, {"pixels", "classes", "parts"})
-    return InputExamples(**content[0], about=content[1]) if content else None
+    return InputExamples(**content[0], metadata=content[1]) if content else None
 
 
-def _replace(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
+def _replace(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> None:
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with replacing(path) as hidden:
-        hidden.write_bytes(save(contiguous, {"about": json.dumps(about)}))
+        hidden.write_bytes(save(contiguous, {"about": json.dumps(metadata)}))
 
 
 def _read(path: Path, names: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
@@ -145,9 +145,9 @@ def _read(path: Path, names: set[str]) -> tuple[dict[str, NDArray[Any]], dict[st
     try:
         arrays = load(content)
         length = int.from_bytes(content[:8], "little")
-        about = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
+        metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
     except (SafetensorError, ValueError, KeyError):
-        arrays, about = {}, {}
+        arrays, metadata = {}, {}
     if arrays.keys() != names:
         raise UserError(f"{path}: is not a file that vit_dist wrote, or is broken: remove it")
-    return arrays, about
+    return arrays, metadata

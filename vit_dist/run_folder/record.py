@@ -50,7 +50,7 @@ class RunRecord:
 
     def evaluations(self, split: str, weights: str) -> list[Line]:
         """Return the evaluations of one split by one kind of weights (raw, ema), in order."""
-        lines = (line for line in self.metrics.others if line["kind"] == "eval")
+        lines = (line for line in self.metrics.other_lines if line["kind"] == "eval")
         return [line for line in lines if line["split"] == split and line["weights"] == weights]
 
     @property
@@ -86,14 +86,14 @@ class RunRecord:
     @property
     def seconds(self) -> dict[str, float]:
         """The time breakdown: seconds by activity."""
-        train, others = self.metrics.train, self.metrics.others
+        train, other_lines = self.metrics.train, self.metrics.other_lines
         training = train["update_seconds"] * self.spans
         waiting = float(np.nansum(training * train["data_wait_fraction"]))
         seconds = {
             "updates": float(training.sum()) - waiting,
             "waiting for images": waiting,
-            "evaluating": sum(line["seconds"] for line in others if line["kind"] == "eval"),
-            "saving": sum(line["stall_seconds"] for line in others if line["kind"] == "save"),
+            "evaluating": sum(line["seconds"] for line in other_lines if line["kind"] == "eval"),
+            "saving": sum(line["stall_seconds"] for line in other_lines if line["kind"] == "save"),
         }
         return {**seconds, "starting and ending": max(0.0, self.total_seconds - sum(seconds.values()))}
 
@@ -124,7 +124,8 @@ def read_run(folder: Path) -> RunRecord:
 
 def best_of(run: RunRecord) -> dict[str, Any] | None:
     """Return the update, metric and value of the best evaluation so far; None without one."""
-    lines = [line for line in run.metrics.others if line["kind"] == "eval" and line["split"] == "val" and line["best"]]
+    evaluations = (line for line in run.metrics.other_lines if line["kind"] == "eval")
+    lines = [line for line in evaluations if line["split"] == "val" and line["best"]]
     if not lines:
         return None
     metric = run.config.evaluate.metric

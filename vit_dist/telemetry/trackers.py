@@ -119,11 +119,11 @@ class Trackers:
 
     def show_inputs(self, inputs: InputExamples, captions: Sequence[str]) -> None:
         """Send the images that the model sees first, each with its caption."""
-        self._show("inputs", inputs.pixels, captions, inputs.about["position"])
+        self._show("inputs", inputs.pixels, captions, inputs.metadata["position"])
 
     def show_predictions(self, saved: SavedPredictions, captions: Sequence[str], step: int) -> None:
         """Send the most confident mistakes of a split, and its confusion matrix (for at most 100 classes)."""
-        classes, split = saved.about["classes"], saved.about["split"]
+        classes, split = saved.metadata["classes"], saved.metadata["split"]
         self._show(f"{split}/mistakes", saved.pictures, captions, step)
         if len(classes) <= _MAX_CONFUSION_CLASSES:
             self._show_confusion(f"{split}/confusion", saved, step)
@@ -143,7 +143,7 @@ class Trackers:
                 self._trackers["tensorboard"].tracker.add_images(name, pixels, global_step=step)
 
     def _show_confusion(self, name: str, saved: SavedPredictions, step: int) -> None:
-        classes = saved.about["classes"]
+        classes = saved.metadata["classes"]
         with self._errors_printed(": continuing without pictures"):
             if "wandb" in self._trackers:
                 import wandb
