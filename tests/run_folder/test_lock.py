@@ -83,7 +83,10 @@ def test_release_frees_the_folder_before_the_process_ends(tmp_path: Path) -> Non
 def test_a_worker_that_outlives_its_process_does_not_hold_the_folder(tmp_path: Path) -> None:
     with process(LEAVES_A_WORKER, tmp_path, "holds") as running:
         running.wait()
-        FolderLock(tmp_path).release()
+        assert not is_held(tmp_path)
+        lock = FolderLock(tmp_path)
+        assert is_held(tmp_path)
+        lock.release()
 
 
 def test_a_lock_in_this_process_refuses_other_processes_in_the_same_folder_only(tmp_path: Path) -> None:

@@ -78,8 +78,11 @@ def test_metrics_of_val_are_refused_without_a_val_split(changes: dict[str, Any],
 def test_a_metric_that_nothing_uses_needs_no_val_split() -> None:
     for metric in ("loss", "top1", "top5", "raw_top5"):
         config = Config.load("digits", {**NO_VAL, "evaluate.metric": metric})
-        check_metrics(config, open_data(config.data))
-        check_metrics(config, pictures(3, "train"))
+        uses_it = Config.load("digits", {**NO_VAL, "evaluate.metric": metric, "evaluate.patience": 1})
+        for data in (open_data(config.data), pictures(3, "train")):
+            check_metrics(config, data)
+            with pytest.raises(UserError, match=f"there is no val split to measure {metric} on"):
+                check_metrics(uses_it, data)
 
 
 @pytest.mark.parametrize("metric", ["top5", "raw_top5"])
