@@ -75,16 +75,16 @@ def staged(path: Path) -> Iterator[Path]:
         _remove(hidden)
 
 
-def publish(hidden: Path, path: Path) -> None:
+def publish(hidden: Path, path: Path, *, replace: bool = False) -> None:
     """Force what was built at `hidden` to the disk and rename it to `path`.
 
-    A file replaces a file, a folder an empty folder. Raises OSError.
+    A file replaces a file, and a folder an empty folder; with `replace`, any folder. Raises OSError.
     """
     for file in hidden.iterdir() if hidden.is_dir() else ():
         fsync(file)
     fsync(hidden)
     if hidden.is_dir() and path.is_dir():
-        path.rmdir()  # Windows replaces no folder
+        shutil.rmtree(path) if replace else path.rmdir()  # Windows replaces no folder
     hidden.replace(path)
     fsync(path.parent)
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from vit_dist.checkpointing.optimizer_state import SEPARATOR, optimizer_numbers, optimizer_tensors, parameter_names
 from vit_dist.errors import UserError
-from vit_dist.files import fsync, read_json
+from vit_dist.files import publish, read_json
 from vit_dist.models.weights import load_weights, matching_tensors, read_tensors, state_tensors
 from vit_dist.optim.ema import EMA
 
@@ -106,16 +106,9 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> tuple[Path, int]:
         shutil.copymode(hidden / "state.json", path)  # safetensors makes its files readable for the owner alone
     sizes = {path.name: path.stat().st_size for path in files}
     entries = {path.name: {"bytes": sizes[path.name], "sha256": _sha256(path)} for path in files}
-    for path in files:
-        fsync(path)
     manifest = {"format": MANIFEST_FORMAT, "files": entries}
     (hidden / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    fsync(hidden / MANIFEST)
-    fsync(hidden)
-    if final.exists():
-        shutil.rmtree(final)
-    hidden.rename(final)
-    fsync(folder)
+    publish(hidden, final, replace=True)
     return final, sum(sizes.values())
 
 
