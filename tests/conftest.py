@@ -17,16 +17,16 @@ REAL_DATA = REPOSITORY.parent / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def real_mnist() -> Path:
-    """The folder of MNIST's compressed IDX files; skips where they are not at hand."""
+    """Return the folder of MNIST's compressed IDX files; skip the test if it is missing."""
     folder = REAL_DATA / "mnist"
     if not folder.is_dir():
-        pytest.skip("the real MNIST files are not here")
+        pytest.skip(f"no MNIST files in {folder}")
     return folder
 
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of small pictures of several sizes, split into train and valid."""
+    """Return a folder of three classes of small images of several sizes, split into train and valid."""
     root = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     for split, count in (("train", 20), ("valid", 7)):

@@ -1,4 +1,4 @@
-"""Runs a function in real processes that find each other over gloo, and gives back what each returned."""
+"""Run a function in several real processes, as the ranks of a gloo process group."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ _CONTEXT.set_forkserver_preload(["torch", "accelerate", "torchvision.transforms.
 
 
 def run_world(size: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """`function(*arguments)` on ranks 0 … size-1; its JSON-able results in that order."""
+    """Return what `function(*arguments)` returns on ranks 0 … size-1, in that order.
+
+    The results pass through JSON files in `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     workers = [
-        _CONTEXT.Process(target=_rank, args=(rank, size, port, function, folder / f"{rank}.json", arguments))
+        _CONTEXT.Process(target=_run_rank, args=(rank, size, port, function, folder / f"{rank}.json", arguments))
         for rank in range(size)
     ]
     for worker in workers:
@@ -32,7 +35,7 @@ def run_world(size: int, function: Callable[..., Any], folder: Path, *arguments:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 
-def _rank(rank: int, size: int, port: int, function: Callable[..., Any], path: Path, arguments: Any) -> None:
+def _run_rank(rank: int, size: int, port: int, function: Callable[..., Any], path: Path, arguments: Any) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

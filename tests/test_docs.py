@@ -1,4 +1,4 @@
-"""The docs say what is so: the config reference, links, flags and fields that are named."""
+"""The docs agree with the code: config reference, links, flags, packages and file names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.test_architecture import PACKAGES
 from vit_dist.cli.reference import reference
 from vit_dist.cli.usages import USAGES
 from vit_dist.config.config import Config
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
-# Of the commands alone, and of others' programs.
-OTHERS = {
+# Flags of our commands that are no fields, and flags of other programs.
+OTHER_FLAGS = {
     *("--config", "--print_config", "--processes", "--png", "--help", "--version"),
     *("--config_file", "--cpu", "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank"),
     *("--main_process_ip", "--nproc_per_node", "--mixed_precision", "--logdir", "--rounds", "--updates", "--data"),
@@ -22,7 +23,7 @@ OTHERS = {
 }
 
 
-def test_the_config_reference_is_that_of_the_dataclasses() -> None:
+def test_config_reference_is_up_to_date() -> None:
     written = (REPOSITORY / "docs" / "config.md").read_text(encoding="utf-8")
     assert written == reference(), "python scripts/config_reference.py > docs/config.md"
     for name in Config().fields():
@@ -30,28 +31,47 @@ def test_the_config_reference_is_that_of_the_dataclasses() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    gone = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
-    assert gone == []
+    broken = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
+    assert broken == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_flags_exist(page: Path) -> None:
+def test_flags_in_the_docs_exist(page: Path) -> None:
     own = {flag for usage in USAGES.values() for flag in usage.flags}
     fields = {f"--{name}" for name in Config().fields()}
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*[\w]", page.read_text(encoding="utf-8")))
     mapped = {flag for flag in named if flag.startswith(("--model.args.", "--schedule.args.", "--optimizer."))}
-    assert sorted(named - own - fields - OTHERS - mapped) == []
+    assert sorted(named - own - fields - OTHER_FLAGS - mapped) == []
 
 
-def test_every_page_can_be_reached_from_the_readme() -> None:
+def test_readme_links_to_every_page() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     missing = [page.name for page in (REPOSITORY / "docs").glob("*.md") if f"docs/{page.name}" not in readme]
     assert missing == []
 
 
-def test_the_reference_shows_defaults_and_nothing_where_they_are_empty() -> None:
+def test_architecture_page_lists_the_packages_in_their_order() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = page.split("## Packages")[1].split("\n## ")[0].splitlines()
+    listed = [
+        name.rstrip("/") for row in rows if row.startswith("| `") for name in re.findall(r"`(.+?)`", row.split("|")[1])
+    ]
+    assert listed == [name for name in PACKAGES if name != "__main__"]
+
+
+def test_files_named_on_the_architecture_page_exist() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", page)
+    assert len(named) > 50
+    missing = [
+        name for name in named if not any((root / name).exists() for root in (REPOSITORY, REPOSITORY / "vit_dist"))
+    ]
+    assert missing == []
+
+
+def test_config_reference_shows_defaults_and_leaves_empty_ones_blank() -> None:
     rows = {line.split("`")[1]: line.split(" | ") for line in reference().splitlines() if line.startswith("| `")}
     fields = Config().fields()
     assert rows.keys() == fields.keys()

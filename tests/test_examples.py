@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and again in the same kernel."""
+"""The notebook runs from top to bottom, twice in the same kernel."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from tests.conftest import REPOSITORY
 NOTEBOOKS = sorted((REPOSITORY / "examples").glob("*.ipynb"))
 
 
-def texts(cell: Any) -> str:
-    return "".join(one.get("text", "") for one in cell.outputs)
+def printed(cell: Any) -> str:
+    """Return the text that a cell printed."""
+    return "".join(output.get("text", "") for output in cell.outputs)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_twice_in_one_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs_twice_in_one_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    once = nbformat.read(path, as_version=4)
-    assert all(not cell.get("outputs") for cell in once.cells), "outputs do not belong into the repository"
-    count = len(once.cells)
+    notebook = nbformat.read(path, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "clear the outputs before committing"
+    count = len(notebook.cells)
     again = nbformat.read(path, as_version=4)
     for number, cell in enumerate(again.cells):
         cell["id"] = f"again-{number}"
-    once.cells += again.cells
-    NotebookClient(once, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    first, second = once.cells[1], once.cells[count + 1]
-    assert "finished" in texts(first)
-    assert "this run has finished" in texts(second)
-    assert "update 50/" in texts(first)
-    assert "update 50/" not in texts(second)
-    assert texts(once.cells[3]).startswith("Best(update=")
-    assert texts(once.cells[3]) == texts(once.cells[count + 3])
+    notebook.cells += again.cells
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    first, second = notebook.cells[1], notebook.cells[count + 1]
+    assert "finished" in printed(first)
+    assert "this run has finished" in printed(second)
+    assert "update 50/" in printed(first)
+    assert "update 50/" not in printed(second)
+    assert printed(notebook.cells[3]).startswith("Best(update=")
+    assert printed(notebook.cells[3]) == printed(notebook.cells[count + 3])
     assert (tmp_path / "runs" / "notebook" / "report" / "index.html").is_file()
 
 
-def test_there_is_one() -> None:
+def test_notebooks_are_found() -> None:
     assert [path.name for path in NOTEBOOKS] == ["digits.ipynb"]

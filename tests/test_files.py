@@ -1,4 +1,4 @@
-"""What is written aside gets its name when it is whole; what is not whole leaves nothing."""
+"""Staged files and folders get their name when they are complete; incomplete ones leave nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_dist.files import publish, staged
 
 
 def make(path: Path, *, folder: bool, error: BaseException | None = None) -> None:
-    """Writes a file, or a folder with one; raises where it is half done."""
+    """Write a file, or a folder with a file in it; if there is an error, raise it before publishing."""
     with staged(path) as hidden:
         if folder:
             hidden.mkdir()
@@ -21,7 +21,7 @@ def make(path: Path, *, folder: bool, error: BaseException | None = None) -> Non
         publish(hidden, path)
 
 
-def test_a_file_replaces_a_file(tmp_path: Path) -> None:
+def test_file_replaces_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
     with staged(path) as hidden:
@@ -33,10 +33,10 @@ def test_a_file_replaces_a_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_folder_replaces_an_empty_one(there: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exists", [False, True])
+def test_folder_replaces_an_empty_folder(exists: bool, tmp_path: Path) -> None:
     path = tmp_path / "folder"
-    if there:
+    if exists:
         path.mkdir()
     with staged(path) as hidden:
         hidden.mkdir()
@@ -46,7 +46,7 @@ def test_a_folder_replaces_an_empty_one(there: bool, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_holds_something_is_kept(tmp_path: Path) -> None:
+def test_folder_that_is_not_empty_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
     (path / "file").write_text("before")
@@ -60,14 +60,14 @@ def test_a_folder_that_holds_something_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, RuntimeError])
 @pytest.mark.parametrize("folder", [False, True])
-def test_nothing_stays_of_what_failed(error: type[BaseException], folder: bool, tmp_path: Path) -> None:
+def test_nothing_is_left_after_an_error(error: type[BaseException], folder: bool, tmp_path: Path) -> None:
     path = tmp_path / "model"
     with pytest.raises(error, match="as it was raised"):
         make(path, folder=folder, error=error("as it was raised"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_dead_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
     (tmp_path / ".writing_model").mkdir()
     (tmp_path / ".writing_model" / "half").write_text("half")
     path = tmp_path / "model"
