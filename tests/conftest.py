@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.sharing import made_once
+
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,7 +29,10 @@ def real_mnist() -> Path:
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of three classes of small images of several sizes, split into train and valid."""
-    root = tmp_path_factory.mktemp("pictures")
+    return made_once(tmp_path_factory, "pictures", _write_pictures)
+
+
+def _write_pictures(root: Path) -> None:
     generator = np.random.default_rng(0)
     for split, count in (("train", 20), ("valid", 7)):
         for label, name in enumerate(("ant", "bee", "cat")):
@@ -37,4 +42,3 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = generator.integers(0, 160, (20 + i % 3, 24, 3), dtype=np.uint8)
                 pixels[:, :, label] += 90
                 Image.fromarray(pixels).save(folder / f"{i:02}.png")
-    return root

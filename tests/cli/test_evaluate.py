@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from tests.inference.test_load import exported
 from tests.processes import run_world
+from tests.sharing import made_once
 from vit_dist import Config, train
 from vit_dist.cli import main
 from vit_dist.data.sources.open import open_data
@@ -66,8 +67,6 @@ ALONE += ["--data.mean", "[0.3053]", "--data.std", "[0.3760]", "--run.threads", 
 SMALL = ["--model.name", "timm/vit_tiny_patch16_224", "--data.image_size", "32", "--run.threads", "1"]
 SMALL += ["--run.device", "cpu"]
 
-_made: dict[str, Path] = {}
-
 
 class Done(NamedTuple):
     code: int
@@ -85,35 +84,33 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> Done:
 
 def a_digits_run(factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on the digits, made once for all modules: EMA weights, checkpoints at 30 and 60."""
-    if "digits" not in _made:
-        folder = factory.mktemp("runs") / "digits"
-        train(Config.load("digits", {**DIGITS, **QUIET, "run.dir": str(folder)}))
-        _made["digits"] = folder
-    return _made["digits"]
+    return made_once(
+        factory, "digits", lambda folder: train(Config.load("digits", {**DIGITS, **QUIET, "run.dir": str(folder)}))
+    )
 
 
 def a_pictures_run(factory: pytest.TempPathFactory, images: Path) -> Path:
     """The folder of a run on files: train and val, and the best weights are not the last."""
-    if "pictures" not in _made:
-        folder = factory.mktemp("runs") / "pictures"
+
+    def make(folder: Path) -> None:
         train(Config.load("folder", {**PICTURES, **QUIET, "data.root": str(images), "run.dir": str(folder)}))
         assert read_json(folder / "summary.json")["best"]["update"] < 15
-        _made["pictures"] = folder
-    return _made["pictures"]
+
+    return made_once(factory, "run on pictures", make)
 
 
 def digits_as_files(factory: pytest.TempPathFactory) -> Path:
     """The test images of the digits as grey PNGs, in folders of their classes, named by their index."""
-    if "files" not in _made:
-        root = factory.mktemp("digits")
+
+    def make(root: Path) -> None:
         test = open_data(Config.load("digits", {}).data).splits["test"]
         assert isinstance(test.source, MemorySource)
         for index in test.indices.tolist():
             path = root / str(test.source.labels[index]) / f"{index:04}.png"
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(test.source.pixels[index, 0]).save(path)
-        _made["files"] = root
-    return _made["files"]
+
+    return made_once(factory, "digits as files", make)
 
 
 def cut(path: Path, mode: str, side: int, crop: float) -> np.ndarray[Any, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.sharing import made_once
 from vit_dist import Config, train
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
@@ -31,10 +33,11 @@ DIGITS: dict[str, Any] = {
 SMALL: dict[str, Any] = {"width": 24, "depth": 2, "heads": 3, "patch_size": 4}
 
 
-def digits_run(folder: Path) -> Path:
-    """Train on the digits for sixty updates; return the run's folder."""
-    train(Config.load("digits", {**DIGITS, "run.dir": str(folder)}))
-    return folder
+def digits_run(factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of sixty updates on the digits, trained once for all tests."""
+    return made_once(
+        factory, "run to export", lambda folder: train(Config.load("digits", {**DIGITS, "run.dir": str(folder)}))
+    )
 
 
 def digits_test_images() -> Tensor:

@@ -23,7 +23,7 @@ from vit_dist.inference.load import load_model
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of sixty updates on the digits."""
-    return digits_run(tmp_path_factory.mktemp("runs") / "run")
+    return digits_run(tmp_path_factory)
 
 
 def block(card: str, language: str) -> str:

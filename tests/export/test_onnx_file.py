@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tests.conftest import REPOSITORY
 from tests.export.models import digits_run, digits_test_images, small_model
+from tests.sharing import made_once
 from vit_dist import Config, UserError
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.preprocessing import Preprocessing
@@ -33,15 +34,25 @@ SOURCE = {"run": "a run", "weights": "ema", "update": 60, "vit_dist": "0.1.0"}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """A model trained for sixty updates on the digits."""
-    return load_model(str(digits_run(tmp_path_factory.mktemp("runs") / "run")))
+    return load_model(str(digits_run(tmp_path_factory)))
 
 
 @pytest.fixture(scope="module")
 def exported(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, OnnxCheck]]:
     """Its ONNX files and their checks, without and with preprocessing in the graph."""
-    folder = tmp_path_factory.mktemp("exports")
-    files = {preprocess: folder / f"preprocess_{preprocess}.onnx" for preprocess in (False, True)}
-    return {p: (file, export_onnx(trained, file, preprocess=p, source=SOURCE)) for p, file in files.items()}
+    names = {preprocess: f"preprocess_{preprocess}.onnx" for preprocess in (False, True)}
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        checks = {
+            str(p): dataclasses.asdict(export_onnx(trained, folder / name, preprocess=p, source=SOURCE))
+            for p, name in names.items()
+        }
+        (folder / "checks.json").write_text(json.dumps(checks))
+
+    folder = made_once(tmp_path_factory, "exports", make)
+    checks = json.loads((folder / "checks.json").read_text())
+    return {p: (folder / name, OnnxCheck(**checks[str(p)])) for p, name in names.items()}
 
 
 def run(path: Path, images: Tensor) -> Tensor:

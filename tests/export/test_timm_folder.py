@@ -116,8 +116,8 @@ def test_timm_adapts_the_folder_to_other_classes_and_channels(tmp_path: Path) ->
     assert torch.equal(theirs.blocks[1].attn.qkv.weight, made.model.get_parameter("blocks.1.attn.qkv.weight"))
 
 
-def test_a_run_is_exported_and_loaded_again(tmp_path: Path) -> None:
-    trained = load_model(str(digits_run(tmp_path / "run")))
+def test_a_run_is_exported_and_loaded_again(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    trained = load_model(str(digits_run(tmp_path_factory)))
     folder = tmp_path / "exported"
     folder.mkdir()  # an empty folder is accepted
     export_timm(trained, folder, card="")

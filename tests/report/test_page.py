@@ -30,6 +30,7 @@ from tests.run_folder.test_record import (
     start_line,
     train_line,
 )
+from tests.sharing import made_once
 from tests.training.test_run import digits
 from vit_dist import UserError, train
 from vit_dist.cli import main
@@ -58,13 +59,14 @@ def one_run(factory: pytest.TempPathFactory) -> Path:
 
     It is of 30 updates and then made longer: it goes on from a checkpoint.
     """
-    folder = factory.getbasetemp() / "a run of digits"
-    if not folder.exists():
+
+    def make(folder: Path) -> None:
         fields = {"log__trackers": "none", "train__ema": 0.9, "evaluate__every": "10 updates", "augment__mixup": 0.2}
         for length in ("30 updates", "60 updates"):
             train(digits(folder, **{**fields, "train__duration": length}))
         assert write_report(folder) == folder / "report" / "index.html"
-    return folder
+
+    return made_once(factory, "a run of digits", make)
 
 
 @pytest.fixture(scope="module")
