@@ -43,16 +43,16 @@ def exported(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) ->
     names = {preprocess: f"preprocess_{preprocess}.onnx" for preprocess in (False, True)}
 
     def make(folder: Path) -> None:
-        folder.mkdir()
+        (folder / "onnx").mkdir(parents=True)
         checks = {
-            str(p): dataclasses.asdict(export_onnx(trained, folder / name, preprocess=p, source=SOURCE))
+            str(p): dataclasses.asdict(export_onnx(trained, folder / "onnx" / name, preprocess=p, source=SOURCE))
             for p, name in names.items()
         }
         (folder / "checks.json").write_text(json.dumps(checks))
 
     folder = made_once(tmp_path_factory, "exports", make)
     checks = json.loads((folder / "checks.json").read_text())
-    return {p: (folder / name, OnnxCheck(**checks[str(p)])) for p, name in names.items()}
+    return {p: (folder / "onnx" / name, OnnxCheck(**checks[str(p)])) for p, name in names.items()}
 
 
 def run(path: Path, images: Tensor) -> Tensor:
