@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import all_of

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from vit_dist.config.schema import RunConfig
+from vit_dist.config.fields import RunConfig
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.inference.load import load_model
 from vit_dist.inference.splits import open_split

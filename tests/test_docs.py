@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.test_architecture import PACKAGES
+from vit_dist.cli.commands import USAGES
 from vit_dist.cli.reference import reference
-from vit_dist.cli.usages import USAGES
 from vit_dist.config.config import Config
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]

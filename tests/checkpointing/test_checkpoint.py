@@ -18,7 +18,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from tests.optim.test_optimizers import ACCEPTED
 from vit_dist.checkpointing import checkpoint
 from vit_dist.checkpointing.folder import list_checkpoints, newest_valid, point_to, pointed_to, prune
-from vit_dist.config.schema import ModelConfig, OptimizerConfig
+from vit_dist.checkpointing.writer import take_snapshot, write_snapshot
+from vit_dist.config.fields import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model
 from vit_dist.models.weights import load_weights, state_tensors
@@ -46,7 +47,7 @@ def save(
     average: EMA | None = None,
 ) -> tuple[Path, int]:
     """Save a checkpoint and return its path and size in bytes."""
-    return checkpoint.write_snapshot(folder, checkpoint.take_snapshot(position, model, optimizer, state, average))
+    return write_snapshot(folder, take_snapshot(position, model, optimizer, state, average))
 
 
 def saved(folder: Path, position: int = 7) -> Path:
@@ -187,10 +188,10 @@ def test_nan_in_state_json_is_an_error(tmp_path: Path) -> None:
 def test_a_snapshot_is_not_changed_by_later_updates(tmp_path: Path) -> None:
     model, optimizer, average = averaged()
     expected, _ = save(tmp_path / "expected", 7, model, optimizer, STATE, average)
-    snapshot = checkpoint.take_snapshot(7, model, optimizer, STATE, average)
+    snapshot = take_snapshot(7, model, optimizer, STATE, average)
     steps(model, optimizer, range(4, 6))
     average.update(4, torch.ones(()))
-    path, _ = checkpoint.write_snapshot(tmp_path / "later", snapshot)
+    path, _ = write_snapshot(tmp_path / "later", snapshot)
     live, _ = save(tmp_path / "live", 7, model, optimizer, STATE, average)
     for file in expected.glob("*.safetensors"):
         assert (path / file.name).read_bytes() == file.read_bytes()

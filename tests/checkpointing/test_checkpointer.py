@@ -17,7 +17,7 @@ from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.folder import pointed_to
 from vit_dist.checkpointing.state import Best, TrainState
 from vit_dist.config.config import Config
-from vit_dist.config.schema import RunConfig
+from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan

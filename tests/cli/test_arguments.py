@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from tests.cli.test_evaluate import SMALL, a_digits_run, a_pictures_run, command
 from vit_dist.cli import main
+from vit_dist.cli.aliases import MODEL_ALIASES
 from vit_dist.cli.arguments import Arguments, parse_arguments
-from vit_dist.cli.habits import MODEL_ALIASES
-from vit_dist.cli.usages import USAGES
-from vit_dist.config.sections import all_options
+from vit_dist.cli.commands import USAGES
+from vit_dist.config.schema import all_options
 from vit_dist.errors import UserError
 
 # The commands that read a run or another model.

@@ -23,8 +23,9 @@ from tests.processes import run_world
 from tests.sharing import made_once
 from vit_dist import Config, train
 from vit_dist.cli import main
+from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.open import open_data
-from vit_dist.data.sources.source import FileSource, MemorySource
+from vit_dist.data.sources.source import MemorySource
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
 from vit_dist.inference.evaluation import precision_of

@@ -15,11 +15,11 @@ from torch import nn
 
 from tests.conftest import REPOSITORY
 from vit_dist.cli import main
+from vit_dist.cli.aliases import TRAIN_ALIASES
 from vit_dist.cli.arguments import help_text, parse_arguments
-from vit_dist.cli.habits import TRAIN_ALIASES
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
-from vit_dist.config.sections import all_options
+from vit_dist.config.schema import all_options
 from vit_dist.errors import UserError
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.version import __version__

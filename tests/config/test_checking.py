@@ -13,7 +13,7 @@ import yaml
 from vit_dist.config.checking import json_schema
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
-from vit_dist.config.sections import all_options, sections
+from vit_dist.config.schema import all_options, sections
 from vit_dist.config.values import numbers
 
 SCHEMA = json_schema()

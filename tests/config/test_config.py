@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from vit_dist.config.config import Config
+from vit_dist.config.fields import DataConfig, LossConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from vit_dist.config.recipe import RECIPES, find_recipe
-from vit_dist.config.schema import DataConfig, LossConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from vit_dist.config.values import Length, import_function, parse_size
 from vit_dist.errors import UserError
 

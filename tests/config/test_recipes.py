@@ -26,8 +26,8 @@ from torchvision.transforms import v2
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.cli import main
 from vit_dist.config.config import Config
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.recipe import RECIPES
-from vit_dist.config.schema import AugmentConfig
 from vit_dist.data.augmentation.transforms import TrainingTransform
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.data.augmentation.draws import affine, erasures, mixes
 from vit_dist.data.augmentation.ops import erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
 from vit_dist.data.augmentation.transforms import EvaluationTransform, TrainingTransform
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.folder import read_folder
-from vit_dist.data.sources.source import FileSource, MemorySource
+from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import Subset, all_of
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.data.stream import pictures as pictures_at

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.processes import run_world
-from vit_dist.config.schema import DataConfig, RunConfig
+from vit_dist.config.fields import DataConfig, RunConfig
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.stream import EvaluationStream

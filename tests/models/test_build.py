@@ -11,7 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vit_dist.config.schema import ModelConfig
+from vit_dist.config.fields import ModelConfig
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model, drop_path_depth

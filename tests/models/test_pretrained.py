@@ -16,7 +16,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vit_dist import Config, train
-from vit_dist.config.schema import ModelConfig
+from vit_dist.config.fields import ModelConfig
 from vit_dist.errors import UserError
 from vit_dist.inference.load import load_run_model, start_from
 from vit_dist.models.build import build_model

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import ModelConfig
+from vit_dist.config.fields import ModelConfig
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import parameter_count
 from vit_dist.models.vit import PRESETS, Block, LayerScale, PatchEmbed, ViT, sincos

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import ModelConfig, OptimizerConfig
+from vit_dist.config.fields import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import parameter_count

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adagrad, AdamW, Optimizer, lr_scheduler
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import BatchConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.fields import BatchConfig, ScheduleConfig, TrainConfig
 from vit_dist.errors import UserError
 from vit_dist.optim.optimizers import MuonAndAdamW
 from vit_dist.optim.schedules import Schedule, schedule_metric

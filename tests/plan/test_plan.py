@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import (
+from vit_dist.config.fields import (
     AugmentConfig,
     BatchConfig,
     CheckpointConfig,
@@ -25,7 +25,7 @@ from vit_dist.config.schema import (
 from vit_dist.config.values import Length
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Purpose, key, keys, uniform
-from vit_dist.plan.order import order_chunk, permute
+from vit_dist.plan.permutation import order_chunk, permute
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 
 SPLITS = [

@@ -19,6 +19,7 @@ from PIL import Image
 from tests.run_folder.test_record import make_run as run_by_hand
 from tests.run_folder.test_record import some_inputs, some_predictions, start_line, train_line
 from vit_dist.report import curves, drawing, grids
+from vit_dist.report.confusion import confusion_matrix, confusions, per_class_accuracy
 from vit_dist.report.rendering import macro, render
 from vit_dist.run_folder.predictions import (
     InputExamples,
@@ -167,7 +168,7 @@ def pictures() -> dict[str, Figure]:
     """One with curves, filled spans and a legend; one with an image in it."""
     figure = curves.divergence_curve([(name, np.arange(1.0, 900), np.linspace(0.1, 1, 899)) for name in ("one", "two")])
     found = some_predictions(["ant", "bee & <b>", "cat"]).predictions
-    return {"drift": figure, "confusion": grids.confusion_matrix(found, ["ant", "bee & <b>", "cat"])}
+    return {"drift": figure, "confusion": confusion_matrix(found, ["ant", "bee & <b>", "cat"])}
 
 
 def test_an_svg_is_well_formed_and_follows_the_page() -> None:
@@ -314,7 +315,7 @@ def by_hand(pairs: list[tuple[int, int]], classes: int, sure: list[float] | None
 def test_dots_of_classes_have_the_worst_on_top() -> None:
     # a: 1 of 2, b: 2 of 2, c: none at all, d: 1 of 3
     found = by_hand([(0, 0), (0, 1), (1, 1), (1, 1), (3, 3), (3, 0), (3, 0)], 4)
-    axes = grids.per_class_accuracy(found, ["a", "b", "c", "d"]).axes[0]
+    axes = per_class_accuracy(found, ["a", "b", "c", "d"]).axes[0]
     named = {
         round(place): text.get_text() for place, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
     }
@@ -333,7 +334,7 @@ def test_dots_of_classes_have_the_worst_on_top() -> None:
 @pytest.mark.parametrize(("right", "low"), [(99, 90), (92, 90), (91, 80), (50, 40), (11, 0), (0, 0)])
 def test_the_axis_of_classes_begins_below_the_worst(right: int, low: int) -> None:
     pairs = [(0, 0)] * right + [(0, 1)] * (100 - right) + [(1, 1)]
-    axes = grids.per_class_accuracy(by_hand(pairs, 2), ["a", "b"]).axes[0]
+    axes = per_class_accuracy(by_hand(pairs, 2), ["a", "b"]).axes[0]
     assert axes.get_xlim() == pytest.approx((low, 100 + 0.14 * (100 - low)))
     assert [axes.get_xticks()[0] >= low, axes.get_xticks()[-1]] == [True, 100]
 
@@ -341,7 +342,7 @@ def test_the_axis_of_classes_begins_below_the_worst(right: int, low: int) -> Non
 def test_of_many_classes_the_worst_thirty_are_shown() -> None:
     # Class k has k right ones and 50 - k that are taken for class 0.
     pairs = [(k, k if number < k else 0) for k in range(1, 41) for number in range(50)]
-    axes = grids.per_class_accuracy(by_hand(pairs, 41), [f"class {k}" for k in range(41)]).axes[0]
+    axes = per_class_accuracy(by_hand(pairs, 41), [f"class {k}" for k in range(41)]).axes[0]
     texts = [text.get_text() for text in axes.get_yticklabels()]
     assert sorted(texts) == sorted(f"class {k}" for k in range(1, 31))
     assert axes.get_xlabel() == "top1, %, the worst 30 of 40"
@@ -351,13 +352,13 @@ def test_confusions_are_the_most_frequent_pairs() -> None:
     pairs = [(0, 1)] * 3 + [(2, 0)] * 5 + [(1, 2)] * 3 + [(0, 0)] * 9 + [(1, 0)]
     names = ["a", "b", "c"]
     expected = [("c", "a", 5), ("a", "b", 3), ("b", "c", 3), ("b", "a", 1)]
-    assert grids.confusions(by_hand(pairs, 3), names) == expected
-    assert grids.confusions(by_hand(pairs, 3), names, count=2) == expected[:2]
-    assert grids.confusions(by_hand([(1, 1)], 3), names) == []
+    assert confusions(by_hand(pairs, 3), names) == expected
+    assert confusions(by_hand(pairs, 3), names, count=2) == expected[:2]
+    assert confusions(by_hand([(1, 1)], 3), names) == []
 
 
 def test_a_picture_of_confusions_is_in_percent_of_the_row() -> None:
-    figure = grids.confusion_matrix(by_hand([(0, 0), (0, 1), (0, 1), (0, 1), (2, 2)], 3), ["a", "b", "c"])
+    figure = confusion_matrix(by_hand([(0, 0), (0, 1), (0, 1), (0, 1), (2, 2)], 3), ["a", "b", "c"])
     assert figure.axes[0].images[0].get_array().tolist() == [[25, 75, 0], [0, 0, 0], [0, 0, 100]]
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "1", "3"]
     assert [figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()] == ["predicted", "true class"]
@@ -383,10 +384,10 @@ def test_names_are_cut() -> None:
 def test_the_names_of_classes_are_cut_where_they_are_drawn(tmp_path: Path) -> None:
     names = ["a class of a rather long name, 1", "a class of a rather long name, 2", "c"]
     kept = some_predictions(names)
-    axes = grids.per_class_accuracy(kept.predictions, names).axes[0]
+    axes = per_class_accuracy(kept.predictions, names).axes[0]
     cut = ["a class of…ong name, 1", "a class of…ong name, 2", "c"]
     assert sorted(text.get_text() for text in axes.get_yticklabels()) == cut
-    axes = grids.confusion_matrix(kept.predictions, names).axes[0]
+    axes = confusion_matrix(kept.predictions, names).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a cla…ame, 1", "a cla…ame, 2", "c"]
     both = (np.arange(3.0), np.arange(1.0, 4.0))
     assert labels(curves.comparison_curve([(name, (both, both)) for name in names], "x", "y")) == cut
@@ -399,7 +400,7 @@ def test_the_names_of_classes_are_cut_where_they_are_drawn(tmp_path: Path) -> No
 def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
     """Dollars are no formula."""
     kept = some_predictions([name, "bee", "cat"])
-    svg = drawing.to_svg(grids.per_class_accuracy(kept.predictions, kept.metadata["classes"]), "classes")
+    svg = drawing.to_svg(per_class_accuracy(kept.predictions, kept.metadata["classes"]), "classes")
     texts = [element.text.strip() for element in ElementTree.fromstring(svg).iter() if element.text]
     assert name in texts
     grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(kept))
@@ -423,7 +424,7 @@ def test_a_name_that_the_font_has_no_letters_for_is_no_warning(tmp_path: Path) -
     kept = some_predictions(["猫", "🐝", "cat"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = grids.per_class_accuracy(kept.predictions, kept.metadata["classes"])
+        figure = per_class_accuracy(kept.predictions, kept.metadata["classes"])
         assert "猫" in drawing.to_svg(figure, "classes")
         drawing.save_png(figure, tmp_path / "classes.png")
         grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(kept))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.processes import run_world
-from vit_dist.config.schema import RunConfig
+from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.runtime.devices import available_cores
 from vit_dist.runtime.runtime import Runtime

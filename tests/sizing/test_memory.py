@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
+from vit_dist.config.fields import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
 from vit_dist.models.build import build_model, drop_path_depth
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.sizing.memory import Memory, estimate

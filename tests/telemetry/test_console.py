@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import ScheduleConfig, TrainConfig
+from vit_dist.config.fields import ScheduleConfig, TrainConfig
 from vit_dist.formatting import big, duration, sketch
 from vit_dist.plan.plan import Plan
 from vit_dist.telemetry.console import Console

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import BatchConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.fields import BatchConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import position_fields
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.meter import Meter
-from vit_dist.telemetry.peaks import matmul_flops, peak_flops
+from vit_dist.telemetry.peak_flops import matmul_flops, peak_flops
 
 
 @pytest.fixture

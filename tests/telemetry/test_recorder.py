@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import BatchConfig, LogConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.fields import BatchConfig, LogConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import Line
 from vit_dist.telemetry.console import Console

@@ -25,7 +25,7 @@ from tests import custom_losses
 from tests.conftest import REPOSITORY
 from tests.training.test_run import digits
 from vit_dist import Config, Run, train
-from vit_dist.config.schema import LogConfig, RunConfig
+from vit_dist.config.fields import LogConfig, RunConfig
 from vit_dist.files import read_json
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.predictions import (

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vit_dist import Config, UserError, train
-from vit_dist.config.schema import LossConfig, RunConfig
+from vit_dist.config.fields import LossConfig, RunConfig
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import LossConfig
+from vit_dist.config.fields import LossConfig
 from vit_dist.data.batch import Batch
 from vit_dist.errors import UserError
 from vit_dist.training.losses import Loss, bce, cross_entropy, hard_distillation, soft_distillation

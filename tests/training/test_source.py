@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit_dist import Config, UserError, train
-from vit_dist.config.schema import AugmentConfig, DataConfig, RunConfig
+from vit_dist.config.fields import AugmentConfig, DataConfig, RunConfig
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.source import MemorySource

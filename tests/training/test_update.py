@@ -16,7 +16,7 @@ from torch import nn
 from tests.processes import run_world
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
-from vit_dist.config.schema import (
+from vit_dist.config.fields import (
     AugmentConfig,
     BatchConfig,
     LossConfig,

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from vit_dist.checkpointing.checkpoint import Snapshot, take_snapshot, write_snapshot
 from vit_dist.checkpointing.folder import point_to, prune
 from vit_dist.checkpointing.state import TrainState
+from vit_dist.checkpointing.writer import Snapshot, take_snapshot, write_snapshot
 from vit_dist.errors import UserError
 from vit_dist.optim.ema import EMA
 from vit_dist.optim.schedules import Schedule

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_origin
 
-from vit_dist.cli.habits import MODEL_ALIASES, TRAIN_ALIASES
-from vit_dist.cli.usages import USAGES, Usage
+from vit_dist.cli.aliases import MODEL_ALIASES, TRAIN_ALIASES
+from vit_dist.cli.commands import USAGES, Usage
 from vit_dist.config.config import Config
 from vit_dist.config.option import Option
 from vit_dist.config.recipe import parse_yaml
-from vit_dist.config.sections import all_options, inference_fields, sections
+from vit_dist.config.schema import all_options, inference_fields, sections
 from vit_dist.config.values import describe, merged
 from vit_dist.errors import UserError, either, one_line
 from vit_dist.inference.output import FORMATS

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import numpy as np
 
-from vit_dist.data.sources.source import FileSource
+from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.splits import Subset, all_of
 from vit_dist.data.stream import pictures
 from vit_dist.errors import UserError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_dist.config.option import Option
-from vit_dist.config.sections import all_options, sections
+from vit_dist.config.schema import all_options, sections
 from vit_dist.config.values import describe
 
 _HEAD = """# Config reference

@@ -11,7 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
 
 from vit_dist.config.option import options
-from vit_dist.config.sections import Schema, sections
+from vit_dist.config.schema import Schema, sections
 from vit_dist.config.validation import contradictions
 from vit_dist.config.values import describe, readable
 from vit_dist.errors import UserError, nearest

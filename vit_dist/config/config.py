@@ -12,7 +12,7 @@ from typing import Any
 
 from vit_dist.config.checking import checked
 from vit_dist.config.recipe import find_recipe, read_yaml, recipe_for
-from vit_dist.config.sections import Schema, all_options
+from vit_dist.config.schema import Schema, all_options
 from vit_dist.config.values import merged
 from vit_dist.errors import UserError
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 
 from vit_dist.config.catalog import METRICS, is_timm, loss_problems, optimizer_problems
+from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schedulers import schedule_problems
-from vit_dist.config.schema import ModelConfig
-from vit_dist.config.sections import Schema
+from vit_dist.config.schema import Schema
 from vit_dist.config.values import Length, coerce, parse_size
 from vit_dist.errors import nearest
 

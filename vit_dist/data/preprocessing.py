@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import ModelConfig
+from vit_dist.config.fields import ModelConfig
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from vit_dist.config.schema import AugmentConfig
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.augmentation.batch import BatchAugmentation
 from vit_dist.data.augmentation.transforms import EvaluationTransform, training_transform
 from vit_dist.data.batch import Batch

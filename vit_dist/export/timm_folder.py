@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vit_dist.config.catalog import is_timm, timm_name
-from vit_dist.config.schema import ModelConfig
+from vit_dist.config.fields import ModelConfig
 from vit_dist.errors import UserError, one_line
 from vit_dist.export.verify import INTERPOLATION, check_same_logits, random_pixels, silence_libraries
 from vit_dist.files import publish, staged

@@ -15,7 +15,7 @@ from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.splits import Subset
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.inference.load import TrainedModel
-from vit_dist.inference.predictor import probabilities_of
+from vit_dist.inference.probabilities import probabilities_of
 from vit_dist.models.forward import at_least_float32, eval_mode
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.runtime.devices import resolve_precision, uses_cuda

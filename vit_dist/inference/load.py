@@ -15,8 +15,8 @@ from vit_dist.checkpointing.folder import pointed_to
 from vit_dist.checkpointing.state import Best
 from vit_dist.config.catalog import is_timm
 from vit_dist.config.config import Config
-from vit_dist.config.schema import ModelConfig
-from vit_dist.config.sections import inference_fields
+from vit_dist.config.fields import ModelConfig
+from vit_dist.config.schema import inference_fields
 from vit_dist.config.values import merged
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError

@@ -16,15 +16,16 @@ from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.folder import image_files
-from vit_dist.data.sources.source import FileSource, sample_name
+from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.source import sample_name
 from vit_dist.errors import UserError
 from vit_dist.inference.evaluation import evaluate_subset
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.output import ImagePrediction
-from vit_dist.inference.predictor import likeliest, predict_pixels
+from vit_dist.inference.probabilities import likeliest, predict_pixels
 from vit_dist.inference.splits import Split, open_split
 from vit_dist.plan.keys import Purpose, key
-from vit_dist.plan.order import permute
+from vit_dist.plan.permutation import permute
 from vit_dist.runtime.runtime import Runtime
 
 SAMPLE_SIZE = 16

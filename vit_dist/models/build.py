@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vit_dist.config.catalog import is_timm
-from vit_dist.config.schema import ModelConfig
+from vit_dist.config.fields import ModelConfig
 from vit_dist.config.validation import vit_problems
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError, one_line

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vit_dist.config.catalog import is_timm
-from vit_dist.config.schema import ModelConfig
+from vit_dist.config.fields import ModelConfig
 from vit_dist.errors import UserError, one_line
 from vit_dist.models.timm_models import pretrained_cfg
 from vit_dist.models.weights import read_tensors

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from vit_dist.config.catalog import is_timm, timm_name
-from vit_dist.config.schema import ModelConfig
+from vit_dist.config.fields import ModelConfig
 from vit_dist.errors import UserError, nearest
 from vit_dist.models.vit import PRESETS
 

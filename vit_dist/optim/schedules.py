@@ -14,8 +14,8 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from vit_dist.config.catalog import PRESETS
+from vit_dist.config.fields import ScheduleConfig
 from vit_dist.config.schedulers import schedule_arguments
-from vit_dist.config.schema import ScheduleConfig
 from vit_dist.config.values import Length, import_function
 from vit_dist.errors import UserError
 from vit_dist.files import json_number

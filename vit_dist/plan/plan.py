@@ -19,7 +19,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.values import Length, parse_size
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
-from vit_dist.plan.order import CHUNK, order_chunk
+from vit_dist.plan.permutation import CHUNK, order_chunk
 
 
 @dataclass(frozen=True)

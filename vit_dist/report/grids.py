@@ -1,4 +1,4 @@
-"""Pictures of predictions: mistakes and inputs in a grid, per-class accuracy, the confusion matrix."""
+"""Pictures of images in a grid: the most confident mistakes, the model's inputs, predictions."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from vit_dist.report.drawing import BLUE, FAINT, GREEN, INK, RED, literal, new_figure, save_png, short
-from vit_dist.run_folder.predictions import InputExamples, Pixels, Predictions, SavedPredictions
+from vit_dist.report.drawing import FAINT, GREEN, INK, RED, literal, save_png, short
+from vit_dist.run_folder.predictions import InputExamples, Pixels, SavedPredictions
 
-_WORST = 30  # classes shown, at most
 _SMALL = 64  # pixels
 
 
@@ -69,56 +67,3 @@ def draw_tiles(path: Path, tiles: Sequence[Tile]) -> None:
         text = "\n".join(literal(short(line)) for line in lines)
         axes.set_title(text, color=INK if tile.right is None else colour, fontsize=8, pad=3)
     save_png(figure, path)
-
-
-def per_class_accuracy(predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Draw the top-1 accuracy of each class in percent, worst first, at most 30. Dots: the axis may not start at 0."""
-    seen, right = predictions.per_class(len(classes))
-    present = np.flatnonzero(seen)
-    share = 100 * right[present] / seen[present]
-    order = np.argsort(share, kind="stable")[:_WORST]
-    names = [literal(short(classes[present[row]])) for row in order]
-    figure, axes = new_figure(4.8, max(1.6, 0.2 * len(order) + 0.7))
-    places = np.arange(len(order))[::-1]
-    low = 10 * max(0, math.floor((float(share[order].min()) - 2) / 10))
-    axes.hlines(places, low, share[order], color=FAINT, alpha=0.4, linewidth=1)
-    axes.plot(share[order], places, "o", color=BLUE, markersize=5)
-    axes.set_yticks(places, names, fontsize=8)
-    few = f", the worst {_WORST} of {len(share)}" if len(share) > _WORST else ""
-    axes.set(xlim=(low, 100 + 0.14 * (100 - low)), xlabel=f"top1, %{few}")
-    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100])
-    for place, value in zip(places, share[order], strict=True):
-        axes.text(value, place, f"\u00a0\u00a0{value:.1f}", va="center", fontsize=7, color=INK)
-    axes.grid(False)
-    return figure
-
-
-def confusion_matrix(predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Draw the confusion matrix: true classes in rows, predictions in columns, in percent of the row."""
-    counts = predictions.confusion(len(classes))
-    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 4.8 if len(classes) <= 12 else 6.4
-    figure, axes = new_figure(side, side)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    if len(classes) <= 30:
-        names = [literal(short(name, 12)) for name in classes]
-        axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=7)
-        axes.set_yticks(range(len(classes)), names, fontsize=7)
-    if len(classes) <= 12:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if share[row, column] > 50 else INK
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
-    axes.set(xlabel="predicted", ylabel="true class")
-    axes.grid(False)
-    return figure
-
-
-def confusions(predictions: Predictions, classes: Sequence[str], count: int = 10) -> list[tuple[str, str, int]]:
-    """Return the most frequent mistakes: (true class, predicted class, how often)."""
-    wrong = predictions.top[:, 0] != predictions.label
-    pairs, times = np.unique(predictions.label[wrong] * len(classes) + predictions.top[wrong, 0], return_counts=True)
-    order = np.argsort(-times, kind="stable")[:count]
-    return [
-        (classes[pair // len(classes)], classes[pair % len(classes)], int(often))
-        for pair, often in zip(pairs[order].tolist(), times[order].tolist(), strict=True)
-    ]

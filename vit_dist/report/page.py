@@ -16,6 +16,7 @@ from vit_dist.errors import UserError
 from vit_dist.files import write_text
 from vit_dist.formatting import big, duration, loss_text, weights_text
 from vit_dist.report import curves, grids
+from vit_dist.report.confusion import confusion_matrix, confusions, per_class_accuracy
 from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.measures import RunFigures, run_figures
 from vit_dist.report.rendering import render
@@ -94,9 +95,9 @@ def _drawings(run: RunRecord) -> Mapping[str, Callable[[RunRecord], Figure]]:
         drawings |= {"utilisation": curves.utilisation_curve, "seconds": lambda run: curves.time_bars(run.seconds)}
     if run.predictions is not None:
         predictions, classes = run.predictions.predictions, run.predictions.metadata["classes"]
-        drawings["classes"] = lambda run: grids.per_class_accuracy(predictions, classes)
+        drawings["classes"] = lambda run: per_class_accuracy(predictions, classes)
         if len(classes) <= _PICTURE_CLASSES:
-            drawings["confusion"] = lambda run: grids.confusion_matrix(predictions, classes)
+            drawings["confusion"] = lambda run: confusion_matrix(predictions, classes)
     return drawings
 
 
@@ -156,7 +157,7 @@ def _predictions(saved: SavedPredictions, svgs: Mapping[str, Markup]) -> dict[st
         "per_class": svgs.get("classes", ""),
         "counts": predictions.confusion(len(classes)).tolist() if len(classes) <= _TABLE_CLASSES else None,
         "confusion": svgs.get("confusion"),
-        "frequent": [[truth, name, f"{times:,}"] for truth, name, times in grids.confusions(predictions, classes)],
+        "frequent": [[truth, name, f"{times:,}"] for truth, name, times in confusions(predictions, classes)],
         "mistakes": grids.mistake_tiles(saved),
     }
 

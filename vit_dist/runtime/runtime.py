@@ -20,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vit_dist.config.schema import RunConfig
+from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.runtime.devices import available_cores, check_device, resolve_precision
 from vit_dist.runtime.launch import check_launch, check_world, ignored_settings

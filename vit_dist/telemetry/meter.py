@@ -9,7 +9,7 @@ from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import Line
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
-from vit_dist.telemetry.peaks import peak_flops
+from vit_dist.telemetry.peak_flops import peak_flops
 
 
 class Meter:

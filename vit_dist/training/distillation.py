@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_dist.config.catalog import is_timm
-from vit_dist.config.schema import LossConfig, ModelConfig
+from vit_dist.config.fields import LossConfig, ModelConfig
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError

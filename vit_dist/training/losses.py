@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_dist.config.schema import LossConfig
+from vit_dist.config.fields import LossConfig
 from vit_dist.config.values import import_function
 from vit_dist.data.batch import Batch
 from vit_dist.errors import UserError

@@ -9,7 +9,7 @@ import torch
 
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.config.config import Config
-from vit_dist.config.schema import AugmentConfig
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr

@@ -23,7 +23,7 @@ from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import read_json, write_json
 from vit_dist.inference.load import default_weights, load_run_model
-from vit_dist.inference.predictor import predict_pixels
+from vit_dist.inference.probabilities import predict_pixels
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.runtime.runtime import Runtime

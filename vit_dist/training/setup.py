@@ -26,7 +26,7 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.meter import Meter
-from vit_dist.telemetry.peaks import matmul_flops
+from vit_dist.telemetry.peak_flops import matmul_flops
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
 from vit_dist.training.components import Components, build_components, open_splits

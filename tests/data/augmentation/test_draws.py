@@ -15,7 +15,7 @@ from timm.data.mixup import Mixup, rand_bbox
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
-from vit_dist.config.schema import AugmentConfig
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.augmentation.draws import Erasures, Mixes, affine, erasures, flips, mixes, shifts
 from vit_dist.data.augmentation.ops import mix, mix_targets, warp
 from vit_dist.plan.keys import Purpose, keys, uniform

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests import custom_losses
 from tests.processes import run_world
 from vit_dist import Config, UserError, train
-from vit_dist.config.schema import RunConfig
+from vit_dist.config.fields import RunConfig
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.folder import read_folder

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from tests.processes import run_world
-from vit_dist.config.schema import AugmentConfig
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.augmentation.transforms import (
     EvaluationTransform,
     TrainingTransform,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vit_dist.config.config import Config
-from vit_dist.config.schema import DataConfig
+from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.builtin import CIFAR10, CIFAR100, CifarArchive, _idx, read_cifar
 from vit_dist.data.sources.open import default_root, open_data
 from vit_dist.data.sources.source import MemorySource

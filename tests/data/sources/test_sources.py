@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, features
 
 from vit_dist.data.sources.folder import class_folders, image_files, read_classes, read_folder
-from vit_dist.data.sources.source import FileSource, MemorySource, eight_bits
+from vit_dist.data.sources.image_files import FileSource, eight_bits
+from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import LabelledSplits, Subset, all_of, keyed_split, with_val
 from vit_dist.errors import UserError
 

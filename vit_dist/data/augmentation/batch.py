@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit_dist.config.schema import AugmentConfig
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.augmentation.draws import Floats, affine, erasures, flips, mixes, shifts
 from vit_dist.data.augmentation.ops import erase, erase_with_noise, flip, mix, mix_targets, shift, warp
 from vit_dist.data.preprocessing import Preprocessing

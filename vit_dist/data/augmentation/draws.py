@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtri
 
-from vit_dist.config.schema import AugmentConfig
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.plan.keys import Ints, Keys, Purpose, keys, uniform
 
 Floats = NDArray[np.float32]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from vit_dist.config.schema import AugmentConfig
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError
 

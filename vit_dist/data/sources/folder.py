@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_dist.data.sources.source import FileSource
+from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, Subset, all_of
 from vit_dist.errors import UserError
 

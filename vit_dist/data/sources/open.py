@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vit_dist.config.schema import DataConfig
+from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.builtin import BUILTIN
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.splits import LabelledSplits, with_val

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.config.schema import DataConfig
+from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.source import Source, decoded
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints, Purpose, key
-from vit_dist.plan.order import permute
+from vit_dist.plan.permutation import permute
 
 # Names of folders and flags → the split they mean.
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}

@@ -31,6 +31,8 @@ MODEL_ALIASES = {
     "--dir": "--folder {}",
     "--ema": "--weights ema",
 }
+
+
 # Flags of `train` and `plan`.
 TRAIN_ALIASES = {
     "--epochs": '--train.duration "{} epochs"',

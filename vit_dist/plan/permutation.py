@@ -9,6 +9,8 @@ import numpy as np
 from vit_dist.plan.keys import Ints, Keys, Purpose, key, mix_bits
 
 _FEISTEL_ROUNDS = 6
+
+
 CHUNK = 16_384
 
 

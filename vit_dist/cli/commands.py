@@ -43,14 +43,24 @@ _ONLY_FOR_TRAINING = (
     *("model.init", "model.dropout", "model.attention_dropout", "model.drop_path", "model.freeze"),
     "model.linear_probe",
 )
+
+
 _MODEL_FIELDS = ("model.", "data.", "evaluate.batch_size", "run.device", "run.threads", "train.precision")
+
+
 _MODEL = "the folder of a run, a checkpoint or an export; FILE.safetensors; or timm/NAME"
+
+
 _WEIGHTS = ("raw|ema", "the last weights or their EMA; default: those that the run's metric picked")
+
+
 _RECIPE = (
     f"--config takes a shipped recipe ({', '.join(path.stem for path in sorted(RECIPES.glob('*.yaml')))}) or a YAML "
     "file. Without it: the recipe named like data.name; finetune if model.pretrained is set; folder if data.root is; "
     "else digits. Recipes set other values than the defaults below; --print_config shows the result."
 )
+
+
 _CONFIG_FLAGS = {
     "--config": ("RECIPE|FILE", "shipped recipe or YAML file to start from"),
     "--print_config": ("", "print the whole config as YAML and exit"),

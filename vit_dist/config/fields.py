@@ -1,0 +1,288 @@
+"""Every field of a run's config on one page: meaning, bounds, unit and default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+from vit_dist.config.option import option
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: name, folder, seed and hardware."""
+
+    name: str = option(
+        "", "name of the run; empty: the recipe's name and the six hex digits of the identity", changes_result=False
+    )
+    dir: str = option("", "folder of the run; empty: runs/<run.name>", changes_result=False)
+    seed: int = option(0, "seed of every random draw", at_least=0, below=2**63, at_inference=True)
+    resume: str = option(
+        "auto",
+        "auto: continue from the folder's last checkpoint; never: refuse a folder that holds a run; "
+        "or the PATH of a checkpoint",
+        changes_result=False,
+    )
+    deterministic: bool = option(
+        False, "use deterministic algorithms only, so that a resume on a GPU is bit-identical too", changes_result=False
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "auto", "device to run on; auto: the best one available", changes_result=False, at_inference=True
+    )
+    threads: Union[int, Literal["auto"]] = option(
+        "auto",
+        "CPU threads per process; auto: the available cores divided by the processes on the host",
+        above=0,
+        changes_result=False,
+        at_inference=True,
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model: architecture, initial weights, and which parameters are trained."""
+
+    name: str = option(
+        "vit_tiny", "vit_tiny, vit_small, vit_base, vit_large, vit_huge, timm/NAME, package.module:function"
+    )
+    patch_size: int = option(16, "side of a patch in pixels; must divide the image size", above=0)
+    patch_stride: Union[int, None] = option(
+        None, "distance between patches in pixels; empty: patch_size; smaller: patches overlap", above=0
+    )
+    width: Union[int, None] = option(None, "embedding dimension; empty: the preset's", above=0)
+    depth: Union[int, None] = option(None, "number of transformer blocks; empty: the preset's", above=0)
+    heads: Union[int, None] = option(None, "attention heads; must divide the width; empty: the preset's", above=0)
+    mlp_ratio: float = option(4.0, "hidden dimension of the MLP, as a multiple of the width", above=0)
+    pool: Literal["token", "mean"] = option("token", "input of the head: the class token or the mean of the patches")
+    position: Literal["learned", "sincos"] = option("learned", "position embedding: learned, or fixed sine-cosine")
+    fc_norm: bool = option(True, "with pool mean: final norm after the pooling (timm); false: before it (big_vision)")
+    pre_logits: bool = option(False, "linear layer and tanh before the head, as in big_vision's plain ViT")
+    registers: int = option(0, "number of register tokens", at_least=0)
+    layer_scale: float = option(0.0, "initial value of LayerScale, such as 1e-4; 0: no LayerScale", at_least=0)
+    qk_norm: bool = option(False, "LayerNorm on the queries and keys of each head")
+    init: Literal["timm", "jax"] = option("timm", "initialisation: as in timm's ViT, or big_vision's with a zero head")
+    norm_eps: float = option(1e-6, "epsilon of LayerNorm", above=0)
+    dropout: float = option(0.0, "dropout on positions, attention output and MLP", at_least=0, at_most=1)
+    attention_dropout: float = option(0.0, "dropout on the attention weights", at_least=0, at_most=1)
+    drop_path: float = option(
+        0.0, "stochastic depth of the last block, rising linearly from 0 at the first", at_least=0, below=1
+    )
+    pretrained: str = option("", "weights to start from: a safetensors file, the folder of a run, or timm")
+    freeze: tuple[str, ...] = option((), "regular expressions; parameters whose name matches one are frozen")
+    linear_probe: bool = option(False, "train the head only")
+    args: dict[str, Any] = option({}, "keyword arguments of timm/NAME or package.module:function")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data: where it is, how it is split and preprocessed."""
+
+    name: str = option(
+        "", "digits, mnist, fashion_mnist, cifar10, cifar100, folder; empty: folder if root is set, else digits"
+    )
+    root: str = option(
+        "",
+        "folder of the files, which downloads go to as well; empty: ~/.cache/vit_dist",
+        changes_result=False,
+        at_inference=True,
+    )
+    val_fraction: float = option(
+        0.1, "fraction of the training set held out for validation if there is no val split", at_least=0, at_most=0.5
+    )
+    image_size: int = option(
+        0, "side of the model's input in pixels; 0: the data set's own, 224 for folder", at_least=0
+    )
+    crop: float = option(
+        0.0,
+        "fraction of the shorter side that the centre crop of evaluation keeps of image files; "
+        "0: the timm model's, else 0.875",
+        at_least=0,
+        at_most=1,
+    )
+    workers: Union[int, Literal["auto"]] = option(
+        "auto", "DataLoader workers per process", at_least=0, changes_result=False, at_inference=True
+    )
+    mean: tuple[float, ...] = option(
+        (), "mean per channel of pixels in 0..1; empty: the data set's or the timm model's"
+    )
+    std: tuple[float, ...] = option(
+        (), "standard deviation per channel; empty: the data set's or the timm model's", above=0
+    )
+
+    @property
+    def source(self) -> str:
+        """Return the name of the data set: `name`, else folder if `root` is set, else digits."""
+        return self.name or ("folder" if self.root else "digits")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """The augmentation of the training images."""
+
+    crop_min: float = option(
+        0.0, "smallest part of the area that a random resized crop keeps; 0: no random crop", at_least=0, at_most=1
+    )
+    auto: str = option(
+        "",
+        "policy: timm's, such as rand-m9-mstd0.5-inc1, augmix-… or original-…; 3a (3-Augment); "
+        "trivial (TrivialAugment) or autoaugment-cifar10; empty: none",
+    )
+    color_jitter: float = option(0.0, "jitter of brightness, contrast and saturation, as in timm; 0: none", at_least=0)
+    transform: str = option(
+        "", "package.module:function called on each decoded PIL image, with reproducible random draws; empty: none"
+    )
+    flip: float = option(0.0, "probability of a horizontal flip", at_least=0, at_most=1)
+    shift: int = option(0, "largest random shift in pixels in each direction, padded with black", at_least=0)
+    rotate: float = option(0.0, "largest rotation in either direction", at_least=0, at_most=180, unit="degrees")
+    translate: float = option(0.0, "largest translation, as a fraction of the side", at_least=0, at_most=1)
+    scale: float = option(0.0, "largest relative change of size; 0.1: from 0.9 to 1.1", at_least=0, below=1)
+    erasing: float = option(0.0, "probability of random erasing (timm's reprob)", at_least=0, at_most=1)
+    erasing_mode: Literal["const", "rand", "pixel"] = option(
+        "const", "fill of the erased rectangle: the mean, one random colour, or noise per pixel"
+    )
+    mixup: float = option(0.0, "alpha of mixup, applied to pairs of slots; 0: none", at_least=0)
+    cutmix: float = option(0.0, "alpha of CutMix, applied to pairs of slots; 0: none", at_least=0)
+    mix_prob: float = option(1.0, "probability that a pair is mixed by mixup or CutMix", at_least=0, at_most=1)
+    mix_switch: float = option(0.5, "probability of CutMix rather than mixup if both are set", at_least=0, at_most=1)
+    repeats: int = option(1, "repeated augmentation: copies of each sample in a global batch (DeiT: 3)", above=0)
+    sizes: tuple[str, ...] = option(
+        (), "progressive resizing: image sides to train at before data.image_size, as [128 for 40%, 160 for 30%]"
+    )
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """The batch of an update, independent of the hardware."""
+
+    global_size: int = option(128, "samples whose mean gradient makes one update, on any hardware", above=0)
+    micro_size: int = option(
+        128, "slots of one forward pass; a global batch is accumulated from these", above=0, multiple_of=2
+    )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss, and distillation from a teacher."""
+
+    name: str = option("cross_entropy", "cross_entropy, bce, or package.module:function that returns a value per slot")
+    label_smoothing: float = option(0.0, "part of the target spread over all classes", at_least=0, at_most=1)
+    teacher: str = option(
+        "", "teacher to distil from: timm/NAME, the folder of a run, or a checkpoint; empty: no distillation"
+    )
+    teacher_weights: str = option("", "safetensors file with the weights of a timm teacher")
+    distillation: Literal["hard", "soft"] = option("hard", "target: the teacher's top class, or its probabilities")
+    distillation_weight: float = option(
+        0.5, "weight of the distillation term in the loss (alpha in DeiT)", at_least=0, at_most=1
+    )
+    temperature: float = option(1.0, "temperature of both softmaxes in soft distillation (tau in DeiT)", above=0)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer, its learning rate and its weight decay."""
+
+    name: str = option("adamw", "adamw, adam, sgd, muon (AdamW for embeddings, biases, norms and the head), timm/NAME")
+    lr: float = option(1e-3, "peak learning rate, before scaling by optimizer.scale", above=0)
+    scale: Literal["none", "linear", "sqrt"] = option(
+        "none", "scaling of lr with batch.global_size / scale_base: none, linear or square root"
+    )
+    scale_base: int = option(256, "global batch size that lr is meant for, unless scale is none", above=0)
+    weight_decay: float = option(0.05, "weight decay; decoupled in adamw, muon and many of timm's", at_least=0)
+    decay_all: bool = option(False, "decay all parameters; false: not biases, norms, position embeddings and tokens")
+    layer_decay: float = option(
+        1.0, "layer-wise learning rate decay: factor from each layer to the one before it; 1: none", above=0, at_most=1
+    )
+    overrides: dict[str, Any] = option(
+        {}, "lr and weight_decay of the parameters whose name matches a regular expression, as {head: {lr: 1e-4}}"
+    )
+    betas: tuple[float, ...] = option(
+        (), "betas; empty: the optimizer's defaults, (0.9, 0.999) for adamw", at_least=0, below=1
+    )
+    momentum: Union[float, None] = option(None, "momentum of sgd and muon; empty: 0.9 and 0.95", at_least=0, at_most=1)
+    clip_norm: float = option(
+        1.0, "gradient clipping: largest norm of an update's gradient; 0: no clipping", at_least=0
+    )
+    args: dict[str, Any] = option({}, "further keyword arguments of the optimizer, such as eps or nesterov")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate schedule: warmup, decay and cooldown."""
+
+    name: str = option(
+        "cosine",
+        "schedule after the warmup: cosine, wsd (warmup-stable-decay), constant, or a scheduler of torch's, "
+        "such as OneCycleLR",
+    )
+    warmup: str = option("5%", "length of the linear warmup; the first update is at lr / (updates of the warmup)")
+    cooldown: str = option("", "length of the cooldown at the end of the run; empty: 20% for wsd, none for the others")
+    cooldown_end: float = option(
+        0.0, "final rate of a cooldown or of cosine, as a fraction of lr", at_least=0, at_most=1
+    )
+    cooldown_power: float = option(1.0, "exponent of the cooldown's decay; 1: linear", above=0)
+    args: dict[str, Any] = option({}, "arguments of torch's scheduler; lengths have units and start after the warmup")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training: length, precision and weight averaging."""
+
+    duration: str = option("20 epochs", "length of the run in epochs, updates or samples")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "auto: bf16 on a GPU that supports it, else fp32; a resumed run keeps its precision", at_inference=True
+    )
+    ema: float = option(
+        0.0,
+        "decay per update of an exponential moving average of the weights, such as 0.999, warmed up; 0: none",
+        at_least=0,
+        below=1,
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The evaluation on the validation set, and early stopping."""
+
+    every: str = option("1 epochs", "interval between evaluations; the end of the run is always evaluated")
+    batch_size: int = option(256, "slots of one forward pass", above=0, changes_result=False, at_inference=True)
+    metric: str = option(
+        "top1",
+        "validation metric that picks the best weights: top1, top5 or loss (of the EMA weights if train.ema is "
+        "set; prefix raw_ for the others)",
+    )
+    patience: int = option(
+        0, "evaluations without improvement, after the warmup, that end the run; 0: never", at_least=0
+    )
+    min_delta: float = option(
+        0.0, "smallest change of the metric that counts as an improvement for patience", at_least=0
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """The checkpoints: how often they are written, how many are kept."""
+
+    every: str = option(
+        "1 epochs", "interval between checkpoints; a new best and the end are always saved", changes_result=False
+    )
+    keep: int = option(3, "number of newest checkpoints to keep, besides the best one", above=0, changes_result=False)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """The log: metrics, console, report and experiment trackers."""
+
+    every: str = option("10 updates", "interval between lines of metrics", changes_result=False)
+    level: Literal["debug", "info", "warning"] = option(
+        "info",
+        "warning: warnings and errors only; debug: the libraries' own logs as well, of all ranks",
+        changes_result=False,
+    )
+    report: bool = option(True, "draw the report at the end of the run", changes_result=False)
+    trackers: Literal["auto", "none", "wandb", "tensorboard"] = option(
+        "auto", "experiment tracker; auto: wandb if you are logged in", changes_result=False
+    )
+    project: str = option("vit_dist", "project in W&B", changes_result=False)
+    entity: str = option("", "team or user in W&B; empty: your default", changes_result=False)
+    group: str = option("", "group of runs in W&B", changes_result=False)
+    tags: tuple[str, ...] = option((), "tags of the run in W&B", changes_result=False)
