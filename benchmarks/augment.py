@@ -1,9 +1,9 @@
-"""What each augmentation costs on the CPU, and a picture of what it does.
+"""Measure the cost of each augmentation on the CPU, or draw a picture of it.
 
     python benchmarks/augment.py [--images 64] [--side 224] [--threads 1] [--picture docs/augmentation.png]
 
-Each line is one augmentation alone, minus the stream without any: milliseconds per image, in this process (no
-workers), the median of `--rounds` passes that take turns.
+Print milliseconds per image for each augmentation alone, minus those of the stream without any: in this process (no
+workers), the median of `--rounds` interleaved passes.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ CASES = {
 
 
 def photographs(count: int, side: int) -> MemorySource:
-    """The two photographs that come with scikit-learn, cut into squares."""
+    """Return squares cut from the two photographs that come with scikit-learn."""
     from sklearn.datasets import load_sample_images
 
-    pictures = [Image.fromarray(one) for one in load_sample_images().images]
+    pictures = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     squares = []
     for number in range(count):
         picture = pictures[number % 2]
@@ -59,7 +59,7 @@ def photographs(count: int, side: int) -> MemorySource:
 
 
 def stream(source: MemorySource, augment: AugmentConfig, runtime: Runtime) -> Stream:
-    """One micro-batch of all images for each position."""
+    """Return a stream of one micro-batch of all images for each position."""
     size = len(source)
     config = Config(
         run=RunConfig(device="cpu"),
@@ -75,26 +75,26 @@ def stream(source: MemorySource, augment: AugmentConfig, runtime: Runtime) -> St
 
 
 def measure(arguments: argparse.Namespace, runtime: Runtime) -> None:
-    """Prints a line for each case."""
+    """Print a line for each case."""
     source = photographs(arguments.images, arguments.side)
     streams = {name: stream(source, AugmentConfig(**case), runtime) for name, case in CASES.items()}
     times: dict[str, list[float]] = {name: [] for name in CASES}
     for position in range(arguments.rounds + 1):
-        for name, one in streams.items():
+        for name, each in streams.items():
             start = time.perf_counter()
-            for _ in one.window(position):
+            for _ in each.window(position):
                 pass
             if position:
                 times[name].append(1e3 * (time.perf_counter() - start) / arguments.images)
     base = statistics.median(times["none"])
     print(f"{arguments.images} images of {arguments.side} pixels, {torch.get_num_threads()} threads, ms per image")
-    for name, found in times.items():
-        own = statistics.median(found) - (base if name != "none" else 0)
+    for name, passes in times.items():
+        own = statistics.median(passes) - (base if name != "none" else 0)
         print(f"{name:<32} {own:8.3f}")
 
 
 def draw(path: Path, side: int, runtime: Runtime) -> None:
-    """A row of eight images for each case, as the model would see them."""
+    """Draw a row of eight images for each case, as the model would see them."""
     source, gap, label = photographs(8, side), 4, 190
     sheet = Image.new("RGB", (label + 8 * (side + gap), len(CASES) * (side + gap)), "white")
     pen = ImageDraw.Draw(sheet)

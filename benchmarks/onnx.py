@@ -1,4 +1,4 @@
-"""An exported ONNX file beside torch over a whole test split: how far apart, and how fast, in one run.
+"""Compare an exported ONNX file with torch over a whole test split, logits and speed, in one run.
 
 vit-dist export RUN model.onnx
 python benchmarks/onnx.py RUN model.onnx [DATA_ROOT]
@@ -22,7 +22,7 @@ from vit_dist.runtime.runtime import Runtime
 
 
 def main() -> None:
-    """Batches of 256 go to both in turn, so that a slow moment of the machine meets both."""
+    """Give each batch of 256 to both in turn, so that a slow moment of the machine slows both."""
     trained = load_model(sys.argv[1], overrides={"data.root": sys.argv[3]} if len(sys.argv) > 3 else {})
     runtime = Runtime(RunConfig(device="cpu"), "fp32")
     options = onnxruntime.SessionOptions()
@@ -44,7 +44,7 @@ def main() -> None:
             seen += int(real.sum())
     print(f"{sys.argv[1]}, {split.name}: {seen} images, {Path(sys.argv[2]).stat().st_size / 2**20:.1f} MiB")
     print(f"largest difference of a logit {largest:.2e}; top-1 equal for {equal} of {seen}")
-    rates = [seen / one for one in seconds]
+    rates = [seen / each for each in seconds]
     print(f"torch {rates[0]:,.0f} images/s, onnxruntime {rates[1]:,.0f}: ratio {rates[1] / rates[0]:.2f}")
     stream.close()
     runtime.end()

@@ -1,4 +1,4 @@
-"""The whole trainer against a bare PyTorch loop of the same model, batch and precision, in turn.
+"""Compare the whole trainer with a bare PyTorch loop of the same model, batch and precision, in turn.
 
     python benchmarks/overhead.py [--config RECIPE] [--updates 10] [--rounds 20] [--section.field VALUE …]
 
@@ -32,7 +32,7 @@ from vit_dist.training.trainer import Trainer
 
 
 class BareLoop:
-    """What one would write for one device, and nothing else."""
+    """The loop that one would write for one device, and nothing else."""
 
     def __init__(self, trainer: Trainer) -> None:
         components, runtime = trainer.components, trainer.runtime
@@ -51,7 +51,7 @@ class BareLoop:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda update: 1.0)
 
     def run(self, updates: int) -> float:
-        """Seconds of so many updates, with the loss read every `log_every` as the trainer does."""
+        """Return the seconds of so many updates, with the loss read every `log_every` as the trainer does."""
         order = torch.randperm(len(self.labels))
         start = time.perf_counter()
         for update in range(updates):

@@ -1,4 +1,4 @@
-"""How fast a plain PyTorch loop trains the reference model of recipe `mnist_reference`.
+"""Measure how fast a plain PyTorch loop trains the reference model of recipe `mnist_reference`.
 
     python benchmarks/reference_loop.py [--updates 100] [--epochs 5] --data.root DIR
 
