@@ -11,7 +11,6 @@ import torch
 
 from tests.export.models import small_model
 from vit_dist import UserError
-from vit_dist.errors import one_line
 from vit_dist.export.verify import check_same_logits, random_pixels, silence_libraries
 
 
@@ -77,9 +76,3 @@ def _make_noise() -> KeyError:
     logging.getLogger("another").error("logged")
     warnings.warn("warned", stacklevel=1)
     return KeyError("raised")
-
-
-def test_errors_are_worded_on_one_line() -> None:
-    assert one_line(ValueError("one\n  two")) == "one two"
-    assert one_line(ValueError("x" * 300), 200) == "x" * 200
-    assert one_line(ValueError()) == "ValueError"
