@@ -258,12 +258,27 @@ def test_tests_mirror_the_packages() -> None:
     assert [str(folder) for folder in sorted(folders) if not (PACKAGE / folder).is_dir()] == []
 
 
-if __name__ == "__main__":
-    found, circles = layers(graph())
-    for number, names in enumerate(found):
-        print(f"layer {number}: {' '.join(sorted(names))}")
-    print(f"{len(found)} layers, {len(circles)} modules in circles, {len(upward())} imports upwards between packages")
+def package_graph() -> dict[str, set[str]]:
+    """Return package → the other packages that it imports."""
+    edges: dict[str, set[str]] = {name: set() for name in PACKAGES}
+    for name, others in graph().items():
+        edges[package(name)] |= {package(other) for other in others} - {package(name)}
+    return edges
+
+
+def print_graph() -> None:
+    """Print the import graph in layers, by module and by package, and the size of each package."""
+    for kind, edges in (("module", graph()), ("package", package_graph())):
+        found, circles = layers(edges)
+        for number, names in enumerate(found):
+            print(f"{kind}s of layer {number}: {' '.join(sorted(names))}")
+        print(f"{len(found)} layers of {kind}s, {len(circles)} {kind}s in circles\n")
+    print(f"{len(upward())} imports upwards between packages\n")
     for name in PACKAGES:
         paths = [path for module, path in modules().items() if package(module) == name and path.name != "__init__.py"]
         lines = [len(path.read_text().splitlines()) for path in paths]
         print(f"{name}: {len(paths)} modules, {sum(lines)} lines, the longest {max(lines)}")
+
+
+if __name__ == "__main__":
+    print_graph()
