@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from tests.inference.test_load import exported
+from tests.inference.test_load import write_timm_folder
 from tests.processes import run_world
 from tests.sharing import made_once
 from vit_dist import Config, train
@@ -430,7 +430,7 @@ def test_json_that_cannot_be_written_is_refused_before_the_work(
 def numbered(folder: Path, classes: int, **more: Any) -> Path:
     """A timm model's folder whose classes are mere numbers, or as `more` says; its answers differ between images."""
     torch.manual_seed(0)
-    model = exported(folder, classes, **more)
+    model = write_timm_folder(folder, classes, **more)
     assert isinstance(model.head, torch.nn.Linear)
     torch.nn.init.normal_(model.head.weight, std=2)
     save_file(model.state_dict(), folder / "model.safetensors")

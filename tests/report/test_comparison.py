@@ -1,4 +1,4 @@
-"""Several runs side by side: what is said of them, and by how much they part, of runs written by hand."""
+"""The comparison of several runs: its sentences, table and curves, for runs written by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vit_dist.run_folder.record import RunRecord, read_run
 
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test of words: drawing takes a second."""
+    """Skip the drawing, which takes a second, in a test of text alone."""
     monkeypatch.setattr("vit_dist.report.comparison._pictures", lambda runs, names, divergences: {})
 
 
@@ -36,8 +36,11 @@ def summary(**changes: Any) -> dict[str, Any]:
     }
 
 
-def finished(folder: Path, *, losses: Any = (3.0, 2.0, 1.0), every: int = 10, **more: Any) -> Path:
-    """A finished run of 30 updates; more: of the summary, but for fields of the config, as optimizer__lr."""
+def finished_run(folder: Path, *, losses: Any = (3.0, 2.0, 1.0), every: int = 10, **more: Any) -> Path:
+    """Write a finished run of 30 updates and return its folder.
+
+    `more` are values of the summary, or fields of the config if a name has two underscores, as optimizer__lr.
+    """
     lines = [start_line(0, 0.0)]
     for number, loss in enumerate(losses, 1):
         lines.append(train_line(every * number, float(number), loss=loss))
@@ -47,16 +50,19 @@ def finished(folder: Path, *, losses: Any = (3.0, 2.0, 1.0), every: int = 10, **
     return make_run(folder, lines, state="finished", summary=summary(**more), **fields)
 
 
-def two(tmp_path: Path, first: dict[str, Any] | None = None, **second: Any) -> list[RunRecord]:
-    return [read_run(finished(tmp_path / "cpu", **(first or {}))), read_run(finished(tmp_path / "gpu", **second))]
+def two_runs(tmp_path: Path, first: dict[str, Any] | None = None, **second: Any) -> list[RunRecord]:
+    return [
+        read_run(finished_run(tmp_path / "cpu", **(first or {}))),
+        read_run(finished_run(tmp_path / "gpu", **second)),
+    ]
 
 
 NAMES = ["cpu", "gpu"]
 MACHINE = "1 × cpu, fp32"
 
 
-def test_one_identity(tmp_path: Path) -> None:
-    runs = two(tmp_path, {"log__every": "10 updates"}, log__every="5 updates", every=5)
+def test_an_equal_identity_is_stated(tmp_path: Path) -> None:
+    runs = two_runs(tmp_path, {"log__every": "10 updates"}, log__every="5 updates", every=5)
     assert list(compare_configs(runs, NAMES)) == [
         f"gpu and cpu have one identity ({runs[0].config.identity()}): the same batches, augmentations and learning "
         "rates, update for update."
@@ -64,66 +70,66 @@ def test_one_identity(tmp_path: Path) -> None:
 
 
 def test_fields_that_differ_are_named(tmp_path: Path) -> None:
-    runs = two(tmp_path, {"optimizer__lr": 1e-3}, optimizer__lr=2e-3, run__seed=7)
+    runs = two_runs(tmp_path, {"optimizer__lr": 1e-3}, optimizer__lr=2e-3, run__seed=7)
     assert list(compare_configs(runs, NAMES)) == [
         "gpu is another run than cpu: run.seed 0 → 7, optimizer.lr 0.001 → 0.002."
     ]
     many = {"run__seed": 1, "model__width": 32, "model__depth": 1, "model__heads": 2, "model__patch_size": 2}
     many |= {"model__dropout": 0.1, "model__drop_path": 0.0, "optimizer__lr": 0.5}
-    [said] = compare_configs([runs[0], read_run(finished(tmp_path / "other", **many))], ["cpu", "other"])
-    assert said.startswith("other is another run than cpu: ")
-    assert said.count("→") == 6
-    assert said.endswith(" and 2 more.")
+    [sentence] = compare_configs([runs[0], read_run(finished_run(tmp_path / "other", **many))], ["cpu", "other"])
+    assert sentence.startswith("other is another run than cpu: ")
+    assert sentence.count("→") == 6
+    assert sentence.endswith(" and 2 more.")
 
 
-def test_other_data_under_one_identity(tmp_path: Path) -> None:
-    first = finished(tmp_path / "one")
+def test_other_data_under_the_same_identity_is_stated(tmp_path: Path) -> None:
+    first = finished_run(tmp_path / "one")
     second = make_run(tmp_path / "two", [start_line(0, 0.0, plan={"samples": 2000, "updates": 30})])
     assert list(compare_configs([read_run(first), read_run(second)], ["one", "two"])) == [
         "two has 2,000 training images, one 480: the streams are not the same."
     ]
 
 
-def test_drift_by_hand(tmp_path: Path) -> None:
-    runs = two(tmp_path, {"losses": (4.0, 2.0, 1.0)}, losses=(4.0, 2.5, 0.9))
-    found = divergence(*runs)
-    assert found.subject == "the training loss"
-    assert found.updates.tolist() == [10, 20, 30]
-    assert found.differences.tolist() == pytest.approx([0, 0.25, 0.1])
-    assert list(loss_divergence(NAMES, [found])) == [
+def test_divergence_matches_a_calculation_by_hand(tmp_path: Path) -> None:
+    runs = two_runs(tmp_path, {"losses": (4.0, 2.0, 1.0)}, losses=(4.0, 2.5, 0.9))
+    result = divergence(*runs)
+    assert result.subject == "the training loss"
+    assert result.updates.tolist() == [10, 20, 30]
+    assert result.differences.tolist() == pytest.approx([0, 0.25, 0.1])
+    assert list(loss_divergence(NAMES, [result])) == [
         "The training loss of gpu differs from that of cpu by 0.0e+00, relative, at update 10, "
         "by 1.0e-01 at update 30, and by 2.5e-01 at most, at update 20."
     ]
 
 
-def test_only_lines_of_the_same_updates_are_held_against_each_other(tmp_path: Path) -> None:
-    """A line is the mean of the updates since the one before it: of other updates it cannot be compared."""
+def test_only_lines_of_the_same_updates_are_compared(tmp_path: Path) -> None:
+    """A line is the mean of the updates since the line before it, so lines over other updates are not comparable."""
     lines = [start_line(0, 0.0), train_line(10, 1.0, loss=4.0), train_line(20, 2.0, loss=2.0)]
     lines.append(train_line(30, 3.0, loss=1.0))
     first = read_run(make_run(tmp_path / "one", lines))
-    went_on = [start_line(0, 0.0), train_line(10, 1.0, loss=5.0), start_line(15, 5.0)]
-    went_on += [train_line(20, 6.0, loss=9.0), train_line(30, 7.0, loss=0.5)]
-    found = divergence(first, read_run(make_run(tmp_path / "two", went_on)))
-    assert found.updates.tolist() == [10, 30]
-    assert found.differences.tolist() == pytest.approx([0.25, 0.5])
+    resumed = [start_line(0, 0.0), train_line(10, 1.0, loss=5.0), start_line(15, 5.0)]
+    resumed += [train_line(20, 6.0, loss=9.0), train_line(30, 7.0, loss=0.5)]
+    result = divergence(first, read_run(make_run(tmp_path / "two", resumed)))
+    assert result.updates.tolist() == [10, 30]
+    assert result.differences.tolist() == pytest.approx([0.25, 0.5])
 
 
-def test_other_lines_fall_back_to_the_loss_on_val(tmp_path: Path) -> None:
-    found = divergence(*two(tmp_path, {"val_loss": 1.25}, losses=(3.0,) * 5, every=6, val_loss=1.0))
-    assert found.subject == "the loss on val"
-    assert found.updates.tolist() == [15, 30]
-    assert found.differences.tolist() == pytest.approx([0, 0.2])
-    [said] = loss_divergence(NAMES, [found])
-    assert said.startswith("The loss on val of gpu differs from that of cpu by ")
+def test_divergence_falls_back_to_the_validation_loss(tmp_path: Path) -> None:
+    result = divergence(*two_runs(tmp_path, {"val_loss": 1.25}, losses=(3.0,) * 5, every=6, val_loss=1.0))
+    assert result.subject == "the loss on val"
+    assert result.updates.tolist() == [15, 30]
+    assert result.differences.tolist() == pytest.approx([0, 0.2])
+    [sentence] = loss_divergence(NAMES, [result])
+    assert sentence.startswith("The loss on val of gpu differs from that of cpu by ")
 
 
-def test_nothing_in_common(tmp_path: Path) -> None:
-    one = read_run(make_run(tmp_path / "one", [start_line(0, 0.0), train_line(10, 1.0)]))
-    other = read_run(make_run(tmp_path / "two", [start_line(0, 0.0), train_line(7, 1.0)]))
-    found = divergence(one, other)
-    assert found.updates.tolist() == []
-    assert list(loss_divergence(["one", "two"], [found])) == []
-    _, text = write_comparison([one.folder, other.folder], tmp_path / "out")
+def test_runs_without_a_common_update_have_no_divergence(tmp_path: Path) -> None:
+    first = read_run(make_run(tmp_path / "one", [start_line(0, 0.0), train_line(10, 1.0)]))
+    second = read_run(make_run(tmp_path / "two", [start_line(0, 0.0), train_line(7, 1.0)]))
+    result = divergence(first, second)
+    assert result.updates.tolist() == []
+    assert list(loss_divergence(["one", "two"], [result])) == []
+    _, text = write_comparison([first.folder, second.folder], tmp_path / "out")
     assert "differs from" not in text
     assert not (tmp_path / "out" / "divergence.png").exists()
 
@@ -174,12 +180,14 @@ def test_nothing_in_common(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_verdicts(tmp_path: Path, first: dict[str, Any], second: dict[str, Any], expected: str) -> None:
-    assert verdict(two(tmp_path, first, **second), NAMES) == expected
+def test_the_verdict_compares_speed_and_accuracy(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], expected: str
+) -> None:
+    assert verdict(two_runs(tmp_path, first, **second), NAMES) == expected
 
 
-def test_the_verdict_of_what_is_not_finished(tmp_path: Path) -> None:
-    done = read_run(finished(tmp_path / "done"))
+def test_the_verdict_names_unfinished_runs(tmp_path: Path) -> None:
+    done = read_run(finished_run(tmp_path / "done"))
     going = read_run(make_run(tmp_path / "going", [start_line(0, 0.0), train_line(10, 1.0)]))
     empty = read_run(make_run(tmp_path / "empty", [start_line(0, 0.0)]))
     below = "; the figures below are of the updates made so far."
@@ -196,17 +204,17 @@ def test_the_verdict_of_what_is_not_finished(tmp_path: Path) -> None:
         (3.0 / 0.94, "needs 1.06 times as long for an epoch as"),
     ],
 )
-def test_a_pace_within_a_twentieth_is_the_same(tmp_path: Path, seconds: float, pace: str) -> None:
-    said = verdict(two(tmp_path, train_seconds=seconds), NAMES)
-    assert said.startswith(f"gpu ({MACHINE}) {pace} cpu ({MACHINE}): ")
+def test_paces_within_five_percent_count_as_equal(tmp_path: Path, seconds: float, pace: str) -> None:
+    sentence = verdict(two_runs(tmp_path, train_seconds=seconds), NAMES)
+    assert sentence.startswith(f"gpu ({MACHINE}) {pace} cpu ({MACHINE}): ")
 
 
 OTHER_DATA = "speeds and accuracies cannot be compared."
 
 
-def changed(folder: Path, samples: int = 480, classes: str = "", **fields: Any) -> Path:
-    """A finished run on so many images, and with inputs of these classes where some are given."""
-    finished(folder, **fields)
+def finished_run_on(folder: Path, samples: int = 480, classes: str = "", **fields: Any) -> Path:
+    """Write a finished run on `samples` images, with input examples if `classes` has names; return its folder."""
+    finished_run(folder, **fields)
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     text = text.replace('"plan": {"samples": 480', f'"plan": {{"samples": {samples}')
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
@@ -227,23 +235,23 @@ def changed(folder: Path, samples: int = 480, classes: str = "", **fields: Any) 
     ids=str,
 )
 def test_runs_on_other_data_are_not_compared(tmp_path: Path, other: dict[str, Any]) -> None:
-    first = read_run(changed(tmp_path / "cpu", classes="abc"))
-    last = read_run(changed(tmp_path / "gpu", **{"classes": "abc", **other}))
+    first = read_run(finished_run_on(tmp_path / "cpu", classes="abc"))
+    last = read_run(finished_run_on(tmp_path / "gpu", **{"classes": "abc", **other}))
     assert verdict([first, last], NAMES) == f"gpu has other data than cpu: {OTHER_DATA}"
     assert verdict([last, first], NAMES[::-1]) == f"cpu has other data than gpu: {OTHER_DATA}"
 
 
 def test_runs_on_the_same_data_are_compared(tmp_path: Path) -> None:
-    runs = [read_run(changed(tmp_path / name, classes="abc")) for name in NAMES]
+    runs = [read_run(finished_run_on(tmp_path / name, classes="abc")) for name in NAMES]
     assert verdict(runs, NAMES).startswith(f"gpu ({MACHINE}) trains an epoch as fast as cpu ({MACHINE}): ")
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_each_run_has_its_sentence_against_the_first(tmp_path: Path) -> None:
+def test_each_run_is_compared_with_the_first(tmp_path: Path) -> None:
     folders = [
-        finished(tmp_path / "one"),
-        finished(tmp_path / "two", train_seconds=1.5),
-        changed(tmp_path / "three", samples=2000),
+        finished_run(tmp_path / "one"),
+        finished_run(tmp_path / "two", train_seconds=1.5),
+        finished_run_on(tmp_path / "three", samples=2000),
         make_run(tmp_path / "four", [start_line(0, 0.0), train_line(10, 1.0)]),
     ]
     page, text = write_comparison(folders, tmp_path / "out")
@@ -257,18 +265,18 @@ def test_each_run_has_its_sentence_against_the_first(tmp_path: Path) -> None:
     assert sentence in page.read_text(encoding="utf-8")
 
 
-def test_a_run_that_is_named_twice_is_reported_alone(
+def test_a_run_named_twice_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, other = finished(tmp_path / "run"), finished(tmp_path / "other")
-    asked: list[Any] = []
+    folder, other = finished_run(tmp_path / "run"), finished_run(tmp_path / "other")
+    calls: list[Any] = []
 
     def report(run: Path, out: Path | None) -> str:
-        asked.append(run)
+        calls.append(run)
         return "a page"
 
     def comparison(runs: list[Path], out: Path) -> tuple[Path, str]:
-        asked.append(runs)
+        calls.append(runs)
         return out / "comparison.html", "a table"
 
     monkeypatch.setattr("vit_dist.report.page.write_report", report)
@@ -277,28 +285,33 @@ def test_a_run_that_is_named_twice_is_reported_alone(
         assert main(["report", *map(str, words)]) == 0
     assert capsys.readouterr().out == "a page\na page\n"
     assert main(["report", str(folder), str(other), str(folder), "--out", str(tmp_path / "out")]) == 0
-    assert asked == [folder, folder, [folder, other]]
+    assert calls == [folder, folder, [folder, other]]
 
 
-def test_the_last_run_is_held_against_the_first(tmp_path: Path) -> None:
+def test_the_verdict_compares_the_last_run_with_the_first(tmp_path: Path) -> None:
     names = ["one", "two", "three"]
     runs = [
-        read_run(finished(tmp_path / name, train_seconds=seconds))
+        read_run(finished_run(tmp_path / name, train_seconds=seconds))
         for name, seconds in zip(names, (8, 1, 2), strict=True)
     ]
     assert verdict(runs, names).startswith(f"three ({MACHINE}) trains an epoch 4 times as fast as one ({MACHINE}): ")
 
 
-def test_measures_of_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_figures_of_an_unfinished_run(tmp_path: Path) -> None:
     lines = [start_line(0, 100.0), train_line(10, 102.0), train_line(20, 104.0, update_seconds=0.3)]
     lines.append(eval_line(20, 105.0, top1=71.0, best=True))
-    found = run_figures(read_run(make_run(tmp_path / "run", lines, evaluate__metric="top1")))
-    assert [found.updates, found.planned_updates, found.total_seconds, found.samples_per_second] == [20, 30, 5.0, 100.0]
-    assert found.seconds == pytest.approx(4.0)
-    assert found.epoch_seconds == pytest.approx(2.0)
-    assert found.best is not None
-    assert found.best["value"] == 71.0
-    assert [found.test_top1, found.test_top5, found.mfu, found.memory_bytes] == [None, None, None, 2**20]
+    figures = run_figures(read_run(make_run(tmp_path / "run", lines, evaluate__metric="top1")))
+    assert [figures.updates, figures.planned_updates, figures.total_seconds, figures.samples_per_second] == [
+        20,
+        30,
+        5.0,
+        100.0,
+    ]
+    assert figures.seconds == pytest.approx(4.0)
+    assert figures.epoch_seconds == pytest.approx(2.0)
+    assert figures.best is not None
+    assert figures.best["value"] == 71.0
+    assert [figures.test_top1, figures.test_top5, figures.mfu, figures.memory_bytes] == [None, None, None, 2**20]
     empty = run_figures(read_run(make_run(tmp_path / "empty", [start_line(0, 0.0)])))
     assert [empty.updates, empty.seconds, empty.epoch_seconds, empty.total_seconds, empty.best] == [
         0,
@@ -310,7 +323,7 @@ def test_measures_of_a_run_that_goes_on(tmp_path: Path) -> None:
 
 
 def cells(text: str) -> dict[str, list[str]]:
-    """The table of the Markdown: first cell → the others. Every row has as many."""
+    """Return the Markdown table as first cell → other cells; check that all rows have the same number of cells."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert len({len(row) for row in rows}) == 1
@@ -318,14 +331,14 @@ def cells(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def test_three_runs_in_a_table(tmp_path: Path) -> None:
+def test_the_table_of_three_runs_has_their_figures(tmp_path: Path) -> None:
     folders = [
-        finished(tmp_path / "one", total_seconds=180.0, evaluate__metric="top1"),
-        finished(tmp_path / "two", train_seconds=1.5, total_seconds=60.0, evaluate__metric="top1"),
+        finished_run(tmp_path / "one", total_seconds=180.0, evaluate__metric="top1"),
+        finished_run(tmp_path / "two", train_seconds=1.5, total_seconds=60.0, evaluate__metric="top1"),
         make_run(tmp_path / "three", [start_line(0, 0.0), train_line(10, 1.0, mfu=0.25)], evaluate__metric="top1"),
     ]
-    page, text = write_comparison(folders, tmp_path / "out" / "of three")
-    assert page == tmp_path / "out" / "of three" / "comparison.html"
+    page, text = write_comparison(folders, tmp_path / "out" / "three runs")
+    assert page == tmp_path / "out" / "three runs" / "comparison.html"
     assert (page.parent / "comparison.md").read_text(encoding="utf-8") == text
     expected = {
         "": ["one", "two", "three"],
@@ -343,9 +356,9 @@ def test_three_runs_in_a_table(tmp_path: Path) -> None:
         "speed, times the first": ["1", "2", "1"],
         "minutes saved": ["0.0", "2.0", "–"],
     }
-    found = cells(text)
-    del found["---"]
-    assert found == expected
+    table_cells = cells(text)
+    del table_cells["---"]
+    assert table_cells == expected
     html = page.read_text(encoding="utf-8")
     table = ElementTree.fromstring(re.findall(r"<table.*?</table>", html, re.DOTALL)[0])
     rows = [[cell.text or "" for cell in row] for row in table.iter("tr")]
@@ -362,8 +375,8 @@ def test_three_runs_in_a_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_two_runs_of_one_name_are_called_by_their_folders(tmp_path: Path) -> None:
-    folders = [finished(tmp_path / one / "run") for one in ("first", "second")]
+def test_runs_of_the_same_name_are_named_by_their_folders(tmp_path: Path) -> None:
+    folders = [finished_run(tmp_path / parent / "run") for parent in ("first", "second")]
     _, text = write_comparison(folders, tmp_path / "out")
     assert cells(text)[""] == ["first/run", "second/run"]
     assert "second/run and first/run have one identity" in text
@@ -375,26 +388,28 @@ def test_two_runs_of_one_name_are_called_by_their_folders(tmp_path: Path) -> Non
         (["a", "b"], ["x/one", "y/one"], ["a", "b"]),
         (["run", "run"], ["a/one", "b/two"], ["one", "two"]),
         (["run", "run"], ["/shared/a/x/run", "/shared/b/x/run"], ["a/x/run", "b/x/run"]),
-        # As much of each as tells all of them apart, also of those whose names do.
+        # Each path keeps as many parts as make all of them unique, also where the name alone is.
         (["run", "run", "other"], ["a/run", "b/run", "c/other"], ["a/run", "b/run", "c/other"]),
         (["run", "run"], ["run", "a/run"], ["run", "a/run"]),
         (["run", "run"], ["a/run/", "a/run"], ["a/run/ (1)", "a/run (2)"]),
     ],
 )
-def test_names_are_the_shortest_ends_of_the_folders(names: list[str], folders: list[str], expected: list[str]) -> None:
+def test_names_are_the_shortest_unique_ends_of_the_folders(
+    names: list[str], folders: list[str], expected: list[str]
+) -> None:
     assert distinct_names(names, folders) == expected
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_run_may_be_held_against_itself(tmp_path: Path) -> None:
-    folder = finished(tmp_path / "run")
+def test_a_run_can_be_compared_with_itself(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
     _, text = write_comparison([folder, folder], tmp_path / "out")
     names = [f"{folder} (1)", f"{folder} (2)"]
     assert cells(text)[""] == names
     assert f"The training loss of {names[1]} is exactly that of {names[0]} at all 3 lines." in text
 
 
-def test_long_names_leave_the_curves_room(tmp_path: Path) -> None:
+def test_long_names_leave_room_for_the_curves(tmp_path: Path) -> None:
     both = (np.arange(3.0), np.arange(3.0))
     names = ["/some/where/runs/of/somebody/on/shared/storage/" + name + "/deit-small-imagenet" for name in ("a", "b")]
     figure = comparison_curve([(name, (both, both)) for name in names], "update", "loss")
@@ -403,8 +418,8 @@ def test_long_names_leave_the_curves_room(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_name_is_escaped(tmp_path: Path) -> None:
-    folders = [finished(tmp_path / "one", run__name="<b>&"), finished(tmp_path / "two")]
+def test_run_names_are_escaped(tmp_path: Path) -> None:
+    folders = [finished_run(tmp_path / "one", run__name="<b>&"), finished_run(tmp_path / "two")]
     page, text = write_comparison(folders, tmp_path / "out")
     html = page.read_text(encoding="utf-8")
     assert "<b>" not in html
@@ -413,71 +428,73 @@ def test_a_name_is_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_a_name_with_a_bar_breaks_no_table(tmp_path: Path) -> None:
-    page, text = write_comparison([finished(tmp_path / "a|b"), finished(tmp_path / "two")], tmp_path / "out")
+def test_a_vertical_bar_in_a_name_is_escaped_in_the_table(tmp_path: Path) -> None:
+    page, text = write_comparison([finished_run(tmp_path / "a|b"), finished_run(tmp_path / "two")], tmp_path / "out")
     assert cells(text)[""] == ["a\\|b", "two"]
     assert "<h1>a|b · two</h1>" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_the_same_time_saves_nothing(tmp_path: Path) -> None:
-    folders = [finished(tmp_path / "one", total_seconds=60.0), finished(tmp_path / "two", total_seconds=60.5)]
+def test_nearly_equal_times_save_no_minutes(tmp_path: Path) -> None:
+    folders = [finished_run(tmp_path / "one", total_seconds=60.0), finished_run(tmp_path / "two", total_seconds=60.5)]
     _, text = write_comparison(folders, tmp_path / "out")
     assert cells(text)["minutes saved"] == ["0.0", "0.0"]
 
 
 @pytest.mark.parametrize("lost", ["nan", "inf", None])
-def test_a_loss_that_is_no_number_is_told(tmp_path: Path, lost: Any) -> None:
-    for losses, at in (((4.0, 3.0, lost), 30), ((4.0, lost, lost), 20)):
-        runs = two(tmp_path / f"{at}", {"losses": (4.0, 2.0, 1.0)}, losses=losses)
-        for one, other, names in ((*runs, NAMES), (*runs[::-1], NAMES[::-1])):
-            assert list(loss_divergence(names, [divergence(one, other)])) == [
-                f"The training loss of {names[1]} or {names[0]} is not finite at update {at}."
+def test_a_loss_that_is_not_finite_is_stated(tmp_path: Path, lost: Any) -> None:
+    for losses, update in (((4.0, 3.0, lost), 30), ((4.0, lost, lost), 20)):
+        runs = two_runs(tmp_path / f"{update}", {"losses": (4.0, 2.0, 1.0)}, losses=losses)
+        for first, second, names in ((*runs, NAMES), (*runs[::-1], NAMES[::-1])):
+            assert list(loss_divergence(names, [divergence(first, second)])) == [
+                f"The training loss of {names[1]} or {names[0]} is not finite at update {update}."
             ]
 
 
-def test_losses_that_are_the_same_are_said_to_be(tmp_path: Path) -> None:
-    found = divergence(*two(tmp_path))
-    assert found.differences.tolist() == [0, 0, 0]
-    assert list(loss_divergence(NAMES, [found])) == ["The training loss of gpu is exactly that of cpu at all 3 lines."]
-    of_val = divergence(*two(tmp_path / "val", losses=(3.0,) * 5, every=6))
-    assert list(loss_divergence(NAMES, [of_val])) == ["The loss on val of gpu is exactly that of cpu at all 2 lines."]
+def test_equal_losses_are_stated(tmp_path: Path) -> None:
+    on_train = divergence(*two_runs(tmp_path))
+    assert on_train.differences.tolist() == [0, 0, 0]
+    assert list(loss_divergence(NAMES, [on_train])) == [
+        "The training loss of gpu is exactly that of cpu at all 3 lines."
+    ]
+    on_val = divergence(*two_runs(tmp_path / "val", losses=(3.0,) * 5, every=6))
+    assert list(loss_divergence(NAMES, [on_val])) == ["The loss on val of gpu is exactly that of cpu at all 2 lines."]
 
 
-def drawn_drifts(
+def drawn_divergences(
     folders: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[str, list[float], list[float]]]:
-    """(name, updates, differences) of each line in the picture of the drifts; nothing else is drawn."""
-    given: list[tuple[str, list[float], list[float]]] = []
+    """Return the name, updates and differences of each line in the drawing of divergences; draw no other curve."""
+    lines: list[tuple[str, list[float], list[float]]] = []
 
-    def keep(drifts: Any) -> Figure:
-        given.extend((name, updates.tolist(), differences.tolist()) for name, updates, differences in drifts)
-        return divergence_curve(drifts)
+    def keep(divergences: Any) -> Figure:
+        lines.extend((name, updates.tolist(), differences.tolist()) for name, updates, differences in divergences)
+        return divergence_curve(divergences)
 
     monkeypatch.setattr("vit_dist.report.curves.divergence_curve", keep)
-    monkeypatch.setattr("vit_dist.report.curves.comparison_curve", lambda *given: Figure(figsize=(1, 1)))
+    monkeypatch.setattr("vit_dist.report.curves.comparison_curve", lambda *lines: Figure(figsize=(1, 1)))
     write_comparison(folders, out)
-    assert (out / "divergence.png").exists() == bool(given)
-    assert ("divergence.png" in (out / "comparison.md").read_text(encoding="utf-8")) == bool(given)
-    return given
+    assert (out / "divergence.png").exists() == bool(lines)
+    assert ("divergence.png" in (out / "comparison.md").read_text(encoding="utf-8")) == bool(lines)
+    return lines
 
 
-def test_a_drift_is_drawn_where_losses_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A logarithm has no place for 0, and none for what is no number."""
+def test_divergence_is_drawn_only_where_losses_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logarithmic axis has no place for 0 or for values that are not finite."""
     runs = {
-        "first": finished(tmp_path / "first", losses=(4.0, 2.0, 1.0)),
-        "same": finished(tmp_path / "same", losses=(4.0, 2.0, 1.0)),
-        "apart": finished(tmp_path / "apart", losses=(4.0, 2.5, 1.5)),
-        "lost": finished(tmp_path / "lost", losses=(3.0, "nan", 1.0)),
+        "first": finished_run(tmp_path / "first", losses=(4.0, 2.0, 1.0)),
+        "same": finished_run(tmp_path / "same", losses=(4.0, 2.0, 1.0)),
+        "apart": finished_run(tmp_path / "apart", losses=(4.0, 2.5, 1.5)),
+        "lost": finished_run(tmp_path / "lost", losses=(3.0, "nan", 1.0)),
     }
-    assert drawn_drifts(list(runs.values()), tmp_path / "all", monkeypatch) == [
+    assert drawn_divergences(list(runs.values()), tmp_path / "all", monkeypatch) == [
         ("apart", [20, 30], [0.25, 0.5]),
         ("lost", [10], [0.25]),
     ]
-    assert drawn_drifts([runs["first"], runs["same"]], tmp_path / "two", monkeypatch) == []
+    assert drawn_divergences([runs["first"], runs["same"]], tmp_path / "two", monkeypatch) == []
 
 
-def test_runs_that_have_not_trained_yet(tmp_path: Path) -> None:
+def test_runs_without_training_lines_are_compared(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name, [start_line(0, 0.0)]) for name in ("one", "two")]
     page, text = write_comparison(folders, tmp_path / "out")
     assert cells(text)["updates"] == ["0 of 30", "0 of 30"]
@@ -485,13 +502,13 @@ def test_runs_that_have_not_trained_yet(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_mistakes_of_people(tmp_path: Path) -> None:
-    folders = [finished(tmp_path / "one"), tmp_path / "missing"]
-    with pytest.raises(UserError) as found:
+def test_a_missing_run_and_an_unwritable_folder_are_user_errors(tmp_path: Path) -> None:
+    folders = [finished_run(tmp_path / "one"), tmp_path / "missing"]
+    with pytest.raises(UserError) as caught:
         write_comparison(folders, tmp_path / "out")
-    assert str(found.value) == f"{tmp_path / 'missing'}: not a run's folder: no folder is there"
+    assert str(caught.value) == f"{tmp_path / 'missing'}: not a run's folder: no folder is there"
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").touch()
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as caught:
         write_comparison([folders[0], folders[0]], tmp_path / "out")
-    assert str(found.value) == f"--out: {tmp_path / 'out'} cannot be written: File exists"
+    assert str(caught.value) == f"--out: {tmp_path / 'out'} cannot be written: File exists"

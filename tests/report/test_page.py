@@ -1,4 +1,4 @@
-"""The report of a run: its numbers are the run's, its text is escaped, and it is of the folder alone."""
+"""The report of a run: its figures are the run's, its text is escaped, and it depends on the run's folder alone."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ from vit_dist.run_folder.predictions import (
 from vit_dist.run_folder.record import RunRecord, read_run
 
 CURVES = {"loss", "accuracy", "rate", "gradient_norm", "throughput", "utilisation", "seconds"}
-OF_PREDICTIONS = {"classes", "confusion", "mistakes"}
-ODD = "<b>&\"'</b><script>alert(1)</script>"
+PREDICTION_DRAWINGS = {"classes", "confusion", "mistakes"}
+MARKUP = "<b>&\"'</b><script>alert(1)</script>"
 
 
-def one_run(factory: pytest.TempPathFactory) -> Path:
-    """A finished run of digits with its report, made once; its weights are averaged.
+def reported_run(factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run on the digits with EMA and its report; train it once for all modules.
 
-    It is of 30 updates and then made longer: it goes on from a checkpoint.
+    The run first has 30 updates; then it is extended to 60, so it resumes from a checkpoint.
     """
 
     def make(folder: Path) -> None:
@@ -71,7 +71,7 @@ def one_run(factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return one_run(tmp_path_factory)
+    return reported_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +81,12 @@ def page(run: Path) -> str:
 
 @pytest.fixture
 def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test of words: drawing takes a second."""
+    """Skip the drawing, which takes a second, in a test of text alone."""
     monkeypatch.setattr("vit_dist.report.page._drawings", lambda run: {})
 
 
 def figures(page: str) -> dict[str, str]:
-    """The large numbers: what they are → their text."""
+    """Return the headline figures of a page: label → text."""
     return {
         html.unescape(name): html.unescape(value)
         for value, name in re.findall(r"<div><b>(.*?)</b><span>(.*?)</span></div>", page)
@@ -94,34 +94,34 @@ def figures(page: str) -> dict[str, str]:
 
 
 def section(page: str, title: str) -> str:
-    found = re.search(rf"<h2>{title}</h2>(.*?)(?=<h2>|</body>)", page, re.DOTALL)
-    assert found is not None, title
-    return found[1]
+    match = re.search(rf"<h2>{title}</h2>(.*?)(?=<h2>|</body>)", page, re.DOTALL)
+    assert match is not None, title
+    return match[1]
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of the first table in a text."""
+    """Return the cells of the first table in `text`, row by row."""
     [table, *_] = re.findall(r"<table.*?</table>", text, re.DOTALL)
     lines = ElementTree.fromstring(table).iter("tr")
     return [["".join(cell.itertext()) for cell in line] for line in lines]
 
 
-def test_the_large_numbers_are_those_of_the_summary(run: Path, page: str) -> None:
-    summary, found = read_json(run / "summary.json"), figures(page)
+def test_headline_figures_are_those_of_the_summary(run: Path, page: str) -> None:
+    summary, shown = read_json(run / "summary.json"), figures(page)
     test, best = summary["test"], summary["best"]
-    assert found["top1 on test"] == f"{test['top1']:.2f} %"
-    assert found["top5 on test"] == f"{test['top5']:.2f} %"
-    assert found["loss on test"] == loss_text(test["loss"])
-    [(name, value)] = [(name, value) for name, value in found.items() if name.startswith("best ")]
+    assert shown["top1 on test"] == f"{test['top1']:.2f} %"
+    assert shown["top5 on test"] == f"{test['top5']:.2f} %"
+    assert shown["loss on test"] == loss_text(test["loss"])
+    [(name, value)] = [(name, value) for name, value in shown.items() if name.startswith("best ")]
     assert name == f"best loss on val, update {best['update']}"
     assert value == f"{best['value']:.4f}"
-    assert found["updates"] == str(summary["updates"]) == "60"
-    assert found["epochs"] == f"{summary['epochs']:.4g}"
-    assert found["training"] == duration(summary["train_seconds"])
-    assert found["an epoch"] == f"{summary['seconds_per_epoch']:.3g} s"
-    assert found["images/s"] == f"{summary['samples_per_second']:,.0f}"
-    assert found["parameters"] == big(summary["parameters"])
-    assert "machine" not in found
+    assert shown["updates"] == str(summary["updates"]) == "60"
+    assert shown["epochs"] == f"{summary['epochs']:.4g}"
+    assert shown["training"] == duration(summary["train_seconds"])
+    assert shown["an epoch"] == f"{summary['seconds_per_epoch']:.3g} s"
+    assert shown["images/s"] == f"{summary['samples_per_second']:,.0f}"
+    assert shown["parameters"] == big(summary["parameters"])
+    assert "machine" not in shown
     machine = html.escape(f"1 × {summary['device']}, {summary['precision']}")
     assert re.search(
         rf'<p class="note">finished; on {re.escape(machine)}; started \d{{4}}-\d\d-\d\d \d\d:\d\d</p>', page
@@ -129,7 +129,7 @@ def test_the_large_numbers_are_those_of_the_summary(run: Path, page: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("of_summary", "of_lines", "expected"),
+    ("summary_mib", "line_mib", "expected"),
     [
         (200, (100, 150), "200 MiB"),
         (100, (150, 2048), "2,048 MiB"),
@@ -141,67 +141,67 @@ def test_the_large_numbers_are_those_of_the_summary(run: Path, page: str) -> Non
     ],
 )
 @pytest.mark.usefixtures("without_drawing")
-def test_the_memory_is_the_larger_of_the_summary_s_and_the_lines(
-    tmp_path: Path, of_summary: int | None, of_lines: tuple[int | None, ...], expected: str | None
+def test_peak_memory_is_the_larger_of_summary_and_lines(
+    tmp_path: Path, summary_mib: int | None, line_mib: tuple[int | None, ...], expected: str | None
 ) -> None:
-    """In MiB. The lines of a run that went on elsewhere are also of the machine before."""
+    """Values are in MiB. The lines of a run that resumed elsewhere are also of the machine before."""
     lines = [start_line(0, 0.0, planned=20)]
-    for number, value in enumerate(of_lines, 1):
-        bytes_ = None if value is None else value * 2**20
-        lines.append(train_line(10 * number, float(number), peak_memory_bytes=bytes_))
+    for number, value in enumerate(line_mib, 1):
+        peak = None if value is None else value * 2**20
+        lines.append(train_line(10 * number, float(number), peak_memory_bytes=peak))
     summary = {"train_seconds": 1.0, "total_seconds": 1.0}
-    if of_summary is not None:
-        summary["peak_memory_bytes"] = of_summary * 2**20
+    if summary_mib is not None:
+        summary["peak_memory_bytes"] = summary_mib * 2**20
     folder = make_run(tmp_path / "run", lines, state="finished", summary=summary)
     assert figures(write_report(folder).read_text(encoding="utf-8")).get("peak memory") == expected
 
 
-def test_where_the_time_went_adds_up_to_the_summary(run: Path) -> None:
+def test_the_time_breakdown_adds_up_to_the_summary(run: Path) -> None:
     summary, spent = read_json(run / "summary.json"), read_run(run).seconds
     assert sum(spent.values()) == pytest.approx(summary["total_seconds"])
     assert spent["updates"] + spent["waiting for images"] == pytest.approx(summary["train_seconds"], rel=0.02)
     assert spent["evaluating"] == pytest.approx(summary["evaluate_seconds"])
     assert spent["saving"] == pytest.approx(summary["save_seconds"])
     assert min(spent.values()) >= 0
-    # The clock of the lines agrees with the summary's, which was made a moment before the last line.
+    # The clock of the lines agrees with the summary, which is written a moment before the last line.
     assert read_run(run).metrics.seconds == pytest.approx(summary["total_seconds"], abs=0.5)
 
 
 def test_predictions_agree_with_the_summary(run: Path, page: str) -> None:
-    summary, kept = read_json(run / "summary.json"), read_predictions(run / PREDICTIONS)
-    assert kept is not None
-    found = kept.predictions
-    assert found.top1() == summary["test"]["top1"]
-    among = (found.top == found.label[:, None]).any(1)
-    assert 100 * int(among.sum()) / len(found) == summary["test"]["top5"]
-    assert kept.metadata["split"] == "test"
-    assert kept.metadata["weights"] == summary["weights"] == "ema"
-    assert kept.metadata["update"] == summary["best"]["update"]
+    summary, saved = read_json(run / "summary.json"), read_predictions(run / PREDICTIONS)
+    assert saved is not None
+    predictions = saved.predictions
+    assert predictions.top1() == summary["test"]["top1"]
+    in_top5 = (predictions.top == predictions.label[:, None]).any(1)
+    assert 100 * int(in_top5.sum()) / len(predictions) == summary["test"]["top5"]
+    assert saved.metadata["split"] == "test"
+    assert saved.metadata["weights"] == summary["weights"] == "ema"
+    assert saved.metadata["update"] == summary["best"]["update"]
     shown = section(page, "Predictions on test")
-    text = f"359 images by the EMA weights of update {kept.metadata['update']}: {found.top1():.2f} % correct"
+    text = f"359 images by the EMA weights of update {saved.metadata['update']}: {predictions.top1():.2f} % correct"
     assert text in shown
     table = rows(shown)
     assert table[0] == ["", *map(str, range(10))]
-    assert [[int(cell or 0) for cell in row[1:]] for row in table[1:]] == found.confusion(10).tolist()
-    seen, right = found.per_class(10)
+    assert [[int(cell or 0) for cell in row[1:]] for row in table[1:]] == predictions.confusion(10).tolist()
+    seen, right = predictions.per_class(10)
     chart = shown[: shown.index("</svg>")]
     for share in 100 * right / seen:
         assert f">\u00a0\u00a0{share:.1f}<" in chart
 
 
-def test_mistakes_are_shown_with_what_was_said(run: Path, page: str) -> None:
-    kept = read_predictions(run / PREDICTIONS)
-    assert kept is not None
-    wrong = np.flatnonzero(kept.predictions.top[:, 0] != kept.predictions.label)
-    assert len(kept.picture_rows) == min(24, len(wrong))
-    sure = kept.predictions.probability[kept.picture_rows, 0]
-    assert sure.tolist() == sorted(kept.predictions.probability[wrong, 0].tolist(), reverse=True)[:24]
+def test_mistakes_are_shown_with_their_predictions(run: Path, page: str) -> None:
+    saved = read_predictions(run / PREDICTIONS)
+    assert saved is not None
+    wrong = np.flatnonzero(saved.predictions.top[:, 0] != saved.predictions.label)
+    assert len(saved.picture_rows) == min(24, len(wrong))
+    probabilities = saved.predictions.probability[saved.picture_rows, 0]
+    assert probabilities.tolist() == sorted(saved.predictions.probability[wrong, 0].tolist(), reverse=True)[:24]
     tiles = re.findall(
         r'<figure class="wrong">.*?<figcaption>(.*?)<br>is (.*?)</figcaption>',
         section(page, "Most confident mistakes"),
     )
-    assert tiles == kept.captions()
-    assert len(tiles) == len(kept.picture_rows) > 0
+    assert tiles == saved.captions()
+    assert len(tiles) == len(saved.picture_rows) > 0
     frequent = rows(section(page, "Predictions on test").split("The most frequent mistakes:")[1])
     assert sum(int(row[2]) for row in frequent[1:]) <= len(wrong)
     assert [int(row[2]) for row in frequent[1:]] == sorted((int(row[2]) for row in frequent[1:]), reverse=True)
@@ -215,7 +215,7 @@ def test_inputs_are_shown_with_their_classes(run: Path, page: str) -> None:
     assert ">The first training images, augmented, exactly as the model gets them.<" in shown
 
 
-def test_evaluations_and_starts_are_the_run_s(run: Path, page: str) -> None:
+def test_evaluations_and_starts_are_those_of_the_metrics(run: Path, page: str) -> None:
     history = read_metrics(run / "metrics.jsonl")
     evaluations = [line for line in history if line["kind"] == "eval"]
     table = rows(section(page, "Evaluations"))[1:]
@@ -230,21 +230,21 @@ def test_evaluations_and_starts_are_the_run_s(run: Path, page: str) -> None:
 
 
 def test_the_config_is_escaped_yaml(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", [start_line(0, 0.0)], run__name=ODD)
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0)], run__name=MARKUP)
     page = write_report(folder).read_text(encoding="utf-8")
-    found = re.search(r"<pre>(.*?)</pre>", section(page, "Config"), re.DOTALL)
-    assert found is not None
-    assert yaml.safe_load(html.unescape(found[1])) == read_run(folder).config.to_dict()
-    assert "<b>" not in found[1]
-    assert f"<h1>{escape(ODD)}</h1>" in page
-    assert f"<title>{escape(ODD)}: report</title>" in page
+    match = re.search(r"<pre>(.*?)</pre>", section(page, "Config"), re.DOTALL)
+    assert match is not None
+    assert yaml.safe_load(html.unescape(match[1])) == read_run(folder).config.to_dict()
+    assert "<b>" not in match[1]
+    assert f"<h1>{escape(MARKUP)}</h1>" in page
+    assert f"<title>{escape(MARKUP)}: report</title>" in page
 
 
-def test_pictures_lie_beside_the_page(run: Path) -> None:
+def test_drawings_are_in_the_folder_of_the_page(run: Path) -> None:
     out = run / "report"
     assert {path.name for path in out.iterdir()} == {
         "index.html",
-        *(f"{name}.png" for name in CURVES | OF_PREDICTIONS | {"inputs"}),
+        *(f"{name}.png" for name in CURVES | PREDICTION_DRAWINGS | {"inputs"}),
     }
     for name in sorted(CURVES):
         with Image.open(out / f"{name}.png") as image:
@@ -264,34 +264,34 @@ def test_ids_on_the_page_are_unique_and_nothing_is_fetched(page: str) -> None:
     assert "<script" not in page
 
 
-def test_the_page_is_of_the_folder_alone(run: Path, tmp_path: Path) -> None:
+def test_the_page_depends_on_the_run_folder_alone(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere" / run.name
     shutil.copytree(run, other, ignore=shutil.ignore_patterns("report", "checkpoints"))
 
-    def without_its_time(path: Path) -> str:
+    def without_time(path: Path) -> str:
         text, count = re.subn(r"This page: [\d-]+ [\d:]+", "", path.read_text(encoding="utf-8"))
         assert count == 1
         return text
 
     before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
-    out = tmp_path / "out" / "of it"
+    out = tmp_path / "out" / "report"
     assert write_report(other, out) == out / "index.html"
-    assert without_its_time(out / "index.html") == without_its_time(run / "report" / "index.html")
+    assert without_time(out / "index.html") == without_time(run / "report" / "index.html")
     for name in ("loss.png", "mistakes.png"):
         with Image.open(out / name) as mine, Image.open(run / "report" / name) as theirs:
             assert mine.tobytes() == theirs.tobytes()
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
 
 
-def test_a_class_may_have_any_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_class_name_is_escaped(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vit_dist.report.page._write_grids", lambda run, out: None)
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report", "checkpoints"))
-    kept, inputs = read_predictions(folder / PREDICTIONS), read_inputs(folder / INPUTS)
-    assert kept is not None
+    saved, inputs = read_predictions(folder / PREDICTIONS), read_inputs(folder / INPUTS)
+    assert saved is not None
     assert inputs is not None
-    names = [f"{ODD}{number}" for number in range(10)]
-    write_predictions(folder / PREDICTIONS, replace(kept, metadata={**kept.metadata, "classes": names}))
+    names = [f"{MARKUP}{number}" for number in range(10)]
+    write_predictions(folder / PREDICTIONS, replace(saved, metadata={**saved.metadata, "classes": names}))
     write_inputs(folder / INPUTS, replace(inputs, metadata={**inputs.metadata, "classes": names}))
     page = write_report(folder).read_text(encoding="utf-8")
     assert "<b>&" not in page
@@ -304,11 +304,11 @@ def test_a_class_may_have_any_name(run: Path, tmp_path: Path, monkeypatch: pytes
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(svg)
     assert "<b>&amp;" not in page
-    assert page.count(str(escape(ODD))) > 40
+    assert page.count(str(escape(MARKUP))) > 40
     assert 'alt="&lt;b&gt;&amp;&#34;' in page
 
 
-def test_many_classes_get_a_picture_and_more_get_the_most_frequent_mistakes(
+def test_confusion_is_a_table_then_a_drawing_then_a_list_as_classes_grow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vit_dist.report.page._CAPTIONS", {})
@@ -326,29 +326,29 @@ def test_many_classes_get_a_picture_and_more_get_the_most_frequent_mistakes(
         ]
 
 
-def test_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_the_report_of_an_unfinished_run(tmp_path: Path) -> None:
     lines = [start_line(0, 0.0, planned=30), train_line(10, 1.0, samples_per_second=123.0), eval_line(10, 1.5)]
     lines += [train_line(20, 2.0, samples_per_second=125.0), save_line(20, 2.5, 0.1)]
     folder = make_run(tmp_path / "run", lines, evaluate__metric="top1")
     page = write_report(folder).read_text(encoding="utf-8")
-    found = figures(page)
+    shown = figures(page)
     assert '<p class="note">running; on 1 × cpu, fp32; started ' in page
-    assert found["updates"] == "20 of 30"
-    assert found["images/s"] == "124"
-    assert found["training"] == "2.0 s"
-    assert not [name for name in found if "test" in name or name.startswith("best")]
+    assert shown["updates"] == "20 of 30"
+    assert shown["images/s"] == "124"
+    assert shown["training"] == "2.0 s"
+    assert not [name for name in shown if "test" in name or name.startswith("best")]
     for title in ("On test", "The most confident mistakes", "What the model sees"):
         assert f"<h2>{title}</h2>" not in page
     assert {path.stem for path in (folder / "report").glob("*.png")} == CURVES
 
 
 @pytest.mark.usefixtures("without_drawing")
-def test_the_best_so_far_is_of_the_metric_that_chooses(tmp_path: Path) -> None:
+def test_the_best_value_is_of_the_configured_metric(tmp_path: Path) -> None:
     lines = [start_line(0, 0.0), train_line(10, 1.0), eval_line(10, 1.5, best=True, top1=71.25)]
     lines += [eval_line(10, 1.6, weights="ema", top1=99.0), eval_line(20, 2.0, top1=70.0)]
     folder = make_run(tmp_path / "run", lines, evaluate__metric="raw_top1")
-    found = figures(write_report(folder).read_text(encoding="utf-8"))
-    assert found["best raw_top1 on val, update 10"] == "71.25 %"
+    shown = figures(write_report(folder).read_text(encoding="utf-8"))
+    assert shown["best raw_top1 on val, update 10"] == "71.25 %"
 
 
 @pytest.mark.parametrize(
@@ -362,14 +362,16 @@ def test_the_best_so_far_is_of_the_metric_that_chooses(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("without_drawing")
-def test_the_best_is_a_loss_or_in_percent(tmp_path: Path, metric: str, values: dict[str, Any], expected: str) -> None:
+def test_the_best_value_is_a_loss_or_a_percentage(
+    tmp_path: Path, metric: str, values: dict[str, Any], expected: str
+) -> None:
     lines = [start_line(0, 0.0), train_line(10, 1.0), eval_line(1234, 1.5, best=True, **values)]
     folder = make_run(tmp_path / "run", lines, evaluate__metric=metric)
-    found = figures(write_report(folder).read_text(encoding="utf-8"))
-    assert found[f"best {metric} on val, update 1,234"] == expected
+    shown = figures(write_report(folder).read_text(encoding="utf-8"))
+    assert shown[f"best {metric} on val, update 1,234"] == expected
 
 
-def test_a_run_without_a_line_of_training(tmp_path: Path) -> None:
+def test_the_report_of_a_run_without_training_lines(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 0.0)])
     write_inputs(folder / INPUTS, some_inputs("abc"))
     page = write_report(folder).read_text(encoding="utf-8")
@@ -380,7 +382,7 @@ def test_a_run_without_a_line_of_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_drawing")
-def test_inputs_of_a_later_update_are_said_to_be(tmp_path: Path) -> None:
+def test_inputs_of_a_later_update_name_the_update(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(1234, 0.0)])
     inputs = some_inputs("abc")
     write_inputs(folder / INPUTS, replace(inputs, metadata={**inputs.metadata, "position": 1234}))
@@ -388,70 +390,70 @@ def test_inputs_of_a_later_update_are_said_to_be(tmp_path: Path) -> None:
     assert ">The first training images, of update 1,235, augmented, exactly as the model gets them.<" in page
 
 
-def test_predictions_without_a_line_of_training(tmp_path: Path) -> None:
-    """The lines of an end may be superseded, its predictions are still there."""
+def test_predictions_are_shown_without_training_lines(tmp_path: Path) -> None:
+    """A restart supersedes the last lines of a run, but not the predictions that it has written."""
     folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0), start_line(5, 2.0)])
     write_predictions(folder / PREDICTIONS, some_predictions("abc"))
     page = write_report(folder).read_text(encoding="utf-8")
     assert "50.00 % correct" in page
     assert "No line of training yet." in page
     assert [re.search(r'aria-label="(.*?)"', svg)[1] for svg in re.findall(r"<svg.*?>", page)] == ["classes"]  # type: ignore[index]
-    assert {path.stem for path in (folder / "report").glob("*.png")} == OF_PREDICTIONS
+    assert {path.stem for path in (folder / "report").glob("*.png")} == PREDICTION_DRAWINGS
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_and_started_again(tmp_path: Path) -> None:
+def test_a_run_restarted_before_its_first_checkpoint_has_no_training_lines(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0), start_line(0, 60.0)])
     assert "No line of training yet." in write_report(folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("without_drawing")
-def test_a_run_that_was_killed_is_called_so(tmp_path: Path) -> None:
+def test_a_killed_run_is_called_killed(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0)])
     (folder / "status.json").write_text(json.dumps({"state": "running", "update": 10, "host": platform.node()}))
-    said = "killed: the same command goes on from its last checkpoint; on 1 × cpu, fp32; started"
-    assert said in write_report(folder).read_text(encoding="utf-8")
+    text = "killed: the same command goes on from its last checkpoint; on 1 × cpu, fp32; started"
+    assert text in write_report(folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("without_drawing")
-def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
+def test_a_failed_run_shows_its_reason(tmp_path: Path) -> None:
     reason = "UserError: data.root: <missing> & gone"
     folder = make_run(tmp_path / "run", [start_line(0, 0.0), train_line(10, 1.0)], state="failed", reason=reason)
-    said = f"failed: {escape(reason)}; on 1 × cpu, fp32; started"
-    assert said in write_report(folder).read_text(encoding="utf-8")
+    text = f"failed: {escape(reason)}; on 1 × cpu, fp32; started"
+    assert text in write_report(folder).read_text(encoding="utf-8")
 
 
-def test_a_run_that_diverged(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_a_warning(tmp_path: Path) -> None:
     lines = [start_line(0, 0.0), train_line(10, 1.0), train_line(20, 2.0, loss="nan", grad_norm="inf")]
     lines.append(eval_line(20, 3.0, loss="nan"))
     page = write_report(make_run(tmp_path / "run", lines)).read_text(encoding="utf-8")
     assert rows(section(page, "Evaluations"))[1][4] == "nan"
-    assert warnings_of(page) == ["The training loss is not finite at update 20."]
+    assert page_warnings(page) == ["The training loss is not finite at update 20."]
 
 
-def warnings_of(page: str) -> list[str]:
+def page_warnings(page: str) -> list[str]:
     return [html.unescape(text) for text in re.findall(r"<p><b>(.*?)</b></p>", page)]
 
 
 @pytest.mark.usefixtures("without_drawing")
-def test_what_a_curve_does_not_show_is_said(tmp_path: Path) -> None:
-    def said(name: str, losses: list[Any], skipped: list[int]) -> list[str]:
+def test_values_that_curves_leave_out_are_warnings(tmp_path: Path) -> None:
+    def warnings_for(name: str, losses: list[Any], skipped: list[int]) -> list[str]:
         lines = [start_line(0, 0.0, planned=10**6)]
         for number, (loss, count) in enumerate(zip(losses, skipped, strict=True), 1):
             lines.append(train_line(1000 * number, float(number), loss=loss, skipped_updates=count))
-        return warnings_of(write_report(make_run(tmp_path / name, lines)).read_text(encoding="utf-8"))
+        return page_warnings(write_report(make_run(tmp_path / name, lines)).read_text(encoding="utf-8"))
 
-    assert said("none", [], []) == []
-    assert said("fine", [2.0, 1.0, 0.0], [0, 0, 0]) == []
+    assert warnings_for("none", [], []) == []
+    assert warnings_for("fine", [2.0, 1.0, 0.0], [0, 0, 0]) == []
     lost = "The training loss is not finite at update 2,000, and in 2 lines in all."
-    assert said("lost", [2.0, "nan", "inf"], [0, 0, 0]) == [lost]
-    # Of those so far, each line tells.
+    assert warnings_for("lost", [2.0, "nan", "inf"], [0, 0, 0]) == [lost]
+    # Each line has the count since the start, so the last line has the total.
     skipped = "Updates skipped because their gradient was not finite: 1,002."
-    assert said("skipped", [2.0, 1.0, 0.5], [1, 1, 1002]) == [skipped]
-    assert said("both", [2.0, None, "-inf"], [0, 500, 1002]) == [lost, skipped]
+    assert warnings_for("skipped", [2.0, 1.0, 0.5], [1, 1, 1002]) == [skipped]
+    assert warnings_for("both", [2.0, None, "-inf"], [0, 500, 1002]) == [lost, skipped]
 
 
-def test_a_folder_is_made_before_anything_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place that cannot be written is not found out after seconds of drawing."""
+def test_the_folder_is_created_before_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unwritable path is reported before seconds of drawing, not after them."""
     folder = make_run(tmp_path / "run", [start_line(0, 0.0)])
     drawn: list[bool] = []
     monkeypatch.setattr("vit_dist.report.page._drawings", lambda run: drawn.append((folder / "report").is_dir()) or {})
@@ -462,13 +464,13 @@ def test_a_folder_is_made_before_anything_is_drawn(tmp_path: Path, monkeypatch: 
     assert drawn == [True]
 
 
-def test_a_place_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_a_user_error(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 0.0)])
     out = tmp_path / "file"
     out.touch()
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as caught:
         write_report(folder, out)
-    assert str(found.value) == f"report: {out} cannot be written: File exists"
+    assert str(caught.value) == f"report: {out} cannot be written: File exists"
 
 
 def test_the_command_writes_the_page_and_imports_no_torch(tmp_path: Path) -> None:
@@ -480,9 +482,9 @@ def test_the_command_writes_the_page_and_imports_no_torch(tmp_path: Path) -> Non
         f"main(['report', {str(folder)!r}, {str(other)!r}, '--out', {str(tmp_path / 'both')!r}])\n"
         "print(codes, [name for name in ('torch', 'accelerate', 'pandas') if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=80, check=True)
-    said = done.stdout.splitlines()
-    assert [said[0], said[-2], said[-1]] == [
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=80, check=True)
+    lines = process.stdout.splitlines()
+    assert [lines[0], lines[-2], lines[-1]] == [
         str(tmp_path / "out" / "index.html"),
         str(tmp_path / "both" / "comparison.html"),
         "(0, 0) []",
@@ -490,39 +492,41 @@ def test_the_command_writes_the_page_and_imports_no_torch(tmp_path: Path) -> Non
     assert (tmp_path / "out" / "loss.png").is_file()
 
 
-def test_the_command_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_rejects_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"vit-dist: {tmp_path}: not a run's folder: it has no config.yaml\n"
 
 
 @pytest.mark.slow
-def test_a_million_lines(
+def test_the_report_of_a_million_lines_is_small(
     tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "slow" not in request.config.getoption("markexpr"):
         pytest.skip("takes a quarter of a minute: run with -m slow")
     count = 10**6
     folder = make_run(tmp_path / "run", [start_line(0, 0.0, planned=count)])
-    # One line with places for what changes: a million of json.dumps take longer than the report.
+    # Fill in one template: a million calls of json.dumps would take longer than the report.
     line = json.dumps({**train_line(1, 0.0), "time": "@", "update": "@", "epoch": "@", "loss": "@"})
     line = line.replace("%", "%%").replace('"@"', "%s") + "\n"
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         for update in range(1, count + 1):
             file.write(line % (float(update), update, update / 10, 100.0 if update == 654_321 else 2.0))
-    read: list[float] = []
+    read_seconds: list[float] = []
 
-    def reading(folder: Path) -> RunRecord:
+    def timed_read_run(folder: Path) -> RunRecord:
         begun = time.perf_counter()
         run = read_run(folder)
-        read.append(time.perf_counter() - begun)
+        read_seconds.append(time.perf_counter() - begun)
         return run
 
-    monkeypatch.setattr("vit_dist.report.page.read_run", reading)
+    monkeypatch.setattr("vit_dist.report.page.read_run", timed_read_run)
     begun = time.perf_counter()
     page = write_report(folder)
     seconds = time.perf_counter() - begun
     with capsys.disabled():
         size = page.stat().st_size / 2**20
-        print(f"\nreport of {count:,} lines: {seconds:.1f} s, of these {read[0]:.1f} s of reading; {size:.1f} MiB")
+        print(
+            f"\nreport of {count:,} lines: {seconds:.1f} s, of these {read_seconds[0]:.1f} s of reading; {size:.1f} MiB"
+        )
     assert figures(page.read_text(encoding="utf-8"))["updates"] == "1,000,000"
     assert page.stat().st_size < 2**21

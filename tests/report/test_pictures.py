@@ -1,4 +1,4 @@
-"""What is drawn: curves of few points, SVGs that share a page, grids of pictures, and predictions by hand."""
+"""Drawings: curves of few points, SVGs that share a page, grids of images, tables, and the predictions behind them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.run_folder.test_record import make_run as run_by_hand
-from tests.run_folder.test_record import some_inputs, some_predictions, start_line, train_line
+from tests.run_folder.test_record import make_run, some_inputs, some_predictions, start_line, train_line
 from vit_dist.report import curves, drawing, grids
 from vit_dist.report.confusion import confusion_matrix, confusions, per_class_accuracy
 from vit_dist.report.rendering import macro, render
@@ -38,61 +37,61 @@ from vit_dist.run_folder.record import read_run
 def test_thin_is_exact_for_uneven_sizes(length: int) -> None:
     generator = np.random.default_rng(length)
     x, y = np.arange(length, dtype=np.float64), generator.normal(size=length)
-    found = curves.thin(x, y)
+    curve = curves.thin(x, y)
     edges = [math.floor(length * number / 600) for number in range(600)] + [length]
     shares = [slice(a, b) for a, b in pairwise(edges)]
-    np.testing.assert_allclose(found.mean, [y[share].mean() for share in shares], rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(found.x, [x[share].mean() for share in shares], rtol=1e-12)
-    np.testing.assert_array_equal(found.low, [y[share].min() for share in shares])
-    np.testing.assert_array_equal(found.high, [y[share].max() for share in shares])
+    np.testing.assert_allclose(curve.mean, [y[share].mean() for share in shares], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(curve.x, [x[share].mean() for share in shares], rtol=1e-12)
+    np.testing.assert_array_equal(curve.low, [y[share].min() for share in shares])
+    np.testing.assert_array_equal(curve.high, [y[share].max() for share in shares])
 
 
-def test_thin_loses_no_peak() -> None:
+def test_thin_keeps_every_peak() -> None:
     generator = np.random.default_rng(0)
-    for at in generator.integers(0, 50_000, 20).tolist():
+    for position in generator.integers(0, 50_000, 20).tolist():
         y = np.zeros(50_000)
-        y[at], y[(at + 7) % 50_000] = 1000.0, -1000.0
-        found = curves.thin(np.arange(50_000.0), y)
-        assert len(found.x) == len(found.mean) == len(found.low) == len(found.high) == 600
-        assert found.high.max() == 1000
-        assert found.low.min() == -1000
-        assert abs(found.x[int(found.high.argmax())] - at) <= 50_000 / 600
+        y[position], y[(position + 7) % 50_000] = 1000.0, -1000.0
+        curve = curves.thin(np.arange(50_000.0), y)
+        assert len(curve.x) == len(curve.mean) == len(curve.low) == len(curve.high) == 600
+        assert curve.high.max() == 1000
+        assert curve.low.min() == -1000
+        assert abs(curve.x[int(curve.high.argmax())] - position) <= 50_000 / 600
 
 
-def test_thin_leaves_out_nan_and_keeps_few_points_as_they_are() -> None:
+def test_thin_drops_nan_and_keeps_few_points_unchanged() -> None:
     x, y = np.arange(5.0), np.asarray([np.nan, 3.0, np.nan, 1.0, 2.0])
-    found = curves.thin(x, y)
-    assert found.x.tolist() == [1, 3, 4]
-    assert found.mean.tolist() == found.low.tolist() == found.high.tolist() == [3, 1, 2]
+    curve = curves.thin(x, y)
+    assert curve.x.tolist() == [1, 3, 4]
+    assert curve.mean.tolist() == curve.low.tolist() == curve.high.tolist() == [3, 1, 2]
     many = np.where(np.arange(2400) % 2 == 0, np.nan, np.arange(2400.0))
-    found = curves.thin(np.arange(2400.0), many)
-    np.testing.assert_array_equal(found.mean, np.arange(600) * 4.0 + 2)
-    np.testing.assert_array_equal(found.mean, found.x)
+    curve = curves.thin(np.arange(2400.0), many)
+    np.testing.assert_array_equal(curve.mean, np.arange(600) * 4.0 + 2)
+    np.testing.assert_array_equal(curve.mean, curve.x)
     assert len(curves.thin(np.arange(9.0), np.full(9, np.nan)).x) == 0
     assert len(curves.thin(np.zeros(0), np.zeros(0)).x) == 0
 
 
-def test_thin_has_no_infinite_mean() -> None:
+def test_thin_ignores_an_infinity_among_finite_values() -> None:
     y = np.ones(1200)
     y[10] = np.inf
-    found = curves.thin(np.arange(1200.0), y)
-    assert found.mean.tolist() == [1.0] * 600
-    assert found.high.tolist() == [1.0] * 600
+    curve = curves.thin(np.arange(1200.0), y)
+    assert curve.mean.tolist() == [1.0] * 600
+    assert curve.high.tolist() == [1.0] * 600
 
 
-def test_a_share_of_infinities_alone_is_no_number() -> None:
-    """So that a line has a gap there."""
+def test_an_interval_of_infinities_alone_is_nan() -> None:
+    """The line then has a gap there."""
     y = np.ones(1200)
     y[10], y[11] = np.inf, -np.inf
-    found = curves.thin(np.arange(1200.0), y)
-    for values in (found.mean, found.low, found.high):
+    curve = curves.thin(np.arange(1200.0), y)
+    for values in (curve.mean, curve.low, curve.high):
         assert np.isnan(values[5])
         assert np.delete(values, 5).tolist() == [1.0] * 599
-    assert found.x[5] == 10.5
+    assert curve.x[5] == 10.5
 
 
 @pytest.mark.parametrize(("seconds", "unit"), [(0, "seconds"), (180, "seconds"), (181, "minutes"), (7201, "hours")])
-def test_time_has_a_unit_that_fits(seconds: float, unit: str) -> None:
+def test_the_unit_of_time_fits_its_length(seconds: float, unit: str) -> None:
     assert curves.time_unit(seconds) == ({"seconds": 1.0, "minutes": 60.0, "hours": 3600.0}[unit], unit)
 
 
@@ -101,10 +100,10 @@ def labels(figure: Figure) -> list[str]:
     return [] if legend is None else [text.get_text() for text in legend.get_texts()]
 
 
-def test_curves_show_the_numbers_and_the_restarts(tmp_path: Path) -> None:
+def test_curves_show_the_logged_values_and_the_restarts(tmp_path: Path) -> None:
     lines = [start_line(0, 0.0), train_line(10, 1.0, loss=3.0, lr=0.2), start_line(10, 5.0)]
     lines += [train_line(20, 6.0, loss=2.0, lr=0.1), train_line(30, 7.0, loss="nan", lr=0.0)]
-    run = read_run(run_by_hand(tmp_path / "run", lines, optimizer__clip_norm=0.5))
+    run = read_run(make_run(tmp_path / "run", lines, optimizer__clip_norm=0.5))
     loss, restart = curves.loss_curve(run).axes[0].lines
     assert [loss.get_xdata().tolist(), loss.get_ydata().tolist()] == [[1.0, 2.0], [3.0, 2.0]]
     assert list(restart.get_xdata()) == [1.0, 1.0]
@@ -122,16 +121,17 @@ def test_curves_show_the_numbers_and_the_restarts(tmp_path: Path) -> None:
     assert labels(busy)[1] == "waiting for images"
 
 
-def test_a_measure_that_nobody_took_is_not_in_the_legend(tmp_path: Path) -> None:
+def test_a_value_that_was_not_logged_is_not_in_the_legend(tmp_path: Path) -> None:
     lines = [start_line(0, 0.0), train_line(10, 1.0, top1=None), start_line(10, 5.0), train_line(20, 6.0, top1=None)]
-    assert "train" not in labels(curves.accuracy_curve(read_run(run_by_hand(tmp_path / "run", lines))))
+    assert "train" not in labels(curves.accuracy_curve(read_run(make_run(tmp_path / "run", lines))))
 
 
-def test_the_bar_of_seconds_names_all_of_them() -> None:
+def test_time_bars_are_labelled_with_seconds_and_percentages() -> None:
     axes = curves.time_bars({"updates": 30.0, "saving": 10.0}).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [10.0, 30.0]
     assert [text.get_text().strip() for text in axes.texts] == ["10 s, 25%", "30 s, 75%"]
-    curves.time_bars({"updates": 0.0, "saving": 0.0})
+    empty = curves.time_bars({"updates": 0.0, "saving": 0.0}).axes[0]
+    assert [bar.get_width() for bar in empty.patches] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -139,20 +139,22 @@ def test_the_bar_of_seconds_names_all_of_them() -> None:
     [
         ([1.0, 2.0, 10.0], "linear"),
         ([1.0, 2.0, 10.1], "log"),
-        ([0.0, 2.0, 10.0], "linear"),  # a logarithm has no place for 0
+        ([0.0, 2.0, 10.0], "linear"),  # a logarithmic axis has no place for 0
         (["inf", 2.0, None], "linear"),
         ([None, "nan", "inf"], "linear"),
     ],
 )
-def test_norms_that_are_near_each_other_need_no_logarithm(tmp_path: Path, norms: list[Any], scale: str) -> None:
+def test_gradient_norms_have_a_log_axis_only_beyond_a_factor_of_ten(
+    tmp_path: Path, norms: list[Any], scale: str
+) -> None:
     lines = [train_line(number, float(number), grad_norm=norm) for number, norm in enumerate(norms, 1)]
-    axes = curves.norm_curve(read_run(run_by_hand(tmp_path / "run", [start_line(0, 0.0), *lines]))).axes[0]
+    axes = curves.norm_curve(read_run(make_run(tmp_path / "run", [start_line(0, 0.0), *lines]))).axes[0]
     assert axes.get_yscale() == scale
 
 
-def test_the_top_of_accuracy_is_in_the_picture(tmp_path: Path) -> None:
+def test_the_accuracy_axis_includes_100_percent(tmp_path: Path) -> None:
     lines = [start_line(0, 0.0), train_line(10, 1.0, top1=30.0), train_line(20, 1.0, top1=100.0)]
-    axes = curves.accuracy_curve(read_run(run_by_hand(tmp_path / "run", lines))).axes[0]
+    axes = curves.accuracy_curve(read_run(make_run(tmp_path / "run", lines))).axes[0]
     assert axes.get_ylim()[1] == 101
     assert 0 < axes.get_ylim()[0] < 30
 
@@ -164,15 +166,15 @@ def all_ids(svg: str) -> list[str]:
     return re.findall(r'\bid="([^"]*)"', svg)
 
 
-def pictures() -> dict[str, Figure]:
-    """One with curves, filled spans and a legend; one with an image in it."""
+def example_figures() -> dict[str, Figure]:
+    """Return a figure with curves, filled spans and a legend, and one with an image in it."""
     figure = curves.divergence_curve([(name, np.arange(1.0, 900), np.linspace(0.1, 1, 899)) for name in ("one", "two")])
-    found = some_predictions(["ant", "bee & <b>", "cat"]).predictions
-    return {"drift": figure, "confusion": confusion_matrix(found, ["ant", "bee & <b>", "cat"])}
+    predictions = some_predictions(["ant", "bee & <b>", "cat"]).predictions
+    return {"drift": figure, "confusion": confusion_matrix(predictions, ["ant", "bee & <b>", "cat"])}
 
 
-def test_an_svg_is_well_formed_and_follows_the_page() -> None:
-    for name, figure in pictures().items():
+def test_an_svg_is_well_formed_and_uses_the_colours_of_the_page() -> None:
+    for name, figure in example_figures().items():
         svg = drawing.to_svg(figure, name)
         root = ElementTree.fromstring(svg)
         assert root.tag.endswith("svg")
@@ -190,11 +192,11 @@ def test_an_svg_is_well_formed_and_follows_the_page() -> None:
         assert "Matplotlib" not in svg
 
 
-def test_the_style_sheet_knows_the_colours_of_the_pictures() -> None:
+def test_the_style_sheet_defines_the_colours_of_the_figures() -> None:
     style = (Path(drawing.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     light, dark = style.split("prefers-color-scheme: dark")
     used = set()
-    for name, figure in pictures().items():
+    for name, figure in example_figures().items():
         used |= set(re.findall(r"var\(--(\w+)\)", drawing.to_svg(figure, name)))
     assert {"ink", "faint", "blue", "orange"} - used <= {"blue"}
     for variable in used:
@@ -202,28 +204,28 @@ def test_the_style_sheet_knows_the_colours_of_the_pictures() -> None:
         assert f"--{variable}: #" in dark
 
 
-def test_ids_of_two_pictures_do_not_meet_and_each_reference_is_answered() -> None:
-    svgs = [drawing.to_svg(figure, name) for name, figure in pictures().items()]
-    svgs.append(drawing.to_svg(pictures()["drift"], "drift again"))
-    ids = [found for svg in svgs for found in all_ids(svg)]
+def test_ids_are_unique_across_figures_and_every_reference_resolves() -> None:
+    svgs = [drawing.to_svg(figure, name) for name, figure in example_figures().items()]
+    svgs.append(drawing.to_svg(example_figures()["drift"], "drift again"))
+    ids = [identifier for svg in svgs for identifier in all_ids(svg)]
     assert len(ids) > 20
     assert len(ids) == len(set(ids))
     for svg in svgs:
         own = set(all_ids(svg))
-        asked = {*re.findall(r'href="#([^"]*)"', svg), *re.findall(r"url\(#([^)]*)\)", svg)}
-        assert asked
-        assert asked <= own
+        references = {*re.findall(r'href="#([^"]*)"', svg), *re.findall(r"url\(#([^)]*)\)", svg)}
+        assert references
+        assert references <= own
 
 
-def test_the_same_picture_is_the_same_svg() -> None:
-    first, second = (drawing.to_svg(pictures()["drift"], "drift") for _ in range(2))
+def test_the_same_figure_gives_the_same_svg() -> None:
+    first, second = (drawing.to_svg(example_figures()["drift"], "drift") for _ in range(2))
     assert first == second
 
 
 def test_all_text_of_a_dark_page_is_light(tmp_path: Path) -> None:
-    """Text without a colour of the page's is black, and a legend's frame white, in the dark too."""
+    """Matplotlib's own text is black and its legends are white, also on a dark page."""
     lines = [start_line(0, 0.0), train_line(10, 1.0), start_line(10, 5.0), train_line(20, 6.0)]
-    run = read_run(run_by_hand(tmp_path / "run", lines))
+    run = read_run(make_run(tmp_path / "run", lines))
     for name, figure in {"loss": curves.loss_curve(run), "seconds": curves.time_bars({"updates": 3.0})}.items():
         root = ElementTree.fromstring(drawing.to_svg(figure, name))
         texts = [element for element in root.iter() if element.tag.endswith("text")]
@@ -233,7 +235,7 @@ def test_all_text_of_a_dark_page_is_light(tmp_path: Path) -> None:
         assert not [element for element in root.iter() if re.search(r"fill: (#ffffff|white)", element.get("style", ""))]
 
 
-def test_a_png_has_its_size_and_leaves_nothing_aside(tmp_path: Path) -> None:
+def test_a_png_has_its_size_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     figure, axes = drawing.new_figure(3.0, 2.0)
     axes.plot([0, 1], [0, 1], color=drawing.BLUE)
     path = tmp_path / "picture.png"
@@ -246,7 +248,7 @@ def test_a_png_has_its_size_and_leaves_nothing_aside(tmp_path: Path) -> None:
     drawing.save_png(figure, path)
     with Image.open(path) as image:
         assert image.size == (450, 300)
-    assert [found.name for found in tmp_path.iterdir()] == ["picture.png"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["picture.png"]
     with pytest.raises(OSError, match="missing"):
         drawing.save_png(figure, tmp_path / "missing" / "picture.png")
 
@@ -254,15 +256,15 @@ def test_a_png_has_its_size_and_leaves_nothing_aside(tmp_path: Path) -> None:
 # Grids.
 
 
-def middle(pixels: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, float]:
-    """(row, column) of the middle of all pixels of a colour, of 0 to 1."""
+def colour_centre(pixels: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, float]:
+    """Return the mean row and column of all pixels of a colour, as fractions of the height and width."""
     rows, columns = np.nonzero((np.abs(pixels.astype(int) - colour) <= 2).all(-1))
     assert len(rows) > 1000, colour
     return float(rows.mean() / len(pixels)), float(columns.mean() / pixels.shape[1])
 
 
 @pytest.mark.parametrize(("count", "channels"), [(1, 1), (1, 3), (5, 1), (5, 3), (16, 3)])
-def test_tiles_stand_in_a_square_with_their_own_colours(tmp_path: Path, count: int, channels: int) -> None:
+def test_tiles_are_in_a_square_grid_with_their_own_colours(tmp_path: Path, count: int, channels: int) -> None:
     tones = [(40 + 10 * number,) * 3 if channels == 1 else (200, 10 * number, 77) for number in range(count)]
     tiles = []
     for number, tone in enumerate(tones):
@@ -273,13 +275,13 @@ def test_tiles_stand_in_a_square_with_their_own_colours(tmp_path: Path, count: i
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     with Image.open(tmp_path / "tiles.png") as image:
-        found = np.asarray(image.convert("RGB"))
-    title = 0.42 if count > 2 else 0.26  # two lines of text where any is wrong
-    assert found.shape[:2] == (round(150 * (1.7 + title) * rows), round(150 * 1.7 * columns))
+        grid = np.asarray(image.convert("RGB"))
+    title = 0.42 if count > 2 else 0.26  # two lines of text if any tile is wrong
+    assert grid.shape[:2] == (round(150 * (1.7 + title) * rows), round(150 * 1.7 * columns))
     for number, tone in enumerate(tones):
-        row, column = middle(found, tone)
+        row, column = colour_centre(grid, tone)
         assert [int(row * rows), int(column * columns)] == [number // columns, number % columns]
-    frames = {tuple(colour) for colour in found.reshape(-1, 3).tolist()}
+    frames = {tuple(colour) for colour in grid.reshape(-1, 3).tolist()}
     assert ((207, 34, 46) in frames) == (count > 2)
     assert ((26, 127, 55) in frames) == (count > 1)
 
@@ -292,7 +294,7 @@ def test_many_tiles_are_smaller(tmp_path: Path) -> None:
             assert image.size == (round(150 * side * columns), round(150 * (side + 0.26) * rows))
 
 
-def test_a_frame_is_red_only_where_wrong(tmp_path: Path) -> None:
+def test_tiles_have_captions_and_marks_of_mistakes(tmp_path: Path) -> None:
     tiles = [*grids.mistake_tiles(some_predictions("abc")), *grids.input_tiles(some_inputs("abc"))]
     assert [(tile.caption, tile.right, tile.truth) for tile in tiles] == [
         ("a 70%", False, "c"),
@@ -304,45 +306,48 @@ def test_a_frame_is_red_only_where_wrong(tmp_path: Path) -> None:
     assert tiles[3].pixels.tolist() == some_inputs("abc").pixels[1].tolist()
 
 
-def by_hand(pairs: list[tuple[int, int]], classes: int, sure: list[float] | None = None) -> Predictions:
-    """Of (true class, what it was taken for)."""
-    label, said = (np.asarray([pair[place] for pair in pairs]) for place in (0, 1))
-    top = np.stack([said, (said + 1) % classes], 1)
-    probability = np.asarray([[one, 0.0] for one in sure or [0.5] * len(pairs)], np.float32)
+def make_predictions(
+    pairs: list[tuple[int, int]], classes: int, probabilities: list[float] | None = None
+) -> Predictions:
+    """Return predictions for pairs (true class, predicted class), of probability 0.5 unless others are passed."""
+    label, predicted = (np.asarray([pair[column] for pair in pairs]) for column in (0, 1))
+    top = np.stack([predicted, (predicted + 1) % classes], 1)
+    probability = np.asarray([[value, 0.0] for value in probabilities or [0.5] * len(pairs)], np.float32)
     return Predictions(np.arange(len(pairs)), label, top, probability)
 
 
-def test_dots_of_classes_have_the_worst_on_top() -> None:
+def test_per_class_accuracy_has_the_worst_class_on_top() -> None:
     # a: 1 of 2, b: 2 of 2, c: none at all, d: 1 of 3
-    found = by_hand([(0, 0), (0, 1), (1, 1), (1, 1), (3, 3), (3, 0), (3, 0)], 4)
-    axes = per_class_accuracy(found, ["a", "b", "c", "d"]).axes[0]
+    predictions = make_predictions([(0, 0), (0, 1), (1, 1), (1, 1), (3, 3), (3, 0), (3, 0)], 4)
+    axes = per_class_accuracy(predictions, ["a", "b", "c", "d"]).axes[0]
     named = {
-        round(place): text.get_text() for place, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+        round(position): text.get_text()
+        for position, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
     }
-    assert [named[place] for place in (2, 1, 0)] == ["d", "a", "b"]
+    assert [named[position] for position in (2, 1, 0)] == ["d", "a", "b"]
     [dots] = axes.lines
     assert [dots.get_marker(), dots.get_linestyle()] == ["o", "None"]
     assert dots.get_ydata().tolist() == [2, 1, 0]
     assert dots.get_xdata().tolist() == pytest.approx([100 / 3, 50, 100])
     assert [text.get_text() for text in axes.texts] == ["\u00a0\u00a033.3", "\u00a0\u00a050.0", "\u00a0\u00a0100.0"]
-    places = [text.get_position() for text in axes.texts]
-    assert [place[1] for place in places] == [2, 1, 0]
-    assert [place[0] for place in places] == pytest.approx([100 / 3, 50, 100])
+    positions = [text.get_position() for text in axes.texts]
+    assert [position[1] for position in positions] == [2, 1, 0]
+    assert [position[0] for position in positions] == pytest.approx([100 / 3, 50, 100])
     assert not axes.patches
 
 
 @pytest.mark.parametrize(("right", "low"), [(99, 90), (92, 90), (91, 80), (50, 40), (11, 0), (0, 0)])
-def test_the_axis_of_classes_begins_below_the_worst(right: int, low: int) -> None:
+def test_the_axis_of_per_class_accuracy_begins_below_the_worst_class(right: int, low: int) -> None:
     pairs = [(0, 0)] * right + [(0, 1)] * (100 - right) + [(1, 1)]
-    axes = per_class_accuracy(by_hand(pairs, 2), ["a", "b"]).axes[0]
+    axes = per_class_accuracy(make_predictions(pairs, 2), ["a", "b"]).axes[0]
     assert axes.get_xlim() == pytest.approx((low, 100 + 0.14 * (100 - low)))
     assert [axes.get_xticks()[0] >= low, axes.get_xticks()[-1]] == [True, 100]
 
 
-def test_of_many_classes_the_worst_thirty_are_shown() -> None:
-    # Class k has k right ones and 50 - k that are taken for class 0.
+def test_only_the_worst_thirty_classes_are_shown() -> None:
+    # Class k has k right predictions and 50 - k predictions of class 0.
     pairs = [(k, k if number < k else 0) for k in range(1, 41) for number in range(50)]
-    axes = per_class_accuracy(by_hand(pairs, 41), [f"class {k}" for k in range(41)]).axes[0]
+    axes = per_class_accuracy(make_predictions(pairs, 41), [f"class {k}" for k in range(41)]).axes[0]
     texts = [text.get_text() for text in axes.get_yticklabels()]
     assert sorted(texts) == sorted(f"class {k}" for k in range(1, 31))
     assert axes.get_xlabel() == "top1, %, the worst 30 of 40"
@@ -352,20 +357,20 @@ def test_confusions_are_the_most_frequent_pairs() -> None:
     pairs = [(0, 1)] * 3 + [(2, 0)] * 5 + [(1, 2)] * 3 + [(0, 0)] * 9 + [(1, 0)]
     names = ["a", "b", "c"]
     expected = [("c", "a", 5), ("a", "b", 3), ("b", "c", 3), ("b", "a", 1)]
-    assert confusions(by_hand(pairs, 3), names) == expected
-    assert confusions(by_hand(pairs, 3), names, count=2) == expected[:2]
-    assert confusions(by_hand([(1, 1)], 3), names) == []
+    assert confusions(make_predictions(pairs, 3), names) == expected
+    assert confusions(make_predictions(pairs, 3), names, count=2) == expected[:2]
+    assert confusions(make_predictions([(1, 1)], 3), names) == []
 
 
-def test_a_picture_of_confusions_is_in_percent_of_the_row() -> None:
-    figure = confusion_matrix(by_hand([(0, 0), (0, 1), (0, 1), (0, 1), (2, 2)], 3), ["a", "b", "c"])
+def test_the_confusion_matrix_is_in_percent_of_its_rows() -> None:
+    figure = confusion_matrix(make_predictions([(0, 0), (0, 1), (0, 1), (0, 1), (2, 2)], 3), ["a", "b", "c"])
     assert figure.axes[0].images[0].get_array().tolist() == [[25, 75, 0], [0, 0, 0], [0, 0, 100]]
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "1", "3"]
     assert [figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()] == ["predicted", "true class"]
 
 
-def test_names_are_cut() -> None:
-    """In the middle: names that begin or end alike are told apart."""
+def test_long_names_are_shortened_in_the_middle() -> None:
+    """Both ends are kept, so names that begin or end alike remain different."""
     letters = "abcdefghijklmnopqrstuvw"
     assert drawing.short(letters[:22]) == letters[:22]
     assert drawing.short(letters) == "abcdefghij…mnopqrstuvw"
@@ -375,35 +380,35 @@ def test_names_are_cut() -> None:
     for length in range(2, 30):
         for size in range(40):
             name = "".join(chr(0x4E00 + number) for number in range(size))
-            found = drawing.short(name, length)
-            assert len(found) == min(size, length)
-            head, _, tail = found.partition("…")
-            assert found == name or (name.startswith(head) and tail and name.endswith(tail))
+            shortened = drawing.short(name, length)
+            assert len(shortened) == min(size, length)
+            head, _, tail = shortened.partition("…")
+            assert shortened == name or (name.startswith(head) and tail and name.endswith(tail))
 
 
-def test_the_names_of_classes_are_cut_where_they_are_drawn(tmp_path: Path) -> None:
+def test_class_names_are_shortened_in_drawings(tmp_path: Path) -> None:
     names = ["a class of a rather long name, 1", "a class of a rather long name, 2", "c"]
-    kept = some_predictions(names)
-    axes = per_class_accuracy(kept.predictions, names).axes[0]
-    cut = ["a class of…ong name, 1", "a class of…ong name, 2", "c"]
-    assert sorted(text.get_text() for text in axes.get_yticklabels()) == cut
-    axes = confusion_matrix(kept.predictions, names).axes[0]
+    saved = some_predictions(names)
+    axes = per_class_accuracy(saved.predictions, names).axes[0]
+    shortened = ["a class of…ong name, 1", "a class of…ong name, 2", "c"]
+    assert sorted(text.get_text() for text in axes.get_yticklabels()) == shortened
+    axes = confusion_matrix(saved.predictions, names).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a cla…ame, 1", "a cla…ame, 2", "c"]
     both = (np.arange(3.0), np.arange(1.0, 4.0))
-    assert labels(curves.comparison_curve([(name, (both, both)) for name in names], "x", "y")) == cut
-    assert labels(curves.divergence_curve([(name, *both) for name in names])) == cut
+    assert labels(curves.comparison_curve([(name, (both, both)) for name in names], "x", "y")) == shortened
+    assert labels(curves.divergence_curve([(name, *both) for name in names])) == shortened
 
 
 @pytest.mark.parametrize(
     "name", ["$x^2$", "$\\frac$", "a_$b$", '50 % <b>&"', "a_b", "5 $", "$", "$$", "\\$x\\$", "_a$b$", "_", "back\\"]
 )
-def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
-    """Dollars are no formula."""
-    kept = some_predictions([name, "bee", "cat"])
-    svg = drawing.to_svg(per_class_accuracy(kept.predictions, kept.metadata["classes"]), "classes")
+def test_names_are_drawn_literally(tmp_path: Path, name: str) -> None:
+    """Matplotlib would take text between dollar signs for a formula."""
+    saved = some_predictions([name, "bee", "cat"])
+    svg = drawing.to_svg(per_class_accuracy(saved.predictions, saved.metadata["classes"]), "classes")
     texts = [element.text.strip() for element in ElementTree.fromstring(svg).iter() if element.text]
     assert name in texts
-    grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(kept))
+    grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(saved))
     both = (np.arange(3.0), np.arange(1.0, 4.0))
     for figure in (
         curves.comparison_curve([(name, (both, both)), ("two", (both, both))], "x", "y"),
@@ -413,27 +418,27 @@ def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
         assert [text.strip() for text in texts if text and text.strip() in (name, "two")] == [name, "two"]
 
 
-def test_a_run_whose_name_begins_with_a_line_is_in_the_legend() -> None:
-    """Matplotlib leaves such names out."""
+def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legend() -> None:
+    """Matplotlib leaves such labels out."""
     both = (np.arange(3.0), np.arange(1.0, 4.0))
     assert labels(curves.comparison_curve([("_1", (both, both)), ("2", (both, both))], "x", "y")) == [" _1", "2"]
     assert labels(curves.divergence_curve([("_1", *both), ("2", *both)])) == [" _1", "2"]
 
 
-def test_a_name_that_the_font_has_no_letters_for_is_no_warning(tmp_path: Path) -> None:
-    kept = some_predictions(["猫", "🐝", "cat"])
+def test_letters_that_the_font_lacks_cause_no_warning(tmp_path: Path) -> None:
+    saved = some_predictions(["猫", "🐝", "cat"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = per_class_accuracy(kept.predictions, kept.metadata["classes"])
+        figure = per_class_accuracy(saved.predictions, saved.metadata["classes"])
         assert "猫" in drawing.to_svg(figure, "classes")
         drawing.save_png(figure, tmp_path / "classes.png")
-        grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(kept))
+        grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(saved))
 
 
 # Tables.
 
 
-def test_a_table_of_confusions_is_escaped_and_shaded_by_its_row() -> None:
+def test_the_confusion_table_is_escaped_and_shaded_by_row() -> None:
     html = macro("confusion_matrix", [[3, 1], [0, 0]], ["<b>", "bee"])
     rows = ElementTree.fromstring(html).findall(".//tbody/tr")
     assert ["".join(cell.itertext()) for cell in rows[0]] == ["<b>", "3", "1"]
@@ -442,8 +447,8 @@ def test_a_table_of_confusions_is_escaped_and_shaded_by_its_row() -> None:
     assert [cell.get("style") for cell in rows[0]][1:] == ["--share:75.00", "--share:25.00"]
 
 
-def test_cells_of_confusions_are_right_or_wrong_or_nothing() -> None:
-    """Light letters only on what is dark: right ones of more than half of the row."""
+def test_confusion_cells_are_right_or_wrong_or_empty() -> None:
+    """Letters are light on dark cells only: right predictions of more than half of the row."""
     html = macro("confusion_matrix", [[2, 2, 0], [0, 0, 5], [1, 0, 3]], ["a", "b", "c"])
     rows = ElementTree.fromstring(html).findall(".//tbody/tr")
     assert [[cell.get("class") for cell in row.iter("td")] for row in rows] == [
@@ -454,7 +459,7 @@ def test_cells_of_confusions_are_right_or_wrong_or_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "told", "upright"),
+    ("names", "shown", "upright"),
     [
         (["0", "1"], ["0", "1"], False),
         (["four", "1"], ["four", "1"], False),
@@ -462,22 +467,22 @@ def test_cells_of_confusions_are_right_or_wrong_or_nothing() -> None:
         (["golden retriever", '<a "dog" here>'], ["golden…triever", '<a "dog" here>'], True),
     ],
 )
-def test_names_in_a_table_of_confusions(names: list[str], told: list[str], upright: bool) -> None:
+def test_class_names_in_the_confusion_table(names: list[str], shown: list[str], upright: bool) -> None:
     root = ElementTree.fromstring(macro("confusion_matrix", [[1, 0], [0, 1]], names))
     heads = root.findall(".//thead/tr/th")
     sides = [row[0] for row in root.findall(".//tbody/tr")]
-    assert ["".join(head.itertext()) for head in heads] == ["", *told]
-    assert ["".join(side.itertext()) for side in sides] == told
+    assert ["".join(head.itertext()) for head in heads] == ["", *shown]
+    assert ["".join(side.itertext()) for side in sides] == shown
     for cells in (heads[1:], sides):
         assert [cell[0].get("title") for cell in cells] == names
     assert [head.get("class") for head in heads] == [None, *["upright" if upright else None] * 2]
     assert [side.get("class") for side in sides] == [None, None]
 
 
-def test_a_table_and_a_document_are_escaped() -> None:
-    found = ElementTree.fromstring(macro("table", [["a", "<i>"], ["1", "&"]], text=(1,)))
-    assert [cell.text for cell in found.iter("th")] == ["a", "<i>"]
-    assert [(cell.text, cell.get("class")) for cell in found.iter("td")] == [("1", None), ("&", "text")]
+def test_a_table_and_a_page_are_escaped() -> None:
+    table = ElementTree.fromstring(macro("table", [["a", "<i>"], ["1", "&"]], text=(1,)))
+    assert [cell.text for cell in table.iter("th")] == ["a", "<i>"]
+    assert [(cell.text, cell.get("class")) for cell in table.iter("td")] == [("1", None), ("&", "text")]
     page = render("comparison.html", title="<b>&", names=[], verdict="", rows=[[""]], notes=["<p>"], curves={})
     assert "<p>&lt;p&gt;</p>" in page
     assert "<title>&lt;b&gt;&amp;</title>" in page
@@ -485,45 +490,45 @@ def test_a_table_and_a_document_are_escaped() -> None:
     assert 'name="viewport"' in page
 
 
-# Predictions by hand.
+# Predictions and input examples.
 
 
-def test_predictions_by_hand() -> None:
-    found = by_hand([(0, 0), (0, 1), (2, 1), (1, 1), (2, 0)], 4, [0.9, 0.4, 0.7, 0.8, 0.4])
-    assert len(found) == 5
-    assert found.confusion(4).tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
-    assert [part.tolist() for part in found.per_class(4)] == [[2, 1, 2, 0], [1, 1, 0, 0]]
-    assert found.mistakes(24).tolist() == [2, 1, 4]
-    assert found.mistakes(2).tolist() == [2, 1]
-    assert found.mistakes(0).tolist() == []
-    assert found.mistakes(5).dtype == np.int64
-    assert found.top1() == 40.0
+def test_confusion_accuracy_and_mistakes_match_a_count_by_hand() -> None:
+    predictions = make_predictions([(0, 0), (0, 1), (2, 1), (1, 1), (2, 0)], 4, [0.9, 0.4, 0.7, 0.8, 0.4])
+    assert len(predictions) == 5
+    assert predictions.confusion(4).tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert [part.tolist() for part in predictions.per_class(4)] == [[2, 1, 2, 0], [1, 1, 0, 0]]
+    assert predictions.mistakes(24).tolist() == [2, 1, 4]
+    assert predictions.mistakes(2).tolist() == [2, 1]
+    assert predictions.mistakes(0).tolist() == []
+    assert predictions.mistakes(5).dtype == np.int64
+    assert predictions.top1() == 40.0
 
 
-def test_predictions_without_a_mistake() -> None:
-    found = by_hand([(0, 0), (1, 1)], 2)
-    assert found.top1() == 100.0
-    assert found.mistakes(24).tolist() == []
+def test_right_predictions_have_no_mistakes() -> None:
+    predictions = make_predictions([(0, 0), (1, 1)], 2)
+    assert predictions.top1() == 100.0
+    assert predictions.mistakes(24).tolist() == []
 
 
 def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "predictions.safetensors"
     assert read_predictions(path) is None
-    kept = some_predictions(["ant", "é 猫", '"'])
-    write_predictions(path, kept)
-    write_predictions(path, kept)
-    found = read_predictions(path)
-    assert found is not None
-    assert found.metadata == kept.metadata
+    saved = some_predictions(["ant", "é 猫", '"'])
+    write_predictions(path, saved)
+    write_predictions(path, saved)
+    loaded = read_predictions(path)
+    assert loaded is not None
+    assert loaded.metadata == saved.metadata
     for name in ("index", "label", "top", "probability"):
-        mine, theirs = getattr(kept.predictions, name), getattr(found.predictions, name)
-        np.testing.assert_array_equal(mine, theirs)
-        assert mine.dtype == theirs.dtype
-    np.testing.assert_array_equal(found.picture_rows, kept.picture_rows)
-    np.testing.assert_array_equal(found.pictures, kept.pictures)
-    assert found.pictures.dtype == np.uint8
-    assert found.captions() == [("ant 70%", '"'), ('" 50%', "é 猫")]
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+        before, after = getattr(saved.predictions, name), getattr(loaded.predictions, name)
+        np.testing.assert_array_equal(before, after)
+        assert before.dtype == after.dtype
+    np.testing.assert_array_equal(loaded.picture_rows, saved.picture_rows)
+    np.testing.assert_array_equal(loaded.pictures, saved.pictures)
+    assert loaded.pictures.dtype == np.uint8
+    assert loaded.captions() == [("ant 70%", '"'), ('" 50%', "é 猫")]
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
 def test_inputs_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -532,20 +537,23 @@ def test_inputs_are_read_as_they_were_written(tmp_path: Path) -> None:
     parts = np.asarray([[0.996, 0.004], [0.99, 0.01], [0.5, 0.5], [1, 0]], np.float32)
     pairs = np.asarray([[0, 1], [1, 2], [2, 0], [2, 1]])
     pixels = np.arange(4 * 4, dtype=np.uint8).reshape(4, 1, 2, 2)
-    given = InputExamples(pixels.transpose(0, 1, 3, 2), pairs, parts, {"position": 7, "classes": ["a", "b", "c"]})
-    write_inputs(path, given)
-    found = read_inputs(path)
-    assert found is not None
-    np.testing.assert_array_equal(found.pixels, pixels.transpose(0, 1, 3, 2))
-    np.testing.assert_array_equal(found.parts, parts)
-    assert found.metadata == given.metadata
-    assert found.captions() == ["a", "b 99%, c 1%", "c 50%, a 50%", "c"]
-    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    examples = InputExamples(pixels.transpose(0, 1, 3, 2), pairs, parts, {"position": 7, "classes": ["a", "b", "c"]})
+    write_inputs(path, examples)
+    loaded = read_inputs(path)
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded.pixels, pixels.transpose(0, 1, 3, 2))
+    np.testing.assert_array_equal(loaded.parts, parts)
+    assert loaded.metadata == examples.metadata
+    assert loaded.captions() == ["a", "b 99%, c 1%", "c 50%, a 50%", "c"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_drawing_warns_of_nothing(tmp_path: Path) -> None:
-    lines = [start_line(0, 0.0), *(train_line(at, float(at), loss="inf", grad_norm="inf") for at in range(1, 30))]
-    run = read_run(run_by_hand(tmp_path / "run", lines))
+def test_values_that_are_not_finite_cause_no_warning(tmp_path: Path) -> None:
+    lines = [
+        start_line(0, 0.0),
+        *(train_line(update, float(update), loss="inf", grad_norm="inf") for update in range(1, 30)),
+    ]
+    run = read_run(make_run(tmp_path / "run", lines))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for draw in (curves.loss_curve, curves.norm_curve, curves.utilisation_curve):
