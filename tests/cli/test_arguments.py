@@ -12,7 +12,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from tests.cli.test_evaluate import SMALL, a_digits_run, a_pictures_run, command
+from tests.cli.test_evaluate import SMALL, command, train_digits_run, train_pictures_run
 from vit_dist.cli import main
 from vit_dist.cli.aliases import MODEL_ALIASES
 from vit_dist.cli.arguments import Arguments, parse_arguments
@@ -296,7 +296,7 @@ def test_positionals_that_begin_with_a_dash_go_after_two_dashes() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_digits_run(tmp_path_factory)
+    return train_digits_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -497,7 +497,7 @@ def test_a_split_together_with_other_data_is_refused(run: Path, capsys: pytest.C
 def test_ema_weights_of_a_run_without_ema_are_refused(
     tmp_path: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = a_pictures_run(tmp_path_factory, image_folder)
+    run = train_pictures_run(tmp_path_factory, image_folder)
     (line,) = refused(capsys, "evaluate", run, "--weights", "ema")
     assert line.startswith(f"--weights: {run / 'checkpoints' / 'update_'}")
     assert line.endswith(" has no EMA weights: its run had no train.ema")

@@ -1,4 +1,4 @@
-"""`vit-dist predict`: what a model says of files and of splits, in every form; what cannot be read; the pictures."""
+"""`vit-dist predict`: predictions for files and splits in every format, unreadable images, and the grid of pictures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from PIL import Image
 
 from tests.cli.test_evaluate import (
     ALONE,
-    a_digits_run,
-    a_pictures_run,
     command,
-    cut,
     digits_as_files,
-    line_of,
-    numbered,
-    shares,
+    metrics_line,
+    numbered_model,
+    predict_by_hand,
+    resize_and_crop,
+    train_digits_run,
+    train_pictures_run,
 )
 from tests.conftest import REPOSITORY
 from vit_dist.data.sources.open import open_data
@@ -42,12 +42,12 @@ GREEN, RED = (26, 127, 55), (207, 34, 46)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_digits_run(tmp_path_factory)
+    return train_digits_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def pictures_run(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    return a_pictures_run(tmp_path_factory, image_folder)
+    return train_pictures_run(tmp_path_factory, image_folder)
 
 
 @pytest.fixture(scope="module")
@@ -56,44 +56,46 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test works in a folder of its own."""
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run every test in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def answered(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:
-    """The answers of a command that goes well."""
-    done = command(capsys, "predict", *words, "--format", "jsonl")
-    assert done.code == 0, done.err
-    return [json.loads(line) for line in done.out.splitlines()]
+def predict_json(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:
+    """Return the predictions of a command that succeeds."""
+    result = command(capsys, "predict", *words, "--format", "jsonl")
+    assert result.code == 0, result.err
+    return [json.loads(line) for line in result.out.splitlines()]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The lines of a command that is refused before it answers."""
-    done = command(capsys, "predict", *words)
-    assert (done.code, done.out) == (2, "")
-    assert "Traceback" not in done.err
-    return done.err
+    """Return the error output of a command that is rejected before it predicts."""
+    result = command(capsys, "predict", *words)
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err
+    return result.err
 
 
-def assert_like(answers: list[dict[str, Any]], expected: torch.Tensor, classes: tuple[str, ...], top: int) -> None:
-    """Whether answers are the likeliest of `expected` probabilities [n, classes]."""
-    assert len(answers) == len(expected)
-    for answer, row in zip(answers, expected, strict=True):
+def assert_likeliest(
+    predictions: list[dict[str, Any]], expected: torch.Tensor, classes: tuple[str, ...], top: int
+) -> None:
+    """Check that predictions are the `top` likeliest classes of the `expected` probabilities [n, classes]."""
+    assert len(predictions) == len(expected)
+    for prediction, row in zip(predictions, expected, strict=True):
         order = row.argsort(descending=True)[:top].tolist()
-        assert [one["class"] for one in answer["top"]] == [classes[number] for number in order]
-        assert [one["probability"] for one in answer["top"]] == pytest.approx(row[order].tolist(), abs=3e-6)
+        assert [entry["class"] for entry in prediction["top"]] == [classes[number] for number in order]
+        assert [entry["probability"] for entry in prediction["top"]] == pytest.approx(row[order].tolist(), abs=3e-6)
 
 
-def by_hand(run: Path, paths: list[Path], mode: str, side: int, crop: float) -> torch.Tensor:
+def probabilities_by_hand(run: Path, paths: list[Path], mode: str, side: int, crop: float) -> torch.Tensor:
     trained = load_run_model(run, "model")
-    pixels = np.stack([cut(path, mode, side, crop) for path in paths])
-    return shares(trained.model, pixels, trained.preprocessing.mean, trained.preprocessing.std)[1]
+    pixels = np.stack([resize_and_crop(path, mode, side, crop) for path in paths])
+    return predict_by_hand(trained.model, pixels, trained.preprocessing.mean, trained.preprocessing.std)[1]
 
 
-def bad_images(folder: Path) -> list[Path]:
-    """A text, half a JPEG and an empty file that are named like images."""
+def unreadable_images(folder: Path) -> list[Path]:
+    """Write a text, half a JPEG and an empty file that are named like images; return their paths."""
     text, half, empty = folder / "text.png", folder / "half.jpg", folder / "empty.png"
     text.write_text("no image")
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -106,7 +108,7 @@ def bad_images(folder: Path) -> list[Path]:
 # Which images
 
 
-def test_files_folders_and_patterns_in_the_order_given(
+def test_files_folders_and_patterns_are_predicted_in_order(
     pictures_run: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     valid = image_folder / "valid"
@@ -117,19 +119,19 @@ def test_files_folders_and_patterns_in_the_order_given(
         *(valid / "ant" / f"{number:02}.png" for number in (1, 3, 5)),
         valid / "ant" / "00.png",
     ]
-    answers = answered(capsys, pictures_run, *words)
-    assert [answer["image"] for answer in answers] == [str(path) for path in expected]
-    assert all(answer.keys() == {"image", "top"} for answer in answers)
-    probabilities = by_hand(pictures_run, expected, "RGB", 16, 0.875)
-    assert_like(answers, probabilities, ("ant", "bee", "cat"), 3)
-    assert {answer["top"][0]["class"] for answer in answers} == {"ant", "bee", "cat"}
+    predictions = predict_json(capsys, pictures_run, *words)
+    assert [prediction["image"] for prediction in predictions] == [str(path) for path in expected]
+    assert all(prediction.keys() == {"image", "top"} for prediction in predictions)
+    probabilities = probabilities_by_hand(pictures_run, expected, "RGB", 16, 0.875)
+    assert_likeliest(predictions, probabilities, ("ant", "bee", "cat"), 3)
+    assert {prediction["top"][0]["class"] for prediction in predictions} == {"ant", "bee", "cat"}
     for more in (["--evaluate.batch_size", 5], ["--evaluate.batch_size", 5, "--data.workers", 2]):
-        again = answered(capsys, pictures_run, *words, *more)
-        assert [answer["image"] for answer in again] == [str(path) for path in expected]
-        assert_like(again, probabilities, ("ant", "bee", "cat"), 3)
+        again = predict_json(capsys, pictures_run, *words, *more)
+        assert [prediction["image"] for prediction in again] == [str(path) for path in expected]
+        assert_likeliest(again, probabilities, ("ant", "bee", "cat"), 3)
 
 
-def test_finding_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_found_in_folders_by_patterns_and_in_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b.png", "a.JPG", "deep/c.webp", "deep/er/d.png", ".hidden.png", ".cache/e.png", "notes.txt"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
@@ -146,12 +148,14 @@ def test_finding_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert find_images([]) == []
 
 
-def test_a_name_with_brackets_is_that_file(tmp_path: Path) -> None:
+def test_an_existing_name_with_brackets_is_not_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "a[1].png").touch()
     assert find_images(["a[1].png"]) == [Path("a[1].png")]
 
 
-def test_nothing_found_is_a_line_each(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_argument_without_an_image_is_an_error_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError):
@@ -163,26 +167,29 @@ def test_nothing_found_is_a_line_each(run: Path, tmp_path: Path, capsys: pytest.
     ]
 
 
-# What is said of them
+# Predictions
 
 
-def test_a_png_of_a_test_image_is_answered_as_the_split_is(
+def test_png_files_of_the_test_images_get_the_predictions_of_the_split(
     run: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    of_split = {
-        int(answer["image"].removeprefix("test/")): answer["top"] for answer in answered(capsys, run, "--split", "test")
+    split_tops = {
+        int(prediction["image"].removeprefix("test/")): prediction["top"]
+        for prediction in predict_json(capsys, run, "--split", "test")
     }
-    of_files = {int(Path(answer["image"]).stem): answer["top"] for answer in answered(capsys, run, files)}
-    assert of_split.keys() == of_files.keys()
-    assert len(of_files) == 359
-    for index, top in of_files.items():
-        assert [one["class"] for one in top] == [one["class"] for one in of_split[index]]
-        assert [one["probability"] for one in top] == pytest.approx(
-            [one["probability"] for one in of_split[index]], abs=3e-6
+    file_tops = {
+        int(Path(prediction["image"]).stem): prediction["top"] for prediction in predict_json(capsys, run, files)
+    }
+    assert split_tops.keys() == file_tops.keys()
+    assert len(file_tops) == 359
+    for index, top in file_tops.items():
+        assert [entry["class"] for entry in top] == [entry["class"] for entry in split_tops[index]]
+        assert [entry["probability"] for entry in top] == pytest.approx(
+            [entry["probability"] for entry in split_tops[index]], abs=3e-6
         )
 
 
-def test_images_of_other_sizes_and_colours(
+def test_images_of_other_sizes_and_colours_are_predicted(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grey = next(iter(sorted((files / "4").iterdir())))
@@ -190,156 +197,162 @@ def test_images_of_other_sizes_and_colours(
     noise = np.random.default_rng(1).integers(0, 255, (31, 20, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     paths = [grey, tmp_path / "colour.png", tmp_path / "large.png"]
-    answers = answered(capsys, run, *paths, "--top", 10)
-    assert answers[0]["top"] == answers[1]["top"]
-    # In memory the whole image was trained on, so nothing is cut off a file's short side either.
-    assert_like(answers, by_hand(run, paths, "L", 8, 1.0), tuple("0123456789"), 10)
+    predictions = predict_json(capsys, run, *paths, "--top", 10)
+    assert predictions[0]["top"] == predictions[1]["top"]
+    # The run trained on whole images in memory, so files are not cropped either.
+    assert_likeliest(predictions, probabilities_by_hand(run, paths, "L", 8, 1.0), tuple("0123456789"), 10)
 
 
-def test_weights_alone_answer_as_their_run(
+def test_a_file_of_weights_predicts_as_its_run(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(run / "checkpoints" / "best" / "ema.safetensors", tmp_path / "weights.safetensors")
-    found = answered(capsys, "weights.safetensors", files / "2", *ALONE, "--data.crop", 1)
-    assert found == answered(capsys, run, files / "2")
-    assert found != answered(capsys, run, files / "2", "--weights", "raw")
+    predictions = predict_json(capsys, "weights.safetensors", files / "2", *ALONE, "--data.crop", 1)
+    assert predictions == predict_json(capsys, run, files / "2")
+    assert predictions != predict_json(capsys, run, files / "2", "--weights", "raw")
 
 
 @pytest.mark.parametrize(("top", "count"), [(1, 1), (3, 3), (10, 10), (99, 10)])
-def test_top(top: int, count: int, run: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answers = answered(capsys, run, files / "0", "--top", top)
-    assert {len(answer["top"]) for answer in answers} == {count}
-    for answer in answers:
-        named = [one["probability"] for one in answer["top"]]
-        assert named == sorted(named, reverse=True)
-        assert count < 10 or sum(named) == pytest.approx(1, abs=1e-5)
+def test_top_is_the_number_of_classes_per_image(
+    top: int, count: int, run: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions = predict_json(capsys, run, files / "0", "--top", top)
+    assert {len(prediction["top"]) for prediction in predictions} == {count}
+    for prediction in predictions:
+        probabilities = [entry["probability"] for entry in prediction["top"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert count < 10 or sum(probabilities) == pytest.approx(1, abs=1e-5)
     head = command(capsys, "predict", run, files / "0", "--top", top, "--format", "csv").out.splitlines()[0]
     pairs = [name for number in range(1, count + 1) for name in (f"class_{number}", f"probability_{number}")]
     assert head.split(",") == ["image", *pairs, "error"]
-    few = answered(capsys, run, "--split", "val", "--top", top)
-    assert {len(answer["top"]) for answer in few} == {count}
+    split_predictions = predict_json(capsys, run, "--split", "val", "--top", top)
+    assert {len(prediction["top"]) for prediction in split_predictions} == {count}
 
 
-# What cannot be read
+# Unreadable images
 
 
 @pytest.mark.parametrize("size", [1, 2, 64])
-def test_bad_images_are_reported_in_their_rows_and_the_others_answered(
+def test_unreadable_images_are_reported_in_their_rows_and_the_others_predicted(
     size: int, run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = sorted((files / "5").iterdir())[:3]
-    bad = bad_images(tmp_path)
-    paths = [bad[0], good[0], bad[1], good[1], good[2], bad[2]]
+    unreadable = unreadable_images(tmp_path)
+    paths = [unreadable[0], good[0], unreadable[1], good[1], good[2], unreadable[2]]
     words = [run, *paths, "--evaluate.batch_size", size, "--data.workers", 0]
-    answers = answered(capsys, *words)
-    assert [answer["image"] for answer in answers] == [str(path) for path in paths]
-    assert [answer for answer in answers if "error" not in answer] == answered(capsys, run, *good)
-    for answer in (answers[0], answers[2], answers[5]):
-        assert answer.keys() == {"image", "error"}
-        assert answer["error"].startswith("cannot be decoded (")
-        assert answer["error"].endswith("): mend or remove the file")
-    assert "truncated" in answers[2]["error"]
-    done = command(capsys, "predict", *words, "--format", "csv")
-    rows = list(csv.DictReader(io.StringIO(done.out, newline="")))
+    predictions = predict_json(capsys, *words)
+    assert [prediction["image"] for prediction in predictions] == [str(path) for path in paths]
+    assert [prediction for prediction in predictions if "error" not in prediction] == predict_json(capsys, run, *good)
+    for prediction in (predictions[0], predictions[2], predictions[5]):
+        assert prediction.keys() == {"image", "error"}
+        assert prediction["error"].startswith("cannot be decoded (")
+        assert prediction["error"].endswith("): mend or remove the file")
+    assert "truncated" in predictions[2]["error"]
+    result = command(capsys, "predict", *words, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(result.out, newline="")))
     assert [row["image"] for row in rows] == [str(path) for path in paths]
-    assert [row["error"] for row in rows] == [answer.get("error", "") for answer in answers]
+    assert [row["error"] for row in rows] == [prediction.get("error", "") for prediction in predictions]
     assert [row["class_1"] for row in rows] == [
-        answer["top"][0]["class"] if "top" in answer else "" for answer in answers
+        prediction["top"][0]["class"] if "top" in prediction else "" for prediction in predictions
     ]
-    done = command(capsys, "predict", *words)
-    table = done.out.splitlines()[1:]
+    result = command(capsys, "predict", *words)
+    table = result.out.splitlines()[1:]
     assert len(table) == 6
     assert ["cannot be decoded (" in row for row in table] == [True, False, True, False, False, True]
-    assert done.code == 0
-    assert done.err.startswith("3 could not be read; 6 images in ")
+    assert result.code == 0
+    assert result.err.startswith("3 could not be read; 6 images in ")
 
 
-def test_bad_images_are_left_out_of_the_picture(
+def test_unreadable_images_are_left_out_of_the_picture(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = sorted((files / "5").iterdir())[0]
-    done = command(capsys, "predict", run, *bad_images(tmp_path), good, "--png", "grid.png")
-    assert done.code == 0
-    assert "grid.png: the first 1 as a picture" in done.err
+    result = command(capsys, "predict", run, *unreadable_images(tmp_path), good, "--png", "grid.png")
+    assert result.code == 0
+    assert "grid.png: the first 1 as a picture" in result.err
     assert Image.open("grid.png").size[0] < 400
 
 
-def test_where_all_are_bad_nothing_is_written(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = bad_images(tmp_path)
-    done = command(capsys, "predict", run, *bad)
-    assert (done.code, done.err) == (2, "vit-dist: predict: none of the images could be read\n")
+def test_nothing_is_written_if_no_image_is_readable(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unreadable = unreadable_images(tmp_path)
+    result = command(capsys, "predict", run, *unreadable)
+    assert (result.code, result.err) == (2, "vit-dist: predict: none of the images could be read\n")
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert command(capsys, "predict", run, *bad, "--out", "new.csv", "--png", "grid.png").code == 2
+    assert command(capsys, "predict", run, *unreadable, "--out", "new.csv", "--png", "grid.png").code == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     (tmp_path / "old.csv").write_text("as it was")
-    assert command(capsys, "predict", run, *bad, "--out", "old.csv").code == 2
+    assert command(capsys, "predict", run, *unreadable, "--out", "old.csv").code == 2
     assert (tmp_path / "old.csv").read_text() == "as it was"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "old.csv"])
 
 
-# How it is written
+# Output
 
 
-def test_a_table_of_files(run: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_files_shows_the_likeliest_classes(
+    run: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(files / "6", "six")
-    done = command(capsys, "predict", run, "six", "--top", 2)
-    answers = answered(capsys, run, "six", "--top", 2)
-    lines = done.out.splitlines()
+    result = command(capsys, "predict", run, "six", "--top", 2)
+    predictions = predict_json(capsys, run, "six", "--top", 2)
+    lines = result.out.splitlines()
     assert lines[0] == "image         1.            2."
-    assert len(lines) == len(answers) + 1
-    for line, answer in zip(lines[1:], answers, strict=True):
-        first, second = (f"{one['class']:<5} {one['probability']:6.1%}" for one in answer["top"])
-        assert line == f"{answer['image']}  {first}  {second}"
+    assert len(lines) == len(predictions) + 1
+    for line, prediction in zip(lines[1:], predictions, strict=True):
+        first, second = (f"{entry['class']:<5} {entry['probability']:6.1%}" for entry in prediction["top"])
+        assert line == f"{prediction['image']}  {first}  {second}"
 
 
-def test_names_with_commas_and_quotes_in_csv(
+def test_csv_keeps_names_with_commas_and_quotes(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = 'a, "b" ünd c.png'
     shutil.copy(next(iter((files / "1").iterdir())), tmp_path / name)
-    done = command(capsys, "predict", run, name, "--format", "csv")
-    (row,) = csv.DictReader(io.StringIO(done.out, newline=""))
-    (answer,) = answered(capsys, run, name)
-    assert row["image"] == answer["image"] == name
+    result = command(capsys, "predict", run, name, "--format", "csv")
+    (row,) = csv.DictReader(io.StringIO(result.out, newline=""))
+    (prediction,) = predict_json(capsys, run, name)
+    assert row["image"] == prediction["image"] == name
     assert row["error"] == ""
-    for number, one in enumerate(answer["top"], 1):
-        assert row[f"class_{number}"] == one["class"]
-        assert float(row[f"probability_{number}"]) == one["probability"]
+    for number, entry in enumerate(prediction["top"], 1):
+        assert row[f"class_{number}"] == entry["class"]
+        assert float(row[f"probability_{number}"]) == entry["probability"]
 
 
 @pytest.mark.parametrize(
-    ("name", "form"),
+    ("name", "format"),
     [("a.jsonl", "jsonl"), ("a.csv", "csv"), ("a.CSV", "csv"), ("a.txt", "table"), ("a", "table")],
 )
-def test_out_has_the_form_of_its_ending(
-    name: str, form: str, run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_out_has_the_format_of_its_ending(
+    name: str, format: str, run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = command(capsys, "predict", run, files / "8", "--format", form).out
+    output = command(capsys, "predict", run, files / "8", "--format", format).out
     (tmp_path / name).write_text("what was there before")
-    done = command(capsys, "predict", run, files / "8", "--out", name)
-    assert (done.code, done.out) == (0, "")
-    assert done.err.startswith(f"{name}: written; 36 images in ")
-    assert done.err.endswith(" images/s\n")
-    assert done.err.count("\n") == 1
-    assert (tmp_path / name).read_bytes().decode() == said
+    result = command(capsys, "predict", run, files / "8", "--out", name)
+    assert (result.code, result.out) == (0, "")
+    assert result.err.startswith(f"{name}: written; 36 images in ")
+    assert result.err.endswith(" images/s\n")
+    assert result.err.count("\n") == 1
+    assert (tmp_path / name).read_bytes().decode() == output
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_format_comes_before_the_ending(
+def test_the_format_flag_overrides_the_ending(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = command(capsys, "predict", run, files / "8", "--format", "jsonl").out
+    output = command(capsys, "predict", run, files / "8", "--format", "jsonl").out
     assert command(capsys, "predict", run, files / "8", "--format", "jsonl", "--out", "a.csv").code == 0
-    assert (tmp_path / "a.csv").read_text() == said
+    assert (tmp_path / "a.csv").read_text() == output
 
 
-def test_out_and_png_that_cannot_be_written_are_refused_before_the_work(
+def test_unwritable_out_and_png_paths_are_rejected_before_the_prediction(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def works(*given: object) -> None:
-        pytest.fail("it began to work")
+    def fail(*arguments: object) -> None:
+        pytest.fail("the prediction began")
 
-    monkeypatch.setattr("vit_dist.cli.predict.Runtime", works)
+    monkeypatch.setattr("vit_dist.cli.predict.Runtime", fail)
     (tmp_path / "folder").mkdir()
     for words in ([files / "8"], ["--split", "test"], []):
         for flag, file in (("--out", "a.csv"), ("--png", "a.png")):
@@ -353,7 +366,7 @@ def test_out_and_png_that_cannot_be_written_are_refused_before_the_work(
                 f"vit-dist: --png: the picture is a PNG: name it so, not {name}\n"
             )
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-    # The picture that is drawn without a word has a place too.
+    # The path of the picture that is drawn by default is checked too.
     (tmp_path / "predictions.png").mkdir()
     assert refused(capsys, run) == "vit-dist: --png: predictions.png is a folder: name a file\n"
 
@@ -365,7 +378,7 @@ def test_the_ending_of_a_picture_may_be_in_capitals(
     assert Image.open(tmp_path / "a.PNG").format == "PNG"
 
 
-def test_a_split_and_images_are_one_too_many(
+def test_a_split_and_images_together_are_rejected(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(capsys, run, files / "8", "--split", "test", "--out", "a.csv") == (
@@ -374,77 +387,77 @@ def test_a_split_and_images_are_one_too_many(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_whose_name_begins_with_a_dash(
+def test_a_file_name_may_begin_with_a_dash(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(next(iter(sorted((files / "1").iterdir()))), tmp_path / "-x.png")
-    done = command(capsys, "predict", run, "--format", "jsonl", "--", "-x.png")
-    assert done.code == 0
-    (answer,) = (json.loads(line) for line in done.out.splitlines())
-    assert answer["image"] == "-x.png"
+    result = command(capsys, "predict", run, "--format", "jsonl", "--", "-x.png")
+    assert result.code == 0
+    (prediction,) = (json.loads(line) for line in result.out.splitlines())
+    assert prediction["image"] == "-x.png"
     assert refused(capsys, run, "-x.png").startswith("vit-dist: -x.png: no such flag; ")
 
 
-def test_one_image_is_said_as_one(run: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = command(capsys, "predict", run, next(iter(sorted((files / "1").iterdir()))))
-    assert done.err.startswith("1 image in ")
-    assert done.err.endswith(" s\n")
+def test_a_single_image_is_counted_in_the_singular(run: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = command(capsys, "predict", run, next(iter(sorted((files / "1").iterdir()))))
+    assert result.err.startswith("1 image in ")
+    assert result.err.endswith(" s\n")
 
 
-def test_a_rate_is_told_of_16_images_and_more(run: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rate_is_printed_from_16_images(run: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = sorted((files / "1").iterdir())
-    for count, told in ((2, False), (15, False), (16, True)):
+    for count, has_rate in ((2, False), (15, False), (16, True)):
         (line,) = command(capsys, "predict", run, *paths[:count]).err.splitlines()
         assert line.startswith(f"{count} images in ")
-        assert ("images/s" in line) is told
+        assert ("images/s" in line) is has_rate
 
 
-def test_what_was_written_is_said_before_the_tally(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = command(capsys, "predict", run, "--split", "test", "--out", "a.csv")
-    assert done.err.startswith("a.csv: written; ")
-    assert " right, " in done.err
+def test_the_file_written_is_named_before_the_score(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = command(capsys, "predict", run, "--split", "test", "--out", "a.csv")
+    assert result.err.startswith("a.csv: written; ")
+    assert " right, " in result.err
     assert "written" not in command(capsys, "predict", run, "--split", "test").err
 
 
-def test_another_ending_is_fine_beside_a_format(
+def test_an_unknown_ending_needs_the_format_flag(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = next(iter(sorted((files / "1").iterdir())))
-    assert command(capsys, "predict", run, one, "--out", "x.json").code == 2
+    image = next(iter(sorted((files / "1").iterdir())))
+    assert command(capsys, "predict", run, image, "--out", "x.json").code == 2
     assert list(tmp_path.iterdir()) == []
-    assert command(capsys, "predict", run, one, "--out", "x.json", "--format", "jsonl").code == 0
-    assert json.loads((tmp_path / "x.json").read_text())["image"] == str(one)
+    assert command(capsys, "predict", run, image, "--out", "x.json", "--format", "jsonl").code == 0
+    assert json.loads((tmp_path / "x.json").read_text())["image"] == str(image)
 
 
-def test_files_of_16_bits_are_answered_as_those_of_8(
+def test_files_of_16_bits_get_the_predictions_of_those_of_8(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     eight = next(iter(sorted((files / "1").iterdir())))
     Image.fromarray(np.asarray(Image.open(eight)).astype(np.uint16) * 257).save(tmp_path / "x.png")
     Image.fromarray(np.asarray(Image.open(eight)).astype(np.float32)).save(tmp_path / "y.tif")
-    first, second = answered(capsys, run, eight, "x.png")
+    first, second = predict_json(capsys, run, eight, "x.png")
     assert first["top"] == second["top"]
-    done = command(capsys, "predict", run, "x.png", "y.tif", "--format", "jsonl")
-    rows = [json.loads(line) for line in done.out.splitlines()]
+    result = command(capsys, "predict", run, "x.png", "y.tif", "--format", "jsonl")
+    rows = [json.loads(line) for line in result.out.splitlines()]
     assert rows[0]["top"] == first["top"]
     assert "has values of 32 bits" in rows[1]["error"]
 
 
-def test_the_output_is_answers_alone_and_the_talk_is_on_the_other_stream(
+def test_stdout_has_the_predictions_alone_and_stderr_the_rest(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    done = command(capsys, "predict", run, "--split", "test", "--format", "jsonl")
-    assert [json.loads(line)["image"][:5] for line in done.out.splitlines()] == ["test/"] * 359
-    assert len(done.err.splitlines()) == 1
+    result = command(capsys, "predict", run, "--split", "test", "--format", "jsonl")
+    assert [json.loads(line)["image"][:5] for line in result.out.splitlines()] == ["test/"] * 359
+    assert len(result.err.splitlines()) == 1
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     again = command(capsys, "predict", run, "--split", "test", "--format", "jsonl")
-    assert again.out == done.out
-    assert "%" in terminal.getvalue()  # a line that counts them
+    assert again.out == result.out
+    assert "%" in terminal.getvalue()  # the progress line
     assert " right, " in terminal.getvalue().splitlines()[-1]
 
 
@@ -452,169 +465,179 @@ def test_the_output_is_answers_alone_and_the_talk_is_on_the_other_stream(
 
 
 def test_a_split_gives_every_sample_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = command(capsys, "predict", run, "--split", "test", "--format", "jsonl", "--top", 5)
-    answers = [json.loads(line) for line in done.out.splitlines()]
+    result = command(capsys, "predict", run, "--split", "test", "--format", "jsonl", "--top", 5)
+    predictions = [json.loads(line) for line in result.out.splitlines()]
     test = open_data(load_run_model(run, "model").config.data).splits["test"]
     assert isinstance(test.source, MemorySource)
-    assert [answer["image"] for answer in answers] == [f"test/{index}" for index in test.indices]
-    assert [answer["label"] for answer in answers] == [str(test.source.labels[index]) for index in test.indices]
-    assert [answer["right"] for answer in answers] == [
-        answer["top"][0]["class"] == answer["label"] for answer in answers
+    assert [prediction["image"] for prediction in predictions] == [f"test/{index}" for index in test.indices]
+    assert [prediction["label"] for prediction in predictions] == [
+        str(test.source.labels[index]) for index in test.indices
     ]
-    right = sum(answer["right"] for answer in answers)
+    assert [prediction["right"] for prediction in predictions] == [
+        prediction["top"][0]["class"] == prediction["label"] for prediction in predictions
+    ]
+    right = sum(prediction["right"] for prediction in predictions)
     assert 100 * right / 359 == pytest.approx(read_json(run / "summary.json")["test"]["top1"])
-    assert done.err.startswith(f"{right} of 359 right, {right / 359:.2%}; 359 images in ")
+    assert result.err.startswith(f"{right} of 359 right, {right / 359:.2%}; 359 images in ")
     kept = read_predictions(run / "predictions.safetensors")
     assert kept is not None
-    for answer, top, named in zip(answers, kept.predictions.top, kept.predictions.probability, strict=True):
-        assert [one["class"] for one in answer["top"]] == [str(number) for number in top]
-        assert [one["probability"] for one in answer["top"]] == pytest.approx(named.tolist(), abs=3e-6)
+    for prediction, top, probabilities in zip(
+        predictions, kept.predictions.top, kept.predictions.probability, strict=True
+    ):
+        assert [entry["class"] for entry in prediction["top"]] == [str(number) for number in top]
+        assert [entry["probability"] for entry in prediction["top"]] == pytest.approx(probabilities.tolist(), abs=3e-6)
     assert not Path("predictions.png").exists()
-    raw = answered(capsys, run, "--split", "test", "--weights", "raw")
-    assert 100 * sum(answer["right"] for answer in raw) / 359 == pytest.approx(
-        line_of(run, split="test", weights="raw")["top1"]
+    raw = predict_json(capsys, run, "--split", "test", "--weights", "raw")
+    assert 100 * sum(prediction["right"] for prediction in raw) / 359 == pytest.approx(
+        metrics_line(run, split="test", weights="raw")["top1"]
     )
 
 
-def test_labels_and_mistakes_in_table_and_csv(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answers = answered(capsys, run, "--split", "val")
+def test_table_and_csv_of_a_split_show_labels_and_mistakes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions = predict_json(capsys, run, "--split", "val")
     table = command(capsys, "predict", run, "--split", "val").out.splitlines()
     assert table[0].split() == ["image", "label", "1.", "2.", "3."]
-    assert [row.split()[:2] for row in table[1:]] == [[answer["image"], answer["label"]] for answer in answers]
-    assert [row.endswith("  wrong") for row in table[1:]] == [not answer["right"] for answer in answers]
-    said = command(capsys, "predict", run, "--split", "val", "--format", "csv").out
-    rows = list(csv.DictReader(io.StringIO(said, newline="")))
-    assert [(row["image"], row["label"], row["right"]) for row in rows] == [
-        (answer["image"], answer["label"], str(answer["right"]).lower()) for answer in answers
+    assert [row.split()[:2] for row in table[1:]] == [
+        [prediction["image"], prediction["label"]] for prediction in predictions
     ]
-    assert 0 < sum(answer["right"] for answer in answers) < 144
+    assert [row.endswith("  wrong") for row in table[1:]] == [not prediction["right"] for prediction in predictions]
+    output = command(capsys, "predict", run, "--split", "val", "--format", "csv").out
+    rows = list(csv.DictReader(io.StringIO(output, newline="")))
+    assert [(row["image"], row["label"], row["right"]) for row in rows] == [
+        (prediction["image"], prediction["label"], str(prediction["right"]).lower()) for prediction in predictions
+    ]
+    assert 0 < sum(prediction["right"] for prediction in predictions) < 144
 
 
 def test_a_split_of_files_names_its_files(
     pictures_run: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = answered(capsys, pictures_run, "--split", "validation")
+    predictions = predict_json(capsys, pictures_run, "--split", "validation")
     expected = [image_folder / "valid" / name / f"{i:02}.png" for name in ("ant", "bee", "cat") for i in range(7)]
-    assert [answer["image"] for answer in answers] == [str(path) for path in expected]
-    assert [answer["label"] for answer in answers] == ["ant"] * 7 + ["bee"] * 7 + ["cat"] * 7
-    assert_like(answers, by_hand(pictures_run, expected, "RGB", 16, 0.875), ("ant", "bee", "cat"), 3)
+    assert [prediction["image"] for prediction in predictions] == [str(path) for path in expected]
+    assert [prediction["label"] for prediction in predictions] == ["ant"] * 7 + ["bee"] * 7 + ["cat"] * 7
+    assert_likeliest(
+        predictions, probabilities_by_hand(pictures_run, expected, "RGB", 16, 0.875), ("ant", "bee", "cat"), 3
+    )
     assert refused(capsys, pictures_run, "--split", "test") == (
         "vit-dist: --split: there is no split test; known: train, val\n"
     )
 
 
-def test_classes_of_one_name_are_two(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """ImageNet has two that are called crane: the bird and the machine."""
+def test_two_classes_of_the_same_name_are_kept_apart(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ImageNet has two classes called crane: the bird and the machine."""
     names = {"ant": "crane", "bee": "bee", "cat": "crane"}
-    model = numbered(tmp_path / "model", 3, label_names=list(names), label_descriptions=names)
+    model = numbered_model(tmp_path / "model", 3, label_names=list(names), label_descriptions=names)
     words = [model, "--split", "val", "--data.root", image_folder, "--data.workers", 0, "--run.device", "cpu"]
-    done = command(capsys, "predict", *words, "--format", "jsonl")
-    answers = [json.loads(line) for line in done.out.splitlines()]
-    assert [answer["label"] for answer in answers] == ["crane"] * 7 + ["bee"] * 7 + ["crane"] * 7
-    called_right = [answer["top"][0]["class"] == answer["label"] for answer in answers]
-    rights = [answer["right"] for answer in answers]
+    result = command(capsys, "predict", *words, "--format", "jsonl")
+    predictions = [json.loads(line) for line in result.out.splitlines()]
+    assert [prediction["label"] for prediction in predictions] == ["crane"] * 7 + ["bee"] * 7 + ["crane"] * 7
+    called_right = [prediction["top"][0]["class"] == prediction["label"] for prediction in predictions]
+    rights = [prediction["right"] for prediction in predictions]
     assert any(called and not right for called, right in zip(called_right, rights, strict=True))
-    assert command(capsys, "evaluate", *words, "--json", "found.json").code == 0
-    found = read_json(tmp_path / "found.json")
-    assert 100 * sum(rights) / 21 == pytest.approx(found["top1"])
-    assert [one["class"] for one in found["classes"]] == ["crane", "bee", "crane"]
-    assert [one["seen"] for one in found["classes"]] == [7, 7, 7]
-    assert done.err.startswith(f"{sum(rights)} of 21 right, ")
+    assert command(capsys, "evaluate", *words, "--json", "figures.json").code == 0
+    figures = read_json(tmp_path / "figures.json")
+    assert 100 * sum(rights) / 21 == pytest.approx(figures["top1"])
+    assert [entry["class"] for entry in figures["classes"]] == ["crane", "bee", "crane"]
+    assert [entry["seen"] for entry in figures["classes"]] == [7, 7, 7]
+    assert result.err.startswith(f"{sum(rights)} of 21 right, ")
     table = command(capsys, "predict", *words).out.splitlines()[1:]
     assert [row.endswith("  wrong") for row in table] == [not right for right in rights]
-    said = command(capsys, "predict", *words, "--format", "csv", "--png", "grid.png").out
-    rows = csv.DictReader(io.StringIO(said, newline=""))
+    output = command(capsys, "predict", *words, "--format", "csv", "--png", "grid.png").out
+    rows = csv.DictReader(io.StringIO(output, newline=""))
     assert [row["right"] for row in rows] == [str(right).lower() for right in rights]
-    frames = [cell for cell in cells(tmp_path / "grid.png", 5) if framed(cell, GREEN)]
+    frames = [tile for tile in tiles_of(tmp_path / "grid.png", 5) if frame_of(tile, GREEN)]
     assert len(frames) == sum(rights)
 
 
-def test_a_split_of_a_model_without_names_has_those_of_the_data(
+def test_a_model_without_class_names_uses_those_of_the_split(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = numbered(tmp_path / "model", 3)
+    model = numbered_model(tmp_path / "model", 3)
     words = ["--data.root", image_folder, "--data.workers", 0, "--run.device", "cpu"]
-    answers = answered(capsys, model, "--split", "val", *words)
-    assert [answer["label"] for answer in answers] == ["ant"] * 7 + ["bee"] * 7 + ["cat"] * 7
-    assert {one["class"] for answer in answers for one in answer["top"]} == {"ant", "bee", "cat"}
-    # Of files alone nobody says what the numbers are.
-    of_files = answered(capsys, model, image_folder / "valid", *words[2:])
+    predictions = predict_json(capsys, model, "--split", "val", *words)
+    assert [prediction["label"] for prediction in predictions] == ["ant"] * 7 + ["bee"] * 7 + ["cat"] * 7
+    assert {entry["class"] for prediction in predictions for entry in prediction["top"]} == {"ant", "bee", "cat"}
+    # Files alone have no class names.
+    file_predictions = predict_json(capsys, model, image_folder / "valid", *words[2:])
     numbers = {"ant": "0", "bee": "1", "cat": "2"}
-    assert [[one["class"] for one in answer["top"]] for answer in of_files] == [
-        [numbers[one["class"]] for one in answer["top"]] for answer in answers
+    assert [[entry["class"] for entry in prediction["top"]] for prediction in file_predictions] == [
+        [numbers[entry["class"]] for entry in prediction["top"]] for prediction in predictions
     ]
 
 
 # Pictures
 
 
-def framed(picture: np.ndarray[Any, Any], colour: tuple[int, int, int]) -> tuple[int, int, int, int] | None:
-    """(top, bottom, left, right) of a frame of a colour: rows and columns that have most of a line of it."""
-    of = (picture[:, :, :3] == colour).all(2)
-    rows = np.flatnonzero(of.sum(1) > 0.4 * of.shape[1])
-    columns = np.flatnonzero(of.sum(0) > 0.4 * of.shape[0])
+def frame_of(picture: np.ndarray[Any, Any], colour: tuple[int, int, int]) -> tuple[int, int, int, int] | None:
+    """Return (top, bottom, left, right) of a frame of a colour, or None: its lines fill over 0.4 of a row or column."""
+    matches = (picture[:, :, :3] == colour).all(2)
+    rows = np.flatnonzero(matches.sum(1) > 0.4 * matches.shape[1])
+    columns = np.flatnonzero(matches.sum(0) > 0.4 * matches.shape[0])
     if not len(rows) or not len(columns):
         return None
     return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
 
 
-def cells(path: Path, side: int) -> list[np.ndarray[Any, Any]]:
-    """The parts of a picture of side × side tiles, row by row."""
+def tiles_of(path: Path, side: int) -> list[np.ndarray[Any, Any]]:
+    """Return the tiles of a picture of side × side tiles, row by row."""
     picture = np.asarray(Image.open(path).convert("RGB"))
     return [part for row in np.array_split(picture, side) for part in np.array_split(row, side, axis=1)]
 
 
-def test_without_a_word_16_of_test_are_drawn_green_where_right_and_red_where_wrong(
+def test_by_default_16_test_images_are_drawn_with_green_or_red_frames(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = answered(capsys, run)
+    predictions = predict_json(capsys, run)
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.png"]
     data = open_data(load_run_model(run, "model").config.data)
     source = data.splits["test"].source
     assert isinstance(source, MemorySource)
-    indices = [int(answer["image"].removeprefix("test/")) for answer in answers]
+    indices = [int(prediction["image"].removeprefix("test/")) for prediction in predictions]
     assert len(set(indices)) == 16
     assert set(indices) <= set(data.splits["test"].indices.tolist())
-    assert [answer["label"] for answer in answers] == [str(source.labels[index]) for index in indices]
+    assert [prediction["label"] for prediction in predictions] == [str(source.labels[index]) for index in indices]
     rights = []
-    for index, answer, cell in zip(indices, answers, cells(tmp_path / "predictions.png", 4), strict=True):
-        green, red = framed(cell, GREEN), framed(cell, RED)
+    for index, prediction, tile in zip(indices, predictions, tiles_of(tmp_path / "predictions.png", 4), strict=True):
+        green, red = frame_of(tile, GREEN), frame_of(tile, RED)
         assert (green is None) is not (red is None)
         rights.append(red is None)
-        assert rights[-1] is answer["right"]
-        found = green or red
-        assert found is not None
-        top, bottom, left, right = found
+        assert rights[-1] is prediction["right"]
+        frame = green or red
+        assert frame is not None
+        top, bottom, left, right = frame
         middle = (np.arange(8) + 0.5) / 8
-        shown = cell[np.ix_(np.rint(top + (bottom - top) * middle).astype(int),
+        shown = tile[np.ix_(np.rint(top + (bottom - top) * middle).astype(int),
                             np.rint(left + (right - left) * middle).astype(int))]  # fmt: skip
         assert np.abs(shown[:, :, 0].astype(int) - source.pixels[index, 0]).max() <= 2
     assert 0 < sum(rights) < 16
 
 
-def test_the_16_are_the_seeds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = answered(capsys, run)
-    assert answered(capsys, run) == first
-    assert answered(capsys, run, "--run.seed", 0) == first
-    other = answered(capsys, run, "--run.seed", 1)
+def test_the_seed_chooses_the_16_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = predict_json(capsys, run)
+    assert predict_json(capsys, run) == first
+    assert predict_json(capsys, run, "--run.seed", 0) == first
+    other = predict_json(capsys, run, "--run.seed", 1)
     assert len(other) == 16
-    assert {answer["image"] for answer in other} != {answer["image"] for answer in first}
+    assert {prediction["image"] for prediction in other} != {prediction["image"] for prediction in first}
 
 
-def test_of_a_run_without_test_16_of_val_and_where_the_picture_goes(
+def test_a_run_without_a_test_split_draws_16_validation_images(
     pictures_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = answered(capsys, pictures_run, "--png", "mine.png")
+    predictions = predict_json(capsys, pictures_run, "--png", "mine.png")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
-    assert len({answer["image"] for answer in answers}) == 16
-    assert {Path(answer["image"]).parents[1] for answer in answers} == {image_folder / "valid"}
+    assert len({prediction["image"] for prediction in predictions}) == 16
+    assert {Path(prediction["image"]).parents[1] for prediction in predictions} == {image_folder / "valid"}
 
 
-def test_of_files_nobody_knows_what_is_right_and_64_are_drawn(
+def test_the_picture_of_files_has_64_images_and_no_frames(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = command(capsys, "predict", run, files / "0", files / "1", "--png", "grid.png", "--top", 1)
-    assert done.err.splitlines()[0] == "grid.png: the first 64 as a picture"
+    result = command(capsys, "predict", run, files / "0", files / "1", "--png", "grid.png", "--top", 1)
+    assert result.err.splitlines()[0] == "grid.png: the first 64 as a picture"
     picture = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
     for colour in (GREEN, RED):
         assert not (picture == colour).all(2).any()
@@ -624,8 +647,8 @@ def test_of_files_nobody_knows_what_is_right_and_64_are_drawn(
 # Pipes
 
 
-def test_a_reader_that_leaves_is_no_mistake_of_ours(run: Path, tmp_path: Path) -> None:
-    """Both where it leaves amid the answers, and before the few that fit into a buffer are written."""
+def test_a_closed_pipe_is_not_an_error(run: Path, tmp_path: Path) -> None:
+    """The pipe is closed amid the predictions, and before a few that fit into a buffer are written."""
     commands = [["--split", "test"], ["--top", "1"]]
     started = [
         subprocess.Popen(
@@ -646,8 +669,8 @@ def test_a_reader_that_leaves_is_no_mistake_of_ours(run: Path, tmp_path: Path) -
         process.stdout.close()
     for process in started:
         assert process.stderr is not None
-        said = process.stderr.read()
+        output = process.stderr.read()
         process.wait(60)
-        assert "Traceback" not in said
-        assert "BrokenPipe" not in said
+        assert "Traceback" not in output
+        assert "BrokenPipe" not in output
         assert process.returncode in (0, 1)
