@@ -12,7 +12,8 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from tests.cli.test_evaluate import SMALL, command, train_digits_run, train_pictures_run
+from tests.cli.commands import TIMM_MODEL, command
+from tests.runs import train_digits_run, train_pictures_run
 from vit_dist.cli import main
 from vit_dist.cli.aliases import MODEL_ALIASES
 from vit_dist.cli.arguments import Arguments, parse_arguments
@@ -409,11 +410,11 @@ def test_weights_that_do_not_fit_are_refused(
     assert refused(capsys, "evaluate", weights) == [
         f"model.name: {weights} holds weights alone: say whose they are, as timm/vit_small_patch16_224"
     ]
-    (line,) = refused(capsys, "evaluate", weights, *SMALL)
+    (line,) = refused(capsys, "evaluate", weights, *TIMM_MODEL)
     assert line.startswith(f"{weights}: of another model: ")
     (line,) = refused(capsys, "evaluate", weights, "--model.name", "timm/resnet18")
     assert line == f"{weights}: has no fc.weight, so it is not a timm/resnet18: set model.name to its model"
-    (line,) = refused(capsys, "evaluate", weights, *SIZES, *SMALL[2:], "--model.name", "timm/vit_tiny_patch8_224",
+    (line,) = refused(capsys, "evaluate", weights, *SIZES, *TIMM_MODEL[2:], "--model.name", "timm/vit_tiny_patch8_224",
                       "--data.mean", "[0.5, 0.5, 0.5]", "--data.std", "[0.5, 0.5, 0.5]")  # fmt: skip
     assert line.startswith("model.name: timm has no model vit_tiny_patch8_224: did you mean timm/vit_")
     ours = tmp_path / "ours.safetensors"
@@ -436,7 +437,7 @@ def test_weights_of_our_vit_need_size_mean_and_deviation(
 
 
 def test_the_number_of_missing_values_is_named(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, "evaluate", weights, *SIZES, *SMALL, "--data.mean", "[0.5]", "--data.std", "[0.5]") == [
+    assert refused(capsys, "evaluate", weights, *SIZES, *TIMM_MODEL, "--data.mean", "[0.5]", "--data.std", "[0.5]") == [
         "data.mean: set what the model was trained with, 3 values",
         "data.std: set what the model was trained with, 3 values",
     ]
@@ -451,7 +452,7 @@ def test_timm_arguments_that_come_from_the_config_are_refused(
     name, line = argument.split(":")[0], "it: leave it out"
     for words in (["--model.args", f"{{{argument}, depth: 1, embed_dim: 12, num_heads: 2}}"],
                   [*SIZES, f"--model.args.{name}", argument.split()[1]]):  # fmt: skip
-        assert refused(capsys, "evaluate", weights, *SMALL, *words) == [f"model.args.{name}: {says} {line}"]
+        assert refused(capsys, "evaluate", weights, *TIMM_MODEL, *words) == [f"model.args.{name}: {says} {line}"]
 
 
 @pytest.mark.parametrize(
@@ -468,7 +469,7 @@ def test_an_unknown_timm_name_is_refused(name: str, capsys: pytest.CaptureFixtur
 
 
 def test_an_unknown_timm_tag_is_refused_with_a_weights_file(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [weights, *SIZES, *SMALL[2:], "--model.name", "timm/vit_tiny_patch16_224.no_such_tag"]
+    words = [weights, *SIZES, *TIMM_MODEL[2:], "--model.name", "timm/vit_tiny_patch16_224.no_such_tag"]
     (line,) = refused(capsys, "predict", *words, *IMAGE)
     assert line.startswith("model.name: timm/vit_tiny_patch16_224.no_such_tag: ")
     assert "no_such_tag" in line.removeprefix("model.name: timm/vit_tiny_patch16_224.no_such_tag: ")
@@ -482,7 +483,7 @@ def test_weights_flag_is_refused_for_a_single_set_of_weights(
         for asked in ("raw", "ema"):
             line = f"--weights: {model} is one set of weights: leave it out"
             assert refused(capsys, "predict", model, *IMAGE, "--weights", asked) == [line]
-            assert refused(capsys, "evaluate", model, *SMALL, "--weights", asked) == [line]
+            assert refused(capsys, "evaluate", model, *TIMM_MODEL, "--weights", asked) == [line]
 
 
 def test_a_split_together_with_other_data_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +18,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from tests.inference.test_load import write_timm_folder
+from tests.cli.commands import (
+    DIGITS_MODEL,
+    TIMM_MODEL,
+    command,
+    metrics_line,
+    numbered_model,
+    predict_by_hand,
+    resize_and_crop,
+)
 from tests.processes import run_world
-from tests.sharing import made_once
+from tests.runs import PICTURES, QUIET, digits_as_files, train_digits_run, train_pictures_run
 from vit_dist import Config, train
 from vit_dist.cli import main
 from vit_dist.data.sources.image_files import FileSource
@@ -31,113 +39,8 @@ from vit_dist.files import read_json
 from vit_dist.inference.evaluation import precision_of
 from vit_dist.inference.load import load_model, load_run_model
 from vit_dist.inference.splits import Split, open_split
-from vit_dist.models.forward import eval_mode
-from vit_dist.run_folder.metrics import Line, read_metrics
+from vit_dist.run_folder.metrics import Line
 from vit_dist.run_folder.predictions import read_predictions
-
-DIGITS: dict[str, Any] = {
-    "model.width": 32,
-    "model.depth": 2,
-    "batch.global_size": 48,
-    "batch.micro_size": 48,
-    "optimizer.lr": 1e-3,
-    "schedule.warmup": "5 updates",
-    "train.duration": "60 updates",
-    "train.ema": 0.9,
-    "evaluate.every": "30 updates",
-    "checkpoint.every": "30 updates",
-}
-PICTURES: dict[str, Any] = {
-    "data.image_size": 16,
-    "data.workers": 0,
-    "model.width": 24,
-    "model.depth": 2,
-    "model.heads": 2,
-    "model.patch_size": 8,
-    "batch.global_size": 14,
-    "batch.micro_size": 14,
-    "schedule.warmup": "2 updates",
-    "train.duration": "15 updates",
-    "evaluate.every": "5 updates",
-}
-QUIET: dict[str, Any] = {"run.device": "cpu", "run.threads": 1, "log.report": False, "log.trackers": "none"}
-# The fields that describe the digits run's model, for its weights without the run.
-ALONE = ["--model.name", "vit_tiny", "--model.patch_size", "4", "--model.width", "32", "--model.depth", "2"]
-ALONE += ["--model.heads", "4", "--model.mlp_ratio", "2", "--model.pool", "mean", "--data.image_size", "8"]
-ALONE += ["--data.mean", "[0.3053]", "--data.std", "[0.3760]", "--run.threads", "1", "--run.device", "cpu"]
-SMALL = ["--model.name", "timm/vit_tiny_patch16_224", "--data.image_size", "32", "--run.threads", "1"]
-SMALL += ["--run.device", "cpu"]
-
-
-class CommandResult(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def command(capsys: pytest.CaptureFixture[str], *words: object) -> CommandResult:
-    """Run a command in this process; return its exit code and output."""
-    capsys.readouterr()
-    code = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return CommandResult(code, captured.out, captured.err)
-
-
-def train_digits_run(factory: pytest.TempPathFactory) -> Path:
-    """Return a run on the digits, trained once for all modules: EMA weights, checkpoints at 30 and 60."""
-    return made_once(
-        factory, "digits", lambda folder: train(Config.load("digits", {**DIGITS, **QUIET, "run.dir": str(folder)}))
-    )
-
-
-def train_pictures_run(factory: pytest.TempPathFactory, images: Path) -> Path:
-    """Return a run on image files, trained once for all modules; its best weights are not its last."""
-
-    def make(folder: Path) -> None:
-        train(Config.load("folder", {**PICTURES, **QUIET, "data.root": str(images), "run.dir": str(folder)}))
-        assert read_json(folder / "summary.json")["best"]["update"] < 15
-
-    return made_once(factory, "run on pictures", make)
-
-
-def digits_as_files(factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of the digits' test images as grey PNGs, in folders by class, named by their index."""
-
-    def make(root: Path) -> None:
-        test = open_data(Config.load("digits", {}).data).splits["test"]
-        assert isinstance(test.source, MemorySource)
-        for index in test.indices.tolist():
-            path = root / str(test.source.labels[index]) / f"{index:04}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(test.source.pixels[index, 0]).save(path)
-
-    return made_once(factory, "digits as files", make)
-
-
-def resize_and_crop(path: Path, mode: str, side: int, crop: float) -> np.ndarray[Any, Any]:
-    """Return the pixels of a file as they are evaluated, by Pillow alone.
-
-    The short side is resized to side / crop (bicubic), then the centre is cropped.
-    """
-    image = Image.open(path).convert(mode)
-    short = round(side / crop)
-    width, height = image.size
-    size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    pixels = np.asarray(image.crop((left, top, left + side, top + side)))
-    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
-
-
-def predict_by_hand(
-    model: torch.nn.Module, pixels: np.ndarray[Any, Any], mean: Any, std: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits and probabilities for pixels [n, c, side, side], normalised by hand."""
-    images = torch.from_numpy(pixels.astype(np.float64) / 255)
-    images = (images - torch.tensor(mean).double()[:, None, None]) / torch.tensor(std).double()[:, None, None]
-    with eval_mode(model):
-        logits = model(images.float())
-        return logits, logits.softmax(1)
 
 
 @pytest.fixture(scope="module")
@@ -168,17 +71,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert (result.code, result.out) == (2, "")
     assert "Traceback" not in result.err
     return result.err
-
-
-def metrics_line(run: Path, **fields: object) -> Line:
-    """Return the only evaluation in a run's metrics with these fields."""
-    lines = [
-        line
-        for line in read_metrics(run / "metrics.jsonl")
-        if all(line.get(name) == value for name, value in {"kind": "eval", **fields}.items())
-    ]
-    assert len(lines) == 1, fields
-    return lines[0]
 
 
 def assert_same_figures(figures: dict[str, Any], line: Line) -> None:
@@ -440,16 +332,6 @@ def test_an_unwritable_json_path_is_rejected_before_the_evaluation(
 # Classes without names
 
 
-def numbered_model(folder: Path, classes: int, **more: Any) -> Path:
-    """Write a timm folder without class names unless `more` has them; its predictions differ between images."""
-    torch.manual_seed(0)
-    model = write_timm_folder(folder, classes, **more)
-    assert isinstance(model.head, torch.nn.Linear)
-    torch.nn.init.normal_(model.head.weight, std=2)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    return folder
-
-
 def test_numbered_classes_match_as_many_sorted_folders(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -536,7 +418,7 @@ def test_data_of_other_classes_or_channels_is_rejected(
     )
     path = tmp_path / "weights.safetensors"
     shutil.copy(run / "checkpoints" / "best" / "model.safetensors", path)
-    assert refused(capsys, path, *ALONE, "--data.root", files) == (
+    assert refused(capsys, path, *DIGITS_MODEL, "--data.root", files) == (
         "vit-dist: data: has 10 classes (0, 1, 2 …) in 3 channels, the model knows 10 classes (0, 1, 2 …) "
         f"in 1 channel: {tail}"
     )
@@ -587,10 +469,10 @@ def test_a_file_of_weights_is_evaluated_in_the_model_of_the_fields(
 ) -> None:
     path = tmp_path / "weights.safetensors"
     shutil.copy(run / "checkpoints" / "best" / "model.safetensors", path)
-    figures = evaluate_json(capsys, tmp_path, path, *ALONE, "--data.crop", 1, "--folder", files)
+    figures = evaluate_json(capsys, tmp_path, path, *DIGITS_MODEL, "--data.crop", 1, "--folder", files)
     assert (figures["weights"], figures["update"], figures["data"]) == ("raw", None, str(files))
     assert_same_figures(figures, metrics_line(run, split="test", weights="raw"))
-    output = command(capsys, "evaluate", path, *ALONE, "--data.crop", 1, "--folder", files).out
+    output = command(capsys, "evaluate", path, *DIGITS_MODEL, "--data.crop", 1, "--folder", files).out
     assert output.startswith(f"  model   {path}\n")
 
 
@@ -599,7 +481,7 @@ def test_a_file_of_weights_is_evaluated_on_a_named_data_set(
 ) -> None:
     path = tmp_path / "weights.safetensors"
     shutil.copy(run / "checkpoints" / "best" / "model.safetensors", path)
-    figures = evaluate_json(capsys, tmp_path, path, *ALONE, "--data.name", "digits")
+    figures = evaluate_json(capsys, tmp_path, path, *DIGITS_MODEL, "--data.name", "digits")
     assert figures["data"] == "test"
     assert_same_figures(figures, metrics_line(run, split="test", weights="raw"))
 
@@ -622,7 +504,7 @@ def test_a_file_of_timm_weights_is_evaluated_with_timms_preprocessing(
     pixels = np.stack([resize_and_crop(image, "RGB", 32, 0.9) for _, image in images])
     logits, _ = predict_by_hand(model, pixels, [0.5] * 3, [0.5] * 3)
     labels = torch.tensor([label for label, _ in images])
-    figures = evaluate_json(capsys, tmp_path, path, *SMALL, "--folder", tmp_path / "classes", "--data.workers", 0)
+    figures = evaluate_json(capsys, tmp_path, path, *TIMM_MODEL, "--folder", tmp_path / "classes", "--data.workers", 0)
     assert figures["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert figures["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=1e-4)
     assert (figures["seen"], figures["top5"], figures["weights"], figures["update"]) == (21, None, "raw", None)
@@ -630,7 +512,7 @@ def test_a_file_of_timm_weights_is_evaluated_with_timms_preprocessing(
     pixels = np.stack([resize_and_crop(image, "RGB", 32, 0.8) for _, image in images])
     logits, _ = predict_by_hand(model, pixels, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])
     figures = evaluate_json(
-        capsys, tmp_path, path, *SMALL, *preprocessing, "--folder", tmp_path / "classes", "--data.workers", 0
+        capsys, tmp_path, path, *TIMM_MODEL, *preprocessing, "--folder", tmp_path / "classes", "--data.workers", 0
     )
     assert figures["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
@@ -643,7 +525,7 @@ def test_only_the_worst_30_classes_are_listed(tmp_path: Path, capsys: pytest.Cap
     for number in range(35):
         (tmp_path / "classes" / str(number)).mkdir(parents=True)
         Image.new("RGB", (40, 32), (7 * number, 90, 30)).save(tmp_path / "classes" / str(number) / "a.png")
-    words = [path, *SMALL, "--folder", tmp_path / "classes", "--data.workers", 0, "--model.args", json.dumps(args)]
+    words = [path, *TIMM_MODEL, "--folder", tmp_path / "classes", "--data.workers", 0, "--model.args", json.dumps(args)]
     figures = evaluate_json(capsys, tmp_path, *words)
     assert (figures["seen"], len(figures["classes"])) == (35, 40)
     assert figures["top5"] is not None

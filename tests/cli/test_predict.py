@@ -17,18 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.cli.test_evaluate import (
-    ALONE,
-    command,
-    digits_as_files,
-    metrics_line,
-    numbered_model,
-    predict_by_hand,
-    resize_and_crop,
-    train_digits_run,
-    train_pictures_run,
-)
+from tests.cli.commands import DIGITS_MODEL, command, metrics_line, numbered_model, predict_by_hand, resize_and_crop
 from tests.conftest import REPOSITORY
+from tests.runs import digits_as_files, train_digits_run, train_pictures_run
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.errors import UserError
@@ -207,7 +198,7 @@ def test_a_file_of_weights_predicts_as_its_run(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(run / "checkpoints" / "best" / "ema.safetensors", tmp_path / "weights.safetensors")
-    predictions = predict_json(capsys, "weights.safetensors", files / "2", *ALONE, "--data.crop", 1)
+    predictions = predict_json(capsys, "weights.safetensors", files / "2", *DIGITS_MODEL, "--data.crop", 1)
     assert predictions == predict_json(capsys, run, files / "2")
     assert predictions != predict_json(capsys, run, files / "2", "--weights", "raw")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.cli.commands import write_timm_folder
 from vit_dist import Config, UserError, train
 from vit_dist.checkpointing.folder import point_to
 from vit_dist.data.augmentation.ops import normalise
@@ -312,19 +312,6 @@ def test_only_inference_fields_override_those_of_a_run(runs: dict[str, Path]) ->
         f"{name}: cannot be set here: the run says it itself; --help names what can"
         for name in ("model.width", "data.std", "train.ema")
     ]
-
-
-def write_timm_folder(folder: Path, classes: int = 3, **more: Any) -> nn.Module:
-    """Write by hand a folder as timm saves a model for the hub; return the model."""
-    args = {"depth": 1, "embed_dim": 12, "num_heads": 2}
-    model: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=classes, **args)
-    folder.mkdir()
-    save_file(model.state_dict(), folder / "model.safetensors")
-    cfg = {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8}
-    content = {"architecture": "vit_tiny_patch16_224", "num_classes": classes, "pretrained_cfg": cfg,
-            "model_args": {"img_size": 32, "num_classes": classes, "in_chans": 3, **args}}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps({**content, **more}))
-    return model
 
 
 @pytest.mark.parametrize("inside", ["", "model.safetensors"])

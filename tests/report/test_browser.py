@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.report.test_comparison import finished_run
-from tests.report.test_page import reported_run
+from tests.report.runs import finished_run, reported_run
 from vit_dist.files import read_json
 from vit_dist.formatting import big, duration, loss_text
 from vit_dist.report.comparison import write_comparison

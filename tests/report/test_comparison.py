@@ -12,7 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.run_folder.test_record import eval_line, make_run, some_inputs, start_line, train_line
+from tests.report.runs import finished_run
+from tests.run_folder.handwritten import eval_line, make_run, some_inputs, start_line, train_line
 from vit_dist import UserError
 from vit_dist.cli import main
 from vit_dist.report.comparison import distinct_names, write_comparison
@@ -27,27 +28,6 @@ from vit_dist.run_folder.record import RunRecord, read_run
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the drawing, which takes a second, in a test of text alone."""
     monkeypatch.setattr("vit_dist.report.comparison._pictures", lambda runs, names, divergences: {})
-
-
-def summary(**changes: Any) -> dict[str, Any]:
-    return {
-        **{"updates": 30, "epochs": 3.0, "train_seconds": 3.0, "total_seconds": 60.0, "samples_per_second": 480.0},
-        **{"test": {"loss": 0.5, "top1": 90.0, "top5": 99.0}, "peak_memory_bytes": 2**20, **changes},
-    }
-
-
-def finished_run(folder: Path, *, losses: Any = (3.0, 2.0, 1.0), every: int = 10, **more: Any) -> Path:
-    """Write a finished run of 30 updates and return its folder.
-
-    `more` are values of the summary, or fields of the config if a name has two underscores, as optimizer__lr.
-    """
-    lines = [start_line(0, 0.0)]
-    for number, loss in enumerate(losses, 1):
-        lines.append(train_line(every * number, float(number), loss=loss))
-    lines.append(eval_line(15, 4.0, loss=1.5, top1=80.0, best=True))
-    lines.append(eval_line(30, 5.0, loss=more.pop("val_loss", 1.25), top1=more.pop("val_top1", 81.0), best=True))
-    fields = {name: more.pop(name) for name in list(more) if "__" in name}
-    return make_run(folder, lines, state="finished", summary=summary(**more), **fields)
 
 
 def two_runs(tmp_path: Path, first: dict[str, Any] | None = None, **second: Any) -> list[RunRecord]:

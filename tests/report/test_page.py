@@ -21,7 +21,8 @@ import yaml
 from markupsafe import escape
 from PIL import Image
 
-from tests.run_folder.test_record import (
+from tests.report.runs import reported_run
+from tests.run_folder.handwritten import (
     eval_line,
     make_run,
     save_line,
@@ -30,9 +31,7 @@ from tests.run_folder.test_record import (
     start_line,
     train_line,
 )
-from tests.sharing import made_once
-from tests.training.test_run import digits
-from vit_dist import UserError, train
+from vit_dist import UserError
 from vit_dist.cli import main
 from vit_dist.files import read_json
 from vit_dist.formatting import big, duration, loss_text
@@ -52,21 +51,6 @@ from vit_dist.run_folder.record import RunRecord, read_run
 CURVES = {"loss", "accuracy", "rate", "gradient_norm", "throughput", "utilisation", "seconds"}
 PREDICTION_DRAWINGS = {"classes", "confusion", "mistakes"}
 MARKUP = "<b>&\"'</b><script>alert(1)</script>"
-
-
-def reported_run(factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run on the digits with EMA and its report; train it once for all modules.
-
-    The run first has 30 updates; then it is extended to 60, so it resumes from a checkpoint.
-    """
-
-    def make(folder: Path) -> None:
-        fields = {"log__trackers": "none", "train__ema": 0.9, "evaluate__every": "10 updates", "augment__mixup": 0.2}
-        for length in ("30 updates", "60 updates"):
-            train(digits(folder, **{**fields, "train__duration": length}))
-        assert write_report(folder) == folder / "report" / "index.html"
-
-    return made_once(factory, "a run of digits", make)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.run_folder.test_record import make_run, some_inputs, some_predictions, start_line, train_line
+from tests.run_folder.handwritten import make_run, some_inputs, some_predictions, start_line, train_line
 from vit_dist.report import curves, drawing, grids
 from vit_dist.report.confusion import confusion_matrix, confusions, per_class_accuracy
 from vit_dist.report.rendering import macro, render
