@@ -85,7 +85,7 @@ def chosen_checkpoint(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", list(RUNS))
-def test_a_run_gives_the_weights_that_its_metric_is_of(name: str, runs: dict[str, Path]) -> None:
+def test_a_run_gives_its_default_weights(name: str, runs: dict[str, Path]) -> None:
     folder, weights = runs[name], RUNS[name][1]
     trained = load_run_model(folder, "model")
     assert trained.weights == weights
