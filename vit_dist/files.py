@@ -15,7 +15,7 @@ from vit_dist.errors import UserError, one_line
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a hidden path beside `path` to write to; it becomes `path` at the end, and is removed after an error.
+    """Yield a hidden path in the folder of `path` to write to; it becomes `path` at the end, and is removed after an error.
 
     Readers see the old file or the new one, never half of either. Not forced to the disk. Raises OSError.
     """
@@ -60,7 +60,7 @@ def json_number(value: float) -> float | str:
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Yield a hidden path beside `path` at which to build a file or folder; `publish` gives it its name.
+    """Yield a hidden path in the folder of `path` at which to build a file or folder; `publish` gives it its name.
 
     Whatever is left at the hidden path at the end is removed. Raises UserError, naming `path`, for an OSError.
     """

@@ -52,8 +52,8 @@ def signature(name: str) -> dict[str, inspect.Parameter]:
     return parameters
 
 
-def problems_of(name: str, given: Any) -> list[str]:
-    return list(schedule_problems(name, given))
+def problems_of(name: str, settings: Any) -> list[str]:
+    return list(schedule_problems(name, settings))
 
 
 def test_every_scheduler_of_torch_is_supported() -> None:
@@ -62,7 +62,7 @@ def test_every_scheduler_of_torch_is_supported() -> None:
 
 
 @everyone
-def test_arguments_have_torchs_names(name: str) -> None:
+def test_settingshave_torchs_names(name: str) -> None:
     takes = set(SCHEDULERS[name]) - ({"metric"} if name == "ReduceLROnPlateau" else set())
     elsewhere = ELSEWHERE.get(name, set())
     assert set(signature(name)) - {"last_epoch"} == takes | elsewhere
@@ -70,7 +70,7 @@ def test_arguments_have_torchs_names(name: str) -> None:
 
 
 @everyone
-def test_types_of_arguments_fit_torchs_defaults(name: str) -> None:
+def test_types_of_settingsfit_torchs_defaults(name: str) -> None:
     kinds = SCHEDULERS[name]
     for key, parameter in signature(name).items():
         if key not in kinds or parameter.default in (None, inspect.Parameter.empty):
@@ -88,25 +88,25 @@ def test_types_of_arguments_fit_torchs_defaults(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "given"),
+    ("name", "key", "settings"),
     [
         ("CyclicLR", "mode", {"base_lr": 0.1, "max_lr": 1.0}),
         ("OneCycleLR", "anneal_strategy", {"max_lr": 1.0, "total_steps": 9}),
         ("ReduceLROnPlateau", "threshold_mode", {}),
     ],
 )
-def test_choices_are_those_of_torch(name: str, key: str, given: dict[str, Any]) -> None:
+def test_choices_are_those_of_torch(name: str, key: str, settings: dict[str, Any]) -> None:
     def optimizer() -> Optimizer:
         return SGD([Parameter(torch.zeros(1))], 1.0, 0.9)
 
     for choice in get_args(SCHEDULERS[name][key]):
-        getattr(lr_scheduler, name)(optimizer(), **given, **{key: choice})
+        getattr(lr_scheduler, name)(optimizer(), **settings, **{key: choice})
     with pytest.raises(ValueError):
-        getattr(lr_scheduler, name)(optimizer(), **given, **{key: "other"})
+        getattr(lr_scheduler, name)(optimizer(), **settings, **{key: "other"})
 
 
 @everyone
-def test_required_arguments_are_named_with_their_types(name: str) -> None:
+def test_required_settingsare_named_with_their_types(name: str) -> None:
     required = REQUIRED.get(name, {})
     assert problems_of(name, {}) == [f"schedule.args.{key}: {name} needs it: {kind}" for key, kind in required.items()]
     # Each argument without a default in torch is required, or derived.
@@ -132,21 +132,21 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "given", "typed"), GOOD)
-def test_valid_arguments_are_typed_and_have_no_problems(
-    name: str, given: dict[str, Any], typed: dict[str, Any]
+@pytest.mark.parametrize(("name", "settings", "typed"), GOOD)
+def test_valid_settingsare_typed_and_have_no_problems(
+    name: str, settings: dict[str, Any], typed: dict[str, Any]
 ) -> None:
-    assert problems_of(name, given) == []
-    arguments = schedule_arguments(name, given)
+    assert problems_of(name, settings) == []
+    arguments = schedule_arguments(name, settings)
     assert arguments == typed
     assert {key: type(value) for key, value in arguments.items()} == {key: type(value) for key, value in typed.items()}
 
 
 def test_inner_schedulers_are_left_unchanged() -> None:
     inner = [{"name": "LinearLR"}, {"name": "StepLR", "step_size": "5 updates"}]
-    given = {"schedulers": inner, "milestones": ["5%"]}
-    assert problems_of("SequentialLR", given) == []
-    assert schedule_arguments("SequentialLR", given)["schedulers"] is inner
+    settings = {"schedulers": inner, "milestones": ["5%"]}
+    assert problems_of("SequentialLR", settings) == []
+    assert schedule_arguments("SequentialLR", settings)["schedulers"] is inner
     assert problems_of("ChainedScheduler", {"schedulers": tuple(inner)}) == []
     assert problems_of("SequentialLR", {"schedulers": inner[:1], "milestones": []}) == []
 
@@ -160,7 +160,7 @@ def test_presets_take_no_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "problems"),
+    ("name", "settings", "problems"),
     [
         ("cosin", {}, ["schedule.name: no schedule cosin (did you mean cosine?)"]),
         ("OneCycle", {"x": 1}, ["schedule.name: no schedule OneCycle (did you mean OneCycleLR?)"]),
@@ -329,8 +329,8 @@ def test_presets_take_no_arguments(name: str) -> None:
         ),
     ],
 )
-def test_problems_of_a_schedule_are_reported_a_line_each(name: str, given: Any, problems: list[str]) -> None:
-    assert problems_of(name, given) == problems
+def test_problems_of_a_schedule_are_reported_a_line_each(name: str, settings: Any, problems: list[str]) -> None:
+    assert problems_of(name, settings) == problems
 
 
 def test_problems_begin_with_the_given_place() -> None:

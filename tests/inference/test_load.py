@@ -291,7 +291,7 @@ def test_the_state_of_the_optimizer_is_not_a_model(runs: dict[str, Path]) -> Non
     assert path.is_file()
     with pytest.raises(UserError) as caught:
         load_model(str(path))
-    assert str(caught.value) == f"{path}: holds no model: its weights are in model.safetensors beside it"
+    assert str(caught.value) == f"{path}: holds no model: its weights are in model.safetensors in the same folder"
 
 
 def test_a_path_may_begin_with_a_tilde(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from vit_dist.inference.output import FORMATS
 
 @dataclass(frozen=True)
 class Usage:
-    """What a command takes.
+    """The arguments that a command takes.
 
     positionals: name → meaning, with the number of them from `min` to `max` (None: any number).
     flags: name → (name of the value, meaning); the name of the value is empty for a flag without one.

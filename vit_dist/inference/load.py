@@ -66,7 +66,7 @@ def load_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
     if path.suffix == ".safetensors" and path.is_file():
         if (path.parent / checkpoint.MANIFEST).is_file():
             if path.stem not in _WEIGHTS:
-                raise UserError(f"{path}: holds no model: its weights are in model.safetensors beside it")
+                raise UserError(f"{path}: holds no model: its weights are in model.safetensors in the same folder")
             return _from_run(path.parent, "", _WEIGHTS[path.stem], fields)
         if (path.parent / "config.json").is_file() and "model.name" not in fields:
             return _from_export(path.parent, fields)
