@@ -15,9 +15,10 @@ from vit_dist.errors import UserError, one_line
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a hidden path in the folder of `path` to write to; it becomes `path` at the end, and is removed after an error.
+    """Yield a hidden path in the folder of `path` to write to; at the end it becomes `path`.
 
-    Readers see the old file or the new one, never half of either. Not forced to the disk. Raises OSError.
+    Readers see the old file or the new one, never half of either; after an error nothing is left. Not forced to the
+    disk. Raises OSError.
     """
     hidden = path.with_name(f".{path.name}")
     try:

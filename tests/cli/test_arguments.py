@@ -340,7 +340,7 @@ def test_a_missing_model_is_refused(
     optimizer = run / "checkpoints" / "last" / "optimizer.safetensors"
     assert optimizer.is_file()
     assert refused(capsys, name, optimizer) == [
-        f"{optimizer}: holds no model: its weights are in model.safetensors beside it"
+        f"{optimizer}: holds no model: its weights are in model.safetensors in the same folder"
     ]
 
 

@@ -62,7 +62,7 @@ def test_every_scheduler_of_torch_is_supported() -> None:
 
 
 @everyone
-def test_settingshave_torchs_names(name: str) -> None:
+def test_arguments_have_torchs_names(name: str) -> None:
     takes = set(SCHEDULERS[name]) - ({"metric"} if name == "ReduceLROnPlateau" else set())
     elsewhere = ELSEWHERE.get(name, set())
     assert set(signature(name)) - {"last_epoch"} == takes | elsewhere
@@ -70,7 +70,7 @@ def test_settingshave_torchs_names(name: str) -> None:
 
 
 @everyone
-def test_types_of_settingsfit_torchs_defaults(name: str) -> None:
+def test_types_of_arguments_fit_torchs_defaults(name: str) -> None:
     kinds = SCHEDULERS[name]
     for key, parameter in signature(name).items():
         if key not in kinds or parameter.default in (None, inspect.Parameter.empty):
@@ -106,7 +106,7 @@ def test_choices_are_those_of_torch(name: str, key: str, settings: dict[str, Any
 
 
 @everyone
-def test_required_settingsare_named_with_their_types(name: str) -> None:
+def test_required_arguments_are_named_with_their_types(name: str) -> None:
     required = REQUIRED.get(name, {})
     assert problems_of(name, {}) == [f"schedule.args.{key}: {name} needs it: {kind}" for key, kind in required.items()]
     # Each argument without a default in torch is required, or derived.
@@ -133,7 +133,7 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "settings", "typed"), GOOD)
-def test_valid_settingsare_typed_and_have_no_problems(
+def test_valid_arguments_are_typed_and_have_no_problems(
     name: str, settings: dict[str, Any], typed: dict[str, Any]
 ) -> None:
     assert problems_of(name, settings) == []
