@@ -853,6 +853,18 @@ def test_a_long_value_is_cut() -> None:
     assert refusal({"log": {"tags": {"a"}}}) == "log.tags: must be a list of strings, not {'a'}"
 
 
+def test_a_key_that_appears_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    for text, where in (
+        ("run: {seed: 1}\ndata: {workers: 0}\nrun: {threads: 2}\n", 'run appears twice in "<unicode string>", line 3'),
+        ("run:\n  seed: 1\n  seed: 2\n", 'seed appears twice in "<unicode string>", line 3'),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError) as error:
+            Config.load(path)
+        assert str(error.value).startswith(f"{path}: not YAML: {where}")
+
+
 def test_yaml_that_python_cannot_hold_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     for text in ("[" * 2000, f"run: {{seed: {'9' * 5000}}}", "run: {name: 2020-99-99}"):

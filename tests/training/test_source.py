@@ -15,11 +15,13 @@ from torch import Tensor
 from vit_dist import Config, UserError, train
 from vit_dist.config.fields import AugmentConfig, DataConfig, RunConfig
 from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.source import MemorySource
-from vit_dist.data.sources.splits import LabelledSplits, from_source, with_val
+from vit_dist.data.sources.splits import LabelledSplits, with_val
 from vit_dist.data.stream import Stream
 from vit_dist.inference.load import load_model
+from vit_dist.inference.splits import open_split
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
 
@@ -62,7 +64,11 @@ def test_training_from_an_object_of_ones_own(image_folder: Path, tmp_path: Path)
     assert run.history[0]["plan"]["samples"] == 48
     assert [line["update"] for line in run.history if line["kind"] == "train"] == [1, 2, 3, 4]
     assert run.preprocessing == Preprocessing(16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875)
-    assert load_model(str(run.folder)).classes == ["ant", "bee", "cat"]
+    trained = load_model(str(run.folder))
+    assert trained.classes == ["ant", "bee", "cat"]
+    assert open_split(trained, "", image_folder / "valid").subset.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
+    with pytest.raises(UserError, match=r"^data.root: this model does not say its data: name images \(predict\) or "):
+        open_split(trained, "", None)  # the object itself cannot be opened again
     again = train(config(tmp_path / "again"), source=database(image_folder))
     weights = (folder / "checkpoints" / "last" / "model.safetensors" for folder in (run.folder, again.folder))
     assert len({path.read_bytes() for path in weights}) == 1
@@ -126,16 +132,29 @@ ZEROS = np.zeros((3, 1, 4, 4), np.uint8)
         ),
         (
             MemorySource(ZEROS, np.array([0, -1, 2])),
-            "source.labels: must be one class number, 0 or more, for each of its 3 images, not int64 [3]",
+            "source.labels: must be 0 or more, not -1 (image 1)",
+        ),
+        (Database([], []), "source: has no images"),
+        (
+            MemorySource(ZEROS, np.array([0, 1, 10**9])),
+            "source.labels: go up to 1000000000 for 3 images: number the classes from 0 on, or give source.classes",
+        ),
+        (Database([Path("a")] * 2, [0, 1], ("a", "a")), "source.classes: must be a list of different names"),
+        (
+            Database([Path("gone.png")] * 2, [0, 1]),
+            "image/0: cannot be read (FileNotFoundError: [Errno 2] No such file or directory: 'gone.png')",
         ),
         (Database([Path("a")] * 2, [0, 3]), "source.classes: has 3 names, and source.labels go up to 3"),
         (
             MemorySource(ZEROS[:, 0], np.arange(3)),
-            "source.pixels: must be uint8 [3, channels, height, width], not uint8 [3, 4, 4]",
+            "source.pixels: must be uint8 [3, 1 or 3, side, side], not uint8 [3, 4, 4]",
         ),
         (Palette(ZEROS, np.arange(3)), "source.image: must return PIL images of mode RGB or L, not P"),
     ],
-    ids=["bare", "too few labels", "real labels", "negative labels", "classes", "pixels", "mode"],
+    ids=[
+        *("bare", "too few labels", "real labels", "negative labels", "nothing", "huge label", "twice a class"),
+        *("unreadable", "classes", "pixels", "mode"),
+    ],
 )
 def test_what_a_source_lacks_is_one_line(source: Any, problem: str) -> None:
     with pytest.raises(UserError) as error:
@@ -151,3 +170,12 @@ def test_images_that_differ_are_named(image_folder: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError) as error:
         train(config(tmp_path / "run"), source=source)
     assert str(error.value) == "image/7: is [1, 16, 16], others are [3, 16, 16]: make them alike"
+
+
+def test_one_class_is_refused_before_the_folder_is_touched(image_folder: Path, tmp_path: Path) -> None:
+    source = database(image_folder)
+    source.labels, source.classes = [0] * len(source), ("ant",)
+    with pytest.raises(UserError) as error:
+        train(config(tmp_path / "run"), source=source)
+    assert str(error.value) == "data: has one class, ant: a classifier needs two or more"
+    assert not (tmp_path / "run").exists()

@@ -40,8 +40,19 @@ def parse_yaml(text: str, name: object) -> Any:
     """Parse YAML. Raises UserError that begins with `name` and says where it breaks."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that appears twice, of which YAML silently keeps the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} appears twice", key.start_mark)
+                seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: not YAML: {one_line(error)}") from None
 

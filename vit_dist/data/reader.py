@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_dist.data.augmentation.transforms import Transform
-from vit_dist.data.sources.source import decoded, sample_name
+from vit_dist.data.sources.source import decoded, read_image, sample_name
 from vit_dist.data.sources.splits import Subset
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints, Keys, Purpose, keys
@@ -59,7 +59,7 @@ class Reader(Dataset[HostBatch | str]):
         rows: list[Tensor] = []
         for index, sample_key in zip(ids.tolist(), sample_keys.tolist(), strict=True):
             if sample_key not in by_key:
-                by_key[sample_key] = transform(source.image(index), sample_key, side)
+                by_key[sample_key] = transform(read_image(source, index), sample_key, side)
             rows.append(by_key[sample_key])
             if rows[-1].shape != rows[0].shape:
                 name = sample_name(source, index, "image")

@@ -39,7 +39,7 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
         return Split(str(folder), subset, others or trained.names)
     config = trained.config.data
     in_files = config.name in ("", "folder")
-    if in_files and not config.root and trained.update is None:
+    if in_files and not config.root and (trained.update is None or config.name == "folder"):
         raise UserError(
             "data.root: this model does not say its data: name images (predict) or --folder DIR (evaluate), "
             "or set data.root or data.name"

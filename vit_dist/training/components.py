@@ -12,9 +12,10 @@ from vit_dist.config.config import Config
 from vit_dist.config.values import parse_size
 from vit_dist.data.augmentation.transforms import training_transform
 from vit_dist.data.preprocessing import Preprocessing, resolve_preprocessing
+from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import Source
-from vit_dist.data.sources.splits import LabelledSplits, from_source
+from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.inference.load import start_from
 from vit_dist.models.build import build_model, refuse_batch_norm
@@ -97,8 +98,12 @@ def build_components(
 def open_splits(config: Config, source: Source | LabelledSplits | None) -> LabelledSplits:
     """Return the config's data, or that of the source given in its place. Raises UserError."""
     if source is None:
-        return open_data(config.data)
-    return source if isinstance(source, LabelledSplits) else from_source(source, config.data)
+        data = open_data(config.data)
+    else:
+        data = source if isinstance(source, LabelledSplits) else from_source(source, config.data)
+    if len(data.classes) < 2:
+        raise UserError(f"data: has one class, {data.classes[0]}: a classifier needs two or more")
+    return data
 
 
 def _build_model(

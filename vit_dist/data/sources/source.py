@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vit_dist.errors import UserError, one_line
 from vit_dist.plan.keys import Ints
 
 Pixels = NDArray[np.uint8]
@@ -31,6 +32,17 @@ class Source(Protocol):
 
     def image(self, index: int) -> Image.Image:
         """Return the decoded image at an index, in mode L or RGB. Raises UserError if it cannot be decoded."""
+
+
+def read_image(source: Source, index: int) -> Image.Image:
+    """Return the image at an index. Raises UserError that names it for whatever the source raises."""
+    try:
+        return source.image(index)
+    except UserError:
+        raise
+    except Exception as error:  # a source of the user's own may raise anything
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise UserError(f"{sample_name(source, index, 'image')}: cannot be read ({reason})") from error
 
 
 def decoded(source: Source) -> Pixels | None:
