@@ -1,4 +1,7 @@
-"""Pictures of a split's predictions: the confusion matrix and per-class accuracy."""
+"""Pictures of a split's predictions: the confusion matrix and per-class accuracy.
+
+Up to 25 classes the page shows the matrix as a table instead, by the macro in templates/macros.html.
+"""
 
 from __future__ import annotations
 
