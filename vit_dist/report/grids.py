@@ -29,7 +29,7 @@ class Tile:
 
     @property
     def is_small(self) -> bool:
-        """Whether a browser should enlarge it without smoothing."""
+        """Return whether a browser should enlarge it without smoothing."""
         return int(self.pixels.shape[-1]) < _SMALL
 
 

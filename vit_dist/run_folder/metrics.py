@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -133,27 +134,32 @@ def spanned_updates(updates: Floats, starts: Sequence[float]) -> Floats:
 
 
 def _standing_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a file that no later `start` line supersedes."""
+    """Yield the lines of a file, as long as it is now, that no later `start` line supersedes."""
+    starts: list[tuple[int, int]] = []
+    count = 0
     with path.open("rb") as file:
-        starts = [
-            (number, line["update"]) for number, line in _parsed(file, only=b'"start"') if line["kind"] == "start"
-        ]
-    with path.open("rb") as file:
-        for number, line in _parsed(file):
-            while starts and starts[0][0] <= number:
-                starts.pop(0)
-            if not starts or not _is_superseded(line, min(update for _, update in starts)):
+        for count, text in enumerate(file, 1):
+            line = _parse(text) if b'"start"' in text else None
+            if line is not None and line["kind"] == "start":
+                starts.append((count, line["update"]))
+        # From the last start to the first, each with the lowest update of those from it on.
+        lowest = list(accumulate(reversed(starts), lambda later, start: (start[0], min(start[1], later[1]))))
+        file.seek(0)
+        for number, text in enumerate(islice(file, count), 1):
+            while lowest and lowest[-1][0] <= number:
+                lowest.pop()
+            line = _parse(text)
+            if line is not None and not (lowest and _is_superseded(line, lowest[-1][1])):
                 yield line
 
 
-def _parsed(texts: Iterable[bytes], only: bytes = b"") -> Iterator[tuple[int, Line]]:
-    """Yield the number and the content of each line that is JSON and contains `only`."""
-    for number, text in enumerate(texts):
-        if only in text:
-            try:
-                yield number, orjson.loads(text)
-            except orjson.JSONDecodeError:
-                continue
+def _parse(text: bytes) -> Line | None:
+    """Return the content of a line; None if it is torn."""
+    try:
+        line: Line = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return line
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -24,7 +24,7 @@ _MAY_CHANGE = ("train.duration", "batch.micro_size")
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run starts.
+    """The point from which a run starts.
 
     checkpoint: to resume from; None: from the start. checkpoint_in_folder: whether it is in the run's own folder.
     finished: whether nothing is left to do. notes: lines for the user. changed: fields that differ, and their new
