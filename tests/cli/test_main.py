@@ -401,8 +401,8 @@ def test_help_of_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     printed = capsys.readouterr().out
     usage, _, rest = printed.partition("\n\n")
     assert usage == (
-        "usage: vit-dist plan [--config RECIPE|FILE] [--print_config] [--processes N] [--png FILE] "
-        "[--section.field VALUE …]"
+        "usage: vit-dist plan [--config RECIPE|FILE] [--print_config] [--trust_code] [--processes N] "
+        "[--png FILE] [--section.field VALUE …]"
     )
     assert rest.startswith(
         "Show what `train` with the same flags would do, without training or touching the run's folder: every number "

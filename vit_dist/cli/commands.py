@@ -54,6 +54,9 @@ _MODEL = "the folder of a run, a checkpoint or an export; FILE.safetensors; or t
 _WEIGHTS = ("raw|ema", "the last weights or their EMA; default: those that the run's metric picked")
 
 
+_TRUST = ("", "run a function that the model's run names as its model; without it such a run is refused")
+
+
 _RECIPE = (
     f"--config takes a shipped recipe ({', '.join(path.stem for path in sorted(RECIPES.glob('*.yaml')))}) or a YAML "
     "file. Without it: the recipe named like data.name; finetune if model.pretrained is set; folder if data.root is; "
@@ -64,6 +67,7 @@ _RECIPE = (
 _CONFIG_FLAGS = {
     "--config": ("RECIPE|FILE", "shipped recipe or YAML file to start from"),
     "--print_config": ("", "print the whole config as YAML and exit"),
+    "--trust_code": ("", "run a function that a teacher's run names as its model; without it such a run is refused"),
 }
 
 
@@ -98,6 +102,7 @@ USAGES = {
             "--folder": ("DIR", "all images in folders named after the classes, instead of a split"),
             "--weights": _WEIGHTS,
             "--json": ("FILE", "write the result, with every class"),
+            "--trust_code": _TRUST,
         },
         {"MODEL": _MODEL},
         1,
@@ -114,6 +119,7 @@ USAGES = {
             "--out": ("FILE", "default: standard output"),
             "--png": ("FILE", "also draw the first 64 images; default: predictions.png for the 16 of test"),
             "--weights": _WEIGHTS,
+            "--trust_code": _TRUST,
         },
         {"MODEL": _MODEL, "IMAGE": "files, folders, patterns"},
         1,
@@ -126,6 +132,7 @@ USAGES = {
         {
             "--preprocess": ("", "ONNX: take uint8 pixels and normalise them in the graph"),
             "--weights": _WEIGHTS,
+            "--trust_code": _TRUST,
         },
         {"MODEL": _MODEL, "OUT": "FILE.onnx, or a new folder"},
         2,

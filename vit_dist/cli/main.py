@@ -94,7 +94,7 @@ def _train(words: list[str]) -> int:
         return 0
     from vit_dist.training.run import train
 
-    return STOPPED if train(config).stopped else 0
+    return STOPPED if train(config, trust_code=_trusts(arguments)).stopped else 0
 
 
 def _plan(words: list[str]) -> int:
@@ -108,7 +108,8 @@ def _plan(words: list[str]) -> int:
     from vit_dist.cli.plan import show_plan
     from vit_dist.telemetry.console import Console
 
-    show_plan(config, Console(speaks=True), processes=int(arguments.flags.get("--processes", "1")), picture=picture)
+    processes = int(arguments.flags.get("--processes", "1"))
+    show_plan(config, Console(speaks=True), processes=processes, picture=picture, trust_code=_trusts(arguments))
     return 0
 
 
@@ -215,7 +216,11 @@ def _load(arguments: Arguments) -> TrainedModel:
     from vit_dist.inference.load import load_model
 
     name, weights = arguments.positionals[0], arguments.flags.get("--weights", "")
-    return load_model(name, weights=weights, overrides=arguments.config)
+    return load_model(name, weights=weights, overrides=arguments.config, trust_code=_trusts(arguments))
+
+
+def _trusts(arguments: Arguments) -> bool:
+    return "--trust_code" in arguments.flags
 
 
 def _config(words: list[str]) -> int:

@@ -23,9 +23,10 @@ from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import augment_notes, plan_rows
 
 
-def show_plan(config: Config, console: Console, *, processes: int, picture: Path) -> None:
+def show_plan(config: Config, console: Console, *, processes: int, picture: Path, trust_code: bool = False) -> None:
     """Print the plan of a config on `processes` processes, and draw its learning rate into a PNG.
 
+    trust_code: run a function that the run of the config's teacher names as its model.
     Raises UserError for everything that `train` refuses, except what depends on the machine, the
     network or the run's folder.
     """
@@ -35,6 +36,7 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
         device=torch.device("cpu"),
         autocast=contextlib.nullcontext,
         load_pretrained=config.model.pretrained != "timm",  # a plan downloads no weights
+        trust_code=trust_code,
     )
     plan = components.plan
     rates = rate_curve(components.schedule, plan)

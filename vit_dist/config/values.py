@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter, WithJsonSchema
 
-from vit_dist.errors import UserError, either
+from vit_dist.errors import UserError, either, one_line
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,18 @@ def describe(kind: Any) -> str:
     }[kind]
 
 
-def import_function(path: str, name: str) -> Any:
+def import_function(path: str, name: str) -> Callable[..., Any]:
     """Import "package.module:function", from the working folder too. Raises UserError that names the field `name`."""
     module, _, attribute = path.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{name}: {path} cannot be imported: {error}; write it as package.module:function") from None
+        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # of any kind: the module runs its own code
+        reason = one_line(error, 300)
+        raise UserError(f"{name}: {path} cannot be imported: {reason}; write it as package.module:function") from error
+    if not callable(function):
+        raise UserError(f"{name}: {path} is no function, but {type(function).__name__}: name a function")
+    if f"{module}.".startswith("torch.hub.") or getattr(function, "__module__", "") == "torch.hub":
+        raise UserError(f"{name}: {path} runs code from the network: install the package and name its own function")
+    return function

@@ -21,6 +21,7 @@ from vit_dist.config.values import merged
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
+from vit_dist.inference.trust import check_trust
 from vit_dist.models.build import build_model
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.models.timm_models import check_model_name, imagenet_classes
@@ -51,11 +52,14 @@ class TrainedModel:
     samples: int | None = None
 
 
-def load_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | None = None) -> TrainedModel:
+def load_model(
+    name: str, *, weights: str = "", overrides: Mapping[str, Any] | None = None, trust_code: bool = False
+) -> TrainedModel:
     """Load the model in a run's folder, a checkpoint, an exported folder or a safetensors file, or timm/NAME.
 
     weights: raw or ema of a run; empty: those that it chose. overrides: dotted fields of the config; for a run, those
-    that do not change the model; for a file of weights or a timm name, all of `model` and `data`. Raises UserError.
+    that do not change the model; for a file of weights or a timm name, all of `model` and `data`. trust_code: run a
+    function that the run names as its model. Raises UserError.
     """
     fields = dict(overrides or {})
     path = Path(name).expanduser()
@@ -67,16 +71,16 @@ def load_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
         if (path.parent / checkpoint.MANIFEST).is_file():
             if path.stem not in _WEIGHTS:
                 raise UserError(f"{path}: holds no model: its weights are in model.safetensors in the same folder")
-            return _from_run(path.parent, "", _WEIGHTS[path.stem], fields)
+            return _from_run(path.parent, "", _WEIGHTS[path.stem], fields, trust_code=trust_code)
         if (path.parent / "config.json").is_file() and "model.name" not in fields:
-            return _from_export(path.parent, fields)
+            return _from_export(path.parent, fields, trust_code)
         if "model.name" not in fields:
             raise UserError(
                 f"model.name: {path} holds weights alone: say whose they are, as timm/vit_small_patch16_224"
             )
         return _from_weights_file(fields, path)
     if (path / "config.json").is_file():
-        return _from_export(path, fields)
+        return _from_export(path, fields, trust_code)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl") and path.is_file():
         raise UserError(f"{path}: a pickle is never read: convert it to safetensors")
     if path.suffix == ".onnx" and path.is_file():
@@ -84,20 +88,29 @@ def load_model(name: str, *, weights: str = "", overrides: Mapping[str, Any] | N
     if not path.is_dir():
         near = "; timm's models are timm/NAME" if "/" not in name else ""
         raise UserError(f"{name}: no run's folder, checkpoint, exported folder or safetensors file is there{near}")
-    return _from_run(path, "", weights, fields)
+    return _from_run(path, "", weights, fields, trust_code=trust_code)
 
 
-def load_run_model(path: Path, field: str, model: nn.Module | None = None) -> TrainedModel:
+def load_run_model(
+    path: Path, field: str, model: nn.Module | None = None, *, trust_code: bool = False, named: str = ""
+) -> TrainedModel:
     """Load the best weights of the run at `path` (the last ones if none were chosen), or those of a checkpoint.
 
-    model: load them into it, in place of the model that the config names. Raises UserError, naming `field`, if there
-    are none.
+    model: load them into it, in place of the model that the config names. trust_code: run a function that the run
+    names as its model; named: the one that may run anyway. Raises UserError, naming `field`, if there are none.
     """
-    return _from_run(path, field, "", {}, model)
+    return _from_run(path, field, "", {}, model, trust_code=trust_code, named=named)
 
 
 def _from_run(
-    path: Path, field: str, weights: str, fields: Mapping[str, Any], model: nn.Module | None = None
+    path: Path,
+    field: str,
+    weights: str,
+    fields: Mapping[str, Any],
+    model: nn.Module | None = None,
+    *,
+    trust_code: bool,
+    named: str = "",
 ) -> TrainedModel:
     _check_fields(fields, inference_fields(), "the run says it itself")
     source, chosen = _chosen_checkpoint(path, field)
@@ -107,13 +120,15 @@ def _from_run(
         raise UserError(f"--weights: {source.path} has no EMA weights: its run had no train.ema")
     preprocessing = Preprocessing.from_dict(source.state["preprocessing"])
     classes = list(source.state["classes"])
-    model = model or build_model(
-        config.model,
-        classes=len(classes),
-        channels=source.state["channels"],
-        image_size=preprocessing.image_size,
-        seed=config.run.seed,
-    )
+    if model is None:
+        check_trust(config.model, source.path / "state.json", trust_code=trust_code, named=named)
+        model = build_model(
+            config.model,
+            classes=len(classes),
+            channels=source.state["channels"],
+            image_size=preprocessing.image_size,
+            seed=config.run.seed,
+        )
     load_weights(model, _weights_file(source, weights))
     return TrainedModel(
         model,
@@ -155,7 +170,7 @@ def _from_weights_file(fields: Mapping[str, Any], path: Path | None) -> TrainedM
     return TrainedModel(model, preprocessing, identifiers, channels, "raw", config, names)
 
 
-def _from_export(folder: Path, fields: Mapping[str, Any]) -> TrainedModel:
+def _from_export(folder: Path, fields: Mapping[str, Any], trust_code: bool) -> TrainedModel:
     """Load a folder in the format of timm and the Hugging Face hub."""
     _check_fields(fields, (*inference_fields(), "data.name", "data.val_fraction"), "the folder says it itself")
     try:
@@ -168,6 +183,7 @@ def _from_export(folder: Path, fields: Mapping[str, Any]) -> TrainedModel:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder / 'config.json'}: not one that timm would load: {error!r}") from None
     config = Config.load("folder", {**fields, "model.name": name, "model.args": args})
+    check_trust(config.model, folder / "config.json", trust_code=trust_code)
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
     load_weights(model, folder / "model.safetensors")
     label_names = content.get("label_names")

@@ -42,10 +42,9 @@ def build_model(
             build = import_function(config.name, "model.name")
             try:
                 model = build(classes=classes, channels=channels, image_size=image_size, **config.args)
-            except TypeError as error:
-                raise UserError(
-                    f"model.name: {config.name} was called with classes, channels, image_size and model.args: {error}"
-                ) from error
+            except (Exception, SystemExit) as error:  # of any kind: it is the user's function
+                called = f"{config.name} was called with classes, channels, image_size and model.args"
+                raise UserError(f"model.name: {called}: {one_line(error, 300)}") from error
             if not isinstance(model, nn.Module):
                 raise UserError(f"model.name: {config.name} must return a torch.nn.Module, not {type(model).__name__}")
         else:

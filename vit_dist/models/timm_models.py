@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
+import sys
 from typing import Any
 
 from torch import nn
 
 from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.fields import ModelConfig
-from vit_dist.errors import UserError, nearest
+from vit_dist.errors import UserError, nearest, one_line
 from vit_dist.models.vit import PRESETS
 
 
 def check_model_name(name: str) -> None:
     """Check that a name is a preset of ours, a timm model or an import path. Raises UserError with close names."""
-    if ":" in name:
-        return
     if not is_timm(name):
+        if ":" in name:
+            return
         if name not in PRESETS:
             known = [*PRESETS, "timm/NAME", "package.module:function"]
             raise UserError(f"model.name: no model {name}{nearest(name, known)}")
@@ -29,6 +32,40 @@ def check_model_name(name: str) -> None:
         close = [f"timm/{model}" for model in difflib.get_close_matches(name, timm.list_models(), 3)]
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise UserError(f"model.name: timm has no model {name}: {hint}")
+
+
+def untrusted_arguments(config: ModelConfig) -> list[str]:
+    """Return the names of the arguments of timm/NAME that are not safe to take from a file.
+
+    Safe are arguments of the classes in timm's own module of the model, if they are numbers, switches, words, or lists
+    of these: nothing that can name a file, an address or code, or take all memory.
+    """
+    from timm.models import model_entrypoint
+
+    check_model_name(config.name)
+    module = sys.modules[model_entrypoint(timm_name(config.name).partition(".")[0]).__module__]
+    classes = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, nn.Module)]
+    known = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
+    known -= {"self", "args", "kwargs", "device", "dtype", *_LOADING}
+    return [name for name, value in config.args.items() if name not in known or not _is_plain(value)]
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (list, tuple)):
+        return depth < 3 and len(value) <= 100 and all(_is_plain(item, depth + 1) for item in value)
+    if isinstance(value, str):
+        return re.fullmatch(r"[A-Za-z0-9_.-]{0,64}", value) is not None
+    return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= _LARGEST)
+
+
+# Arguments with which timm loads weights by itself, pickles too, or builds something that is no classifier.
+_LOADING = frozenset(
+    {
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"),
+        *("checkpoint_path", "cache_dir", "model_cfg", "feature_cfg", "features_only", "kwargs_filter"),
+    }
+)
+_LARGEST = 2**16  # of a number among the arguments that a file names
 
 
 def pretrained_cfg(name: str) -> Any:
@@ -70,6 +107,11 @@ def build_timm_model(config: ModelConfig, classes: int, channels: int, image_siz
 
     check_model_name(config.name)
     name = timm_name(config.name)
+    for argument in config.args:
+        if argument in _LOADING:
+            raise UserError(
+                f"model.args.{argument}: timm's own loading may read a pickle: leave it out, and set model.pretrained"
+            )
     for argument, field in (("img_size", "data.image_size sets"), ("num_classes", "the data's classes set")):
         if argument in config.args:
             raise UserError(f"model.args.{argument}: {field} it: leave it out")
@@ -87,8 +129,9 @@ def build_timm_model(config: ModelConfig, classes: int, channels: int, image_siz
                 raise
             arguments.pop("dynamic_img_size", None)
             model = timm.create_model(name, **arguments)  # convolutional models take any size
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        raise UserError(f"model.name: timm/{name} cannot be built for {image_size} pixels: {error}") from None
+    except Exception as error:  # of any kind, since the arguments may be any
+        reason = one_line(error, 300)
+        raise UserError(f"model.name: timm/{name} cannot be built for {image_size} pixels: {reason}") from None
     assert isinstance(model, nn.Module)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if isinstance(patch, tuple) and image_size % patch[0]:

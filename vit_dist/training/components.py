@@ -60,12 +60,14 @@ def build_components(
     model: nn.Module | None = None,
     source: Source | LabelledSplits | None = None,
     load_pretrained: bool = True,
+    trust_code: bool = False,
 ) -> Components:
     """Build the parts of a run on `world_size` ranks, of which this one computes on `device`.
 
     autocast: the precision that a teacher runs in. model, source: used in place of the config's model and data.
-    load_pretrained: False if a checkpoint's weights follow. Raises UserError for everything that `train` refuses,
-    except what depends on the machine or the run's folder.
+    load_pretrained: False if a checkpoint's weights follow. trust_code: run a function that a teacher's run names as
+    its model. Raises UserError for everything that `train` refuses, except what depends on the machine or the run's
+    folder.
     """
     check_tracker(config.log.trackers)
     data = open_splits(config, source)
@@ -75,7 +77,7 @@ def build_components(
     training_transform(config.augment, preprocessing.mean, preprocessing.image_size, None)  # refuses what it cannot do
     model, notes = _build_model(config, data, preprocessing, model, load_pretrained=load_pretrained)
     flops = forward_flops(model, channels=data.channels, image_size=preprocessing.image_size)
-    loss = _build_loss(config, data, preprocessing, device, autocast)
+    loss = _build_loss(config, data, preprocessing, device, autocast, trust_code)
     model.to(device)
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
@@ -133,10 +135,17 @@ def _build_model(
 
 
 def _build_loss(
-    config: Config, data: LabelledSplits, preprocessing: Preprocessing, device: torch.device, autocast: Autocast
+    config: Config,
+    data: LabelledSplits,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    autocast: Autocast,
+    trust_code: bool,
 ) -> Loss:
     """Return the loss, with its teacher on the device if it has one. Raises UserError if they do not fit the data."""
-    loss = Loss(config.loss, build_teacher(config.loss, data, preprocessing, device, autocast))
+    named = config.model.name
+    teacher = build_teacher(config.loss, data, preprocessing, device, autocast, trust_code=trust_code, named=named)
+    loss = Loss(config.loss, teacher)
     if config.augment.mixup or config.augment.cutmix:
         loss.check_mixed_targets(len(data.classes), "augment.mixup" if config.augment.mixup else "augment.cutmix")
     return loss

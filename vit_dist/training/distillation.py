@@ -60,31 +60,39 @@ class Teacher(nn.Module):
 
 
 def build_teacher(
-    config: LossConfig, data: LabelledSplits, student: Preprocessing, device: torch.device, autocast: Autocast
+    config: LossConfig,
+    data: LabelledSplits,
+    student: Preprocessing,
+    device: torch.device,
+    autocast: Autocast,
+    *,
+    trust_code: bool = False,
+    named: str = "",
 ) -> Teacher | None:
     """Return the config's teacher on the device, or None if it has none.
 
-    student: the student's preprocessing. autocast: the precision that the teacher runs in. Raises UserError if it does
-    not fit the data.
+    student: the student's preprocessing. autocast: the precision that the teacher runs in. trust_code, named: as for
+    `load_run_model`. Raises UserError if it does not fit the data.
     """
     if not config.teacher:
         return None
     if is_timm(config.teacher):
-        named = ModelConfig(name=config.teacher)
-        timms = timm_preprocessing(named)
+        timms_model = ModelConfig(name=config.teacher)
+        timms = timm_preprocessing(timms_model)
         candidates = [student]
         if timms is not None:
             fits = len(timms.mean) == data.channels
             mean, std = (timms.mean, timms.std) if fits else (student.mean, student.std)
             resized = Preprocessing(timms.image_size, mean, std)
             candidates = [resized] if fits else [student, resized]
-        model, own = _build_first(named, data, candidates)
+        model, own = _build_first(timms_model, data, candidates)
         weights = Path(config.teacher_weights).expanduser()
         if not weights.is_file():
             raise UserError(f"loss.teacher_weights: {weights} does not exist")
         load_weights(model, weights)
     else:
-        trained = load_run_model(Path(config.teacher).expanduser(), "loss.teacher")
+        path = Path(config.teacher).expanduser()
+        trained = load_run_model(path, "loss.teacher", trust_code=trust_code, named=named)
         if trained.classes != list(data.classes) or trained.channels != data.channels:
             known = f"{config.teacher} knows {data_text(trained.classes, trained.channels)}"
             actual = f"the data is {data_text(data.classes, data.channels)}"

@@ -76,11 +76,18 @@ class Run:
         return torch.cat(logits).softmax(1).cpu()
 
 
-def train(config: Config, model: nn.Module | None = None, source: Source | LabelledSplits | None = None) -> Run:
+def train(
+    config: Config,
+    model: nn.Module | None = None,
+    source: Source | LabelledSplits | None = None,
+    *,
+    trust_code: bool = False,
+) -> Run:
     """Train, or resume the run in the config's folder; a finished run is returned as it is.
 
     model: used in place of the config's model, from the weights that it has. source: used in place of the config's
     data: any object with __len__(), labels and image(index) (see `Source`), of which val is held out, or splits.
+    trust_code: run a function that the run of the config's teacher names as its model.
     Raises UserError (a ValueError) for a mistake of the user's, never exits, restores signal handlers.
     """
     resume = find_resume_point(config)
@@ -101,7 +108,7 @@ def train(config: Config, model: nn.Module | None = None, source: Source | Label
             raise UserError(f"run.dir: {config.folder} must be on storage that all machines share")
         console = Console(speaks=runtime.is_main, level=config.log.level)
         with runtime.stop.on_signals():
-            run = _run(setup(config, runtime, console, resume, model, source))
+            run = _run(setup(config, runtime, console, resume, model, source, trust_code=trust_code))
     finally:
         runtime.end()
     if runtime.is_main and not run.stopped:
@@ -189,7 +196,7 @@ def _finished_before(config: Config, model: nn.Module | None) -> Run:
     current = page.is_file() and page.stat().st_mtime >= ended
     print_summary(console, folder, summary, page if current else None)
     best = Best(**summary["best"]) if summary["best"] else None
-    trained = load_run_model(folder, "run.dir", model)
+    trained = load_run_model(folder, "run.dir", model, named=config.model.name)
     return Run(
         folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, trained.model, trained.preprocessing
     )

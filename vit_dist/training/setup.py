@@ -43,6 +43,8 @@ def setup(
     resume: ResumePoint,
     model: nn.Module | None = None,
     source: Source | LabelledSplits | None = None,
+    *,
+    trust_code: bool = False,
 ) -> Trainer:
     """Build everything that the loop needs, print the overview and record the `start` line.
 
@@ -58,6 +60,7 @@ def setup(
         model=model,
         source=data,
         load_pretrained=resume.checkpoint is None,
+        trust_code=trust_code,
     )
     state = resumed_state(resume, components.plan, components.data.classes)
     updater = _build_updater(components, state, resume.checkpoint, runtime)
