@@ -37,12 +37,12 @@ PACKAGES = (
 )
 # A third-party package → the packages or modules that may import it.
 ALLOWED = {
-    "accelerate": ("runtime", "telemetry.trackers"),
+    "accelerate": ("runtime", "telemetry.tensorboard_run"),
     "torch.distributed": ("runtime",),
     "timm": ("models", "optim", "data.augmentation", "export"),
     "torchvision": ("data",),
-    "wandb": ("telemetry.trackers",),
-    "tensorboard": ("telemetry.trackers",),
+    "wandb": ("telemetry.wandb_process",),
+    "tensorboard": ("telemetry.tensorboard_run",),
     "rich": ("telemetry.console",),
     "matplotlib": ("report",),
     "jinja2": ("report.rendering",),

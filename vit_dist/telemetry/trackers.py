@@ -1,27 +1,28 @@
-"""Send metrics and pictures to W&B or TensorBoard, through Accelerate's trackers."""
+"""Send metrics and pictures to W&B or TensorBoard."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
+import importlib.util
 import netrc
 import os
+import secrets
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_dist.config.config import Config
 from vit_dist.errors import UserError, one_line
 from vit_dist.run_folder.metrics import Line
-from vit_dist.run_folder.predictions import InputExamples, Pixels, SavedPredictions
+from vit_dist.run_folder.predictions import InputExamples, SavedPredictions
+from vit_dist.telemetry.tensorboard_run import TensorBoardRun
+from vit_dist.telemetry.wandb_run import WandbRun
 
-_SECONDS_TO_END = 30
+_SECONDS_TO_START, _SECONDS_TO_START_OFFLINE = 10, 30
 _MAX_CONFUSION_CLASSES = 100
 
 
 class Trackers:
-    """The trackers of a run. A tracker that fails is dropped with one line: it never stops a run."""
+    """The trackers of a run. They never stop or slow it: one that fails is dropped with one line."""
 
     def __init__(self, config: Config, say: Callable[[str], None], *, enabled: bool) -> None:
         """say: prints a line for the user. enabled: False on the ranks that track nothing."""
@@ -29,7 +30,8 @@ class Trackers:
         self.say = say
         self.enabled = enabled
         self.run_id: str | None = None
-        self._trackers: dict[str, Any] = {}
+        self._trackers: dict[str, WandbRun | TensorBoardRun] = {}
+        self._slow: set[str] = set()
 
     @property
     def names(self) -> list[str]:
@@ -42,64 +44,54 @@ class Trackers:
         run_id: an earlier W&B run to continue. position: the update that this run starts from; TensorBoard drops
         what it holds of later ones.
         """
+        self.run_id = run_id
         names, reason = chosen_trackers(self.config.log.trackers, os.environ) if self.enabled else ([], None)
         if reason:
             self.say(reason)
         for name in names:
-            if name == "wandb":
-                self._start_wandb(run_id)
-            else:
-                self._start_tensorboard(position)
+            if name == "wandb" and wandb_mode(os.environ) == "disabled":
+                continue
+            try:
+                if name == "wandb":
+                    self._trackers[name] = self._start_wandb()
+                else:
+                    fields = self._fields()
+                    self._trackers[name] = TensorBoardRun.start(self.config.folder, fields, position)
+            except Exception as error:  # of any kind: a tracker must not end a run
+                self.say(f"{name}: {one_line(error, 200)}: continuing without it")
 
-    def _start_wandb(self, run_id: str | None) -> None:
+    def _start_wandb(self) -> WandbRun:
+        """Start a W&B run; offline if that fails. Raises OSError if that fails too."""
         log, folder = self.config.log, self.config.folder
+        # A new run's id is chosen here, so that an offline run is the one that the server may already know.
         settings: dict[str, Any] = {
             "name": self.config.run.name or None,
             "entity": log.entity or None,
             "group": log.group or None,
             "tags": list(log.tags) or None,
             "dir": str(folder),
-            "id": run_id,
-            "resume": "allow" if run_id else None,
+            "id": self.run_id or secrets.token_hex(4),
+            "resume": "allow" if self.run_id else None,
         }
-        for mode in dict.fromkeys([wandb_mode(os.environ), "offline"]):
-            with self._errors_printed():
-                from accelerate.tracking import WandBTracker
-
-                tracker = WandBTracker(log.project, **settings, mode=mode)
-                self._run("wandb", tracker, self._fields())
-                self.run_id = str(tracker.tracker.id)
-                if mode == "offline":
-                    self.say(f"wandb: offline; later: wandb sync {folder / 'wandb'}/offline-run-*")
-                return
-
-    def _start_tensorboard(self, position: int) -> None:
-        # TensorBoard's table of settings holds plain values alone.
-        fields = {name: x if isinstance(x, (int, float)) else str(x) for name, x in self._fields().items()}
-        with self._errors_printed():
-            from accelerate.tracking import TensorBoardTracker
-
-            # The first argument is the name of the folder.
-            tracker = TensorBoardTracker("tensorboard", str(self.config.folder), purge_step=position + 1)
-            self._run("tensorboard", tracker, fields)
+        mode, reason = wandb_mode(os.environ), ""
+        if mode != "offline":
+            run = WandbRun(mode, log.project, settings, self._fields())
+            try:
+                run.wait_for_start(_SECONDS_TO_START)
+                self.run_id = run.id
+                self.say(f"wandb: {run.url}" if run.url else f"wandb: {mode}")
+                return run
+            except ConnectionError as error:
+                reason = f" ({one_line(error, 200)})"
+        run = WandbRun("offline", log.project, settings, self._fields())
+        run.wait_for_start(_SECONDS_TO_START_OFFLINE)
+        self.run_id = run.id
+        self.say(f"wandb: offline{reason}; later: wandb sync {folder / 'wandb'}/offline-run-*")
+        return run
 
     def _fields(self) -> dict[str, Any]:
         """Return the config's fields by dotted name; empty text for None."""
         return {name: value if value is not None else "" for name, value in self.config.fields().items()}
-
-    def _run(self, name: str, tracker: Any, fields: Mapping[str, Any]) -> None:
-        """Start a tracker, give it the config and keep it."""
-        tracker.start()
-        tracker.store_init_configuration(dict(fields))
-        self._trackers[name] = tracker
-
-    @contextlib.contextmanager
-    def _errors_printed(self, consequence: str = "") -> Iterator[None]:
-        """Print an error raised inside the block as one line, and continue after the block."""
-        try:
-            yield
-        except Exception as error:  # of any kind: a tracker must not end a run
-            self.say(f"tracker: {one_line(error, 200)}{consequence}")
 
     def log(self, line: Line) -> None:
         """Send the numbers of a line as `<kind>/<field>`, at its update. After an error, track no more."""
@@ -111,53 +103,18 @@ class Trackers:
             for name, value in line.items()
             if isinstance(value, (int, float)) and name not in ("time", "update")
         }
-        with self._errors_printed(": continuing without it"):
-            for tracker in self._trackers.values():
-                tracker.log(values, step=line["update"])
-            return
-        self._trackers = {}
+        self._send(lambda tracker: tracker.log(values, line["update"]))
 
     def show_inputs(self, inputs: InputExamples, captions: Sequence[str]) -> None:
         """Send the images that the model sees first, each with its caption."""
-        self._show("inputs", inputs.pixels, captions, inputs.metadata["position"])
+        self._send(lambda tracker: tracker.show("inputs", inputs.pixels, captions, inputs.metadata["position"]))
 
     def show_predictions(self, saved: SavedPredictions, captions: Sequence[str], step: int) -> None:
         """Send the most confident mistakes of a split, and its confusion matrix (for at most 100 classes)."""
-        classes, split = saved.metadata["classes"], saved.metadata["split"]
-        self._show(f"{split}/mistakes", saved.pictures, captions, step)
-        if len(classes) <= _MAX_CONFUSION_CLASSES:
-            self._show_confusion(f"{split}/confusion", saved, step)
-
-    def _show(self, name: str, pixels: Pixels, captions: Sequence[str], step: int) -> None:
-        """Send pictures uint8 [n, channels, height, width] with their captions."""
-        with self._errors_printed(": continuing without pictures"):
-            if "wandb" in self._trackers:
-                import wandb
-
-                images = [
-                    wandb.Image(image.transpose(1, 2, 0).squeeze(), caption=caption)
-                    for image, caption in zip(pixels, captions, strict=True)
-                ]
-                self._trackers["wandb"].log({name: images}, step=step)
-            if "tensorboard" in self._trackers and len(pixels):
-                self._trackers["tensorboard"].tracker.add_images(name, pixels, global_step=step)
-
-    def _show_confusion(self, name: str, saved: SavedPredictions, step: int) -> None:
-        classes = saved.metadata["classes"]
-        with self._errors_printed(": continuing without pictures"):
-            if "wandb" in self._trackers:
-                import wandb
-
-                matrix = wandb.plot.confusion_matrix(
-                    y_true=saved.predictions.label.tolist(),
-                    preds=saved.predictions.top[:, 0].tolist(),
-                    class_names=classes,
-                )
-                self._trackers["wandb"].log({name: matrix}, step=step)
-            if "tensorboard" in self._trackers:
-                counts = saved.predictions.confusion(len(classes))
-                share = counts / counts.sum(1, keepdims=True).clip(1)
-                self._trackers["tensorboard"].tracker.add_image(name, share[None], global_step=step)
+        split = saved.metadata["split"]
+        self._send(lambda tracker: tracker.show(f"{split}/mistakes", saved.pictures, captions, step))
+        if len(saved.metadata["classes"]) <= _MAX_CONFUSION_CLASSES:
+            self._send(lambda tracker: tracker.show_confusion(f"{split}/confusion", saved, step))
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Send the numbers of summary.json to W&B's table of runs, as `summary/<field>`."""
@@ -166,37 +123,42 @@ class Trackers:
             for name, value in summary.items()
             for inner, number in (value.items() if isinstance(value, dict) else [(None, value)])
         }
-        if "wandb" in self._trackers:
-            with self._errors_printed():
-                self._trackers["wandb"].tracker.summary.update(values)
+        self._send(lambda tracker: tracker.summarise(values))
+
+    def write(self, text: str) -> None:
+        """Send a line that the run printed to W&B's log of it."""
+        for tracker in self._trackers.values():
+            tracker.write(text)
+
+    def _send(self, send: Callable[[WandbRun | TensorBoardRun], None]) -> None:
+        """Give something to each tracker, which takes it later, and tell what has gone wrong since the last time."""
+        for name, tracker in list(self._trackers.items()):
+            send(tracker)
+            for problem in tracker.take_problems():
+                self.say(f"{name}: {one_line(problem, 200)}")
+            if tracker.background.dropped and name not in self._slow:
+                self._slow.add(name)
+                self.say(f"{name}: takes nothing at the moment: some lines are left out; metrics.jsonl has them all")
+            if tracker.background.error is not None:
+                del self._trackers[name]
+                self.say(f"{name}: {tracker.end()}: continuing without it")
 
     def end(self) -> None:
-        """Send what is left, for at most 30 seconds."""
-        trackers, self._trackers = list(self._trackers.values()), {}
-        if not trackers:
-            return
-
-        def finish() -> None:
-            with self._errors_printed():
-                for tracker in trackers:
-                    tracker.finish()
-
-        sender = threading.Thread(target=finish, daemon=True)
-        sender.start()
-        sender.join(_SECONDS_TO_END)
-        if sender.is_alive():
-            self.say(f"tracker: still sending after {_SECONDS_TO_END} s; what is missing can be synced later")
+        """Send what is left, for some ten seconds at most."""
+        trackers, self._trackers = self._trackers, {}
+        for name, tracker in trackers.items():
+            problem = tracker.end()
+            for text in [*tracker.take_problems(), *([problem] if problem else [])]:
+                self.say(f"{name}: {one_line(text, 200)}")
 
 
 def check_tracker(name: str) -> None:
     """Check that a tracker named in `log.trackers` is installed. Raises UserError."""
     if name in ("auto", "none"):
         return
-    try:
-        importlib.import_module(name)
-    except ImportError:
+    if importlib.util.find_spec(name) is None:
         extra = "'vit_dist[tensorboard]'" if name == "tensorboard" else name
-        raise UserError(f"log.trackers: {name} is not installed: pip install {extra}, or set none") from None
+        raise UserError(f"log.trackers: {name} is not installed: pip install {extra}, or set none")
 
 
 def chosen_trackers(setting: str, environ: Mapping[str, str]) -> tuple[list[str], str | None]:
@@ -217,13 +179,13 @@ def wandb_mode(environ: Mapping[str, str]) -> str:
     """Return WANDB_MODE, else online, or offline if the server cannot be reached within two seconds."""
     if "WANDB_MODE" in environ:
         return environ["WANDB_MODE"]
-    host = environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    name, _, port = host.partition(":")
+    url = environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    name, _, port = url.split("//")[-1].split("/")[0].partition(":")
     if any(environ.get(proxy) for proxy in ("HTTPS_PROXY", "https_proxy")):
         return "online"
     try:
-        socket.create_connection((name, int(port or 443)), timeout=2).close()
-    except OSError:
+        socket.create_connection((name, int(port or (80 if url.startswith("http:") else 443))), timeout=2).close()
+    except (OSError, ValueError):  # no such host, nobody listens, or it is no address
         return "offline"
     return "online"
 
