@@ -601,7 +601,7 @@ def test_a_tracker_that_fails_is_dropped_with_one_line(tmp_path: Path) -> None:
     trackers._trackers = {"tensorboard": tracker}
     line = {"kind": "train", "time": 0.0, "update": 1, "loss": 1.0}
     trackers.log(line)
-    assert tracker.background.close(10)
+    assert tracker.background.close(lambda: None, 10)
     for _ in range(2):
         trackers.log(line)
     assert (notes, trackers.names, broken.calls) == (["tensorboard: log: no server: continuing without it"], [], 1)

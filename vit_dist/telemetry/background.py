@@ -29,11 +29,12 @@ class Background:
         except queue.Full:
             self.dropped += 1
 
-    def close(self, seconds: float) -> bool:
-        """Wait for the calls, for so many seconds at most; return whether all were made or one failed."""
+    def close(self, last: Callable[[], None], seconds: float) -> bool:
+        """Call a last function after all others. Wait for so many seconds at most; return whether that was enough."""
         until = time.monotonic() + seconds
         try:
-            self._calls.put(None, timeout=max(seconds, 0.001))
+            for each in (last, None):
+                self._calls.put(each, timeout=max(0.001, until - time.monotonic()))
         except queue.Full:
             return False
         self._thread.join(max(0.0, until - time.monotonic()))

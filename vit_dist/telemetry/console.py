@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO, TypeVar
 
 from rich.console import Console as RichConsole
@@ -27,6 +27,7 @@ class Console:
         self.speaks = speaks
         self.stream = stream
         self.level = level
+        self.copy: Callable[[str], None] = lambda text: None  # gets each line too
         self._live: Progress | None = None
         self._task: Any = None
 
@@ -42,6 +43,7 @@ class Console:
     def _print(self, text: str) -> None:
         if not self.speaks:
             return
+        self.copy(text)
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -80,6 +82,7 @@ class Console:
         if self._live is None:
             self.say(text)
             return
+        self.copy(text)
         if self._live.console.width < _FULL_WIDTH:
             text = text.removeprefix("update ").replace("images/s", "img/s").replace("data wait", "wait")
         self._live.update(self._task, completed=line["update"], description=text)

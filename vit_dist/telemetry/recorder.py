@@ -30,6 +30,7 @@ class Recorder:
         self.trackers = trackers
         self.history = list(history)
         self._file = MetricsLog(path, writes=writes)
+        console.copy = trackers.write
 
     def record(self, kind: str, position: int, values: Line) -> Line:
         """Record the values as a line of this kind at update `position`, and return the line.

@@ -60,7 +60,6 @@ class TensorBoardRun:
 
     def end(self) -> str | None:
         """Write what is left and close the files, in a bounded time; return what went wrong, if anything."""
-        self.background.call(self.tracker.finish)
-        if not self.background.close(_SECONDS_TO_END):
+        if not self.background.close(self.tracker.finish, _SECONDS_TO_END):
             return f"still writing after {_SECONDS_TO_END} s"
         return one_line(self.background.error, 200) if self.background.error else None

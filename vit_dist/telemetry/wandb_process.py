@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 # Seconds for sending what is left, once there is nothing more to come.
 SECONDS_TO_FINISH = 10
+# The exit code if that was not enough.
+TIMED_OUT = 3
 
 
 def main() -> None:
@@ -53,13 +55,11 @@ def main() -> None:
         _end()
     answer(id=str(run.id), url=run.url, service=service_processes(os.getpid()))
     finished = _send_all(messages, run, answer)
-    threading.Timer(SECONDS_TO_FINISH, _end).start()
+    threading.Timer(SECONDS_TO_FINISH, _end, (TIMED_OUT,)).start()
     try:
         run.finish(exit_code=0 if finished else 1)
-    except Exception as error:
-        answer(problem=_text(error))
+    except Exception:  # its process has ended, which this one's exit code tells
         _end()
-    answer(finished=True)
     wandb.teardown()
     os._exit(0)
 
@@ -76,6 +76,8 @@ def _send_all(messages: BinaryIO, run: Any, answer: Callable[..., None]) -> bool
         try:
             _SENDERS[kind](run, pixels=pixels, **message)
         except Exception as error:
+            if not service_processes(os.getpid()) and Path("/proc/self").exists():
+                _end()
             if kind not in told:
                 answer(problem=_text(error))
             told.add(kind)
@@ -149,19 +151,16 @@ def _end_with(parent: int) -> None:
     _end()
 
 
-def _end() -> None:
+def _end(code: int = 1) -> None:
     """End this process, and W&B's, which may have been stopped."""
     for number in service_processes(os.getpid()):
         with contextlib.suppress(OSError):
             os.kill(number, signal.SIGKILL)
             os.waitpid(number, 0)
-    os._exit(1)
+    os._exit(code)
 
 
 def _text(error: BaseException) -> str:
-    """Return an error on one line; W&B's own for the loss of its process says nothing."""
-    if not service_processes(os.getpid()) and Path("/proc/self/stat").exists():
-        error = ConnectionError(" ".join(str(error).split()) or "W&B's process has ended")
     return " ".join(str(error).split()) or type(error).__name__
 
 

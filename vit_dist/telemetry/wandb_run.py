@@ -18,7 +18,7 @@ from typing import Any
 from vit_dist.run_folder.predictions import Pixels, SavedPredictions
 from vit_dist.telemetry import wandb_process
 from vit_dist.telemetry.background import Background
-from vit_dist.telemetry.wandb_process import SECONDS_TO_FINISH, is_service, service_processes
+from vit_dist.telemetry.wandb_process import SECONDS_TO_FINISH, TIMED_OUT, is_service, service_processes
 
 # Seconds for importing wandb, which depends on the storage that it is installed on.
 _SECONDS_TO_IMPORT = 60
@@ -107,16 +107,19 @@ class WandbRun:
     def end(self) -> str | None:
         """Finish the run and end the process, in a bounded time; return what went wrong, if anything."""
         until = time.monotonic() + SECONDS_TO_FINISH + 2
-        self.background.call(lambda: self._write({"kind": "finish"}))
-        self.background.close(SECONDS_TO_FINISH)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.1, until - time.monotonic()))
-        code = self._process.poll()
+        self.background.close(lambda: self._write({"kind": "finish"}), SECONDS_TO_FINISH)
+        problem = "some lines were left out" if self.background.dropped else ""
+        try:
+            code = self._process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            code = TIMED_OUT
+        if code:
+            late = f"not finished within {SECONDS_TO_FINISH} s"
+            problem = late if code == TIMED_OUT else "its process has ended"
         self._kill()
-        if code == 0 and not self.background.error and not self.background.dropped:
+        if not problem:
             return None
-        what = "its process ended early" if self.background.error else f"not finished within {SECONDS_TO_FINISH} s"
-        return f"{what}; what is missing there: wandb sync {self._folder}/*run-*-{self.id}"
+        return f"{problem}; what is missing there: wandb sync {self._folder}/*run-*-{self.id}"
 
     def _send(self, kind: str, pixels: bytes = b"", **values: Any) -> None:
         message = {"kind": kind, **values, **({"bytes": len(pixels)} if pixels else {})}
@@ -150,7 +153,7 @@ class WandbRun:
         for service in self._service:
             if is_service(service):
                 _kill(service)
-        self.background.close(1)
+        self.background.close(lambda: None, 1)
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
