@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake of the user: one line per problem, shown without a traceback; exit code 2."""
 
 
+class ModelError(UserError):
+    """A model that gives no answers, as one of NaN: no mistake of the command's; exit code 1."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean X?)` if a known name is close to `name`, else `; known: X, Y`."""
     names = list(known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from tests.checkpointing.states import rehash, state_values
 from tests.optim.test_optimizers import ACCEPTED
 from vit_dist.checkpointing import checkpoint
 from vit_dist.checkpointing.folder import list_checkpoints, newest_valid, point_to, pointed_to, prune
@@ -26,7 +28,8 @@ from vit_dist.models.weights import load_weights, state_tensors
 from vit_dist.optim.ema import EMA
 from vit_dist.optim.optimizers import build_optimizer
 
-STATE = {"train_state": {"position": 7}}
+STATE = state_values(7)
+AVERAGED = state_values(7, ema=0.5)
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, Optimizer]:
@@ -51,7 +54,14 @@ def save(
 
 
 def saved(folder: Path, position: int = 7) -> Path:
-    return save(folder, position, *trained(), {"train_state": {"position": position}})[0]
+    return save(folder, position, *trained(), state_values(position))[0]
+
+
+def rewrite(path: Path, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the content of a JSON file of a checkpoint, and its hash in the manifest with it."""
+    content = json.loads((path / name).read_text())
+    (path / name).write_text(json.dumps(change(content)))
+    rehash(path)
 
 
 def test_a_saved_checkpoint_loads_back(tmp_path: Path) -> None:
@@ -99,7 +109,7 @@ def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
         return model
 
     model = tied()
-    path, _ = save(tmp_path, 1, model, SGD(model.parameters(), lr=0.1), STATE)
+    path, _ = save(tmp_path, 1, model, SGD(model.parameters(), lr=0.1), state_values(1))
     assert load_file(path / "model.safetensors").keys() == {"0.weight", "0.bias", "1.bias"}
     other = tied()
     load_weights(other, path / "model.safetensors")
@@ -153,7 +163,9 @@ def test_optimizer_state_of_another_model_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 4))
     with pytest.raises(UserError) as caught:
         opened.load_optimizer(AdamW(model.parameters(), fused=True), model)
-    assert str(caught.value) == f"{opened.path / 'optimizer.safetensors'}: 1.bias is not in the optimizer"
+    assert str(caught.value) == (
+        f"{opened.path / 'optimizer.safetensors'}: 1.bias is not in the optimizer; 1.weight is not in the optimizer"
+    )
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
@@ -187,12 +199,12 @@ def test_nan_in_state_json_is_an_error(tmp_path: Path) -> None:
 
 def test_a_snapshot_is_not_changed_by_later_updates(tmp_path: Path) -> None:
     model, optimizer, average = averaged()
-    expected, _ = save(tmp_path / "expected", 7, model, optimizer, STATE, average)
-    snapshot = take_snapshot(7, model, optimizer, STATE, average)
+    expected, _ = save(tmp_path / "expected", 7, model, optimizer, AVERAGED, average)
+    snapshot = take_snapshot(7, model, optimizer, AVERAGED, average)
     steps(model, optimizer, range(4, 6))
     average.update(4, torch.ones(()))
     path, _ = write_snapshot(tmp_path / "later", snapshot)
-    live, _ = save(tmp_path / "live", 7, model, optimizer, STATE, average)
+    live, _ = save(tmp_path / "live", 7, model, optimizer, AVERAGED, average)
     for file in expected.glob("*.safetensors"):
         assert (path / file.name).read_bytes() == file.read_bytes()
         assert (live / file.name).read_bytes() != file.read_bytes()
@@ -200,27 +212,31 @@ def test_a_snapshot_is_not_changed_by_later_updates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "known"), [("state.json", 2), ("manifest.json", 1)])
-@pytest.mark.parametrize("number", [0, 3, None])
-def test_another_format_is_refused_with_both_numbers(name: str, known: int, number: int | None, tmp_path: Path) -> None:
+def test_a_later_format_is_refused_with_both_numbers(name: str, known: int, tmp_path: Path) -> None:
     saved(tmp_path, 3)
     path = saved(tmp_path, 5)
-    content = json.loads((path / name).read_text())
-    assert content["format"] == known
-    (path / name).write_text(json.dumps({**content, "format": number}))
-    if name == "state.json":  # with a manifest that still holds
-        manifest = json.loads((path / "manifest.json").read_text())
-        written = (path / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
-        (path / "manifest.json").write_text(json.dumps(manifest))
-    text = (
-        f"{path / name}: format {number}, and this version of vit_dist reads format {known}: "
-        "use the version that wrote it"
-    )
+    assert json.loads((path / name).read_text())["format"] == known
+    rewrite(path, name, lambda content: content | {"format": known + 1})
     # The checkpoint before it is not used instead: the run would silently lose updates.
     for read in (lambda: checkpoint.open_checkpoint(path), lambda: newest_valid(tmp_path)):
         with pytest.raises(UserError) as caught:
             read()
-        assert str(caught.value) == text
+        assert str(caught.value) == (
+            f"{path / name}: format {known + 1}, and this version of vit_dist reads formats up to {known}: "
+            "use the version that wrote it"
+        )
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json"])
+@pytest.mark.parametrize("number", [0, -1, 2.0, "2", None, True])
+def test_what_is_no_number_of_a_format_is_damage(name: str, number: object, tmp_path: Path) -> None:
+    saved(tmp_path, 3)
+    path = saved(tmp_path, 5)
+    rewrite(path, name, lambda content: content | {"format": number})
+    opened, problems = newest_valid(tmp_path)
+    assert opened is not None
+    assert opened.position == 3
+    assert problems == [f"{path / name}: format must be a whole number of 1 or more, not {json.dumps(number)}"]
 
 
 # Optimizer state
@@ -251,7 +267,7 @@ def test_every_optimizer_resumes_bit_identical(name: str, tmp_path: Path) -> Non
     steps(whole, build_optimizer(config, whole, 0.02), range(6))
     optimizer = build_optimizer(config, model, 0.02)
     steps(model, optimizer, range(3))
-    opened = checkpoint.open_checkpoint(save(tmp_path, 3, model, optimizer, STATE)[0])
+    opened = checkpoint.open_checkpoint(save(tmp_path, 3, model, optimizer, state_values(3))[0])
     fresh = build_optimizer(config, later, 0.02)
     opened.load_model(later)
     opened.load_optimizer(fresh, later)
@@ -271,7 +287,7 @@ def test_every_optimizer_resumes_bit_identical(name: str, tmp_path: Path) -> Non
 def test_rate_and_momentum_come_from_the_config_not_the_checkpoint(tmp_path: Path) -> None:
     model = vit()
     optimizer = build_optimizer(OptimizerConfig(name="sgd", lr=0.02), model, 0.02)
-    opened = checkpoint.open_checkpoint(save(tmp_path, 0, model, optimizer, STATE)[0])
+    opened = checkpoint.open_checkpoint(save(tmp_path, 0, model, optimizer, state_values(0))[0])
     other = build_optimizer(OptimizerConfig(name="sgd", lr=0.5, momentum=0.3, weight_decay=0.7), model, 0.5)
     opened.load_optimizer(other, model)
     assert [(group["lr"], group["momentum"]) for group in other.param_groups] == [(0.5, 0.3)] * 2
@@ -309,7 +325,7 @@ def test_plain_numbers_of_parameters_and_groups_are_saved_exactly(tmp_path: Path
     steps(whole, two(whole), range(6))
     optimizer = two(model)
     steps(model, optimizer, range(3))
-    path, _ = save(tmp_path, 3, model, optimizer, STATE)
+    path, _ = save(tmp_path, 3, model, optimizer, state_values(3))
     assert load_file(path / "optimizer.safetensors") == {}
     kept = json.loads((path / "state.json").read_text())["optimizer"]
     assert kept["groups"] == [{"k": 3}, {"k": 3}]
@@ -341,7 +357,7 @@ def averaged(seed: int = 0) -> tuple[nn.Module, Optimizer, EMA]:
 
 def test_the_average_is_saved_hashed_and_loaded(tmp_path: Path) -> None:
     model, optimizer, average = averaged()
-    path, size = save(tmp_path, 7, model, optimizer, STATE, average)
+    path, size = save(tmp_path, 7, model, optimizer, AVERAGED, average)
     files = {"model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"}
     entries = json.loads((path / "manifest.json").read_text())["files"]
     assert entries.keys() == files == {file.name for file in path.iterdir()} - {"manifest.json"}
@@ -362,7 +378,7 @@ def test_the_average_is_saved_hashed_and_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["changed", "cut", "removed"])
 def test_a_broken_average_breaks_the_checkpoint(how: str, tmp_path: Path) -> None:
-    path, _ = save(tmp_path, 7, *averaged()[:2], STATE, averaged()[2])
+    path, _ = save(tmp_path, 7, *averaged()[:2], AVERAGED, averaged()[2])
     ema = path / "ema.safetensors"
     content = ema.read_bytes()
     if how == "removed":
@@ -389,7 +405,7 @@ def test_a_missing_average_or_one_of_another_model_is_refused(tmp_path: Path) ->
         checkpoint.open_checkpoint(path).load_average(average, model)
     assert str(caught.value) == (f"{path / 'ema.safetensors'} does not exist")
     other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
-    path, _ = save(tmp_path, 8, other, SGD(other.parameters()), STATE, EMA(other, 0.5))
+    path, _ = save(tmp_path, 8, other, SGD(other.parameters()), state_values(8, ema=0.5), EMA(other, 0.5))
     with pytest.raises(UserError) as caught:
         checkpoint.open_checkpoint(path).load_average(average, model)
     assert str(caught.value) == (
@@ -418,7 +434,7 @@ def test_the_average_of_tied_weights_and_buffers(tmp_path: Path) -> None:
         model.mean.add_(10)
         model.count.add_(3)
     average.update(1, torch.ones(()))
-    path, _ = save(tmp_path, 1, model, SGD(model.parameters()), STATE, average)
+    path, _ = save(tmp_path, 1, model, SGD(model.parameters()), state_values(1, ema=0.5), average)
     ema = load_file(path / "ema.safetensors")
     assert ema.keys() == {"one.weight", "one.bias", "two.bias", "mean", "count"}
     # The first update's decay is 1/10.
@@ -451,7 +467,7 @@ def test_weights_have_the_permissions_of_other_files(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
     before = os.umask(0o027)
     try:
-        path, _ = save(tmp_path, 1, model, optimizer, {"train_state": {"position": 1}})
+        path, _ = save(tmp_path, 1, model, optimizer, state_values(1))
     finally:
         os.umask(before)
     assert {oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {"0o640"}

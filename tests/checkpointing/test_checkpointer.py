@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.checkpointing.states import state_values
 from tests.processes import run_world
 from vit_dist.checkpointing.checkpoint import open_checkpoint
 from vit_dist.checkpointing.checkpointer import Checkpointer
@@ -38,7 +39,8 @@ def checkpointer(folder: Path, runtime: Runtime, keep: int = 2) -> Checkpointer:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = Schedule(config.schedule, optimizer, plan, 0.1)
-    about = {"classes": ["a", "b"]}
+    fixed = ("precision", "world_size", "classes", "preprocessing", "channels", "plan", "config", "versions")
+    about = {name: state_values()[name] for name in fixed}
     return Checkpointer(folder / "checkpoints", keep, runtime, model, optimizer, schedule, None, TrainState(), about)
 
 
@@ -63,7 +65,7 @@ def test_last_and_best_are_pointed_to_and_old_checkpoints_pruned(runtime: Runtim
 
 def test_state_json_holds_the_counters_and_what_never_changes(runtime: Runtime, tmp_path: Path) -> None:
     saver = checkpointer(tmp_path, runtime)
-    saver.state = TrainState(position=7, applied_updates=5, skipped_updates=2, tracker_run_id="x")
+    saver.state = TrainState(position=7, applied_updates=0, skipped_updates=7, tracker_run_id="x")
     state = json.loads((tmp_path / saver.save()["path"] / "state.json").read_text())
     assert state["format"] == 2
     assert TrainState.from_dict(state["train_state"]) == saver.state

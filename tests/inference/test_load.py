@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.checkpointing.states import rehash
 from tests.cli.commands import write_timm_folder
 from vit_dist import Config, UserError, train
-from vit_dist.checkpointing.folder import point_to
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
@@ -128,24 +128,24 @@ def test_a_checkpoint_gives_its_own_weights(name: str, update: int, runs: dict[s
     assert has_weights_of(last.model, runs[name] / "checkpoints" / "update_00000006" / weights_file(trained.weights))
 
 
+def name_the_best(folder: Path, update: int) -> None:
+    """Make the state of a run's checkpoint 6 say that the best evaluation was at `update`."""
+    path = folder / "checkpoints" / "update_00000006"
+    state = read_json(path / "state.json")
+    state["train_state"]["best"]["update"] = update
+    (path / "state.json").write_text(json.dumps(state))
+    rehash(path)
+
+
 def test_the_best_checkpoint_is_preferred_to_the_last(runs: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(runs["averaged"], folder, symlinks=True)
-    checkpoints = folder / "checkpoints"
-    early = checkpoints / "update_00000003"
-    point_to(checkpoints, "best", early)
-    assert has_weights_of(load_run_model(folder, "model").model, early / "ema.safetensors")
-    # On a file system without symbolic links, a line of text replaces the link.
-    (checkpoints / "best").unlink()
-    (checkpoints / "best").write_text("update_00000003\n", encoding="utf-8")
-    assert has_weights_of(load_run_model(folder, "model").model, early / "ema.safetensors")
-    (checkpoints / "best").unlink()
-    late = checkpoints / "update_00000006"
+    early, late = (folder / "checkpoints" / f"update_0000000{n}" for n in (3, 6))
     assert has_weights_of(load_run_model(folder, "model").model, late / "ema.safetensors")
-    (checkpoints / "last").unlink()
-    with pytest.raises(UserError) as caught:
-        load_run_model(folder, "model")
-    assert str(caught.value) == f"model: {folder} is neither a run's folder with a checkpoint nor a checkpoint"
+    name_the_best(folder, 3)
+    trained = load_run_model(folder, "model")
+    assert has_weights_of(trained.model, early / "ema.safetensors")
+    assert (trained.update, trained.notes) == (3, ())
 
 
 def test_weights_are_loaded_into_a_model_of_the_caller(runs: dict[str, Path]) -> None:
@@ -196,7 +196,7 @@ def test_a_checkpoints_folder_is_loaded_as_its_run(runs: dict[str, Path], tmp_pa
     folder = tmp_path / "run"
     shutil.copytree(runs["averaged"], folder, symlinks=True)
     checkpoints = folder / "checkpoints"
-    point_to(checkpoints, "best", checkpoints / "update_00000003")
+    name_the_best(folder, 3)
     for trained in (
         load_run_model(checkpoints, "loss.teacher"),
         load_model(str(checkpoints)),
@@ -204,23 +204,28 @@ def test_a_checkpoints_folder_is_loaded_as_its_run(runs: dict[str, Path], tmp_pa
     ):
         assert (trained.update, trained.weights) == (3, "ema")
     assert load_model(str(checkpoints), weights="raw").weights == "raw"
-    (checkpoints / "best").unlink()
-    assert load_model(str(checkpoints)).update == 6
-    (checkpoints / "last").unlink()
+    shutil.rmtree(checkpoints / "update_00000006")
+    assert load_model(str(checkpoints)).update == 3
+    shutil.rmtree(checkpoints / "update_00000003")
     with pytest.raises(UserError) as caught:
         load_model(str(checkpoints))
     assert str(caught.value) == f"{checkpoints} is neither a run's folder with a checkpoint nor a checkpoint"
 
 
-def test_a_broken_checkpoint_is_not_loaded(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_named(runs: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(runs["averaged"], folder, symlinks=True)
     file = chosen_checkpoint(folder) / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\0\0")
-    size = file.stat().st_size
+    damage = f"{file}: {file.stat().st_size} bytes, not {file.stat().st_size - 1}"
+    trained = load_run_model(folder, "model")
+    assert trained.update == 3
+    assert trained.notes == (f"{damage}: not used; update_00000003 is, the best",)
     with pytest.raises(UserError) as caught:
-        load_run_model(folder, "model")
-    assert str(caught.value) == f"{file}: {size} bytes, not {size - 1}: this checkpoint cannot be used"
+        load_run_model(file.parent, "model")
+    assert str(caught.value) == (
+        f"model: {damage}: this checkpoint cannot be used; complete beside it: update_00000003"
+    )
 
 
 @pytest.mark.parametrize(

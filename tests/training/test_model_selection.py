@@ -150,7 +150,7 @@ def test_is_improvement(metric: str, value: float, than: float, by: float, answe
 
 def test_patience_goes_on_from_a_saved_state() -> None:
     config = EvaluateConfig(metric="top1", patience=3, min_delta=1.0)
-    state = TrainState(position=10)
+    state = TrainState(position=10, applied_updates=10)
     for value in (50.0, 50.5):
         update_best(state, config, {"raw": {"top1": value}}, warming=False)
     again = TrainState.from_dict(state.to_dict())

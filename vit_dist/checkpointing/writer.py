@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vit_dist.checkpointing.checkpoint import FORMAT, MANIFEST, MANIFEST_FORMAT, sha256_of
+from vit_dist.checkpointing.formats import FORMAT, MANIFEST_FORMAT
+from vit_dist.checkpointing.manifest import MANIFEST, sha256_of
 from vit_dist.checkpointing.optimizer_state import optimizer_numbers, optimizer_tensors
 from vit_dist.files import publish
 from vit_dist.models.weights import state_tensors

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.config.config import Config
-from vit_dist.errors import UserError
+from vit_dist.errors import ModelError, UserError
 from vit_dist.formatting import weights_text
 from vit_dist.inference.output import FORMATS
 from vit_dist.version import __version__
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             for line in str(error).splitlines():
                 print(f"vit-dist: {line}", file=sys.stderr)
-        return MISTAKE
+        return 1 if isinstance(error, ModelError) else MISTAKE
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED

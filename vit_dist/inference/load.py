@@ -9,10 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from vit_dist.checkpointing import checkpoint
 from vit_dist.checkpointing.checkpoint import Checkpoint
-from vit_dist.checkpointing.folder import pointed_to
-from vit_dist.checkpointing.state import Best
+from vit_dist.checkpointing.manifest import AVERAGE, MANIFEST
 from vit_dist.config.catalog import is_timm
 from vit_dist.config.config import Config
 from vit_dist.config.fields import ModelConfig
@@ -21,6 +19,7 @@ from vit_dist.config.values import merged
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
+from vit_dist.inference.choose import choose_checkpoint
 from vit_dist.inference.trust import check_trust
 from vit_dist.models.build import build_model
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
@@ -37,7 +36,7 @@ class TrainedModel:
 
     classes: as the data names them; names: for people. weights: raw or ema, of update `update` (None if it is not of
     a run). config: its run's, or an equivalent one. precision: that it was trained in. samples: number of its run's
-    training images.
+    training images. notes: lines for the user, as on checkpoints that were passed over.
     """
 
     model: nn.Module
@@ -50,6 +49,7 @@ class TrainedModel:
     update: int | None = None
     precision: str = "fp32"
     samples: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -68,7 +68,7 @@ def load_model(
     if is_timm(name):
         return _from_weights_file(fields | {"model.name": name}, None)
     if path.suffix == ".safetensors" and path.is_file():
-        if (path.parent / checkpoint.MANIFEST).is_file():
+        if (path.parent / MANIFEST).is_file():
             if path.stem not in _WEIGHTS:
                 raise UserError(f"{path}: holds no model: its weights are in model.safetensors in the same folder")
             return _from_run(path.parent, "", _WEIGHTS[path.stem], fields, trust_code=trust_code)
@@ -113,34 +113,34 @@ def _from_run(
     named: str = "",
 ) -> TrainedModel:
     _check_fields(fields, inference_fields(), "the run says it itself")
-    source, chosen = _chosen_checkpoint(path, field)
-    weights = weights or chosen
-    config = _with_fields(Config.from_dict(source.state["config"]), fields)
-    if weights == "ema" and not (source.path / "ema.safetensors").is_file():
+    source, notes = choose_checkpoint(path, field)
+    state = source.state
+    weights = weights or _chosen_weights(source)
+    config = _with_fields(state.config, fields)
+    if weights == "ema" and not state.config.train.ema:
         raise UserError(f"--weights: {source.path} has no EMA weights: its run had no train.ema")
-    preprocessing = Preprocessing.from_dict(source.state["preprocessing"])
-    classes = list(source.state["classes"])
     if model is None:
         check_trust(config.model, source.path / "state.json", trust_code=trust_code, named=named)
         model = build_model(
             config.model,
-            classes=len(classes),
-            channels=source.state["channels"],
-            image_size=preprocessing.image_size,
+            classes=len(state.classes),
+            channels=state.channels,
+            image_size=state.preprocessing.image_size,
             seed=config.run.seed,
         )
-    load_weights(model, _weights_file(source, weights))
+    load_weights(model, _weights_file(source, weights), exact=True)
     return TrainedModel(
         model,
-        preprocessing,
-        classes,
-        source.state["channels"],
+        state.preprocessing,
+        state.classes,
+        state.channels,
         weights,
         config,
-        classes,
+        state.classes,
         update=source.position,
-        precision=source.state["precision"],
-        samples=source.state["plan"]["samples"],
+        precision=state.precision,
+        samples=state.samples,
+        notes=tuple(notes),
     )
 
 
@@ -218,24 +218,14 @@ def _with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
     return Config.from_dict(values)
 
 
-def _chosen_checkpoint(path: Path, field: str) -> tuple[Checkpoint, str]:
-    """Return the best checkpoint of a run, else its last one, or the one at `path`; and its chosen weights (raw, ema).
-
-    Raises UserError, naming `field`, if there is none.
-    """
-    if not (path / checkpoint.MANIFEST).is_file():
-        folder = path if path.name == "checkpoints" else path / "checkpoints"
-        path = pointed_to(folder, "best") or pointed_to(folder, "last") or path
-    if not (path / checkpoint.MANIFEST).is_file():
-        prefix = f"{field}: " if field else ""
-        raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint")
-    source = checkpoint.open_checkpoint(path)
-    best = source.state["train_state"]["best"]
-    return source, Best(**best).weights if best else default_weights(Config.from_dict(source.state["config"]))
+def _chosen_weights(source: Checkpoint) -> str:
+    """Return the weights (raw, ema) that the run of a checkpoint chose, else those that count."""
+    best = source.state.train_state.best
+    return best.weights if best else default_weights(source.state.config)
 
 
 def _weights_file(source: Checkpoint, weights: str) -> Path:
-    return source.path / ("ema.safetensors" if weights == "ema" else "model.safetensors")
+    return source.path / (AVERAGE if weights == "ema" else "model.safetensors")
 
 
 def default_weights(config: Config) -> str:
@@ -250,5 +240,6 @@ def start_from(model: nn.Module, config: ModelConfig, classes: list[str]) -> lis
     path = Path(config.pretrained).expanduser()
     if not path.is_dir():
         return load_pretrained(model, path, new_head=False)
-    source, weights = _chosen_checkpoint(path, "model.pretrained")
-    return load_pretrained(model, _weights_file(source, weights), new_head=source.state["classes"] != classes)
+    source, notes = choose_checkpoint(path, "model.pretrained")
+    file = _weights_file(source, _chosen_weights(source))
+    return notes + load_pretrained(model, file, new_head=source.state.classes != classes)

@@ -24,7 +24,7 @@ from vit_dist.plan.plan import Plan
 # Values that a scheduler cycles along with the rate.
 _CYCLED = ("momentum", "betas")
 # The state of ReduceLROnPlateau; that of every other scheduler follows from the number of updates.
-_PLATEAU = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
+PLATEAU = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")
 
 
 class Schedule:
@@ -70,7 +70,7 @@ class Schedule:
         if self.metric is None:
             return {"updates": self.updates}
         phase = self._phases[0]
-        counters = {name: json_number(getattr(phase.scheduler, name)) for name in _PLATEAU}
+        counters = {name: json_number(getattr(phase.scheduler, name)) for name in PLATEAU}
         rates = [group["lr"] for group in phase.stand_in.param_groups]
         return {"updates": self.updates, "rates": rates, "plateau": counters}
 

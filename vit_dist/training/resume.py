@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_dist.checkpointing import checkpoint
-from vit_dist.checkpointing.checkpoint import Checkpoint
+from vit_dist.checkpointing.checkpoint import Checkpoint, open_checkpoint
 from vit_dist.checkpointing.folder import newest_valid
+from vit_dist.checkpointing.manifest import MANIFEST
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
@@ -62,7 +63,7 @@ def find_resume_point(config: Config) -> ResumePoint:
     if config.run.resume in ("auto", "never"):
         return ResumePoint(notes=notes, changed=changed)
     start = _open_newest(Path(config.run.resume))
-    before = Config.from_dict(start.state["config"])
+    before = start.state.config
     changed, more = compare(before.fields(), config.fields(), config.fields(changes_result=True), start.path)
     return ResumePoint(start, folder in start.path.parents, False, notes + more, changed)
 
@@ -87,8 +88,8 @@ def compare(
 
 def _open_newest(path: Path) -> Checkpoint:
     """Open the checkpoint at a path, or the newest valid one of the run there. Raises UserError."""
-    if (path / checkpoint.MANIFEST).is_file() or path.name.startswith("update_"):
-        return checkpoint.open_checkpoint(path)
+    if (path / MANIFEST).is_file() or path.name.startswith("update_"):
+        return open_checkpoint(path)
     newest, problems = newest_valid(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     if newest is None:
         raise UserError(f"run.resume: no complete checkpoint at {path}" + "".join(f"; {text}" for text in problems))
@@ -100,14 +101,14 @@ def resumed_state(resume: ResumePoint, plan: Plan, classes: Sequence[str]) -> Tr
     if resume.checkpoint is None:
         return TrainState()
     saved = resume.checkpoint.state
-    state = TrainState.from_dict(saved["train_state"])
-    if saved["classes"] != list(classes):
-        different = sorted(set(saved["classes"]) ^ set(classes)) or ["their order"]
-        counts = f"{len(saved['classes'])} there, {len(classes)} here"
+    state = dataclasses.replace(saved.train_state)
+    if saved.classes != list(classes):
+        different = sorted(set(saved.classes) ^ set(classes)) or ["their order"]
+        counts = f"{len(saved.classes)} there, {len(classes)} here"
         raise UserError(f"data: other classes than before ({counts}): {', '.join(different[:5])}")
-    if saved["plan"]["samples"] != plan.samples:
-        raise UserError(f"data: {saved['plan']['samples']} training images before, {plan.samples} now")
-    before = saved["plan"]["updates"]
+    if saved.samples != plan.samples:
+        raise UserError(f"data: {saved.samples} training images before, {plan.samples} now")
+    before = saved.updates
     if plan.updates < before:
         raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now")
     if not resume.checkpoint_in_folder:

@@ -94,9 +94,9 @@ def train(
     if resume.finished:
         return _finished_before(config, model)
     checkpoint = resume.checkpoint
-    precision = config.train.precision
+    precision: str = config.train.precision
     if precision == "auto" and checkpoint is not None:
-        precision = checkpoint.state["precision"]
+        precision = checkpoint.state.precision
     if config.log.level == "debug":
         logging.basicConfig(level=logging.DEBUG)
         for chatty in ("matplotlib", "PIL"):

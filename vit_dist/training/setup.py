@@ -96,17 +96,18 @@ def _build_updater(
     config, model = components.config, components.model
     optimizer, schedule = components.optimizer, components.schedule
     if checkpoint is not None:
+        checkpoint.check_fits(model, optimizer)
         checkpoint.load_model(model)
     wrapped = runtime.prepare(model)
     wrapped.train()
     average = EMA(model, config.train.ema) if config.train.ema else None
     if checkpoint is not None:
         checkpoint.load_optimizer(optimizer, model)
-        schedule.load_state_dict(checkpoint.state["schedule"])
+        schedule.load_state_dict(checkpoint.state.schedule)
         if average is not None:
             checkpoint.load_average(average, model)
-        if runtime.scaler is not None and checkpoint.state["scaler"]:
-            runtime.scaler.load_state_dict(checkpoint.state["scaler"])
+        if runtime.scaler is not None and checkpoint.state.scaler:
+            runtime.scaler.load_state_dict(checkpoint.state.scaler)
     clip_norm = config.optimizer.clip_norm
     return Updater(wrapped, components.loss, optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average)
 
