@@ -1,13 +1,31 @@
-"""Errors shown to the user: `UserError`, and how errors are worded in one line."""
+"""Errors shown to the user: `UserError`, how errors are worded in one line, and how texts of others are shown."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
+
+# Control characters (C0, DEL, C1), separators of lines and paragraphs, changes of direction, halves of characters.
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(ValueError):
     """A mistake of the user: one line per problem, shown without a traceback; exit code 2."""
+
+    def __str__(self) -> str:
+        """Return the lines, safe to show: a name in them may hold anything."""
+        return "\n".join(map(visible, super().__str__().split("\n")))
+
+
+def visible(text: str) -> str:
+    r"""Return a text on one line that a terminal shows and does not obey: control characters as \x1b, \u202e."""
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def has_hidden(text: str) -> bool:
+    """Return whether a text has control characters or others that `visible` replaces."""
+    return _HIDDEN.search(text) is not None
 
 
 class ModelError(UserError):

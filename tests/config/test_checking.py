@@ -56,8 +56,9 @@ def test_types_choices_and_bounds_are_in_the_schema() -> None:
     assert fields["model.dropout"].items() >= {"type": "number", "minimum": 0, "maximum": 1}.items()
     assert fields["batch.micro_size"].items() >= {"type": "integer", "exclusiveMinimum": 0, "multipleOf": 2}.items()
     assert fields["run.device"]["enum"] == ["auto", "cpu", "cuda", "mps"]
-    assert fields["model.width"]["anyOf"] == [{"type": "integer", "exclusiveMinimum": 0}, {"type": "null"}]
-    assert fields["run.threads"]["anyOf"][0] == {"type": "integer", "exclusiveMinimum": 0}
+    whole = {"type": "integer", "exclusiveMinimum": 0}
+    assert fields["model.width"]["anyOf"] == [{**whole, "maximum": 65536}, {"type": "null"}]
+    assert fields["run.threads"]["anyOf"][0] == {**whole, "maximum": 4096}
     assert fields["optimizer.betas"]["items"] == {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
     assert fields["model.args"]["type"] == "object"
     assert fields["log.report"]["type"] == "boolean"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -683,7 +684,7 @@ def test_an_empty_section_takes_overrides_and_nested_arguments_merge(tmp_path: P
     path.write_text("schedule: {name: StepLR, args: {step_size: 1 epochs}}\n")
     config = Config.load(path, {"schedule.args": {"gamma": 0.5}})
     assert config.schedule.args == {"step_size": "1 epochs", "gamma": 0.5}
-    path.write_text("model: {args: {x: 2020-01-01}}\n")
+    path.write_text("model: {args: {x: !!binary aaaa}}\n")
     with pytest.raises(UserError, match=r"^model.args: must be a mapping, as \{name: value\}, not "):
         Config.load(path)
 
@@ -867,12 +868,109 @@ def test_a_key_that_appears_twice_is_refused(tmp_path: Path) -> None:
 
 def test_yaml_that_python_cannot_hold_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    for text in ("[" * 2000, f"run: {{seed: {'9' * 5000}}}", "run: {name: 2020-99-99}"):
+    odd = ("!!int ''", "!!float ''", "!!bool x", "!!python/object/apply:os.getcwd []", "!!map x", "\t")
+    bomb = "a: &a [x, x]\nb: &b [*a, *a]\n" + "".join(f"c{i}: &c{i} [*b, *b]\n" for i in range(9))
+    whys = {
+        "[" * 2000: "more than 32 levels",
+        "[" * 500_000: "more than 32 levels",
+        f"run: {{seed: {'9' * 5000}}}": "a number of more than 100 digits",
+        f"run: {{seed: 0x{'f' * 200}}}": "a number of more than 100 digits",
+        f"run: {{seed: {'1:' * 200}1}}": "a number of more than 100 digits",
+        bomb: "aliases are not read: write the value again",
+        "&a [*a]": "aliases are not read: write the value again",
+        f"a: [{'1,' * 300_000}]": "more than 20,000 values",
+        **{f"run: {{seed: {text}}}": "" for text in odd},
+    }
+    start = time.perf_counter()
+    for text, why in whys.items():
         path.write_text(text)
         with pytest.raises(UserError) as error:
             Config.load(path)
-        assert str(error.value).startswith(f"{path}: not YAML: ")
+        assert str(error.value).startswith(f"{path}: not YAML: {why}")
         assert "\n" not in str(error.value)
+    path.write_text("#" * (2**20 + 1))
+    with pytest.raises(UserError) as error:
+        Config.load(path)
+    assert str(error.value) == f"{path}: longer than a config can be: 1,048,576 characters at most"
+    assert time.perf_counter() - start < 20  # seconds; without the limits, minutes and all memory
+
+
+@pytest.mark.parametrize("written", ["1.10", "007", "1_000", "0x10", "1e3", "2020-01-02", "1:30", "+5", ".5"])
+def test_a_number_where_a_text_is_expected_keeps_its_spelling(written: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"run: {{name: {written}}}\nlog: {{tags: [{written}]}}\nmodel: {{width: 64.0, heads: 1e0}}\n")
+    config = Config.load(path)
+    assert (config.run.name, config.log.tags) == (written, (written,))
+    assert (config.model.width, type(config.model.width), config.model.heads) == (64, int, 1)
+    assert yaml.safe_load(yaml.safe_dump(config.to_dict())) == config.to_dict()
+
+
+def test_numbers_that_were_written_are_plain_numbers_in_the_config(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "model: {name: timm/x, args: {a: 1, b: [2.50]}}\ndata: {mean: [0.50], std: [0.1]}\noptimizer: {lr: 0.10}"
+    )
+    config = Config.load(path)
+    numbers = [config.model.args["a"], *config.model.args["b"], *config.data.mean, config.optimizer.lr]
+    assert [(type(number), number) for number in numbers] == [(int, 1), (float, 2.5), (float, 0.5), (float, 0.1)]
+
+
+LONGER = "is longer than a run can be: 1e+12 at most"
+CONTROL = "has a control character: leave it out"
+NAME = "is no name for a folder in runs: no slash, no ~ or .. at its start, 200 bytes at most: run.dir names any folder"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"model": {"depth": 10**9}}, "model.depth: must be at most 1,000, not 1000000000"),
+        ({"model": {"width": 10**400}}, f"model.width: must be at most 65,536, not 1{'0' * 199}…"),
+        ({"model": {"width": 10**9999}}, "model.width: must be at most 65,536, not that int"),
+        ({"model": {"width": "9" * 5000}}, f"model.width: must be a whole number or empty, not '{'9' * 199}…"),
+        ({"data": {"image_size": 1e18}}, "data.image_size: must be at most 16,384, not 1e+18"),
+        ({"batch": {"global_size": 2**40}}, "batch.global_size: must be at most 10,000,000, not 1099511627776"),
+        ({"batch": {"micro_size": 2**40}}, "batch.micro_size: must be at most 1,000,000, not 1099511627776"),
+        ({"data": {"workers": 10**6}}, "data.workers: must be at most 1,024, not 1000000"),
+        ({"run": {"threads": "1e9"}}, "run.threads: must be at most 4,096, not 1e9"),
+        ({"optimizer": {"lr": 1e300}}, "optimizer.lr: must be at most 1,000,000, not 1e+300"),
+        ({"train": {"duration": "1e400 updates"}}, f"train.duration: 1e400 updates {LONGER}"),
+        (
+            {"train": {"duration": "1e999999999 updates"}},
+            f"train.duration: 1e999999999 updates {LONGER}",
+        ),
+        ({"schedule": {"warmup": "1e9999999"}}, f"schedule.warmup: {UNIT}, not '1e9999999'"),
+        ({"schedule": {"warmup": f"{'9' * 99} %"}}, f"schedule.warmup: {'9' * 99} % {LONGER}"),
+        (
+            {"augment": {"sizes": ["8 for 1e99 epochs"]}},
+            f"augment.sizes: 8 for 1e99 epochs {LONGER}",
+        ),
+        *(({"run": {"name": name}}, f"run.name: {name} {NAME}") for name in ("..", ".", "../../x", "/abs", "a/b")),
+        *(({"run": {"name": name}}, f"run.name: {name} {NAME}") for name in ("~root", "x" * 201, "..x", "a\\b")),
+        ({"run": {"name": "a\nb"}}, f"run.name: {CONTROL}, not 'a\\nb'"),
+        ({"run": {"dir": "a\0b"}}, f"run.dir: {CONTROL}, not 'a\\x00b'"),
+        ({"data": {"root": "\x1b[2J"}}, f"data.root: {CONTROL}, not '\\x1b[2J'"),
+        ({"log": {"tags": ["a", "\ud800"]}}, f"log.tags: {CONTROL}, not ['a', '\\ud800']"),
+        ({"model": {"name": "timm/x", "args": {"a": ["\0"]}}}, f"model.args: {CONTROL}, not {{'a': ['\\x00']}}"),
+        ({"run": {"dir": "x" * 300}}, "run.dir: has a name of more than 255 bytes, which no file system takes"),
+        ({"data": {"root": "~nobody_here/x"}}, "data.root: ~nobody_here/x: there is no such user: write the path out"),
+        ({"data": {"root": "x/" * 3000}}, f"data.root: is too long: 4096 characters at most, not '{'x/' * 99}x…"),
+        ({"log": {"tags": ["a"] * 1001}}, f"log.tags: has 1001 entries: 1000 at most, not {str(['a'] * 99)[:200]}…"),
+    ],
+    ids=lambda _: "x",
+)  # fmt: skip
+def test_a_value_beyond_all_machines_is_refused_in_one_line(values: Any, text: str) -> None:
+    assert refusal(values) == text
+
+
+def test_values_inside_each_other_are_refused() -> None:
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    circle: dict[str, Any] = {}
+    circle["a"] = circle
+    for args in ({"a": deep}, circle, {"a": list(range(2000))}):
+        with pytest.raises(UserError, match=r"^model.args: is too large: 1000 entries in 32 levels at most, not "):
+            Config.from_dict({"model": {"name": "timm/x", "args": args}})
 
 
 @pytest.mark.parametrize(

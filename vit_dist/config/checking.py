@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Optional
 
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from vit_dist.config.option import options
 from vit_dist.config.schema import Schema, sections
 from vit_dist.config.validation import contradictions
-from vit_dist.config.values import describe, readable
+from vit_dist.config.values import REFUSED, describe, readable
 from vit_dist.errors import UserError, nearest
 
 _BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
@@ -91,15 +91,22 @@ def _problem(path: list[str], details: ErrorDetails, values: Mapping[str, Any]) 
     if path[1] not in fields:
         return f"{name}: no such field{nearest(path[1], fields)}"
     field, value = fields[path[1]], values[section][path[1]]
+    if details["type"] == REFUSED:
+        return f"{name}: {details['msg']}, not {_shown(value)}"
     if details["type"] == "multiple_of":
         return f"{name}: must be even, not {value}: set {int(details['input']) + 1}"
     if details["type"] in _BOUNDS:
-        return f"{name}: must be {field.bounds}, not {list(value) if isinstance(value, tuple) else value}"
+        over = details["type"] == "less_than_equal" and field.bounds.limit is not None
+        range = f"at most {field.bounds.limit:,}" if over else field.bounds
+        return f"{name}: must be {range}, not {_shown(list(value) if isinstance(value, tuple) else value, str)}"
     return f"{name}: must be {describe(field.type)}, not {_shown(value)}"
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def _shown(value: Any, write: Callable[[Any], str] = repr) -> str:
+    try:
+        text = write(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a value inside itself
+        return f"that {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 

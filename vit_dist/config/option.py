@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
+from vit_dist.config.limits import LIMITS
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of a number, or of each number in a list."""
+    """The range of a number, or of each number in a list.
+
+    limit: what no machine can do more of, in place of `at_most` where the field itself has no end.
+    """
 
     above: float | None = None
     at_least: float | None = None
@@ -18,6 +23,7 @@ class Bounds:
     at_most: float | None = None
     multiple_of: int | None = None
     unit: str = ""
+    limit: int | None = None
 
     def __str__(self) -> str:
         """Return the range in words, such as `at least 0 and below 1`; empty if there is none."""
@@ -33,6 +39,7 @@ class Bounds:
     def constraints(self) -> dict[str, float]:
         """Return the range as pydantic's constraints."""
         limits = {"gt": self.above, "ge": self.at_least, "lt": self.below, "le": self.at_most}
+        limits["le"] = self.limit if self.at_most is None else self.at_most
         limits["multiple_of"] = self.multiple_of
         return {name: limit for name, limit in limits.items() if limit is not None}
 
@@ -91,8 +98,10 @@ class Option(NamedTuple):
 @cache
 def options(section: Any) -> dict[str, Option]:
     """Return the fields of the dataclass of a section, by name."""
-    types, default = get_type_hints(section), section()
-    return {
-        item.name: Option(item.name, types[item.name], getattr(default, item.name), **item.metadata)
-        for item in dataclasses.fields(section)
-    }
+    types, default, name = get_type_hints(section), section(), section.__name__.removesuffix("Config").lower()
+    found = {}
+    for item in dataclasses.fields(section):
+        option = Option(item.name, types[item.name], getattr(default, item.name), **item.metadata)
+        bounds = dataclasses.replace(option.bounds, limit=LIMITS.get(f"{name}.{item.name}"))
+        found[item.name] = option._replace(bounds=bounds)
+    return found

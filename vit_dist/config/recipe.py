@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from vit_dist.config import limits
+from vit_dist.config.values import WrittenFloat, WrittenInt
 from vit_dist.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -37,30 +43,71 @@ def find_recipe(recipe: str | Path) -> Path:
 
 
 def parse_yaml(text: str, name: object) -> Any:
-    """Parse YAML. Raises UserError that begins with `name` and says where it breaks."""
+    """Parse YAML of limited size. Raises UserError that begins with `name` and says where it breaks."""
+    import yaml
+
+    if len(text) > limits.YAML_CHARACTERS:
+        raise UserError(f"{name}: longer than a config can be: {limits.YAML_CHARACTERS:,} characters at most")
+    try:
+        return yaml.load(text, _loader())
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        raise UserError(f"{name}: not YAML: {one_line(error, 500)}") from None
+
+
+@cache
+def _loader() -> type[yaml.SafeLoader]:
+    """Return the loader: safe, with limits, and with numbers that remember how they were written."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that appears twice, of which YAML silently keeps the last."""
+        """Refuses aliases, deep nesting, long numbers, and a key that appears twice (YAML keeps the last)."""
+
+        depth = count = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            if self.check_event(yaml.AliasEvent):
+                self._refuse("aliases are not read: write the value again", mark)
+            self.depth += 1
+            self.count += 1
+            if self.depth > limits.YAML_LEVELS:
+                self._refuse(f"more than {limits.YAML_LEVELS} levels", mark)
+            if self.count > limits.YAML_VALUES:
+                self._refuse(f"more than {limits.YAML_VALUES:,} values", mark)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} appears twice", key.start_mark)
+                    self._refuse(f"{key.value} appears twice", key.start_mark)
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
             return super().construct_mapping(node, deep)
 
-    try:
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not YAML: {one_line(error)}") from None
+        def construct_number(self, node: yaml.ScalarNode) -> int | float:
+            if len(node.value) > limits.YAML_DIGITS:
+                self._refuse(f"a number of more than {limits.YAML_DIGITS} digits", node.start_mark)
+            if node.tag.endswith(":int"):
+                return WrittenInt.of(self.construct_yaml_int(node), node.value)
+            return WrittenFloat.of(self.construct_yaml_float(node), node.value)
+
+        def _refuse(self, reason: str, mark: yaml.Mark) -> NoReturn:
+            raise yaml.constructor.ConstructorError(None, None, reason, mark)
+
+    constructors: dict[str, Any] = {"int": Loader.construct_number, "float": Loader.construct_number}
+    constructors["timestamp"] = Loader.construct_yaml_str  # a date is the text it is
+    for kind, construct in constructors.items():
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", construct)
+    return Loader
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the sections of a YAML file. Raises UserError, with the line where it breaks."""
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), path) or {}
+        with path.open(encoding="utf-8") as file:
+            values = parse_yaml(file.read(limits.YAML_CHARACTERS + 1), path) or {}
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

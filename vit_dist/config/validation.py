@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+from vit_dist.config import limits
 from vit_dist.config.catalog import METRICS, is_timm, loss_problems, optimizer_problems
 from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schedulers import schedule_problems
 from vit_dist.config.schema import Schema
-from vit_dist.config.values import Length, coerce, parse_size
+from vit_dist.config.values import Length, TooLongError, coerce, parse_size
 from vit_dist.errors import nearest
+
+# What `re.compile` raises.
+_NO_PATTERN = (re.error, RecursionError, OverflowError)
 
 
 def contradictions(config: Schema) -> Iterator[str]:
@@ -28,6 +33,7 @@ def contradictions(config: Schema) -> Iterator[str]:
     if config.evaluate.metric not in METRICS:
         yield f"evaluate.metric: no metric {config.evaluate.metric}{nearest(config.evaluate.metric, METRICS)}"
     yield from _length_problems(config)
+    yield from _path_problems(config)
 
 
 def vit_problems(model: ModelConfig, image_size: int) -> Iterator[str]:
@@ -73,7 +79,7 @@ def _model_problems(config: Schema) -> Iterator[str]:
     for pattern in model.freeze:
         try:
             re.compile(pattern)
-        except re.error as error:
+        except _NO_PATTERN as error:
             yield f"model.freeze: {pattern} is not a regular expression: {error}"
     if model.args and ours:
         yield f"model.args: only for timm/NAME and package.module:function; {model.name} has its own fields"
@@ -97,6 +103,9 @@ def _augment_problems(config: Schema) -> Iterator[str]:
     for text in augment.sizes:
         try:
             length = parse_size(text)[1]
+        except TooLongError as error:
+            yield f"augment.sizes: {text} is {error}"
+            continue
         except ValueError:
             yield f'augment.sizes: must be a side for a length of the run, as "128 for 40%", not {text!r}'
             continue
@@ -135,7 +144,7 @@ def _override_problems(config: Schema) -> Iterator[str]:
         where = f"optimizer.overrides.{pattern}"
         try:
             re.compile(pattern)
-        except re.error as error:
+        except _NO_PATTERN as error:
             yield f"{where}: not a regular expression: {error}"
         if not isinstance(override, Mapping) or not override:
             yield f"{where}: must be lr or weight_decay with their numbers, as {{lr: 1e-4}}, not {override!r}"
@@ -167,6 +176,9 @@ def _length_problems(config: Schema) -> Iterator[str]:
     for name, text in lengths.items():
         try:
             length = Length.parse(text)
+        except TooLongError as error:
+            yield f"{name}: {text} is {error}"
+            continue
         except ValueError:
             percent = "" if name == "train.duration" else ' or "5%"'
             examples = f'"20 epochs", "5000 updates", "1e6 samples"{percent}'
@@ -176,6 +188,31 @@ def _length_problems(config: Schema) -> Iterator[str]:
             yield f"{name}: needs epochs, updates or samples, not a part of the run ({text!r})"
         if length.amount == 0 and not name.startswith("schedule."):
             yield f"{name}: must be above 0, not {text!r}"
+
+
+def _path_problems(config: Schema) -> Iterator[str]:
+    """Check that the run's name is that of a folder in runs/, and that paths can be."""
+    run, name = config.run, config.run.name
+    if name.startswith(("~", "..")) or name == "." or re.search(r"[/\\]", name) or len(name.encode()) > limits.RUN_NAME:
+        yield (
+            f"run.name: {name} is no name for a folder in runs: no slash, no ~ or .. at its start, "
+            f"{limits.RUN_NAME} bytes at most: run.dir names any folder"
+        )
+    paths = {
+        "run.dir": run.dir,
+        "run.resume": run.resume,
+        "model.pretrained": config.model.pretrained,
+        "data.root": config.data.root,
+        "loss.teacher": config.loss.teacher,
+        "loss.teacher_weights": config.loss.teacher_weights,
+    }
+    for field, path in paths.items():
+        try:
+            Path(path).expanduser()
+        except RuntimeError:
+            yield f"{field}: {path}: there is no such user: write the path out"
+        if any(len(part.encode()) > limits.PATH_PART for part in Path(path).parts):
+            yield f"{field}: has a name of more than {limits.PATH_PART} bytes, which no file system takes"
 
 
 def _does_not_divide(stride: int, image_size: int) -> str:

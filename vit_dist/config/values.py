@@ -14,9 +14,47 @@ from fractions import Fraction
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-from vit_dist.errors import UserError, either, one_line
+from vit_dist.config import limits
+from vit_dist.errors import UserError, either, has_hidden, one_line
+
+# The type of pydantic's errors whose text says all.
+REFUSED = "refused"
+
+
+_MOST_DIGITS = 30
+
+
+class TooLongError(ValueError):
+    """A length of time that no run has."""
+
+
+class WrittenInt(int):
+    """A whole number of a YAML file, with its text there: `run.name: 007` is meant as a text."""
+
+    written: str
+
+    @classmethod
+    def of(cls, value: int, written: str) -> WrittenInt:
+        """Return a number with its text."""
+        number = cls(value)
+        number.written = written
+        return number
+
+
+class WrittenFloat(float):
+    """A number of a YAML file, with its text there: `run.name: 1.10` is meant as a text."""
+
+    written: str
+
+    @classmethod
+    def of(cls, value: float, written: str) -> WrittenFloat:
+        """Return a number with its text."""
+        number = cls(value)
+        number.written = written
+        return number
 
 
 @dataclass(frozen=True)
@@ -29,13 +67,16 @@ class Length:
     @classmethod
     def parse(cls, text: str) -> Length:
         """Parse "20 epochs", "20epochs", "5000 updates", "1e6 samples" or "5%". Raises ValueError."""
-        # Few digits, since a fraction is exact: 1e999999999 would take all memory.
-        amount = r"[0-9.]{1,30}(?:[eE]\+?[0-9]{1,2})?"
-        match = re.fullmatch(rf"\s*({amount})\s*(epochs?|updates?|samples?|%)\s*", str(text))
+        match = re.fullmatch(r"\s*([0-9.]+)(?:[eE]\+?([0-9]+))?\s*(epochs?|updates?|samples?|%)\s*", str(text))
         if not match:
             raise ValueError(f"not a length of time: {text!r}")
-        unit = match[2]
-        return cls(Fraction(match[1]), unit if unit == "%" or unit.endswith("s") else unit + "s")
+        # A fraction is exact: that of 1e999999999 would take all memory.
+        digits, exponent, unit = match[1], match[2] or "0", match[3]
+        short = len(digits) <= _MOST_DIGITS and len(exponent.lstrip("0")) <= 2
+        amount = Fraction(digits) * 10 ** int(exponent) if short else Fraction(limits.LENGTH + 1)
+        if amount > limits.LENGTH:
+            raise TooLongError(f"longer than a run can be: {limits.LENGTH:.0e} at most")
+        return cls(amount, unit if unit == "%" or unit.endswith("s") else unit + "s")
 
 
 def parse_size(text: str) -> tuple[int, Length]:
@@ -83,7 +124,7 @@ def readable(kind: Any, **constraints: Any) -> Any:
         return Annotated[Length, PlainValidator(lambda value: Length.parse(str(value)))]
     kinds = {
         bool: Annotated[bool, Field(strict=True)],
-        str: Annotated[str, Field(coerce_numbers_to_str=True)],
+        str: Annotated[str, Field(coerce_numbers_to_str=True), BeforeValidator(_as_written), AfterValidator(_plain)],
         type(None): Annotated[None, BeforeValidator(lambda value: None if value == "" else value)],
     }
     return kinds.get(kind, kind)
@@ -92,6 +133,10 @@ def readable(kind: Any, **constraints: Any) -> Any:
 def _sequence(value: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         raise ValueError("not a list")
+    if len(value) > limits.ENTRIES:
+        raise PydanticCustomError(
+            REFUSED, "has {count} entries: {most} at most", {"count": len(value), "most": limits.ENTRIES}
+        )
     return value
 
 
@@ -99,11 +144,41 @@ def _mapping(value: Any) -> Any:
     """Return a mapping with text keys and numbers read from text; refuse what JSON cannot hold, such as dates."""
     if not isinstance(value, Mapping):
         raise ValueError("not a mapping")
+    _check_entries(value)
     try:
         json.dumps(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError("not JSON") from error
     return {str(name): numbers(item) for name, item in value.items()}
+
+
+def _check_entries(value: Any, depth: int = 0, count: int = 0) -> int:
+    """Count the entries of nested lists and mappings. Raises PydanticCustomError for too many, and for their texts."""
+    if isinstance(value, str):
+        _plain(value)
+    if depth > limits.LEVELS or count > limits.ENTRIES:
+        most = {"most": limits.ENTRIES, "levels": limits.LEVELS}
+        raise PydanticCustomError(REFUSED, "is too large: {most} entries in {levels} levels at most", most)
+    if isinstance(value, Mapping):
+        value = [part for item in value.items() for part in item]
+    if not isinstance(value, (list, tuple)):
+        return count + 1
+    for item in value:
+        count = _check_entries(item, depth + 1, count)
+    return count
+
+
+def _as_written(value: Any) -> Any:
+    return value.written if isinstance(value, (WrittenInt, WrittenFloat)) else value
+
+
+def _plain(text: str) -> str:
+    """Refuse control characters, which no field needs and a terminal obeys, and texts longer than a path can be."""
+    if has_hidden(text):
+        raise PydanticCustomError(REFUSED, "has a control character: leave it out")
+    if len(text) > limits.TEXT:
+        raise PydanticCustomError(REFUSED, "is too long: {most} characters at most", {"most": limits.TEXT})
+    return text
 
 
 def _not_bool(value: Any) -> Any:
@@ -126,6 +201,8 @@ def numbers(value: Any) -> Any:
         return [numbers(item) for item in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         return float(value)
+    if isinstance(value, (WrittenInt, WrittenFloat)):
+        return int(value) if isinstance(value, int) else float(value)
     return value
 
 
