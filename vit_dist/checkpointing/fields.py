@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,25 @@ class Fields:
             raise ValueError(f"{self._path(name)} must be {wanted}, not {shown(value)}")
         return value
 
+    def boolean(self, name: str) -> bool:
+        """Return a truth value."""
+        value = self._value(name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self._path(name)} must be true or false, not {shown(value)}")
+        return value
+
     def numbers(self, name: str, low: float = -math.inf) -> list[float]:
         """Return a list of numbers of `low` or more."""
         entries = self._list(name)
         items = Fields({str(i): entry for i, entry in enumerate(entries)}, self._path(name))
         return [items.number(place, low) for place in items.values]
+
+    def sha256(self, name: str) -> str:
+        """Return a SHA-256 in hex digits."""
+        value = self.text(name)
+        if not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError(f"{self._path(name)} must be 64 hex digits, not {shown(value)}")
+        return value
 
     def texts(self, name: str) -> list[str]:
         """Return a list of texts."""

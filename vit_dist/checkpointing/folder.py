@@ -49,14 +49,15 @@ def best_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     best = newest.state.train_state.best if newest is not None else None
     if newest is None or best is None or newest.is_best:
         return (newest if best is not None else None), problems
+    named = folder / f"update_{best.update:08d}"
     older = [path for path in list_checkpoints(folder) if int(path.name[7:]) < newest.position]
-    for path in dict.fromkeys([folder / f"update_{best.update:08d}", *reversed(older)]):
+    for path in dict.fromkeys([named, *reversed(older)]):
         try:
             found = open_whole(path)
         except DamagedCheckpointError as error:
             problems.append(str(error))
         else:
-            if found.is_best:
+            if path == named or found.is_best:
                 return found, problems
     return None, problems
 

@@ -36,7 +36,8 @@ class TrainState:
     position: global batches drawn. applied_updates: updates applied, which the schedule counts. skipped_updates: the
     difference. train_seconds: time spent training, without evaluation and saving, over all restarts.
     patience_baseline: the value of the metric that patience wants improved. evaluations_without_improvement:
-    evaluations in a row that have not improved it. tracker_run_id: W&B's id of the run.
+    evaluations in a row that have not improved it. tracker_run_id: W&B's id of the run. evaluation_due: whether the
+    evaluation of this position was put off until after its save.
     """
 
     position: int = 0
@@ -47,6 +48,7 @@ class TrainState:
     patience_baseline: float | None = None
     evaluations_without_improvement: int = 0
     tracker_run_id: str | None = None
+    evaluation_due: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON holds them."""
@@ -81,6 +83,7 @@ class TrainState:
             patience_baseline=fields.number("patience_baseline", finite=False) if has_baseline else None,
             evaluations_without_improvement=fields.integer("evaluations_without_improvement"),
             tracker_run_id=fields.text("tracker_run_id") if has_run_id else None,
+            evaluation_due=fields.has("evaluation_due") and fields.boolean("evaluation_due"),
         )
 
 
@@ -102,6 +105,7 @@ class CheckpointState:
     """The content of state.json.
 
     schedule, scaler: as their `state_dict` returned them. samples, updates: of the run's plan. channels: of an image.
+    data: by split, the number of its samples and their SHA-256; empty in checkpoints that do not say so.
     """
 
     train_state: TrainState
@@ -117,6 +121,7 @@ class CheckpointState:
     updates: int
     config: Config
     versions: dict[str, str]
+    data: dict[str, dict[str, Any]]
 
 
 def read_state(fields: Fields) -> CheckpointState:
@@ -144,6 +149,7 @@ def read_state(fields: Fields) -> CheckpointState:
         updates=updates,
         config=_config(fields.fields("config")),
         versions=_versions(fields.fields("versions")),
+        data=_data(fields.fields("data")) if fields.has("data") else {},
     )
 
 
@@ -202,6 +208,14 @@ def _preprocessing(fields: Fields, channels: int) -> Preprocessing:
 def _versions(fields: Fields) -> dict[str, str]:
     """Return the versions of the packages that wrote it, by name. Raises ValueError."""
     return {name: fields.text(name) for name in fields.values}
+
+
+def _data(fields: Fields) -> dict[str, dict[str, Any]]:
+    """Return what identifies the samples of each split. Raises ValueError."""
+    splits = {name: fields.fields(name) for name in fields.values}
+    return {
+        name: {"samples": split.integer("samples"), "sha256": split.sha256("sha256")} for name, split in splits.items()
+    }
 
 
 def _config(fields: Fields) -> Config:
