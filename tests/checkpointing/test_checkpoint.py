@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from tests.checkpointing.states import rehash, state_values
+from tests.checkpointing.states import change_json, state_values
 from tests.optim.test_optimizers import ACCEPTED
 from vit_dist.checkpointing import checkpoint
 from vit_dist.checkpointing.folder import list_checkpoints, newest_valid, point_to, pointed_to, prune
@@ -55,13 +54,6 @@ def save(
 
 def saved(folder: Path, position: int = 7) -> Path:
     return save(folder, position, *trained(), state_values(position))[0]
-
-
-def rewrite(path: Path, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Change the content of a JSON file of a checkpoint, and its hash in the manifest with it."""
-    content = json.loads((path / name).read_text())
-    (path / name).write_text(json.dumps(change(content)))
-    rehash(path)
 
 
 def test_a_saved_checkpoint_loads_back(tmp_path: Path) -> None:
@@ -216,7 +208,7 @@ def test_a_later_format_is_refused_with_both_numbers(name: str, known: int, tmp_
     saved(tmp_path, 3)
     path = saved(tmp_path, 5)
     assert json.loads((path / name).read_text())["format"] == known
-    rewrite(path, name, lambda content: content | {"format": known + 1})
+    change_json(path, name, lambda content: content | {"format": known + 1})
     # The checkpoint before it is not used instead: the run would silently lose updates.
     for read in (lambda: checkpoint.open_checkpoint(path), lambda: newest_valid(tmp_path)):
         with pytest.raises(UserError) as caught:
@@ -232,7 +224,7 @@ def test_a_later_format_is_refused_with_both_numbers(name: str, known: int, tmp_
 def test_what_is_no_number_of_a_format_is_damage(name: str, number: object, tmp_path: Path) -> None:
     saved(tmp_path, 3)
     path = saved(tmp_path, 5)
-    rewrite(path, name, lambda content: content | {"format": number})
+    change_json(path, name, lambda content: content | {"format": number})
     opened, problems = newest_valid(tmp_path)
     assert opened is not None
     assert opened.position == 3

@@ -216,7 +216,11 @@ def _load(arguments: Arguments) -> TrainedModel:
     from vit_dist.inference.load import load_model
 
     name, weights = arguments.positionals[0], arguments.flags.get("--weights", "")
-    return load_model(name, weights=weights, overrides=arguments.config, trust_code=_trusts(arguments))
+    trained = load_model(name, weights=weights, overrides=arguments.config, trust_code=_trusts(arguments))
+    if os.environ.get("RANK", "0") == "0":
+        for note in trained.notes:
+            print(f"vit-dist: note: {note}", file=sys.stderr)
+    return trained
 
 
 def _trusts(arguments: Arguments) -> bool:

@@ -25,7 +25,7 @@ from vit_dist.optim.optimizers import build_optimizer, peak_lr
 from vit_dist.optim.schedules import Schedule, schedule_metric
 from vit_dist.plan.plan import Plan
 from vit_dist.telemetry.trackers import check_tracker
-from vit_dist.training.distillation import Autocast, build_teacher
+from vit_dist.training.distillation import Autocast, Teacher, build_teacher
 from vit_dist.training.losses import Loss
 
 
@@ -93,7 +93,7 @@ def build_components(
         lr=lr,
         optimizer=optimizer,
         schedule=Schedule(config.schedule, optimizer, plan, lr),
-        notes=notes,
+        notes=[*notes, *(loss.teacher.notes if isinstance(loss.teacher, Teacher) else [])],
     )
 
 

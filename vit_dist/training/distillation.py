@@ -27,14 +27,22 @@ Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 class Teacher(nn.Module):
     """Maps the student's images to the teacher's logits; in evaluation mode, without gradients.
 
-    Images are first brought to the teacher's own mean, standard deviation and size.
+    Images are first brought to the teacher's own mean, standard deviation and size. notes: lines for the user.
     """
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, model: nn.Module, own: Preprocessing, student: Preprocessing, autocast: Autocast) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        own: Preprocessing,
+        student: Preprocessing,
+        autocast: Autocast,
+        notes: Sequence[str] = (),
+    ) -> None:
         super().__init__()
+        self.notes = [f"loss.teacher: {note}" for note in notes]
         self.autocast = autocast
         self.model = model
         self.image_size = own.image_size
@@ -76,6 +84,7 @@ def build_teacher(
     """
     if not config.teacher:
         return None
+    notes: tuple[str, ...] = ()
     if is_timm(config.teacher):
         timms_model = ModelConfig(name=config.teacher)
         timms = timm_preprocessing(timms_model)
@@ -97,8 +106,8 @@ def build_teacher(
             known = f"{config.teacher} knows {data_text(trained.classes, trained.channels)}"
             actual = f"the data is {data_text(data.classes, data.channels)}"
             raise UserError(f"loss.teacher: {known}, {actual}: set a teacher of the same data")
-        model, own = trained.model, trained.preprocessing
-    return Teacher(model, own, student, autocast).to(device)
+        model, own, notes = trained.model, trained.preprocessing, trained.notes
+    return Teacher(model, own, student, autocast, notes).to(device)
 
 
 def _build_first(
