@@ -96,6 +96,10 @@ def test_values_of_a_train_line(runtime: Runtime) -> None:
     assert line["samples_per_second_per_device"] == pytest.approx(118 / 6, rel=1e-15)
     assert line["mfu"] == pytest.approx(3 * 1000 * 118 / 6 / 1e5, rel=1e-15)
     assert (line["data_wait_fraction"], line["update_seconds"]) == (0.0, 0.1)
+    # Every update since the last line was skipped.
+    watch.now = 109.0
+    line = meter.line(51, 2.5, (0.0, 0.0, 0.0), lr=0.0, grad_norm=math.nan, skipped=1)
+    assert (line["loss"], line["top1"], line["grad_norm"], line["skipped_updates"]) == ("nan", None, "nan", 1)
 
 
 def test_position_fields() -> None:

@@ -168,6 +168,21 @@ def test_patience_goes_on_from_a_saved_state() -> None:
     )
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_weights_whose_loss_is_not_finite_are_never_the_best_whatever_their_accuracy(loss: float) -> None:
+    state = TrainState(position=10)
+    config = EvaluateConfig(metric="top1", patience=2)
+    assert not update_best(state, config, {"raw": {"loss": loss, "top1": 10.0}}, warming=False)
+    assert (state.best, state.patience_baseline, state.evaluations_without_improvement) == (None, None, 1)
+    assert update_best(state, config, {"raw": {"loss": 2.3, "top1": 9.0}}, warming=False)
+    assert not update_best(state, config, {"raw": {"loss": loss, "top1": 99.0}}, warming=False)
+    assert state.best == Best(10, "top1", 9.0, "raw")
+    # The loss that counts is that of the weights which the metric is of.
+    both = {"raw": {"loss": loss, "top1": 99.0}, "ema": {"loss": 1.0, "top1": 50.0}}
+    assert update_best(state, config, both, warming=False)
+    assert not update_best(state, EvaluateConfig(metric="raw_top1"), both, warming=False)
+
+
 def test_nan_is_never_the_best() -> None:
     state = TrainState()
     config = EvaluateConfig(metric="loss", patience=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from vit_dist.plan.keys import Purpose, keys, uniform
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.losses import Loss, cross_entropy
-from vit_dist.training.update import Updater
+from vit_dist.training.update import DivergedError, Updater
 
 GLOBAL, SAMPLES, DEPTH = 21, 30, 3
 MICRO_SIZES = (2, 4, 8, 32)
@@ -87,15 +88,27 @@ def in_float64(batch: Batch) -> Batch:
 
 
 def build_updater(
-    module: nn.Module, settings: Config, plan: Plan, runtime: Runtime, average: EMA | None = None
+    module: nn.Module,
+    settings: Config,
+    plan: Plan,
+    runtime: Runtime,
+    average: EMA | None = None,
+    max_bad_updates: int = 20,
 ) -> Updater:
     prepared = runtime.prepare(module)
     lr = settings.optimizer.lr
     optimizer = build_optimizer(settings.optimizer, module, lr)
     schedule = Schedule(settings.schedule, optimizer, plan, lr)
-    clip_norm, state = settings.optimizer.clip_norm, TrainState()
     return Updater(
-        prepared, Loss(settings.loss), optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average
+        prepared,
+        Loss(settings.loss),
+        optimizer,
+        schedule,
+        TrainState(),
+        runtime,
+        clip_norm=settings.optimizer.clip_norm,
+        max_bad_updates=max_bad_updates,
+        average=average,
     )
 
 
@@ -288,6 +301,159 @@ def test_the_average_counts_applied_updates_alone(runtime: Runtime, optimizer: s
         if other_average is not None:
             alone = other_average.tensors()
             assert all(torch.equal(alone[name], value) for name, value in average.tensors().items())
+
+
+class LostIn:
+    """A loss that is `value` on one rank for some micro-batches and finite elsewhere; its derivative stays finite."""
+
+    def __init__(self, loss: Loss, rank: int, micro_batches: set[int], value: float, *, fillers: bool = False) -> None:
+        """micro_batches: their numbers on that rank, from 0, over all updates. fillers: only in slots of weight 0."""
+        self.loss, self.rank, self.micro_batches = loss, rank, micro_batches
+        self.value, self.fillers, self.calls = value, fillers, 0
+
+    def __call__(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        values = self.loss(outputs, batch)
+        lost = self.calls in self.micro_batches and int(os.environ.get("RANK", "0")) == self.rank
+        self.calls += 1
+        where = batch.weights == 0 if self.fillers else torch.ones_like(batch.weights, dtype=torch.bool)
+        return values.masked_fill(where & lost, self.value)
+
+
+def lose_on_one_rank(folder: str, optimizer: str, average: bool) -> list[Any]:
+    """Make 6 updates of which the second, third and fifth have a loss that is not finite on rank 1 alone."""
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    settings = config(4, name=optimizer, lr=0.01, clip_norm=0.0)
+    plan = Plan.from_config(settings, SAMPLES, runtime.world_size)
+    assert plan.micro_batches_per_rank == 3
+    module = model()
+    updater = build_updater(module, settings, plan, runtime, EMA(module, 0.5) if average else None)
+    images = stream(plan, runtime)
+    applied, weights = [], torch.cat([p.detach().flatten() for p in module.parameters()])
+    for position, (micro_batch, value) in enumerate(
+        [(9, 0), (0, torch.nan), (1, torch.inf), (9, 0), (2, -torch.inf), (9, 0)]
+    ):
+        updater.loss = LostIn(Loss(settings.loss), 1, {micro_batch}, value)  # type: ignore[assignment]
+        window = [in_float64(batch) for batch in images.window(position)]
+        updater.update(window, plan.micro_batches_per_rank, plan.weight(position))
+        before, weights = weights, torch.cat([p.detach().flatten() for p in module.parameters()])
+        applied.append(not torch.equal(before, weights))
+    updater.finish_previous()
+    loss, _, weight = updater.take_sums()
+    state = updater.state
+    runtime.end()
+    counts = [
+        state.position,
+        state.applied_updates,
+        state.skipped_updates,
+        state.last_skipped,
+        updater.schedule.updates,
+    ]
+    return [applied, counts, weight, bool(np.isfinite(loss)), weights.isfinite().all().item(), weights.sum().item()]
+
+
+@pytest.mark.parametrize(("optimizer", "average"), [("adamw", True), ("sgd", False)])
+def test_a_loss_that_is_not_finite_on_one_rank_skips_the_update_on_all(
+    optimizer: str, average: bool, tmp_path: Path
+) -> None:
+    first, second = run_world(2, lose_on_one_rank, tmp_path, "", optimizer, average)
+    assert first == second
+    assert first[:5] == [
+        [True, False, False, True, False, True],
+        [6, 3, 3, [2, 3, 5], 3],
+        3 * GLOBAL,  # the updates that were applied count, and those alone
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_loss_that_is_not_finite_skips_an_update_whose_gradient_is_finite(runtime: Runtime, optimizer: str) -> None:
+    settings = config(8, name=optimizer, lr=0.01, clip_norm=0.0)
+    plan = Plan.from_config(settings, SAMPLES, 1)
+    module, other_module = model(), model()
+    updater = build_updater(module, settings, plan, runtime)
+    updater.loss = LostIn(updater.loss, 0, {0}, torch.nan)  # type: ignore[assignment]
+    losses = updater.accumulate(batches(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL, spread_nan=False)
+    assert torch.stack(losses).isnan().tolist() == [[True] * 8, [False] * 8, [False] * 8]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    updater.optimizer.zero_grad()
+    assert np.isnan(updater.take_sums()[0])
+    updater.loss.calls = 0  # type: ignore[attr-defined]
+    updater.update(batches(plan, runtime, 0), plan.micro_batches_per_rank, GLOBAL)
+    updater.finish_previous()
+    assert (updater.state.applied_updates, updater.state.skipped_updates) == (0, 1)
+    assert all(torch.equal(value, other_module.state_dict()[name]) for name, value in module.state_dict().items())
+    assert updater.take_sums() == (0, 0, 0)
+
+
+def test_slots_of_weight_0_may_have_any_loss(runtime: Runtime) -> None:
+    settings = config(8)
+    plan = Plan.from_config(settings, SAMPLES, 1)
+    gradients, sums = [], []
+    for value in (0.0, torch.nan, torch.inf):
+        module = model()
+        updater = build_updater(module, settings, plan, runtime)
+        updater.loss = LostIn(updater.loss, 0, {2}, value, fillers=True)  # type: ignore[assignment]
+        losses = updater.accumulate(batches(plan, runtime, 1), plan.micro_batches_per_rank, GLOBAL)
+        assert losses[2].isfinite().sum() == (8 if value == 0 else 5)
+        gradients.append([p.grad for p in module.parameters()])
+        sums.append(updater.take_sums())
+    assert sums[0] == sums[1] == sums[2]
+    for others in gradients[1:]:
+        for mine, expected in zip(others, gradients[0], strict=True):
+            assert mine is not None
+            assert expected is not None
+            assert torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize(
+    ("skipped", "stops_at"),
+    [
+        ([1, 2, 3, 4], 4),
+        ([3, 4, 5, 7], 7),  # 4 of the 5 updates 3 … 7
+        ([1, 3, 5, 7], 7),  # 4 of the 7 updates 1 … 7
+        ([1, 3, 6, 8], 8),  # 4 of the last 8
+        ([1, 3, 6, 9, 12], None),  # 4 of the last 9 at most
+        ([1, 2, 3, 11, 12, 13], None),
+    ],
+)
+def test_half_of_the_last_updates_skipped_end_training(
+    runtime: Runtime, skipped: list[int], stops_at: int | None
+) -> None:
+    settings = config(32)
+    plan = Plan.from_config(settings, SAMPLES, 1)
+    updater = build_updater(model(), settings, plan, runtime, max_bad_updates=4)
+    good, bad = batches(plan, runtime, 0), broken(plan, runtime, 0)
+    ended = None
+    for number in range(1, 15):
+        try:
+            updater.update(bad if number in skipped else good, 1, GLOBAL)
+            updater.finish_previous()
+        except DivergedError:
+            ended = number
+            break
+        tail = [n for n in range(number + 1) if n not in skipped][-1]
+        assert updater.state.skipped_in_a_row == number - tail
+    assert ended == stops_at
+    assert updater.state.last_skipped == [number for number in skipped if number <= (stops_at or 14)][-4:]
+    again = TrainState.from_dict(updater.state.to_dict())
+    assert (again, again.skipped_in_a_row) == (updater.state, updater.state.skipped_in_a_row)
+
+
+def test_fp16s_scaler_finds_its_scale_within_the_default_bound(runtime: Runtime) -> None:
+    """The scale halves at each skipped update, from accelerate's 65536: 19 of them leave 1/8."""
+    settings = config(32)
+    plan = Plan.from_config(settings, SAMPLES, 1)
+    updater = build_updater(model(), settings, plan, runtime)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    runtime._accelerator.scaler = scaler
+    good, bad = batches(plan, runtime, 0), broken(plan, runtime, 0)
+    for _ in range(19):
+        updater.update(bad, 1, GLOBAL)
+    updater.update(good, 1, GLOBAL)
+    updater.finish_previous()
+    assert scaler.get_scale() == 2.0**-3
+    assert (updater.state.applied_updates, updater.state.skipped_updates) == (1, 19)
 
 
 def test_each_update_uses_the_schedules_rate(runtime: Runtime) -> None:

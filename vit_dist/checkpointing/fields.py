@@ -66,6 +66,15 @@ class Fields:
         items = Fields({str(i): entry for i, entry in enumerate(entries)}, self._path(name))
         return [items.number(place, low) for place in items.values]
 
+    def integers(self, name: str, low: int, high: int) -> list[int]:
+        """Return a list of whole numbers from `low` to `high`, each larger than the one before."""
+        entries = self._list(name)
+        items = Fields({str(i): entry for i, entry in enumerate(entries)}, self._path(name))
+        numbers = [items.integer(place, low, high) for place in items.values]
+        if numbers != sorted(set(numbers)):
+            raise ValueError(f"{self._path(name)} must rise")
+        return numbers
+
     def sha256(self, name: str) -> str:
         """Return a SHA-256 in hex digits."""
         value = self.text(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vit_dist.checkpointing.fields import Fields
@@ -34,10 +34,10 @@ class TrainState:
     """The counters of a run.
 
     position: global batches drawn. applied_updates: updates applied, which the schedule counts. skipped_updates: the
-    difference. train_seconds: time spent training, without evaluation and saving, over all restarts.
-    patience_baseline: the value of the metric that patience wants improved. evaluations_without_improvement:
-    evaluations in a row that have not improved it. tracker_run_id: W&B's id of the run. evaluation_due: whether the
-    evaluation of this position was put off until after its save.
+    difference. last_skipped: the numbers of the last few of these, ascending. train_seconds: time spent training,
+    without evaluation and saving, over all restarts. patience_baseline: the value of the metric that patience wants
+    improved. evaluations_without_improvement: evaluations in a row that have not improved it. tracker_run_id: W&B's id
+    of the run. evaluation_due: whether the evaluation of this position was put off until after its save.
     """
 
     position: int = 0
@@ -49,6 +49,18 @@ class TrainState:
     evaluations_without_improvement: int = 0
     tracker_run_id: str | None = None
     evaluation_due: bool = False
+    last_skipped: list[int] = field(default_factory=list)
+
+    def count_skipped(self, keep: int) -> None:
+        """Count the update at `position` as skipped, and remember the numbers of the last `keep` of them."""
+        self.skipped_updates += 1
+        self.last_skipped = [*self.last_skipped, self.position][-keep:]
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Return how many updates up to `position` were skipped without one that was applied."""
+        numbers = reversed(self.last_skipped)
+        return next((i for i, number in enumerate(numbers) if number != self.position - i), len(self.last_skipped))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON holds them."""
@@ -73,6 +85,11 @@ class TrainState:
                 value=inside.number("value", finite=False),
                 weights=inside.text("weights", _WEIGHTS) if inside.has("weights") else "raw",
             )
+        last_skipped = fields.integers("last_skipped", 1, position) if fields.has("last_skipped") else []
+        if len(last_skipped) > skipped:
+            raise ValueError(
+                f"{fields.place}.last_skipped: has {len(last_skipped)} updates, and {skipped} were skipped"
+            )
         has_baseline, has_run_id = fields.has("patience_baseline"), fields.has("tracker_run_id")
         return cls(
             position=position,
@@ -84,6 +101,7 @@ class TrainState:
             evaluations_without_improvement=fields.integer("evaluations_without_improvement"),
             tracker_run_id=fields.text("tracker_run_id") if has_run_id else None,
             evaluation_due=fields.has("evaluation_due") and fields.boolean("evaluation_due"),
+            last_skipped=last_skipped,
         )
 
 

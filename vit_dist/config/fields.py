@@ -225,7 +225,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training: length, precision and weight averaging."""
+    """The training: length, precision, weight averaging, and when it gives up."""
 
     duration: str = option("20 epochs", "length of the run in epochs, updates or samples")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
@@ -236,6 +236,13 @@ class TrainConfig:
         "decay per update of an exponential moving average of the weights, such as 0.999, warmed up; 0: none",
         at_least=0,
         below=1,
+    )
+    max_bad_updates: int = option(
+        20,
+        "skipped updates (their loss or gradient is not finite) among the last 2 x max_bad_updates that end the run as "
+        "failed",
+        above=0,
+        changes_result=False,
     )
 
 

@@ -41,7 +41,8 @@ class Meter:
     ) -> Line:
         """Return the values of a `train` line at update `position`. The caller has waited for the device.
 
-        sums: Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w since the last line, over all ranks.
+        sums: Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w of the updates applied since the last line, over all
+        ranks; without any the loss is NaN.
         """
         assert self.last is not None
         before, seconds_before, waited_before = self.last
@@ -51,8 +52,8 @@ class Meter:
         per_device = rate / self.runtime.world_size
         self.restart(position, waited)
         return {
-            "loss": json_number(loss / weight),
-            "top1": None if math.isnan(correct) else 100 * correct / weight,
+            "loss": json_number(loss / weight if weight else math.nan),
+            "top1": None if math.isnan(correct) or not weight else 100 * correct / weight,
             "lr": lr,
             "grad_norm": json_number(grad_norm),
             "samples_per_second": rate,

@@ -29,6 +29,8 @@ def take_evaluation(
     """
     scores = {weights: result.to_dict() for weights, result in results.items()}
     notes = []
+    if not math.isfinite(value_of(config.metric, scores)):
+        notes.append(f"val at update {state.position}: the loss is not finite: not a candidate for the best")
     if schedule.metric is not None:
         before = schedule.rate
         schedule.evaluated({schedule.metric: value_of(schedule.metric, scores)})
@@ -47,10 +49,14 @@ def weights_of(metric: str, scores: Scores) -> str:
 
 
 def value_of(metric: str, scores: Scores) -> float:
-    """Return the value of a metric, with or without raw_."""
-    value = scores[weights_of(metric, scores)][metric.removeprefix("raw_")]
+    """Return the value of a metric, with or without raw_; NaN if the loss of the same weights is not finite.
+
+    The accuracy of a model of NaN says nothing: which class it ranks first is an accident.
+    """
+    values = scores[weights_of(metric, scores)]
+    value, loss = values[metric.removeprefix("raw_")], values.get("loss")
     assert value is not None
-    return value
+    return value if loss is None or math.isfinite(loss) else math.nan
 
 
 def is_improvement(metric: str, value: float, reference: float, min_delta: float = 0.0) -> bool:

@@ -108,8 +108,17 @@ def _build_updater(
             checkpoint.load_average(average, model)
         if runtime.scaler is not None and checkpoint.state.scaler:
             runtime.scaler.load_state_dict(checkpoint.state.scaler)
-    clip_norm = config.optimizer.clip_norm
-    return Updater(wrapped, components.loss, optimizer, schedule, state, runtime, clip_norm=clip_norm, average=average)
+    return Updater(
+        wrapped,
+        components.loss,
+        optimizer,
+        schedule,
+        state,
+        runtime,
+        clip_norm=config.optimizer.clip_norm,
+        max_bad_updates=config.train.max_bad_updates,
+        average=average,
+    )
 
 
 def _build_streams(components: Components, runtime: Runtime) -> tuple[Stream, dict[str, EvaluationStream]]:

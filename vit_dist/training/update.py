@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,16 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.losses import Loss
 
 
+class DivergedError(Exception):
+    """Raised when max_bad_updates of the last 2·max_bad_updates updates had no finite loss and gradient."""
+
+
 class Updater:
     """Makes updates: the gradient is Σ wᵢ∇ℓᵢ / Σ wᵢ over the whole global batch, however it is split.
 
     Each update makes one pass of gradient all-reduce, one clip, one optimizer step and one schedule step; an update
-    whose gradient is not finite makes neither step, on all ranks alike. `sums` holds, on the device, this rank's
-    Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w since the last `take_sums`.
+    whose loss or gradient is not finite makes neither step, on all ranks alike. `sums` holds, on the device, this
+    rank's Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w of the updates applied since the last `take_sums`.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class Updater:
         runtime: Runtime,
         *,
         clip_norm: float,
+        max_bad_updates: int = 20,
         average: EMA | None = None,
     ) -> None:
         self.model = model
@@ -45,36 +51,57 @@ class Updater:
         self.state = state
         self.runtime = runtime
         self.clip_norm = clip_norm
+        self.max_bad_updates = max_bad_updates
         self.average = average
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = torch.zeros((), device=runtime.device)
         self.sums = torch.zeros(3, device=runtime.device, dtype=runtime.sum_dtype)
+        self._sums_before = self.sums
         self._skipped: Callable[[], float] | None = None
 
     def update(self, window: Iterable[Batch], length: int, weight: int) -> None:
-        """Make one update from this rank's `length` micro-batches of a global batch of total weight `weight`."""
+        """Make one update from this rank's `length` micro-batches of a global batch of total weight `weight`.
+
+        Raises DivergedError, on all ranks alike.
+        """
         self.accumulate(window, length, weight)
         self.finish_previous()
         self.apply()
         self.state.position += 1
 
-    def accumulate(self, window: Iterable[Batch], length: int, weight: int) -> None:
-        """Leave the gradient of the whole global batch in the parameters of every rank."""
+    def accumulate(self, window: Iterable[Batch], length: int, weight: int, *, spread_nan: bool = True) -> list[Tensor]:
+        """Leave the gradient of the whole global batch in the parameters of every rank.
+
+        spread_nan: whether a loss that is not finite, on any rank, makes the gradient NaN; it reaches the other ranks
+        through the gradient's own all-reduce, and slots of weight 0 do not count. Return the loss of each slot, by
+        micro-batch of this rank.
+        """
+        self._sums_before = self.sums
+        everything: list[Tensor] = []
+        total = torch.zeros((), device=self.runtime.device)
         for number, batch in enumerate(window, 1):
+            last = number == length
             self.runtime.seed(batch.seed)
-            with self.runtime.gradient_sync(self.model, last=number == length):
+            with self.runtime.gradient_sync(self.model, last=last):
                 inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
                 outputs = at_least_float32(self.model(*inputs))
-                losses = self.loss(outputs, batch) * batch.weights
+                values = self.loss(outputs, batch)
+                loss = (values.masked_fill(batch.weights == 0, 0) * batch.weights).sum()
+                total = total + loss.detach()
+                if last and spread_nan:
+                    # At the outputs, not in the loss, whose derivative may be 0. Times exactly 1 if all is finite.
+                    outputs.register_hook(partial(torch.mul, 0 * total + 1))  # type: ignore[no-untyped-call]
                 # DDP takes the mean over ranks; times world_size, that is the sum.
-                self.runtime.backward(losses.sum() * (self.runtime.world_size / weight))
+                self.runtime.backward(loss * (self.runtime.world_size / weight))
             with torch.no_grad():
                 hits = outputs.argmax(1) == batch.targets if batch.targets.ndim == 1 else batch.weights * torch.nan
                 correct = hits * batch.weights
-                self.sums += torch.stack([losses.sum(), correct.sum(), batch.weights.sum()])
+                self.sums = self.sums + torch.stack([loss, correct.sum(), batch.weights.sum()])
+            everything.append(values.detach())
+        return everything
 
     def apply(self) -> None:
-        """Clip the gradient and, if it is finite, step the optimizer and the average."""
+        """Clip the gradient and, if it is finite, step the optimizer and the average, and keep the update's sums."""
         scaler = self.runtime.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -82,7 +109,9 @@ class Updater:
         self.grad_norm = nn.utils.get_total_norm(gradients)
         if self.clip_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_norm, self.grad_norm)
-        found_inf = (~self.grad_norm.isfinite()).float()
+        finite = self.grad_norm.isfinite()
+        found_inf = (~finite).float()
+        self.sums = torch.where(finite, self.sums, self._sums_before)
         if masks_its_step(self.optimizer):
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self._step(found_inf)
@@ -105,16 +134,20 @@ class Updater:
     def finish_previous(self) -> None:
         """Count the last update and step its schedule, now that it is known whether it was skipped.
 
-        Call it just before the next optimizer step, and before anything that reads the state.
+        Call it just before the next optimizer step, and before anything that reads the state. Raises
+        DivergedError, on all ranks alike.
         """
         if self._skipped is None:
             return
-        if self._skipped():
-            self.state.skipped_updates += 1
-        else:
+        skipped, self._skipped = self._skipped(), None
+        if not skipped:
             self.schedule.step()
             self.state.applied_updates += 1
-        self._skipped = None
+            return
+        self.state.count_skipped(self.max_bad_updates)
+        skips, bound = self.state.last_skipped, self.max_bad_updates
+        if len(skips) == bound and self.state.position - skips[0] < 2 * bound:
+            raise DivergedError
 
     def take_sums(self) -> tuple[float, float, float]:
         """Return Σ wℓ, Σ w·correct, Σ w over all ranks since the last call. Waits for the device."""
