@@ -88,10 +88,11 @@ class Fields:
         items = Fields({str(i): entry for i, entry in enumerate(entries)}, self._path(name))
         return [items.text(place) for place in items.values]
 
-    def scalars(self, name: str) -> dict[str, int | float]:
-        """Return an object whose values are all finite numbers, each whole or not as it is there."""
-        inside = self.fields(name)
-        return {key: value for key, value in inside.values.items() if inside.number(key) is not None}
+    def scalars(self) -> dict[str, int | float]:
+        """Return the object itself, whose values are all numbers, whole or not as they are there."""
+        for name in self.values:
+            self.number(name)
+        return self.values
 
     def fields(self, name: str) -> Fields:
         """Return the fields of an object inside this one."""

@@ -65,8 +65,10 @@ def check_optimizer_state(
     if not problems and found:
         wanted = _expected_slots(optimizer, names)
         problems = [text for name in names if name in found for text in _differences(name, found[name], wanted[name])]
-        if numbers.parameters not in (None, len(found)):
-            problems.append(f"it holds {len(found)} of the {numbers.parameters} parameters that state.json counts")
+    if not problems and numbers.parameters not in (None, len(found)):
+        problems.append(
+            f"holds the state of {len(found)} parameters, of the {numbers.parameters} that state.json counts"
+        )
     problems += _group_problems(optimizer, numbers.groups)
     if problems:
         raise UserError(f"{file}: {first_three(problems)}")

@@ -206,9 +206,9 @@ def _scaler(fields: Fields) -> dict[str, Any]:
 
 
 def _optimizer(fields: Fields) -> OptimizerNumbers:
-    groups = [Fields({"": group.values}, group.place).scalars("") for group in fields.objects("groups")]
+    groups = [group.scalars() for group in fields.objects("groups")]
     parameters = fields.integer("parameters") if fields.has("parameters") else None
-    return OptimizerNumbers(fields.scalars("state"), groups, parameters)
+    return OptimizerNumbers(fields.fields("state").scalars(), groups, parameters)
 
 
 def _preprocessing(fields: Fields, channels: int) -> Preprocessing:
