@@ -59,6 +59,15 @@ def json_number(value: float) -> float | str:
     return value if abs(value) < float("inf") else str(value)
 
 
+def json_values(value: Any) -> Any:
+    """Return a value as JSON holds it: `json_number` of every float in it, lists and mappings included."""
+    if isinstance(value, float):
+        return json_number(value)
+    if isinstance(value, Mapping):
+        return {name: json_values(inner) for name, inner in value.items()}
+    return [json_values(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """Yield a hidden path in the folder of `path` at which to build a file or folder; `publish` gives it its name.

@@ -12,6 +12,7 @@ import pytest
 
 from vit_dist.files import json_number, read_json, write_json
 from vit_dist.run_folder.metrics import MetricsLog, read_columns, read_metrics
+from vit_dist.run_folder.outputs import Outputs
 
 NAMES = ("loss", "top1", "lr", "never_written")
 
@@ -210,13 +211,13 @@ def test_columns_and_lines_agree_on_any_history(tmp_path: Path, seed: int) -> No
 def test_a_torn_line_stays_apart_when_a_log_is_continued(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(start(0, 1.0)) + "\n" + '{"kind": "tra', encoding="utf-8")
-    log = MetricsLog(path, writes=True)
+    log = MetricsLog(path, Outputs(print), writes=True)
     line = log.write("stop", {"update": 0, "reason": "asked to stop"})
     log.close()
     assert [line["kind"] for line in read_metrics(path)] == ["start", "stop"]
     assert read_metrics(path)[1] == line
     assert line["time"] > 1.7e9
-    MetricsLog(path, writes=False).write("stop", {"update": 0})
+    MetricsLog(path, Outputs(print), writes=False).write("stop", {"update": 0})
     assert len(read_metrics(path)) == 2
 
 

@@ -254,8 +254,8 @@ def test_files_that_cannot_be_written_are_reported_and_do_not_end_the_run(
         run = train(digits(folder, **FAST, train__duration="6 updates", log__level="warning"))
     assert not run.stopped
     assert capsys.readouterr().out.splitlines() == [
-        f"{folder / INPUTS}: cannot be written: No space left on device",
-        f"{folder / PREDICTIONS}: cannot be written: Is a directory",
+        f"{folder / INPUTS}: cannot be written: No space left on device: the run goes on and tries it again",
+        f"{folder / PREDICTIONS}: cannot be written: Is a directory: the run goes on and tries it again",
     ]
     assert status(folder)["state"] == "finished"
     assert not (folder / INPUTS).exists()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from vit_dist.files import json_number
+
 FORMATS = ("table", "jsonl", "csv")
 
 _WIDEST_NAME, _WIDEST_CLASS = 60, 24
@@ -31,7 +33,7 @@ class ImagePrediction:
         if self.error is not None:
             return {"image": self.image, "error": self.error}
         known = {} if self.label is None else {"label": self.label, "right": self.right}
-        top = [{"class": name, "probability": round(probability, 6)} for name, probability in self.top]
+        top = [{"class": name, "probability": json_number(round(probability, 6))} for name, probability in self.top]
         return {"image": self.image, **known, "top": top}
 
 

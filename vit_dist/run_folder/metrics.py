@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from vit_dist.files import json_values
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.goodput import running_seconds
+from vit_dist.run_folder.outputs import Outputs
 
 Line = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -25,25 +30,76 @@ _BLOCK = 4096
 
 
 class MetricsLog:
-    """Appends lines to metrics.jsonl, each flushed; on ranks other than 0 it writes nothing."""
+    """The lines that count, and their file, to which each is appended at once; ranks other than 0 write no file.
 
-    def __init__(self, path: Path, *, writes: bool) -> None:
-        self._file = path.open("a+", encoding="utf-8") if writes else None
-        if self._file is not None and self._file.tell() and not _ends_with_newline(path):
-            self._file.write("\n")  # a killed run's last line may be torn
+    A line that cannot be written is tried again later. A file that was deleted or cut under the run is made again
+    from the lines that count. lines: those, oldest first.
+    """
+
+    def __init__(self, path: Path, outputs: Outputs, lines: Sequence[Line] = (), *, writes: bool) -> None:
+        """lines: that the file holds already, as `read_metrics` returns them."""
+        self.path = path
+        self.lines = list(lines)
+        self._outputs = outputs
+        self._writes = writes
+        self._file: FileIO | None = None
+        self._size = 0
+        self._waiting: list[bytes] = []
 
     def write(self, kind: str, values: Mapping[str, Any]) -> Line:
-        """Write a line with its kind and the time in seconds since the epoch; return it."""
-        line = {"kind": kind, "time": time.time(), **values}
-        if self._file is not None:
-            self._file.write(json.dumps(line, allow_nan=False, default=str) + "\n")
-            self._file.flush()
+        """Add a line with its kind and the time in seconds since the epoch, and write it; return it."""
+        line: Line = json_values({"kind": kind, "time": time.time(), **values})
+        self.lines.append(line)
+        if self._writes:
+            self._waiting.append(_encode(line))
+            self._outputs.write(self.path, self._write_waiting)
         return line
+
+    def _write_waiting(self) -> None:
+        """Write the lines that wait, each as a whole or not at all. Raises OSError; the rest then waits on."""
+        file = self._opened()
+        while self._waiting:
+            try:
+                if file.write(self._waiting[0]) != len(self._waiting[0]):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(self._size)
+                raise
+            self._size += len(self._waiting.pop(0))
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+    def _opened(self) -> FileIO:
+        """Return the file, opened again if another one, or none, has its name now. Raises OSError."""
+        if self._file is not None and not self._is_there(self._file):
+            self._file.close()
+            self._file = None
+        if self._file is None:
+            file = FileIO(self.path, "a+")
+            size = os.fstat(file.fileno()).st_size
+            if size < self._size:  # deleted or cut: what the run knows takes its place
+                file.truncate(0)
+                size, self._waiting = 0, [_encode(line) for line in self.lines]
+            self._file, self._size = file, size
+        self._size = self._file.seek(0, os.SEEK_END)
+        if self._size and not _ends_with_newline(self.path):  # a killed run's last line may be torn
+            self._size += self._file.write(b"\n")
+        return self._file
+
+    def _is_there(self, file: FileIO) -> bool:
+        try:
+            there, opened = self.path.stat(), os.fstat(file.fileno())
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, opened) and opened.st_size >= self._size
+
+
+def _encode(line: Line) -> bytes:
+    return json.dumps(line, allow_nan=False, default=str).encode() + b"\n"
 
 
 def position_fields(plan: Plan, position: int) -> Line:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ from vit_dist.files import read_json, read_json_or_empty, write_json
 from vit_dist.version import __version__
 
 
-def write_status(folder: Path, state: str, position: int, reason: str | None = None) -> None:
-    """Replace status.json. state: running, finished, stopped or failed, this with a `reason`. Raises OSError."""
+def write_status(
+    folder: Path, state: str, position: int, reason: str | None = None, problems: Sequence[str] = ()
+) -> None:
+    """Replace status.json. state: running, finished, stopped or failed, this with a `reason`. Raises OSError.
+
+    problems: outputs that cannot be written at the moment.
+    """
     values: dict[str, Any] = {"state": state, "update": position, "pid": os.getpid()}
     values |= {"host": platform.node(), "time": time.time()}
-    write_json(folder / "status.json", {**values, **({"reason": reason} if reason else {})})
+    values |= {"reason": reason} if reason else {}
+    write_json(folder / "status.json", {**values, **({"problems": list(problems)} if problems else {})})
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, track
 from rich.table import Column
 
+from vit_dist.errors import one_line
 from vit_dist.formatting import duration, loss_text, weights_text
 from vit_dist.plan.plan import Plan
 
@@ -28,6 +29,7 @@ class Console:
         self.stream = stream
         self.level = level
         self.copy: Callable[[str], None] = lambda text: None  # gets each line too
+        self.lost: str | None = None  # what is wrong, once something could not be printed
         self._live: Progress | None = None
         self._task: Any = None
 
@@ -44,10 +46,20 @@ class Console:
         if not self.speaks:
             return
         self.copy(text)
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        live = self._live
+        if live is not None:
+            self._try(lambda: live.console.print(text, markup=False, highlight=False, soft_wrap=True))
         else:
-            print(text, file=self.stream, flush=True)
+            self._try(lambda: print(text, file=self.stream, flush=True))
+
+    def _try(self, show: Callable[[], None]) -> None:
+        """Show something, if that works: whoever reads the output may have gone, or its disk may be full."""
+        try:
+            show()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            self.lost = f"console: cannot be written: {reason or one_line(error)}"
+            self.speaks = not isinstance(error, BrokenPipeError)  # nobody comes back to a pipe
 
     def table(self, rows: Mapping[str, str]) -> None:
         """Print names and values, aligned."""
@@ -63,13 +75,13 @@ class Console:
 
     def start(self, plan: Plan, position: int) -> None:
         """Show the progress line, on a terminal."""
-        if not self.speaks or self.level == "warning" or not sys.stdout.isatty():
+        if not self.speaks or self.level == "warning" or not sys.stdout or not sys.stdout.isatty():
             return
         self._live = Progress(TextColumn("{task.description}", table_column=Column(no_wrap=True)), transient=True)
         if self._live.console.width >= _WIDTH_WITH_BAR:
             self._live.columns = (BarColumn(16), *self._live.columns)
         self._task = self._live.add_task("", total=plan.updates, completed=position)
-        self._live.start()
+        self._try(self._live.start)
 
     def progress(self, plan: Plan, line: Mapping[str, Any]) -> None:
         """Show a `train` line of the metrics."""
@@ -99,5 +111,5 @@ class Console:
     def stop(self) -> None:
         """Remove the progress line."""
         if self._live is not None:
-            self._live.stop()
+            self._try(self._live.stop)
             self._live = None

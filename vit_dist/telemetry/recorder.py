@@ -7,12 +7,13 @@ from pathlib import Path
 
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import Line, MetricsLog, position_fields
+from vit_dist.run_folder.outputs import Outputs
 from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.trackers import Trackers
 
 
 class Recorder:
-    """The one way in which a line of metrics leaves a run. history: the lines that count, oldest first."""
+    """The one way in which a line of metrics leaves a run. outputs: writes the run's other files."""
 
     def __init__(
         self,
@@ -28,25 +29,40 @@ class Recorder:
         self.plan = plan
         self.console = console
         self.trackers = trackers
-        self.history = list(history)
-        self._file = MetricsLog(path, writes=writes)
+        self.outputs = Outputs(console.note)
+        self._log = MetricsLog(path, self.outputs, history, writes=writes)
+        self._lost: set[str] = set()
         console.copy = trackers.write
+
+    @property
+    def history(self) -> list[Line]:
+        """Return the lines that count, oldest first."""
+        return self._log.lines
+
+    @property
+    def problems(self) -> list[str]:
+        """Return what cannot be written at the moment: the console, and files by name."""
+        files = [f"{path.name}: {reason}" for path, reason in self.outputs.failing.items()]
+        return ([self.console.lost] if self.console.lost else []) + files
 
     def record(self, kind: str, position: int, values: Line) -> Line:
         """Record the values as a line of this kind at update `position`, and return the line.
 
-        kind: start, train, eval, save or stop.
+        kind: start, train, eval, save, stop, or note, with a `text`.
         """
-        line = self._file.write(kind, {**position_fields(self.plan, position), **values})
-        self.history.append(line)
+        line = self._log.write(kind, {**position_fields(self.plan, position), **values})
         if kind == "train":
             self.console.progress(self.plan, line)
         elif kind == "eval":
             self.console.evaluation(line)
         self.trackers.log(line)
+        if self.console.lost and self.console.lost not in self._lost:
+            self._lost.add(self.console.lost)
+            self.record("note", position, {"text": self.console.lost})
         return line
 
     def close(self) -> None:
-        """End the trackers and close the file."""
+        """End the trackers, write what could not be written before, and close the file."""
         self.trackers.end()
-        self._file.close()
+        self.outputs.retry()
+        self._log.close()

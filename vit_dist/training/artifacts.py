@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 from vit_dist.data.stream import pictures
 from vit_dist.run_folder.predictions import (
     INPUTS,
@@ -24,7 +21,7 @@ def save_inputs(trainer: Trainer) -> None:
     path = trainer.folder / INPUTS
     if trainer.runtime.is_main and not path.exists() and not trainer.over:
         inputs = trainer.stream.inputs(trainer.state.position, trainer.components.data.classes)
-        _write_if_possible(trainer, path, lambda: write_inputs(path, inputs))
+        trainer.recorder.outputs.write(path, lambda: write_inputs(path, inputs))
         trainer.recorder.trackers.show_inputs(inputs, inputs.captions())
 
 
@@ -38,14 +35,6 @@ def save_predictions(trainer: Trainer, split: str, weights: str, update: int, pr
     images = pictures(components.data.splits[split], shown, components.preprocessing)
     saved = SavedPredictions(predictions, about, shown, images)
     path = trainer.folder / PREDICTIONS
-    _write_if_possible(trainer, path, lambda: write_predictions(path, saved))
+    trainer.recorder.outputs.write(path, lambda: write_predictions(path, saved))
     captions = [f"{predicted}, is {label}" for predicted, label in saved.captions()]
     trainer.recorder.trackers.show_predictions(saved, captions, trainer.state.position)
-
-
-def _write_if_possible(trainer: Trainer, path: Path, write: Callable[[], None]) -> None:
-    """Write an optional file; if that fails, print a note and go on."""
-    try:
-        write()
-    except OSError as error:
-        trainer.console.note(f"{path}: cannot be written: {error.strerror}")

@@ -21,7 +21,7 @@ from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
-from vit_dist.files import read_json, write_json
+from vit_dist.files import json_values, read_json, write_json
 from vit_dist.inference.load import default_weights, load_run_model
 from vit_dist.inference.probabilities import predict_pixels
 from vit_dist.run_folder.metrics import Line, read_metrics
@@ -182,7 +182,8 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     summary = summarise(trainer, weights, test)
     trainer.recorder.trackers.summarise(summary)
     if trainer.runtime.is_main:
-        write_json(trainer.folder / "summary.json", summary)
+        path = trainer.folder / "summary.json"
+        trainer.recorder.outputs.write(path, lambda: write_json(path, json_values(summary)))
     return summary
 
 

@@ -75,7 +75,9 @@ class Trainer:
         for note in notes:
             self.console.say(note)
         if self.runtime.is_main:
-            write_progress(self.folder, self.recorder.history, config.metric)
+            history, metric = self.recorder.history, config.metric
+            progress = self.folder / "progress.md"
+            self.recorder.outputs.write(progress, lambda: write_progress(self.folder, history, metric))
         return best is not None
 
     def evaluate_split(self, split: str, keep: str = "") -> dict[str, Evaluation]:
@@ -114,7 +116,9 @@ class Trainer:
     def write_status(self, state: str, reason: str | None = None) -> None:
         """Write status.json: running, finished, stopped or failed."""
         if self.runtime.is_main:
-            write_status(self.folder, state, self.state.position, reason)
+            folder, position, recorder = self.folder, self.state.position, self.recorder
+            status = folder / "status.json"
+            recorder.outputs.write(status, lambda: write_status(folder, state, position, reason, recorder.problems))
 
     def close(self) -> None:
         """Release workers, trackers, files and the folder."""
