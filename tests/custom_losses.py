@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 
 from torch import Tensor
 
 from vit_dist.training.losses import cross_entropy
 
 forwards = 0
+# Number of a forward pass → what `acting` does then.
+actions: dict[int, Callable[[], None]] = {}
+
+
+def acting(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross entropy; at the forwards that `actions` names, do what it says."""
+    global forwards
+    forwards += 1
+    actions.get(forwards, lambda: None)()
+    return cross_entropy(logits, targets)
 
 
 def signalling(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.config.config import Config
@@ -48,6 +49,48 @@ docs/config.md lists the same fields."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 75 stopped and resumable, 2 a mistake of the user's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    lost = None
+    try:
+        code = _run(arguments)
+    except SystemExit:  # argparse's, after a help text
+        _drop_unwritten(sys.stdout)
+        raise
+    except BrokenPipeError:  # the reader of the output is gone, as with `head`
+        code = 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        code, lost = 1, error.strerror  # of a print
+    lost = _drop_unwritten(sys.stdout) or lost
+    answers = not {"-h", "--help", "--print_config"}.isdisjoint(arguments)
+    if lost and (answers or arguments[:1] != ["train"]):  # a run's results are in its folder
+        with contextlib.suppress(OSError):
+            print(f"vit-dist: standard output: cannot be written: {lost}", file=sys.stderr)
+        code = code or 1
+    _drop_unwritten(sys.stderr)
+    return code
+
+
+def _drop_unwritten(stream: TextIO | None) -> str | None:
+    """Drop what was printed to a stream and cannot be written, of which Python would complain at its exit.
+
+    Return what is wrong, unless it is that a pipe's reader is gone.
+    """
+    if stream is None:
+        return None
+    try:
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return None if isinstance(error, BrokenPipeError) else error.strerror
+    except ValueError:  # closed
+        return None
+    return None
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command and return its exit code."""
     if arguments[:1] == ["--version"]:
         print(f"vit-dist {__version__}")
         return 0
@@ -66,16 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
-            for line in str(error).splitlines():
-                print(f"vit-dist: {line}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                for line in str(error).splitlines():
+                    print(f"vit-dist: {line}", file=sys.stderr)
         return 1 if isinstance(error, ModelError) else MISTAKE
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of the output is gone, as with `head`
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _overview(arguments: list[str]) -> int:

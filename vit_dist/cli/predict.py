@@ -98,7 +98,12 @@ def _speed(count: int, seconds: float) -> str:
 def _open_output(out: Path | None) -> Iterator[TextIO]:
     """Yield the standard output, or a file that gets its name only once it is whole. Raises UserError."""
     if out is None:
-        yield sys.stdout
+        try:
+            yield sys.stdout
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(f"standard output: cannot be written: {error.strerror}") from None
         return
     try:
         with replacing(out) as hidden, hidden.open("w", encoding="utf-8", newline="") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import time
@@ -59,9 +58,10 @@ class MetricsLog:
         """Write the lines that wait, each as a whole or not at all. Raises OSError; the rest then waits on."""
         file = self._opened()
         while self._waiting:
+            rest = self._waiting[0]
             try:
-                if file.write(self._waiting[0]) != len(self._waiting[0]):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                while rest:  # a full disk takes a part of it, and then fails
+                    rest = rest[file.write(rest) :]
             except OSError:
                 with contextlib.suppress(OSError):
                     file.truncate(self._size)

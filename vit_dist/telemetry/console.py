@@ -23,11 +23,17 @@ _FULL_WIDTH, _WIDTH_WITH_BAR = 110, 130
 class Console:
     """The terminal of a run: a live progress line on a terminal, plain lines elsewhere."""
 
-    def __init__(self, *, speaks: bool, stream: TextIO | None = None, level: str = "info") -> None:
-        """speaks: False prints nothing. stream: standard output by default. level: warning prints notes alone."""
+    def __init__(
+        self, *, speaks: bool, stream: TextIO | None = None, level: str = "info", may_fail: bool = False
+    ) -> None:
+        """speaks: False prints nothing. stream: standard output by default. level: warning prints notes alone.
+
+        may_fail: go on if nothing can be printed, as a run does, whose results are in its folder.
+        """
         self.speaks = speaks
         self.stream = stream
         self.level = level
+        self.may_fail = may_fail
         self.copy: Callable[[str], None] = lambda text: None  # gets each line too
         self.lost: str | None = None  # what is wrong, once something could not be printed
         self._live: Progress | None = None
@@ -57,6 +63,8 @@ class Console:
         try:
             show()
         except (OSError, ValueError) as error:
+            if not self.may_fail:
+                raise
             reason = error.strerror if isinstance(error, OSError) else None
             self.lost = f"console: cannot be written: {reason or one_line(error)}"
             self.speaks = not isinstance(error, BrokenPipeError)  # nobody comes back to a pipe

@@ -106,7 +106,7 @@ def train(
         position = checkpoint.position if checkpoint else None
         if runtime.broadcast(position) != position:
             raise UserError(f"run.dir: {config.folder} must be on storage that all machines share")
-        console = Console(speaks=runtime.is_main, level=config.log.level)
+        console = Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
         with runtime.stop.on_signals():
             run = _run(setup(config, runtime, console, resume, model, source, trust_code=trust_code))
     finally:
@@ -191,7 +191,7 @@ def _finished_before(config: Config, model: nn.Module | None) -> Run:
     """Print the summary of a run that has already finished, and open it."""
     folder = config.folder
     summary = read_json(folder / "summary.json")
-    console = Console(speaks=os.environ.get("RANK", "0") == "0", level=config.log.level)
+    console = Console(speaks=os.environ.get("RANK", "0") == "0", level=config.log.level, may_fail=True)
     console.say(f"{folder}: this run has finished; to continue: --run.dir {folder} and a longer --train.duration")
     page, ended = folder / "report" / "index.html", (folder / "summary.json").stat().st_mtime
     current = page.is_file() and page.stat().st_mtime >= ended
