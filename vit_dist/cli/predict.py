@@ -140,7 +140,7 @@ def _draw(trained: TrainedModel, predictions: Sequence[ImagePrediction], png: Pa
     if subset is None:
         paths = [Path(prediction.image) for prediction in predictions]
         mode = "L" if trained.channels == 1 else "RGB"
-        subset = all_of(FileSource(paths, np.zeros(len(paths), np.int64), mode))
+        subset = all_of(FileSource(paths, np.zeros(len(paths), np.int64), mode, trained.config.data.max_pixels))
     tiles = [
         Tile(pixels, f"{prediction.top[0][0]} {prediction.top[0][1]:.0%}", prediction.right, prediction.label or "")
         for pixels, prediction in zip(pictures(subset, places, trained.preprocessing), predictions, strict=True)

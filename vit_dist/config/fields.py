@@ -100,7 +100,29 @@ class DataConfig:
         at_most=1,
     )
     workers: Union[int, Literal["auto"]] = option(
-        "auto", "DataLoader workers per process", at_least=0, changes_result=False, at_inference=True
+        "auto", "worker processes that read data, per process", at_least=0, changes_result=False, at_inference=True
+    )
+    timeout: float = option(
+        300.0,
+        "longest time that a worker may spend on one image before it is given up",
+        above=0,
+        unit="seconds",
+        changes_result=False,
+        at_inference=True,
+    )
+    on_bad_sample: Literal["fail", "skip"] = option(
+        "fail",
+        "an image that cannot be read: fail ends the run; skip draws another in its place in training, by key, and "
+        "leaves it out of evaluations, which count it",
+        changes_result=False,
+        at_inference=True,
+    )
+    max_pixels: int = option(
+        100_000_000,
+        "pixels of the largest image that is decoded; a JPEG of more than 100 million is decoded at half its size",
+        above=0,
+        changes_result=False,
+        at_inference=True,
     )
     mean: tuple[float, ...] = option(
         (), "mean per channel of pixels in 0..1; empty: the data set's or the timm model's"

@@ -1,104 +1,185 @@
-"""Read micro-batches in worker processes: slots → uint8 pixels, labels, ids and weights on the host."""
+"""Read micro-batches: slots → uint8 pixels, labels, ids and weights on the host."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Iterable
-from types import FrameType
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vit_dist.data.augmentation.transforms import Transform
 from vit_dist.data.sources.source import decoded, read_image, sample_name
 from vit_dist.data.sources.splits import Subset
-from vit_dist.errors import UserError
-from vit_dist.plan.keys import Ints, Keys, Purpose, keys
+from vit_dist.errors import UserError, one_line
+from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.plan import Slots
-from vit_dist.runtime.runtime import Runtime
 
-HostBatch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-_GRACE_SECONDS = 60
+# What becomes of a sample that cannot be read: the run ends; another is drawn in its place; its weight is 0.
+OnBadSample = Literal["fail", "replace", "leave out"]
+_MOST_REPLACEMENTS = 100
 
 
-class Reader(Dataset[HostBatch | str]):
-    """A data set of micro-batches: slots → (pixels uint8, labels, ids, epochs, weights), all on the host.
+class HostBatch(NamedTuple):
+    """One micro-batch on the host.
 
-    A UserError comes back as its text: raised in a worker, it would arrive inside torch's traceback.
+    pixels: uint8 [slots, channels, height, width]; valid until the next batch is asked for. labels, ids, epochs:
+    int64 [slots]. weights: float32 [slots]. bad: what was wrong, by slot, where a sample of weight above 0 could not
+    be read.
     """
 
-    def __init__(self, subset: Subset, transform: Transform | None, seed: int, image_size: int) -> None:
+    pixels: Tensor
+    labels: Tensor
+    ids: Tensor
+    epochs: Tensor
+    weights: Tensor
+    bad: Mapping[int, str]
+
+
+class Reader:
+    """Reads the micro-batches of a split.
+
+    channels: of the images. largest_side: the side of the largest images that are asked for, in pixels; 0: image_size.
+    """
+
+    def __init__(
+        self,
+        subset: Subset,
+        transform: Transform | None,
+        seed: int,
+        image_size: int,
+        *,
+        channels: int,
+        largest_side: int = 0,
+        on_bad_sample: OnBadSample = "fail",
+    ) -> None:
         """Build it; transform: of decoded images, or None to hand out the source's decoded pixels as they are."""
         self.subset = subset
         self.transform = transform
         self.seed = seed
         self.image_size = image_size
+        self.channels = channels
+        self.largest_side = largest_side or image_size
+        self.on_bad_sample = on_bad_sample
 
-    def __getitem__(self, slots: Slots) -> HostBatch | str:
-        ids = self.subset.indices[slots.index]
+    def shape(self, side: int = 0) -> tuple[int, int, int]:
+        """Return [channels, height, width] of the images at a side; 0: the largest."""
         held = decoded(self.subset.source)
+        if held is not None and not (self.transform and self.transform.sized):
+            _, channels, height, width = held.shape
+            return channels, height, width
+        return self.channels, side or self.largest_side, side or self.largest_side
+
+    def read(self, slots: Slots) -> HostBatch:
+        """Read a micro-batch. Raises UserError."""
         if self.transform is None:
+            held = decoded(self.subset.source)
             assert held is not None
-            pixels = torch.from_numpy(held[ids])
-        else:
-            sample_keys = keys(self.seed, Purpose.SAMPLE, slots.epoch, ids)
-            try:
-                pixels = self._transformed(self.transform, ids, sample_keys, slots.image_size or self.image_size)
-            except UserError as error:
-                return str(error)
-        labels = torch.from_numpy(self.subset.labels[slots.index])
-        return pixels, labels, torch.from_numpy(ids), torch.from_numpy(slots.epoch), torch.from_numpy(slots.weight)
+            return self.batch(torch.from_numpy(held[self.subset.indices[slots.index]]), slots, {})
+        pixels = np.empty((len(slots.index), *self.shape(slots.image_size or self.image_size)), np.uint8)
+        slots, bad = self.read_into(pixels, slots)
+        return self.batch(torch.from_numpy(pixels), slots, bad)
 
-    def _transformed(self, transform: Transform, ids: Ints, sample_keys: Keys, side: int) -> Tensor:
-        """Read and transform images; slots that repeat a sample with the same key are made once. Raises UserError."""
-        source = self.subset.source
-        by_key: dict[int, Tensor] = {}
-        rows: list[Tensor] = []
-        for index, sample_key in zip(ids.tolist(), sample_keys.tolist(), strict=True):
-            if sample_key not in by_key:
-                by_key[sample_key] = transform(read_image(source, index), sample_key, side)
-            rows.append(by_key[sample_key])
-            if rows[-1].shape != rows[0].shape:
-                name = sample_name(source, index, "image")
-                raise UserError(f"{name}: is {list(rows[-1].shape)}, others are {list(rows[0].shape)}: make them alike")
-        return torch.stack(rows)
+    def batch(self, pixels: Tensor, slots: Slots, bad: Mapping[int, str]) -> HostBatch:
+        """Return the micro-batch of slots whose pixels have been read."""
+        of_slots = (self.subset.labels[slots.index], self.subset.indices[slots.index], slots.epoch, slots.weight)
+        labels, ids, epochs, weights = map(torch.from_numpy, of_slots)
+        return HostBatch(pixels, labels, ids, epochs, weights, bad)
 
+    def read_into(
+        self,
+        pixels: NDArray[np.uint8],
+        slots: Slots,
+        begin: Callable[[int], None] = lambda index: None,
+        unreadable: Mapping[int, str] | None = None,
+    ) -> tuple[Slots, dict[int, str]]:
+        """Read and transform images into `pixels`; slots that repeat a sample with the same key are made once.
 
-def worker_count(workers: int | str, runtime: Runtime) -> int:
-    """Return `data.workers` as a number: auto is one for each core that this process may use, 16 at most."""
-    return min(runtime.cores, 16) if isinstance(workers, str) else workers
+        begin: called with each sample's index in the source before it is read. unreadable: what is known to be wrong
+        with samples, by their index. Return the slots as they are then, and what was wrong, by slot. Raises UserError.
+        """
+        places, weights = slots.index.copy(), slots.weight.copy()
+        read_one = partial(
+            self._read_slot, side=slots.image_size or self.image_size, begin=begin, known=unreadable or {}
+        )
+        rows: dict[tuple[int, int], int] = {}
+        bad: dict[int, str] = {}
+        for row, (place, epoch) in enumerate(zip(slots.index.tolist(), slots.epoch.tolist(), strict=True)):
+            first = rows.setdefault((place, epoch), row)
+            if first == row:
+                places[row], problem = read_one(pixels[row], place, epoch)
+            else:
+                pixels[row], places[row], problem = pixels[first], places[first], bad.get(first)
+            if problem is not None:
+                bad[row] = problem
+        if self.on_bad_sample == "leave out":
+            weights[list(bad)] = 0
+        counted = {row: problem for row, problem in bad.items() if slots.weight[row] > 0}
+        return Slots(places, slots.epoch, weights, slots.image_size), counted
 
+    def _read_slot(
+        self,
+        pixels: NDArray[np.uint8],
+        place: int,
+        epoch: int,
+        side: int,
+        begin: Callable[[int], None],
+        known: Mapping[int, str],
+    ) -> tuple[int, str | None]:
+        """Read a sample or, if it is bad and to be replaced, the first good one of those drawn for it by key.
 
-def raise_if_error(read: HostBatch | str) -> HostBatch:
-    """Return what a reader read. Raises the UserError whose text came in its place."""
-    if isinstance(read, str):
-        raise UserError(read)
-    return read
+        Return the place of the sample that was read, and what was wrong with the one asked for, if anything. Raises
+        UserError.
+        """
+        problem = self._read_sample(pixels, place, epoch, side, begin, known)
+        if problem is None:
+            return place, None
+        if self.on_bad_sample == "fail":
+            raise UserError(problem)
+        if self.on_bad_sample == "leave out":
+            pixels[:] = 0
+            return place, problem
+        index = int(self.subset.indices[place])
+        for attempt in range(_MOST_REPLACEMENTS):
+            drawn = key(self.seed, Purpose.REPLACEMENT, epoch, index, attempt) % len(self.subset)
+            if self._read_sample(pixels, drawn, epoch, side, begin, known) is None:
+                return drawn, problem
+        raise UserError(f"{problem}; nor can {_MOST_REPLACEMENTS} images be read that were drawn in its place")
 
+    def _read_sample(
+        self,
+        pixels: NDArray[np.uint8],
+        place: int,
+        epoch: int,
+        side: int,
+        begin: Callable[[int], None],
+        known: Mapping[int, str],
+    ) -> str | None:
+        """Read and transform one sample; return what is wrong with it, if anything.
 
-def loader(reader: Reader, slots: Iterable[Slots], workers: int, runtime: Runtime) -> DataLoader[HostBatch | str]:
-    """Build a loader of micro-batches in the order of `slots`; its `workers` processes live as long as it does."""
-    return DataLoader(
-        reader,
-        batch_size=None,
-        sampler=slots,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=runtime.device.type == "cuda",
-        worker_init_fn=_outlive_stop_signals,
-    )
-
-
-def _outlive_stop_signals(worker: int) -> None:
-    """Keep a worker alive after a stop signal sent to every process, until the run has saved."""
-
-    def end_later(number: int, frame: FrameType | None) -> None:
-        timer = threading.Timer(_GRACE_SECONDS, os._exit, [0])
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end_later)
+        Raises UserError for what is wrong with the transform.
+        """
+        assert self.transform is not None
+        source, index = self.subset.source, int(self.subset.indices[place])
+        begin(index)
+        if index in known:
+            return known[index]
+        try:
+            image = read_image(source, index)
+        except UserError as error:
+            return str(error)
+        try:
+            made = self.transform(image, key(self.seed, Purpose.SAMPLE, epoch, index), side).numpy()
+        except UserError:
+            raise
+        except Exception as error:  # a transform of the user's own may raise anything
+            name, reason = sample_name(source, index, "image"), f"{type(error).__name__}: {one_line(error, 200)}"
+            return f"{name}: cannot be transformed ({reason})"
+        if made.shape != pixels.shape:
+            name = sample_name(source, index, "image")
+            return f"{name}: is {list(made.shape)}, others are {list(pixels.shape)}: make them alike"
+        pixels[:] = made
+        return None

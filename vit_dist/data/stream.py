@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.augmentation.batch import BatchAugmentation
 from vit_dist.data.augmentation.transforms import EvaluationTransform, training_transform
+from vit_dist.data.bad_samples import BadSamples
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing
-from vit_dist.data.reader import HostBatch, Reader, loader, raise_if_error
+from vit_dist.data.reader import HostBatch, OnBadSample, Reader
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import Subset
+from vit_dist.data.workers import Workers
 from vit_dist.plan.keys import Ints, Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 from vit_dist.run_folder.predictions import InputExamples, Pixels
@@ -29,7 +30,7 @@ from vit_dist.runtime.runtime import Runtime
 class Stream:
     """The training batches of one rank, from a position on. Its workers live as long as it does.
 
-    wait_seconds: time so far in which the caller waited for images.
+    wait_seconds: time so far in which the caller waited for images. bad: the samples that could not be read.
     """
 
     def __init__(
@@ -41,13 +42,16 @@ class Stream:
         runtime: Runtime,
         *,
         workers: int,
+        timeout: float = 300.0,
+        on_bad_sample: str = "fail",
         classes: int = 0,
         drop_path_depth: int = 0,
     ) -> None:
         """Build the stream; its workers start with the first window.
 
-        classes: number of classes in the data, needed for mixup and CutMix. drop_path_depth: blocks of the model that
-        take keyed drop-path draws. Raises UserError for a transform that cannot be built.
+        timeout, on_bad_sample: as in `DataConfig`; skip draws another sample, by key. classes: number of classes in the
+        data, needed for mixup and CutMix. drop_path_depth: blocks of the model that take keyed drop-path draws. Raises
+        UserError for a transform that cannot be built.
         """
         self.plan = plan
         self.preprocessing = preprocessing
@@ -58,9 +62,19 @@ class Stream:
         self._augmentation = BatchAugmentation(augment, preprocessing, plan.seed, classes, runtime.to_device)
         crop = EvaluationTransform(preprocessing.crop) if decoded(subset.source) is None else None
         transform = training_transform(augment, preprocessing.mean, preprocessing.image_size, crop)
-        self.workers = workers if transform is not None else 0
-        self._reader = Reader(subset, transform, plan.seed, preprocessing.image_size)
-        self._reads: Iterator[HostBatch | str] | None = None
+        self.bad = BadSamples(runtime.rank, "another is drawn in its place")
+        self._reader = Reader(
+            subset,
+            transform,
+            plan.seed,
+            preprocessing.image_size,
+            channels=len(preprocessing.mean),
+            largest_side=max([preprocessing.image_size, *(side for _, side in plan.sizes)]),
+            on_bad_sample="replace" if on_bad_sample == "skip" else "fail",
+        )
+        self._workers = _workers(self._reader, workers, timeout, runtime)
+        self.workers = self._workers.count
+        self._reads: Iterator[HostBatch] | None = None
         self._position = 0
 
     def window(self, position: int) -> Iterator[Batch]:
@@ -70,13 +84,15 @@ class Stream:
         read to its end.
         """
         if self._reads is None:
-            self._reads = iter(loader(self._reader, self._slots(position), self.workers, self.runtime))
+            self._reads = self._workers.read(self._slots(position))
             self._position = position
         assert position == self._position, f"window {position} was requested, the next in order is {self._position}"
         self._position = -1  # no window is next until this one has been read to its end
         for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
             start = time.perf_counter()
-            batch = self._batch(raise_if_error(next(self._reads)), position, micro_batch)
+            read = next(self._reads)
+            self.bad.add(read.bad.values())
+            batch = self._batch(read, position, micro_batch)
             self.wait_seconds += time.perf_counter() - start
             yield batch
         self._position = position + 1
@@ -88,7 +104,7 @@ class Stream:
         """
         slots = self.plan.slots(position, 0)
         few = replace(slots, index=slots.index[:count], epoch=slots.epoch[:count], weight=slots.weight[:count])
-        batch = self._batch(raise_if_error(self._reader[few]), position, 0)
+        batch = self._batch(self._reader.read(few), position, 0)
         real = batch.weights > 0
         targets = batch.targets[real]
         shares = targets if targets.ndim == 2 else F.one_hot(targets, max(self.classes, 2)).float()
@@ -103,6 +119,8 @@ class Stream:
     def close(self) -> None:
         """End the workers."""
         self._reads = None
+        self._workers.close()
+        self.bad.close()
 
     def _slots(self, start: int) -> Iterator[Slots]:
         for position in range(start, self.plan.updates):
@@ -111,7 +129,7 @@ class Stream:
 
     def _batch(self, read: HostBatch, position: int, micro_batch: int) -> Batch:
         """Copy a micro-batch to the device and augment it there."""
-        pixels, labels, ids, epoch, weights = read
+        pixels, labels, ids, epoch, weights, _ = read
         index, epochs = ids.numpy(), epoch.numpy()
         to_device = self.runtime.to_device
         side = self.plan.size_at(position) or self.preprocessing.image_size
@@ -133,29 +151,44 @@ class Stream:
 
 
 class EvaluationStream:
-    """A split, read anew in each pass: every sample once, in equally many batches of one shape on every rank."""
+    """A split, read anew in each pass: every sample once, in equally many batches of one shape on every rank.
+
+    bad: this rank's samples that could not be read; their weight is 0.
+    """
 
     def __init__(
-        self, subset: Subset, preprocessing: Preprocessing, runtime: Runtime, *, batch_size: int, workers: int
+        self,
+        subset: Subset,
+        preprocessing: Preprocessing,
+        runtime: Runtime,
+        *,
+        batch_size: int,
+        workers: int,
+        timeout: float = 300.0,
+        on_bad_sample: str = "fail",
     ) -> None:
+        """Build it; workers start with the first pass. timeout, on_bad_sample: as in `DataConfig`."""
         self.length = len(subset)
         self.preprocessing = preprocessing
         self.runtime = runtime
-        slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
-        reader = _evaluation_reader(subset, preprocessing)
-        workers = workers if reader.transform is not None else 0
-        self._reads: DataLoader[HostBatch | str] | None = loader(reader, slots, workers, runtime)
+        self.bad = BadSamples(runtime.rank, "left out")
+        self._slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
+        reader = evaluation_reader(subset, preprocessing, "leave out" if on_bad_sample == "skip" else "fail")
+        self._workers: Workers | None = _workers(reader, workers, timeout, runtime)
 
     def close(self) -> None:
         """End the workers."""
-        self._reads = None
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+        self.bad.close()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield (images, targets, weights) on the device, and ids on the host."""
-        assert self._reads is not None, "closed"
+        assert self._workers is not None, "closed"
         to_device = self.runtime.to_device
-        for read in self._reads:
-            pixels, labels, ids, _, weights = raise_if_error(read)
+        for pixels, labels, ids, _, weights, bad in self._workers.read(self._slots):
+            self.bad.add(bad.values())
             images = self.preprocessing.normalise(to_device(pixels))
             yield images, to_device(labels), to_device(weights), ids
 
@@ -165,9 +198,22 @@ def pictures(subset: Subset, places: Ints, preprocessing: Preprocessing) -> Pixe
     if not len(places):
         return np.zeros((0, len(preprocessing.mean), preprocessing.image_size, preprocessing.image_size), np.uint8)
     slots = Slots(places, np.zeros_like(places), np.ones(len(places), np.float32))
-    return raise_if_error(_evaluation_reader(subset, preprocessing)[slots])[0].numpy()
+    return evaluation_reader(subset, preprocessing, "fail").read(slots).pixels.numpy()
 
 
-def _evaluation_reader(subset: Subset, preprocessing: Preprocessing) -> Reader:
+def evaluation_reader(subset: Subset, preprocessing: Preprocessing, on_bad_sample: OnBadSample) -> Reader:
+    """Return the reader of a split as evaluation, and only the model's preprocessing, has it."""
     transform = EvaluationTransform(preprocessing.crop) if decoded(subset.source) is None else None
-    return Reader(subset, transform, 0, preprocessing.image_size)
+    return Reader(
+        subset,
+        transform,
+        0,
+        preprocessing.image_size,
+        channels=len(preprocessing.mean),
+        on_bad_sample=on_bad_sample,
+    )
+
+
+def _workers(reader: Reader, count: int, timeout: float, runtime: Runtime) -> Workers:
+    count = count if reader.transform is not None else 0  # images in memory need none
+    return Workers(reader, count, timeout=timeout, stop_requested=lambda: getattr(runtime.stop, "requested", False))

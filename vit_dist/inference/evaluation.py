@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_dist.data.reader import worker_count
+from vit_dist.data.bad_samples import BadSamples
 from vit_dist.data.sources.splits import Subset
 from vit_dist.data.stream import EvaluationStream
+from vit_dist.data.workers import worker_count
+from vit_dist.errors import UserError
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.probabilities import probabilities_of
 from vit_dist.models.forward import at_least_float32, eval_mode
@@ -21,15 +23,16 @@ from vit_dist.run_folder.predictions import Predictions
 from vit_dist.runtime.devices import resolve_precision, uses_cuda
 from vit_dist.runtime.runtime import Runtime
 
-_FIELDS = ("loss", "top1", "top5", "seen", "seconds")
+_FIELDS = ("loss", "top1", "top5", "seen", "bad", "seconds")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The result of an evaluation.
 
-    loss: mean plain cross entropy. top1, top5: percent; no top5 for five classes or fewer. seen: samples.
-    predictions: for every sample, in the split's order, if they were asked for.
+    loss: mean plain cross entropy. top1, top5: percent; no top5 for five classes or fewer. seen: samples. bad: samples
+    left out, since they could not be read. predictions: for every sample seen, in the split's order, if they were
+    asked for.
     """
 
     loss: float
@@ -37,6 +40,7 @@ class Evaluation:
     top5: float | None
     seen: int
     seconds: float
+    bad: int = 0
     predictions: Predictions | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,15 +55,18 @@ def evaluate(
     runtime: Runtime,
     *,
     keep: int = 0,
+    bad: BadSamples | None = None,
 ) -> Evaluation:
     """Evaluate the bare model on a split of `length` samples; the modules' training modes are left as they were.
 
     stream: equally many batches on every rank: images, targets and weights on the device, ids on the host. keep: also
-    return predictions, with so many classes of each sample; then batches must have one shape. Ranks communicate once
-    at the end, and twice more for predictions.
+    return predictions, with so many classes of each sample; then batches must have one shape. bad: of the stream, if
+    it leaves samples out. Ranks communicate once at the end, and twice more for predictions. Raises UserError if no
+    sample could be read.
     """
     start = time.perf_counter()
-    sums = torch.zeros(4, device=runtime.device, dtype=runtime.sum_dtype)
+    bad_before = bad.count if bad else 0
+    sums = torch.zeros(5, device=runtime.device, dtype=runtime.sum_dtype)
     classes = 0
     batches: list[tuple[Tensor, Tensor]] = []
     with eval_mode(model):
@@ -67,19 +74,23 @@ def evaluate(
             logits = at_least_float32(model(images))
             classes = logits.shape[1]
             top_classes = logits.topk(min(max(5, keep), classes)).indices
-            sums += _weighted_sums(logits, targets, weights, top_classes[:, :5])
+            sums[:4] += _weighted_sums(logits, targets, weights, top_classes[:, :5])
             if keep:
                 kept = top_classes[:, :keep]
                 is_real = (weights > 0).long()
                 numbers = torch.cat([torch.stack([is_real, runtime.to_device(ids), targets], 1), kept], 1)
                 batches.append((numbers, probabilities_of(logits, kept)))
-    seen, loss, top1, top5 = runtime.all_reduce_sum(sums).tolist()
-    assert round(seen) == length, f"{seen} of {length} samples were seen"
+    sums[4] = bad.count - bad_before if bad else 0
+    seen, loss, top1, top5, left_out = runtime.all_reduce_sum(sums).tolist()
+    assert round(seen + left_out) == length, f"{seen} of {length} samples were seen, and {left_out} left out"
+    if not seen:
+        raise UserError(f"data: none of the {length:,} images to evaluate can be read")
     return Evaluation(
         loss=loss / seen,
         top1=100 * top1 / seen,
         top5=100 * top5 / seen if classes > 5 else None,
         seen=round(seen),
+        bad=round(left_out),
         seconds=time.perf_counter() - start,
         predictions=_gather_predictions(batches, runtime) if keep else None,
     )
@@ -117,11 +128,19 @@ def evaluate_subset(trained: TrainedModel, subset: Subset, runtime: Runtime, *, 
     config = trained.config
     workers = worker_count(config.data.workers, runtime)
     batch_size = min(config.evaluate.batch_size, max(2, len(subset)))
-    stream = EvaluationStream(subset, trained.preprocessing, runtime, batch_size=batch_size, workers=workers)
+    stream = EvaluationStream(
+        subset,
+        trained.preprocessing,
+        runtime,
+        batch_size=batch_size,
+        workers=workers,
+        timeout=config.data.timeout,
+        on_bad_sample=config.data.on_bad_sample,
+    )
     model = trained.model.to(runtime.device)
     try:
         with runtime.autocast():
-            return evaluate(model, stream, stream.length, runtime, keep=keep)
+            return evaluate(model, stream, stream.length, runtime, keep=keep, bad=stream.bad)
     finally:
         stream.close()
 

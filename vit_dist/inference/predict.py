@@ -8,16 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from vit_dist.data.augmentation.transforms import EvaluationTransform
-from vit_dist.data.preprocessing import Preprocessing
-from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.folder import image_files
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.source import sample_name
+from vit_dist.data.sources.splits import all_of
+from vit_dist.data.stream import evaluation_reader
+from vit_dist.data.workers import Workers, worker_count
 from vit_dist.errors import UserError
 from vit_dist.inference.evaluation import evaluate_subset
 from vit_dist.inference.load import TrainedModel
@@ -26,27 +23,10 @@ from vit_dist.inference.probabilities import likeliest, predict_pixels
 from vit_dist.inference.splits import Split, open_split
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.permutation import permute
+from vit_dist.plan.plan import evaluation_slots
 from vit_dist.runtime.runtime import Runtime
 
 SAMPLE_SIZE = 16
-
-
-class ImageFiles(Dataset[Tensor | str]):
-    """Image files as the model reads them, uint8 [channels, side, side]; an error's text for one that cannot be."""
-
-    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, channels: int) -> None:
-        self.source = FileSource(paths, np.zeros(len(paths), np.int64), mode="L" if channels == 1 else "RGB")
-        self.transform = EvaluationTransform(preprocessing.crop)
-        self.side = preprocessing.image_size
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        try:
-            return self.transform(self.source.image(index), 0, self.side)
-        except UserError as error:
-            return str(error)
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
@@ -70,33 +50,31 @@ def find_images(names: Sequence[str]) -> list[Path]:
 def predict_files(
     trained: TrainedModel, paths: Sequence[Path], runtime: Runtime, *, top: int
 ) -> Iterator[ImagePrediction]:
-    """Yield the prediction for each file, in order, computed batch by batch."""
-    config, preprocessing = trained.config, trained.preprocessing
-    batch_size = config.evaluate.batch_size
-    workers = worker_count(config.data.workers, runtime)
-    batches = DataLoader(
-        ImageFiles(paths, preprocessing, trained.channels),
-        batch_size=batch_size,
-        collate_fn=list,
-        num_workers=workers if len(paths) > batch_size else 0,  # for a few, starting them takes longer than reading
-        pin_memory=False,
-    )
+    """Yield the prediction for each file, in order, computed batch by batch; or why it cannot be read.
+
+    Raises UserError for workers that cannot go on.
+    """
+    data, preprocessing = trained.config.data, trained.preprocessing
+    mode = "L" if trained.channels == 1 else "RGB"
+    source = FileSource(paths, np.zeros(len(paths), np.int64), mode, data.max_pixels)
+    reader = evaluation_reader(all_of(source), preprocessing, "leave out")
+    batch_size = min(trained.config.evaluate.batch_size, len(paths))
+    count = worker_count(data.workers, runtime) if len(paths) > batch_size else 0  # to start them takes longer
+    workers = Workers(reader, count, timeout=data.timeout)
     model = trained.model.to(runtime.device)
-    images = iter(paths)
-    for batch in batches:
-        pixels = [item for item in batch if isinstance(item, Tensor)]
-        rows: Iterator[tuple[list[int], list[float]]] = iter(())
-        if pixels:
-            on_device = runtime.to_device(torch.stack(pixels))
-            logits = predict_pixels(model, on_device, preprocessing, runtime.autocast)
+    try:
+        for batch in workers.read(evaluation_slots(len(paths), batch_size, 0, 1)):
+            logits = predict_pixels(model, runtime.to_device(batch.pixels), preprocessing, runtime.autocast)
             classes, probabilities = likeliest(logits, min(top, len(trained.classes)))
-            rows = zip(classes.tolist(), probabilities.tolist(), strict=True)
-        for item in batch:
-            image = str(next(images))
-            if isinstance(item, str):
-                yield ImagePrediction(image, error=item.removeprefix(f"{image}: "))
-            else:
-                yield ImagePrediction(image, _named(trained.names, *next(rows)))
+            ids = batch.ids.tolist()
+            for slot, row in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
+                image = str(paths[ids[slot]])
+                if slot in batch.bad:
+                    yield ImagePrediction(image, error=batch.bad[slot].removeprefix(f"{image}: "))
+                elif batch.weights[slot]:
+                    yield ImagePrediction(image, _named(trained.names, *row))
+    finally:
+        workers.close()
 
 
 def predict_split(trained: TrainedModel, split: Split, runtime: Runtime, *, top: int) -> list[ImagePrediction]:

@@ -35,7 +35,7 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
     """
     if folder is not None:
         others = _names_for_numbers(trained, class_folders(folder, trained.classes))
-        subset = read_classes(folder, others or trained.classes, trained.channels)
+        subset = read_classes(folder, others or trained.classes, trained.channels, trained.config.data.max_pixels)
         return Split(str(folder), subset, others or trained.names)
     config = trained.config.data
     in_files = config.name in ("", "folder")

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     ERASE = 10
     MIX = 11
     GRID = 12
+    REPLACEMENT = 13
 
 
 def key(*parts: int) -> int:

@@ -12,10 +12,10 @@ from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
-from vit_dist.data.reader import worker_count
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
+from vit_dist.data.workers import worker_count
 from vit_dist.errors import UserError
 from vit_dist.models.build import drop_path_depth
 from vit_dist.optim.ema import EMA
@@ -125,6 +125,7 @@ def _build_streams(components: Components, runtime: Runtime) -> tuple[Stream, di
     """Return the training stream, and those of the other splits by name."""
     config, data, preprocessing = components.config, components.data, components.preprocessing
     workers = worker_count(config.data.workers, runtime)
+    timeout, on_bad_sample = config.data.timeout, config.data.on_bad_sample
     stream = Stream(
         data.splits["train"],
         components.plan,
@@ -132,12 +133,22 @@ def _build_streams(components: Components, runtime: Runtime) -> tuple[Stream, di
         config.augment,
         runtime,
         workers=workers,
+        timeout=timeout,
+        on_bad_sample=on_bad_sample,
         classes=len(data.classes),
         drop_path_depth=drop_path_depth(components.model),
     )
     size = config.evaluate.batch_size
     return stream, {
-        name: EvaluationStream(split, preprocessing, runtime, batch_size=size, workers=workers)
+        name: EvaluationStream(
+            split,
+            preprocessing,
+            runtime,
+            batch_size=size,
+            workers=workers,
+            timeout=timeout,
+            on_bad_sample=on_bad_sample,
+        )
         for name, split in data.splits.items()
         if name != "train"
     }

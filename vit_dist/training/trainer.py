@@ -94,7 +94,7 @@ class Trainer:
     def evaluate_weights(self, split: str, keep: int = 0) -> Evaluation:
         """Make one exact pass over a split with the weights that the model holds now. keep: classes per sample."""
         stream = self.evaluation_streams[split]
-        return evaluate(self.components.model, stream, stream.length, self.runtime, keep=keep)
+        return evaluate(self.components.model, stream, stream.length, self.runtime, keep=keep, bad=stream.bad)
 
     def record_evaluations(
         self, split: str, results: dict[str, Evaluation], update: int, *, best: str | None = None

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from tests.processes import run_world
@@ -27,6 +26,7 @@ from vit_dist.data.augmentation.transforms import (
 from vit_dist.data.reader import Reader
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import all_of
+from vit_dist.data.workers import Workers
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Purpose, keys
 from vit_dist.plan.plan import Slots
@@ -239,11 +239,11 @@ def test_each_recipe_is_the_same_in_workers() -> None:
     source = MemorySource(np.random.default_rng(0).integers(0, 256, (12, 3, 9, 9), dtype=np.uint8), np.arange(12))
     for recipe in ("rand-m9-mstd0.5-inc1", "augmix-m3-w3", "all"):
         transform = training_transform(AugmentConfig(**RECIPES[recipe]), MEAN, 9, None)
-        reader = Reader(all_of(source), transform, 0, 9)
+        reader = Reader(all_of(source), transform, 0, 9, channels=3)
         places = np.arange(12).reshape(4, 3)
         slots = [Slots(places_read, np.zeros(3, np.int64), np.ones(3, np.float32)) for places_read in places]
         actual = [
-            torch.cat([read[0] for read in DataLoader(reader, None, sampler=slots, num_workers=n)]) for n in (0, 2)
+            torch.cat([read.pixels.clone() for read in Workers(reader, n, timeout=60).read(slots)]) for n in (0, 2)
         ]
         assert torch.equal(*actual)
 

@@ -3,39 +3,66 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError
 
-# (image, key, side in pixels) → uint8 [channels, height, width].
-Transform = Callable[[Image.Image, int, int], Tensor]
 _TIMM = ("rand", "augmix", "original", "v0", "3a")
+_ELONGATED = 16  # long side / short side
+_in_worker = False
+
+
+class Transform(Protocol):
+    """(image, key, side in pixels) → uint8 [channels, height, width]. sized: whether those become the side."""
+
+    sized: bool
+
+    def __call__(self, image: Image.Image, key: int, side: int) -> Tensor: ...
 
 
 class EvaluationTransform:
     """Resize the shorter side to side / crop and cut out the centre: [channels, side, side], whatever the key."""
 
-    def __init__(self, crop: float) -> None:
-        from torchvision.transforms import v2  # takes a second to import, and images in memory do without
+    sized = True
 
-        self.v2 = v2
+    def __init__(self, crop: float) -> None:
+        import torchvision.transforms.v2  # noqa: F401  takes a second: now, rather than in every worker
+
         self.crop = crop
 
     def __call__(self, image: Image.Image, key: int, side: int) -> Tensor:
-        v2 = self.v2
-        resized = v2.functional.resize(image, [round(side / self.crop)], v2.InterpolationMode.BICUBIC)
+        from torchvision.transforms import v2
+
+        shorter = round(side / self.crop)
+        if max(image.size) > _ELONGATED * min(image.size):
+            image = _middle(image, shorter, side)
+        resized = v2.functional.resize(image, [shorter], v2.InterpolationMode.BICUBIC)
         pixels: Tensor = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [side, side]))
         return pixels
+
+
+def _middle(image: Image.Image, shorter: int, side: int) -> Image.Image:
+    """Cut the middle out of an elongated image, so that resizing its shorter side does not blow the longer one up.
+
+    All that the centre crop of `side` pixels sees is kept, to a pixel's fraction.
+    """
+    width, height = image.size
+    short = min(width, height)
+    length = math.ceil(max(1, side / shorter) * short) + 8  # the bicubic filter sees two pixels to either side …
+    length += 4 * math.ceil(short / shorter)  # … and, where it shrinks, as many times more
+    length += (length - max(width, height)) % 2
+    left, top = max(0, (width - length) // 2), max(0, (height - length) // 2)
+    return image.crop((left, top, width - left, height - top))
 
 
 class TrainingTransform:
@@ -48,7 +75,6 @@ class TrainingTransform:
     def __init__(self, config: AugmentConfig, mean: Sequence[float], side: int, plain: Transform | None) -> None:
         from torchvision.transforms import v2
 
-        self.v2 = v2
         self.crop_min = config.crop_min
         self.plain = plain
         self.sized = bool(config.crop_min) or plain is not None
@@ -61,7 +87,8 @@ class TrainingTransform:
             self.steps.append(import_function(config.transform, "augment.transform"))
 
     def __call__(self, image: Image.Image, key: int, side: int) -> Tensor:
-        v2 = self.v2
+        from torchvision.transforms import v2
+
         with seeded(key):
             if self.crop_min:
                 image = v2.RandomResizedCrop(side, (self.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC)(
@@ -87,14 +114,20 @@ def training_transform(
     return plain
 
 
+def enter_worker() -> None:
+    """Say that this process does nothing but read data, so that generators need not be restored."""
+    global _in_worker
+    _in_worker = True
+
+
 @contextlib.contextmanager
 def seeded(key: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's default generators from a key, so that any transform is reproducible.
 
-    In the main process their states are restored afterwards.
+    Their states are restored afterwards, except in a worker, where nothing else draws from them.
     """
     states: Any = None
-    if get_worker_info() is None:
+    if not _in_worker:
         states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.image_files import MAX_PIXELS, FileSource
 from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, Subset, all_of
 from vit_dist.errors import UserError
 
@@ -18,8 +18,11 @@ _EXTENSIONS = {
 }
 
 
-def read_folder(root: Path) -> LabelledSplits:
-    """Read split folders (train, val, test) of class folders, or class folders directly. Raises UserError."""
+def read_folder(root: Path, max_pixels: int = MAX_PIXELS) -> LabelledSplits:
+    """Read split folders (train, val, test) of class folders, or class folders directly.
+
+    max_pixels: of the largest image that may be decoded. Raises UserError.
+    """
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}")
     inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -41,11 +44,11 @@ def read_folder(root: Path) -> LabelledSplits:
         unknown = [path.name for path in _class_folders(folder) if path.name not in classes]
         if unknown:
             raise UserError(f"data.root: class {unknown[0]} is in {folder} and not in {folders['train']}")
-        splits[split] = all_of(_files(folder, classes))
+        splits[split] = all_of(_files(folder, classes, max_pixels))
     return LabelledSplits(splits, classes, 3, 224, *IMAGENET)
 
 
-def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
+def read_classes(folder: Path, classes: Sequence[str], channels: int, max_pixels: int = MAX_PIXELS) -> Subset:
     """Return all images in the class folders of `folder`, numbered as in `classes`, some of which may be missing.
 
     Raises UserError.
@@ -57,7 +60,7 @@ def read_classes(folder: Path, classes: Sequence[str], channels: int) -> Subset:
             others = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes"
         known = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
         raise UserError(f"--folder: {folder} has {others} of the model ({known})")
-    source = _files(folder, classes, "--folder")
+    source = _files(folder, classes, max_pixels, "--folder")
     return all_of(replace(source, mode="L" if channels == 1 else "RGB"))
 
 
@@ -84,7 +87,7 @@ def _class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(folder: Path, classes: Sequence[str], field: str = "data.root") -> FileSource:
+def _files(folder: Path, classes: Sequence[str], max_pixels: int, field: str = "data.root") -> FileSource:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -93,7 +96,7 @@ def _files(folder: Path, classes: Sequence[str], field: str = "data.root") -> Fi
         labels += [label] * len(images)
     if not paths:
         raise UserError(f"{field}: no images in {folder} (looked for {', '.join(sorted(_EXTENSIONS))})")
-    return FileSource(paths, np.asarray(labels, np.int64))
+    return FileSource(paths, np.asarray(labels, np.int64), max_pixels=max_pixels)
 
 
 def _is_image(path: Path, folder: Path) -> bool:

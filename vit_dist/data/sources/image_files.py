@@ -1,25 +1,50 @@
-"""Image files: decode them with Pillow."""
+"""Image files: open regular files only, and decode them with Pillow within a limit of pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, one_line
 from vit_dist.plan.keys import Ints
+
+MAX_PIXELS = 100_000_000
+# A fixed number, so that an image's pixels do not depend on how many are allowed.
+_HALVED_ABOVE = 100_000_000
+# Those that decode by themselves: EPS, for one, would start Ghostscript.
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI"),
+    "TGA",
+)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A source of image files, decoded when they are read. mode: Pillow's, RGB or L (grey)."""
+    """A source of image files, decoded when they are read.
+
+    mode: Pillow's, RGB or L (grey). max_pixels: of the largest image that is decoded.
+    """
 
     paths: Sequence[Path]
     labels: Ints
     mode: str = "RGB"
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -28,12 +53,80 @@ class FileSource:
         """Return the decoded image in the source's mode. Raises UserError, naming the file, if it cannot be decoded."""
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
-                return eight_bits(image, path).convert(self.mode)
+            with open_regular(path) as file, _pillow_limits(self.max_pixels):
+                return self._decode(file, path)
         except UserError:
             raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: cannot be decoded ({error}): mend or remove the file") from None
+        except UnidentifiedImageError:
+            reason = "not an image in a known format"
+        except Image.DecompressionBombError:
+            reason = "more pixels than data.max_pixels allows"
+        except OSError as error:
+            reason = error.strerror or one_line(error, 200)
+        except Exception as error:  # on damaged files, decoders raise nearly everything
+            reason = one_line(error, 200)
+        raise UserError(f"{path}: cannot be decoded ({reason}): mend or remove the file")
+
+    def _decode(self, file: BinaryIO, path: Path) -> Image.Image:
+        size = os.fstat(file.fileno()).st_size
+        if size > 8 * self.max_pixels + 2**26:  # some formats are read whole; no pixel takes more than 8 bytes
+            raise UserError(
+                f"{path}: has {size:,} bytes, more than an image of data.max_pixels ({self.max_pixels:,}): "
+                "remove it, or raise the limit"
+            )
+        with Image.open(file, formats=_known_formats()) as image:
+            if image.format in ("JPEG", "MPO") and image.width * image.height > _HALVED_ABOVE:
+                image.draft(None, (image.width // 2, image.height // 2))
+            if image.width * image.height > self.max_pixels:
+                raise UserError(
+                    f"{path}: has {image.width:,} × {image.height:,} pixels, and data.max_pixels is "
+                    f"{self.max_pixels:,}: make it smaller, or raise the limit"
+                )
+            plain = eight_bits(image, path)
+            if plain.mode == self.mode:
+                plain.load()
+                return plain  # convert would copy it
+            return plain.convert(self.mode)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read. Raises UserError for anything else, which might never answer, and OSError."""
+    _check_regular(path, os.stat(path))  # before opening: to open a device may have effects
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except UserError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise UserError(f"{path}: is {kind}, not a file: remove it")
+
+
+@contextlib.contextmanager
+def _pillow_limits(max_pixels: int) -> Iterator[None]:
+    """Make Pillow refuse what could not be decoded within `max_pixels`, and keep its warnings to itself."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = 2 * max_pixels  # it refuses twice as many: those of a JPEG to be halved, four times ours
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _known_formats() -> list[str]:
+    """Return the formats to try, of those that this Pillow can decode."""
+    Image.preinit()
+    if "TGA" not in Image.OPEN:
+        Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def eight_bits(image: Image.Image, path: Path) -> Image.Image:

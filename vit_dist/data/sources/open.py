@@ -11,20 +11,21 @@ from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.splits import LabelledSplits, with_val
 from vit_dist.errors import UserError, nearest
 
-_READERS = {**BUILTIN, "folder": read_folder}
+_NAMES = [*BUILTIN, "folder"]
 
 
 def open_data(config: DataConfig) -> LabelledSplits:
     """Open the data of a config, downloading it if it is absent. Raises UserError."""
     name = config.source
-    if name not in _READERS:
-        raise UserError(f"data.name: no data set {name}{nearest(name, _READERS)}")
+    if name not in _NAMES:
+        raise UserError(f"data.name: no data set {name}{nearest(name, _NAMES)}")
     if name == "digits" and config.root:
         raise UserError("data.root: digits come with scikit-learn: drop data.root, or set data.name folder")
     if name == "folder" and not config.root:
         raise UserError("data.root: set the folder of your images")
     root = Path(config.root).expanduser() if config.root else default_root() / name
-    return with_val(_READERS[name](root), config.val_fraction)
+    data = read_folder(root, config.max_pixels) if name == "folder" else BUILTIN[name](root)
+    return with_val(data, config.val_fraction)
 
 
 def default_root() -> Path:
