@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Union
 
 from vit_dist.config.option import option
+
+# A field that cannot change the result, and that may be set anew for a trained run.
+free = partial(option, changes_result=False, at_inference=True)
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,7 @@ class DataConfig:
     name: str = option(
         "", "digits, mnist, fashion_mnist, cifar10, cifar100, folder; empty: folder if root is set, else digits"
     )
-    root: str = option(
-        "",
-        "folder of the files, which downloads go to as well; empty: ~/.cache/vit_dist",
-        changes_result=False,
-        at_inference=True,
-    )
+    root: str = free("", "folder of the files, which downloads go to as well; empty: ~/.cache/vit_dist")
     val_fraction: float = option(
         0.1, "fraction of the training set held out for validation if there is no val split", at_least=0, at_most=0.5
     )
@@ -99,30 +98,17 @@ class DataConfig:
         at_least=0,
         at_most=1,
     )
-    workers: Union[int, Literal["auto"]] = option(
-        "auto", "worker processes that read data, per process", at_least=0, changes_result=False, at_inference=True
-    )
-    timeout: float = option(
-        300.0,
-        "longest time that a worker may spend on one image before it is given up",
-        above=0,
-        unit="seconds",
-        changes_result=False,
-        at_inference=True,
-    )
-    on_bad_sample: Literal["fail", "skip"] = option(
+    workers: Union[int, Literal["auto"]] = free("auto", "worker processes that read data, per process", at_least=0)
+    timeout: float = free(300.0, "longest time that a worker may spend on one image", above=0, unit="seconds")
+    on_bad_sample: Literal["fail", "skip"] = free(
         "fail",
         "an image that cannot be read: fail ends the run; skip draws another in its place in training, by key, and "
         "leaves it out of evaluations, which count it",
-        changes_result=False,
-        at_inference=True,
     )
-    max_pixels: int = option(
+    max_pixels: int = free(
         100_000_000,
         "pixels of the largest image that is decoded; a JPEG of more than 100 million is decoded at half its size",
         above=0,
-        changes_result=False,
-        at_inference=True,
     )
     mean: tuple[float, ...] = option(
         (), "mean per channel of pixels in 0..1; empty: the data set's or the timm model's"
