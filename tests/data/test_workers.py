@@ -142,7 +142,7 @@ def test_only_as_many_workers_start_as_there_are_batches() -> None:
         ),
         (
             abort,
-            "data: worker 2 crashed (SIGABRT) while reading pictures/9.png: mend or remove the file, or set "
+            "data: worker 2 ended (SIGABRT) while reading pictures/9.png: mend or remove the file, or set "
             "data.on_bad_sample skip",
         ),
     ],

@@ -33,12 +33,8 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = option(
         "auto", "device to run on; auto: the best one available", changes_result=False, at_inference=True
     )
-    threads: Union[int, Literal["auto"]] = option(
-        "auto",
-        "CPU threads per process; auto: the available cores divided by the processes on the host",
-        above=0,
-        changes_result=False,
-        at_inference=True,
+    threads: Union[int, Literal["auto"]] = free(
+        "auto", "CPU threads per process; auto: the available cores divided by the processes on the host", above=0
     )
 
 
@@ -105,11 +101,7 @@ class DataConfig:
         "an image that cannot be read: fail ends the run; skip draws another in its place in training, by key, and "
         "leaves it out of evaluations, which count it",
     )
-    max_pixels: int = free(
-        100_000_000,
-        "pixels of the largest image that is decoded; a JPEG of more than 100 million is decoded at half its size",
-        above=0,
-    )
+    max_pixels: int = free(100_000_000, "pixels of the largest image that is decoded", above=0)
     mean: tuple[float, ...] = option(
         (), "mean per channel of pixels in 0..1; empty: the data set's or the timm model's"
     )

@@ -25,6 +25,7 @@ from vit_dist.plan.plan import Slots
 
 # Where processes are forked, they share anonymous memory: no file, no name, no descriptor, and nothing of /dev/shm.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+STOP_SIGNALS = {getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)}
 _GRACE_SECONDS = 60
 _PARENT_SECONDS = 2
 
@@ -126,7 +127,8 @@ def _outlive_stop_signals() -> None:
         timer.daemon = True
         timer.start()
 
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_later)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

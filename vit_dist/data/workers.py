@@ -140,7 +140,8 @@ class Workers:
                 worker.process = self._context.Process(
                     target=worker_process.work, args=(self.reader, theirs, *arguments), daemon=True
                 )
-                worker.process.start()
+                with _stop_signals_blocked():
+                    worker.process.start()
         for number, slots in worker.sent:
             self._send(worker, number, slots)
 
@@ -200,8 +201,8 @@ class Workers:
         """Note that a worker has died. Raises UserError, unless its sample is skipped or tried again."""
         _join(worker.process)
         code = worker.process.exitcode or 0
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        how, fix = f"crashed ({name})", "mend or remove the file, or set data.on_bad_sample skip"
+        how = f"ended ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+        fix = "mend or remove the file, or set data.on_bad_sample skip"
         if code == -signal.SIGKILL:
             how = "was killed (SIGKILL)"
             fix = "if memory ran out, set fewer data.workers, a smaller batch.micro_size or data.max_pixels"
@@ -230,6 +231,19 @@ class Workers:
 
     def _name(self, index: int) -> str:
         return sample_name(self.reader.subset.source, index, "image")
+
+
+@contextlib.contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Hold back stop signals while a worker starts: it inherits that, until it has its own handlers."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, worker_process.STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _release(buffers: Iterable[Buffer]) -> None:
