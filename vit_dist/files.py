@@ -12,6 +12,9 @@ from typing import Any
 
 from vit_dist.errors import UserError, one_line
 
+# Hidden names in the folder of a path: what is being built for it, and what it replaces.
+WRITING, REPLACED = ".writing_", ".replaced_"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -33,6 +36,17 @@ def write_text(path: Path, text: str) -> None:
     """Replace a UTF-8 text file atomically. Raises OSError."""
     with replacing(path) as hidden:
         hidden.write_text(text, encoding="utf-8")
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a UTF-8 text file atomically, unless it holds the text, and force it to the disk. Raises OSError."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.read_text(encoding="utf-8") == text:
+            return
+    with replacing(path) as hidden:
+        hidden.write_text(text, encoding="utf-8")
+        fsync(hidden)
+    fsync(path.parent)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -74,7 +88,7 @@ def staged(path: Path) -> Iterator[Path]:
 
     Whatever is left at the hidden path at the end is removed. Raises UserError, naming `path`, for an OSError.
     """
-    hidden = path.with_name(f".writing_{path.name}")
+    hidden = path.with_name(f"{WRITING}{path.name}")
     _remove(hidden)
     try:
         yield hidden
@@ -88,15 +102,19 @@ def staged(path: Path) -> Iterator[Path]:
 def publish(hidden: Path, path: Path, *, replace: bool = False) -> None:
     """Force what was built at `hidden` to the disk and rename it to `path`.
 
-    A file replaces a file, and a folder an empty folder; with `replace`, any folder. Raises OSError.
+    A file replaces a file, and a folder an empty folder; with `replace`, any folder, which keeps a hidden name until
+    the new one has its own. Raises OSError.
     """
     for file in hidden.iterdir() if hidden.is_dir() else ():
         fsync(file)
     fsync(hidden)
+    replaced = path.with_name(f"{REPLACED}{path.name}")
     if hidden.is_dir() and path.is_dir():
-        shutil.rmtree(path) if replace else path.rmdir()  # Windows replaces no folder
+        path.rename(replaced) if replace else path.rmdir()  # Windows replaces no folder
     hidden.replace(path)
     fsync(path.parent)
+    if replace and replaced.is_dir():
+        shutil.rmtree(replaced)
 
 
 def fsync(path: Path) -> None:

@@ -29,6 +29,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def size_text(size: float) -> str:
+    """Return bytes as text: 812 KiB, 1.5 GiB."""
+    for limit, unit in ((2**30, "GiB"), (2**20, "MiB")):
+        if size >= limit:
+            return f"{size / limit:.1f} {unit}"
+    return f"{size / 2**10:.0f} KiB"
+
+
 def big(value: float) -> str:
     """Return a count to three digits with its unit: 1.8 M, 62.1 M, 17.6 G."""
     for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):

@@ -18,7 +18,16 @@ from torch.optim import SGD, AdamW, Optimizer
 from tests.checkpointing.states import change_json, state_values
 from tests.optim.test_optimizers import ACCEPTED
 from vit_dist.checkpointing import checkpoint
-from vit_dist.checkpointing.folder import list_checkpoints, newest_valid, point_to, pointed_to, prune
+from vit_dist.checkpointing.folder import (
+    checkpoint_path,
+    list_checkpoints,
+    newest_valid,
+    point_to,
+    point_to_known,
+    pointed_to,
+    prune,
+    tidy,
+)
 from vit_dist.checkpointing.writer import take_snapshot, write_snapshot
 from vit_dist.config.fields import ModelConfig, OptimizerConfig
 from vit_dist.errors import UserError
@@ -162,12 +171,9 @@ def test_optimizer_state_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for position in (1, 2, 3, 4, 5):
-        path = saved(tmp_path, position)
-        point_to(tmp_path, "last", path)
-        if position == 2:
-            point_to(tmp_path, "best", path)
-    (tmp_path / ".writing_update_00000006").mkdir()
-    prune(tmp_path, 2)
+        point_to(tmp_path, "last", saved(tmp_path, position))
+    point_to_known(tmp_path, 5, 2)
+    prune(tmp_path, 2, 5, 2, lambda path: True)
     assert {path.name for path in tmp_path.iterdir()} == {
         "best",
         "last",
@@ -181,6 +187,37 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     (tmp_path / "best").write_text("update_00000004\n")
     assert pointed_to(tmp_path, "best") == tmp_path / "update_00000004"
     assert pointed_to(tmp_path, "other") is None
+
+
+def test_prune_neither_counts_nor_removes_broken_and_later_checkpoints(tmp_path: Path) -> None:
+    for position in (1, 2, 3, 4, 5, 8, 9):
+        saved(tmp_path, position)
+    broken = {checkpoint_path(tmp_path, position) for position in (2, 4)}
+    prune(tmp_path, 2, 5, None, lambda path: path not in broken)
+    assert [int(path.name[-2:]) for path in list_checkpoints(tmp_path)] == [2, 3, 4, 5, 8, 9]
+    prune(tmp_path, 1, 3, None, lambda path: path not in broken)
+    assert [int(path.name[-2:]) for path in list_checkpoints(tmp_path)] == [2, 3, 4, 5, 8, 9]
+
+
+def test_what_a_killed_process_left_is_undone_or_removed(tmp_path: Path) -> None:
+    first, second = saved(tmp_path, 1), saved(tmp_path, 2)
+    first.rename(tmp_path / ".replaced_update_00000001")  # killed between the two renames
+    (tmp_path / ".replaced_update_00000002").mkdir()  # killed after them
+    for name in (".writing_update_00000003", ".removing_update_00000000"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    (tmp_path / ".last").symlink_to("update_00000002")
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, second.name]
+    assert checkpoint.why_broken(first) is None
+
+
+def test_a_checkpoint_replaces_another_of_its_position(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save(tmp_path, 7, model, optimizer, {"train_state": {"position": 7}, "evaluation": 1})
+    path, _ = save(tmp_path, 7, model, optimizer, {"train_state": {"position": 7}, "evaluation": 2})
+    assert checkpoint.open_checkpoint(path).state["evaluation"] == 2
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_nan_in_state_json_is_an_error(tmp_path: Path) -> None:

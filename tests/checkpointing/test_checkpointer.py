@@ -44,6 +44,15 @@ def checkpointer(folder: Path, runtime: Runtime, keep: int = 2) -> Checkpointer:
     return Checkpointer(folder / "checkpoints", keep, runtime, model, optimizer, schedule, None, TrainState(), about)
 
 
+def save(saver: Checkpointer) -> dict[str, Any]:
+    """Save, wait until it is written and return the values of the `save` line."""
+    saver.save()
+    saver.wait()
+    ((position, values),) = saver.take_written()
+    assert position == saver.state.position
+    return values
+
+
 def test_last_and_best_are_pointed_to_and_old_checkpoints_pruned(runtime: Runtime, tmp_path: Path) -> None:
     saver = checkpointer(tmp_path, runtime)
     values: dict[str, Any] = {}
@@ -51,8 +60,7 @@ def test_last_and_best_are_pointed_to_and_old_checkpoints_pruned(runtime: Runtim
         saver.state.position = position
         if position == 1:
             saver.state.best = Best(1, "loss", 0.5)
-        values = saver.save()
-        assert saver.saved == position
+        values = save(saver)
         assert pointed_to(saver.folder, "last") == saver.folder / f"update_{position:08d}"
         assert pointed_to(saver.folder, "best") == saver.folder / "update_00000001"
     assert {path.name for path in saver.folder.glob("update_*")} == {f"update_0000000{n}" for n in (1, 3, 4)}
@@ -60,13 +68,13 @@ def test_last_and_best_are_pointed_to_and_old_checkpoints_pruned(runtime: Runtim
     assert values["path"] == "checkpoints/update_00000004"
     last = tmp_path / values["path"]
     assert values["bytes"] == sum(path.stat().st_size for path in last.iterdir() if path.name != "manifest.json")
-    assert values["stall_seconds"] == values["seconds"] > 0
+    assert 0 < values["stall_seconds"] < values["seconds"]
 
 
 def test_state_json_holds_the_counters_and_what_never_changes(runtime: Runtime, tmp_path: Path) -> None:
     saver = checkpointer(tmp_path, runtime)
     saver.state = TrainState(position=7, applied_updates=0, skipped_updates=7, tracker_run_id="x")
-    state = json.loads((tmp_path / saver.save()["path"] / "state.json").read_text())
+    state = json.loads((tmp_path / save(saver)["path"] / "state.json").read_text())
     assert state["format"] == 2
     assert TrainState.from_dict(state["train_state"]) == saver.state
     assert state["schedule"] == {"updates": 0}
@@ -79,7 +87,7 @@ def fail_to_save(folder: str) -> str:
     runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
     saver = checkpointer(Path(folder), runtime)
     try:
-        saver.save()
+        save(saver)
     except UserError as error:
         return str(error)
     finally:
@@ -94,4 +102,4 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path: 
     folder = tmp_path / "run" / "checkpoints"
     assert errors[0] == errors[1]
     assert errors[0].startswith(f"{folder}: a checkpoint cannot be written: ")
-    assert "Not a directory" in errors[0]
+    assert "File exists" in errors[0]

@@ -42,10 +42,10 @@ def test_threads_are_set_and_can_be_chosen() -> None:
 def test_one_signal_requests_a_stop_and_a_second_interrupts() -> None:
     runtime = Runtime(RunConfig(device="cpu"))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with runtime.stop.on_signals():
-        assert not runtime.stop.agreed()
+    with runtime.flags.on_signals():
+        assert not runtime.flags.agreed().stop
         os.kill(os.getpid(), signal.SIGINT)
-        assert runtime.stop.agreed()
+        assert runtime.flags.agreed().stop
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -67,11 +67,11 @@ def test_dropout_draws_from_the_seed() -> None:
 def values_on_each_rank() -> dict[str, Any]:
     runtime = Runtime(RunConfig(device="cpu", threads=1))
     order: list[bool] = []
-    with runtime.stop.on_signals():
+    with runtime.flags.on_signals():
         for update in range(4):
             if update == 1 and runtime.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            order.append(runtime.stop.agreed())
+            order.append(runtime.flags.agreed().stop)
     value = {"rank": runtime.rank, "text": "é" * 10, "none": None} if runtime.rank == 0 else "not this"
     result = {
         "value": runtime.broadcast(value),

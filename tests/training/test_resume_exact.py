@@ -21,6 +21,7 @@ from tests import custom_losses
 from tests.processes import run_world
 from vit_dist import Config, UserError, train
 from vit_dist.checkpointing.folder import pointed_to
+from vit_dist.checkpointing.state import TrainState
 from vit_dist.cli import main
 from vit_dist.data.sources.open import open_data
 from vit_dist.files import read_json
@@ -28,6 +29,7 @@ from vit_dist.models.build import build_model
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.status import status
 from vit_dist.runtime.runtime import Runtime
+from vit_dist.training.components import open_splits
 from vit_dist.training.run import Run
 from vit_dist.training.setup import claim_folder
 
@@ -776,7 +778,7 @@ def test_a_run_made_longer_and_killed_before_its_first_update_is_not_finished(tm
     train(short)
     longer = digits(folder, train__duration="12 updates")
     runtime = Runtime(longer.run, "fp32")
-    lock = claim_folder(longer, runtime, 6)
+    lock = claim_folder(longer, runtime, TrainState(position=6), None, open_splits(longer, None))
     assert lock is not None
     lock.release()  # as a kill would, right after the folder was taken
     runtime.end()

@@ -1,20 +1,24 @@
-"""Save a run's checkpoints: a copy to the host, then the files, links and pruning on rank 0."""
+"""Save a run's checkpoints: the loop pays for a copy to the host; a thread on rank 0 writes, links and prunes."""
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from vit_dist.checkpointing.folder import point_to, prune
+from vit_dist.checkpointing.checkpoint import why_broken
+from vit_dist.checkpointing.folder import point_to_known, prune
 from vit_dist.checkpointing.state import TrainState
-from vit_dist.checkpointing.writer import Snapshot, take_snapshot, write_snapshot
-from vit_dist.errors import UserError
+from vit_dist.checkpointing.writer import Buffers, Snapshot, take_snapshot, write_snapshot
+from vit_dist.errors import UserError, one_line
+from vit_dist.formatting import size_text
 from vit_dist.optim.ema import EMA
 from vit_dist.optim.schedules import Schedule
 from vit_dist.runtime.runtime import Runtime
@@ -22,10 +26,11 @@ from vit_dist.runtime.runtime import Runtime
 
 @dataclass
 class Checkpointer:
-    """Saves the checkpoints of a run.
+    """Saves the checkpoints of a run, one at a time, while training goes on.
 
     folder: of the checkpoints. keep: how many to keep, the best not counted. model: bare. about: what state.json holds
-    that does not change during a run. saved: the position of the last checkpoint in the folder.
+    that does not change during a run. whole: names of checkpoints known to be complete; broken: of those known not to
+    be. The methods are called on all ranks alike unless they say otherwise.
     """
 
     folder: Path
@@ -37,15 +42,53 @@ class Checkpointer:
     average: EMA | None
     state: TrainState
     about: Mapping[str, Any]
-    saved: int | None = None
+    whole: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
+    _thread: threading.Thread | None = None
+    _failure: str | None = None
+    _written: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    _buffers: Buffers = field(default_factory=dict)
 
-    def save(self) -> dict[str, Any]:
-        """Save a checkpoint of now and return the values of its `save` line. Raises UserError, on all ranks alike."""
+    def save(self) -> None:
+        """Copy the run as it is now and begin to write it, after the checkpoint before it has been written.
+
+        Raises UserError, on all ranks, if one of them could not be written.
+        """
+        self.runtime.run_on_main(self._begin)
+
+    def wait(self) -> None:
+        """Wait until what was begun is written. Raises UserError, on all ranks, if it could not be."""
+        self.runtime.run_on_main(self._join)
+
+    def take_written(self) -> list[tuple[int, dict[str, Any]]]:
+        """Return (position, values of its `save` line) of each checkpoint written since the last call, on rank 0."""
+        written = []
+        while self._written:
+            written.append(self._written.pop(0))
+        return written
+
+    def close(self) -> None:
+        """Let the checkpoint that is being written come to its end, whatever it is."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _begin(self) -> None:
+        """Take a snapshot and start the thread that writes it."""
         start = time.perf_counter()
-        path, size = self.runtime.run_on_main(lambda: self._write(self._snapshot()))
-        self.saved = self.state.position
-        seconds = time.perf_counter() - start
-        return {"path": path, "seconds": seconds, "stall_seconds": seconds, "bytes": size}
+        self._join()
+        snapshot = self._snapshot()
+        self._check_space(snapshot)
+        stalled = time.perf_counter() - start
+        self._thread = threading.Thread(target=self._write, args=(snapshot, stalled), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _join(self) -> None:
+        """Wait for the thread. Raises UserError for its failure."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            raise UserError(self._failure)
 
     def _snapshot(self) -> Snapshot:
         """Copy everything that the checkpoint holds to the host."""
@@ -56,20 +99,47 @@ class Checkpointer:
             "scaler": scaler.state_dict() if scaler else {},
             **self.about,
         }
-        return take_snapshot(self.state.position, self.model, self.optimizer, content, self.average)
+        return take_snapshot(self.state.position, self.model, self.optimizer, content, self.average, self._buffers)
 
-    def _write(self, snapshot: Snapshot) -> tuple[str, int]:
-        """Write a snapshot, point `last` and `best` at it and prune; return its path in the run's folder and its bytes.
+    def _check_space(self, snapshot: Snapshot) -> None:
+        """Check that the disk has room for a snapshot. Raises UserError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise UserError(self._cannot(error)) from None
+        if free < snapshot.bytes:
+            sizes = f"{size_text(snapshot.bytes)} are needed and {size_text(free)} free"
+            raise UserError(f"{self.folder}: a checkpoint cannot be written: {sizes}: make room, then run it again")
 
-        Reads nothing that training changes. Raises UserError.
+    def _write(self, snapshot: Snapshot, stalled: float) -> None:
+        """Write a snapshot, point `last` and `best` at what they name and prune. Runs in a thread of its own.
+
+        Reads nothing that training changes and communicates with no rank.
         """
+        start = time.perf_counter()
         best = snapshot.state["train_state"]["best"]
+        best_update = best["update"] if best is not None else None
         try:
             path, size = write_snapshot(self.folder, snapshot)
-            point_to(self.folder, "last", path)
-            if best is not None and best["update"] == snapshot.position:
-                point_to(self.folder, "best", path)
-            prune(self.folder, self.keep)
-        except OSError as error:
-            raise UserError(f"{self.folder}: a checkpoint cannot be written: {error}") from None
-        return str(path.relative_to(self.folder.parent)), size
+            self.whole.add(path.name)
+            self.broken.discard(path.name)
+            point_to_known(self.folder, snapshot.position, best_update)
+            prune(self.folder, self.keep, snapshot.position, best_update, self._is_whole)
+        except Exception as error:  # must reach the loop, whatever it is
+            self._failure = self._cannot(error)
+            self.runtime.flags.fail()
+            return
+        name = str(path.relative_to(self.folder.parent))
+        seconds = stalled + time.perf_counter() - start
+        values = {"path": name, "seconds": seconds, "stall_seconds": stalled, "bytes": size}
+        self._written.append((snapshot.position, values))
+
+    def _is_whole(self, path: Path) -> bool:
+        """Return whether a checkpoint is complete; each is read once in a run's life."""
+        if path.name not in self.whole | self.broken:
+            (self.whole if why_broken(path) is None else self.broken).add(path.name)
+        return path.name in self.whole
+
+    def _cannot(self, error: Exception) -> str:
+        return f"{self.folder}: a checkpoint cannot be written: {one_line(error)}"

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: list them, find the newest valid one, point `best` and `last` at them, prune."""
+"""The checkpoints of a run: list them, find the newest valid one, point `best` and `last` at them, prune, tidy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from vit_dist.checkpointing.checkpoint import Checkpoint, open_whole
 from vit_dist.checkpointing.manifest import MANIFEST, DamagedCheckpointError
 from vit_dist.errors import UserError
-from vit_dist.files import replacing
+from vit_dist.files import REPLACED, WRITING, replacing
+
+_REMOVING = ".removing_"
+
+
+def checkpoint_path(folder: Path, position: int) -> Path:
+    """Return where the checkpoint of a position lies."""
+    return folder / f"update_{position:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -38,14 +46,14 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, problems
 
 
-def best_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def best_checkpoint(folder: Path, newest: Checkpoint | None = None) -> tuple[Checkpoint | None, list[str]]:
     """Return the best checkpoint of a folder, as the states of its checkpoints say, and why others are broken.
 
     It is the one at the update that the newest complete checkpoint names as the best; if that one is gone or broken,
     the newest complete one that was the best when it was saved. None if no evaluation has chosen any. Links are not
-    read. Raises UserError for a checkpoint of a later format.
+    read. newest: the newest complete one, if it is known. Raises UserError for a checkpoint of a later format.
     """
-    newest, problems = newest_valid(folder)
+    newest, problems = (newest, []) if newest is not None else newest_valid(folder)
     best = newest.state.train_state.best if newest is not None else None
     if newest is None or best is None or newest.is_best:
         return (newest if best is not None else None), problems
@@ -82,6 +90,8 @@ def whole_beside(path: Path) -> list[str]:
 
 def point_to(folder: Path, name: str, target: Path) -> None:
     """Point `folder/name` at `target`: a relative link, replaced atomically; a one-line text file without links."""
+    if pointed_to(folder, name) == folder / target.name:
+        return
     with replacing(folder / name) as hidden:
         hidden.unlink(missing_ok=True)
         try:
@@ -98,13 +108,38 @@ def pointed_to(folder: Path, name: str) -> Path | None:
     return folder / path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the `keep` newest and the best, and what a writer that died left."""
-    best = pointed_to(folder, "best")
-    for path in list_checkpoints(folder)[:-keep]:
-        if best is None or path.name != best.name:
-            # The manifest goes first: a checkpoint that is half removed must not look complete.
-            (path / MANIFEST).unlink()
-            shutil.rmtree(path)
-    for path in folder.glob(".writing_*"):
-        shutil.rmtree(path, ignore_errors=True)
+def prune(folder: Path, keep: int, position: int, best: int | None, is_whole: Callable[[Path], bool]) -> None:
+    """Remove the whole checkpoints up to `position`, but not the `keep` newest of them nor that of update `best`.
+
+    Broken ones neither count nor are removed. Raises OSError.
+    """
+    last = checkpoint_path(folder, position).name
+    whole = [path for path in list_checkpoints(folder) if path.name <= last and is_whole(path)]
+    for path in whole[:-keep]:
+        if best is None or path != checkpoint_path(folder, best):
+            # Renamed first: a checkpoint that is half removed must not look like one.
+            hidden = path.with_name(f"{_REMOVING}{path.name}")
+            path.rename(hidden)
+            shutil.rmtree(hidden)
+
+
+def tidy(folder: Path) -> None:
+    """Finish or undo what a process left half done that died while it saved or pruned. Raises OSError."""
+    for path in folder.glob(f"{REPLACED}*"):
+        final = folder / path.name.removeprefix(REPLACED)
+        if not final.exists():
+            path.rename(final)
+    for path in [*folder.glob(f"{REPLACED}*"), *folder.glob(f"{_REMOVING}*"), *folder.glob(f"{WRITING}*")]:
+        shutil.rmtree(path)
+    for name in ("best", "last"):
+        (folder / f".{name}").unlink(missing_ok=True)
+
+
+def point_to_known(folder: Path, position: int, best: int | None) -> None:
+    """Point `last` at the checkpoint of `position`, and `best` at that of update `best`, if they are there.
+
+    The links are for people: what they name is in the state of the last checkpoint. Raises OSError.
+    """
+    for name, update in (("last", position), ("best", best)):
+        if update is not None and (checkpoint_path(folder, update) / MANIFEST).is_file():
+            point_to(folder, name, checkpoint_path(folder, update))

@@ -23,12 +23,8 @@ _NOT_NUMBERS = ("params", "name")
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of an optimizer's state by `parameter/slot`, on the host."""
-    return {
-        name: value.detach().cpu().contiguous()
-        for name, value in _slots(optimizer, model)
-        if isinstance(value, torch.Tensor)
-    }
+    """Return the tensors of an optimizer's state by `parameter/slot`, on their device."""
+    return {name: value.detach() for name, value in _slots(optimizer, model) if isinstance(value, torch.Tensor)}
 
 
 def optimizer_numbers(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class TrainState:
     difference. last_skipped: the numbers of the last few of these, ascending. train_seconds: time spent training,
     without evaluation and saving, over all restarts. patience_baseline: the value of the metric that patience wants
     improved. evaluations_without_improvement: evaluations in a row that have not improved it. tracker_run_id: W&B's id
-    of the run. evaluation_due: whether the evaluation of this position was put off until after its save.
+    of the run. evaluation_due: whether the evaluation of this position has not been made yet, since the run was
+    asked to stop.
     """
 
     position: int = 0

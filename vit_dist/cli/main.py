@@ -132,9 +132,14 @@ def _train(words: list[str]) -> int:
     config = arguments.load_config()
     if _print_config(arguments, config):
         return 0
+    from vit_dist.runtime.flags import Stopped
     from vit_dist.training.run import train
 
-    return STOPPED if train(config, trust_code=_trusts(arguments)).stopped else 0
+    try:
+        return STOPPED if train(config, trust_code=_trusts(arguments)).stopped else 0
+    except Stopped:
+        print("vit-dist: stopped before the first update; the same command starts again", file=sys.stderr)
+        return STOPPED
 
 
 def _plan(words: list[str]) -> int:

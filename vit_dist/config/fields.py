@@ -27,6 +27,9 @@ class RunConfig:
         "or the PATH of a checkpoint",
         changes_result=False,
     )
+    time_limit: str = option(
+        "", "time after which the run saves and stops, to be resumed, as 55 minutes; empty: none", changes_result=False
+    )
     deterministic: bool = option(
         False, "use deterministic algorithms only, so that a resume on a GPU is bit-identical too", changes_result=False
     )
@@ -270,7 +273,10 @@ class CheckpointConfig:
     """The checkpoints: how often they are written, how many are kept."""
 
     every: str = option(
-        "1 epochs", "interval between checkpoints; a new best and the end are always saved", changes_result=False
+        "1 epochs",
+        "interval between checkpoints: epochs, updates, samples, or a time as 15 minutes; a new best and the end are "
+        "always saved",
+        changes_result=False,
     )
     keep: int = option(3, "number of newest checkpoints to keep, besides the best one", above=0, changes_result=False)
 

@@ -12,7 +12,7 @@ from vit_dist.config.catalog import METRICS, is_timm, loss_problems, optimizer_p
 from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schedulers import schedule_problems
 from vit_dist.config.schema import Schema
-from vit_dist.config.values import Length, TooLongError, coerce, parse_size
+from vit_dist.config.values import Length, TooLongError, coerce, parse_seconds, parse_size
 from vit_dist.errors import nearest
 
 # What `re.compile` raises.
@@ -173,7 +173,12 @@ def _length_problems(config: Schema) -> Iterator[str]:
     }
     if config.schedule.cooldown:
         lengths["schedule.cooldown"] = config.schedule.cooldown
+    limit = config.run.time_limit
+    if limit and parse_seconds(limit) is None:
+        yield f'run.time_limit: must be a time with its unit, as "55 minutes" or "1.5 hours", not {limit!r}'
     for name, text in lengths.items():
+        if name == "checkpoint.every" and parse_seconds(text):
+            continue
         try:
             length = Length.parse(text)
         except TooLongError as error:
@@ -181,7 +186,8 @@ def _length_problems(config: Schema) -> Iterator[str]:
             continue
         except ValueError:
             percent = "" if name == "train.duration" else ' or "5%"'
-            examples = f'"20 epochs", "5000 updates", "1e6 samples"{percent}'
+            minutes = ', "15 minutes"' if name == "checkpoint.every" else ""
+            examples = f'"20 epochs", "5000 updates", "1e6 samples"{minutes}{percent}'
             yield f"{name}: must be a length with its unit, as {examples}, not {text!r}"
             continue
         if name == "train.duration" and length.unit == "%":

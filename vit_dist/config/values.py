@@ -79,6 +79,14 @@ class Length:
         return cls(amount, unit if unit == "%" or unit.endswith("s") else unit + "s")
 
 
+def parse_seconds(text: str) -> float | None:
+    """Return the seconds of a time on the clock, as "90 minutes" or "1.5 hours"; None for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(seconds?|s|minutes?|min|hours?|h)\s*", text)
+    if not match or float(match[1]) == 0:
+        return None
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2][0]]
+
+
 def parse_size(text: str) -> tuple[int, Length]:
     """Parse "128 for 40%" into the side of the images in pixels and for how long they have it. Raises ValueError."""
     side, word, length = text.partition(" for ")

@@ -216,4 +216,4 @@ def evaluation_reader(subset: Subset, preprocessing: Preprocessing, on_bad_sampl
 
 def _workers(reader: Reader, count: int, timeout: float, runtime: Runtime) -> Workers:
     count = count if reader.transform is not None else 0  # images in memory need none
-    return Workers(reader, count, timeout=timeout, stop_requested=lambda: getattr(runtime.stop, "requested", False))
+    return Workers(reader, count, timeout=timeout, stop_requested=lambda: runtime.flags.stop)

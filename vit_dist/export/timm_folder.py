@@ -159,8 +159,8 @@ def _timm_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's weights by timm's names, with the position embedding even if it is fixed."""
     tensors = state_tensors(model)
     if isinstance(model, ViT):
-        tensors["pos_embed"] = model.pos_embed.detach().contiguous()
-    return tensors
+        tensors["pos_embed"] = model.pos_embed.detach()
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _check_loads(folder: Path, trained: TrainedModel, architecture: str) -> None:

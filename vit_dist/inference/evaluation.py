@@ -21,6 +21,7 @@ from vit_dist.inference.probabilities import probabilities_of
 from vit_dist.models.forward import at_least_float32, eval_mode
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.runtime.devices import resolve_precision, uses_cuda
+from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 
 _FIELDS = ("loss", "top1", "top5", "seen", "bad", "seconds")
@@ -62,7 +63,7 @@ def evaluate(
     stream: equally many batches on every rank: images, targets and weights on the device, ids on the host. keep: also
     return predictions, with so many classes of each sample; then batches must have one shape. bad: of the stream, if
     it leaves samples out. Ranks communicate once at the end, and twice more for predictions. Raises UserError if no
-    sample could be read.
+    sample could be read, and Stopped, on all ranks, if the run is asked to stop.
     """
     start = time.perf_counter()
     bad_before = bad.count if bad else 0
@@ -71,6 +72,8 @@ def evaluate(
     batches: list[tuple[Tensor, Tensor]] = []
     with eval_mode(model):
         for images, targets, weights, ids in stream:
+            if runtime.flags.agreed().stop:
+                raise Stopped
             logits = at_least_float32(model(images))
             classes = logits.shape[1]
             top_classes = logits.topk(min(max(5, keep), classes)).indices

@@ -37,8 +37,8 @@ def spec_of(tensor: Tensor) -> TensorSpec:
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's tensors by name, on the host; tied ones once, under their first name."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in _untied(model).items()}
+    """Return the model's own tensors by name, on its device; tied ones once, under their first name."""
+    return {name: tensor.detach() for name, tensor in _untied(model).items()}
 
 
 def load_weights(model: nn.Module, path: Path, *, exact: bool = False) -> None:

@@ -49,9 +49,9 @@ class EMA:
             self.swap()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the average by the names of the model's state dict, on the host."""
+        """Return the average by the names of the model's state dict, on its device."""
         named = ((self._names.get(id(live)), average) for live, average in zip(self._live, self._average, strict=True))
-        return {name: average.cpu().contiguous() for name, average in named if name is not None}
+        return {name: average.contiguous() for name, average in named if name is not None}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.config.config import Config
-from vit_dist.config.values import Length, parse_size
+from vit_dist.config.values import Length, parse_seconds, parse_size
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
 from vit_dist.plan.permutation import CHUNK, order_chunk
@@ -76,6 +76,7 @@ class Plan:
             parts = f"warmup of {warmup}" + (f" and cooldown of {cooldown}" if cooldown else "")
             field = "cooldown" if cooldown > warmup else "warmup"
             raise UserError(f"schedule.{field}: a {parts} updates is longer than the run of {updates}: shorten it")
+        every = config.checkpoint.every
         sizes, until = [], Fraction(0)
         for text in config.augment.sizes:
             side, length = parse_size(text)
@@ -96,7 +97,7 @@ class Plan:
             warmup=warmup,
             cooldown=cooldown,
             evaluate_every=in_samples(config.evaluate.every),
-            checkpoint_every=in_samples(config.checkpoint.every),
+            checkpoint_every=Fraction(total) if parse_seconds(every) else in_samples(every),
             log_every=in_samples(config.log.every),
             seed=config.run.seed,
             repeats=config.augment.repeats,

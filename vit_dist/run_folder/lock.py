@@ -15,7 +15,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         """Take the lock. Raises UserError if another process has it."""
         self._folder = folder.resolve()
-        self._file = (folder / ".lock").open("w")
+        self._file = (folder / ".lock").open("a")
         try:
             import fcntl
         except ImportError:

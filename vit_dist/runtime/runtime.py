@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.runtime.devices import available_cores, check_device, resolve_precision
+from vit_dist.runtime.flags import Flags
 from vit_dist.runtime.launch import check_launch, check_world, ignored_settings
-from vit_dist.runtime.signals import StopRequest
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -33,11 +33,11 @@ class Runtime:
     """This process, as one of the `world_size` processes of a run.
 
     rank, world_size, device, precision (fp32, bf16 or fp16), threads (of torch), cores (CPU cores that this process
-    may use), stop (the request to stop), notes (lines for the user).
+    may use), flags (that ranks raise and agree on), notes (lines for the user).
     """
 
-    def __init__(self, config: RunConfig, precision: str = "auto") -> None:
-        """Join the process group and choose device and precision.
+    def __init__(self, config: RunConfig, precision: str | None = "auto") -> None:
+        """Join the process group and choose the device, and the precision unless it is None: see `use_precision`.
 
         Raises UserError if fewer processes run than were launched, or the device or precision is not available.
         """
@@ -50,7 +50,6 @@ class Runtime:
         self.threads = self.cores if config.threads == "auto" else config.threads
         torch.set_num_threads(self.threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # else accelerate sets its own, with a warning
-        self.precision = resolve_precision(precision, config.device)
         # fp32 is fp32 on every device: TF32 rounds to 10 bits, and a GPU's losses would drift from a CPU's.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -58,22 +57,30 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
+        world = PartialState(cpu=cpu)
+        self.rank: int = world.process_index
+        self.world_size: int = world.num_processes
+        self.device: torch.device = world.device
+        check_world(os.environ, self.world_size)
+        self._host_group: dist.ProcessGroup | None = None
+        if self.world_size > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._host_group = group
+        self.flags = Flags(self._host_group)
+        self.notes: list[str] = []
+        if precision is not None:
+            self.use_precision(precision, config.device)
+
+    def use_precision(self, precision: str, device: str) -> None:
+        """Compute in a `train.precision` on a `run.device` from here on. Raises UserError if it is not available."""
+        self.precision = resolve_precision(precision, device)
         self._accelerator = Accelerator(
-            cpu=cpu,
+            cpu=self.device.type == "cpu",
             mixed_precision=_ACCELERATE_PRECISION[self.precision],
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
-        self.rank: int = self._accelerator.process_index
-        self.world_size: int = self._accelerator.num_processes
-        self.device: torch.device = self._accelerator.device
-        check_world(os.environ, self.world_size)
-        self._flags: dist.ProcessGroup | None = None
-        if self.world_size > 1:
-            group = dist.new_group(backend="gloo")
-            assert isinstance(group, dist.ProcessGroup)
-            self._flags = group
-        self.stop = StopRequest(self._flags)
         self.notes = list(ignored_settings(os.environ, self.precision))
 
     @property
@@ -145,15 +152,15 @@ class Runtime:
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value, which JSON must be able to hold, on every rank."""
-        if self._flags is None:
+        if self._host_group is None:
             return value
         text = json.dumps(value).encode() if self.is_main else b""
         length = torch.tensor([len(text)])
-        dist.broadcast(length, src=0, group=self._flags)
+        dist.broadcast(length, src=0, group=self._host_group)
         content = torch.zeros(int(length.item()), dtype=torch.uint8)
         if self.is_main:
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        dist.broadcast(content, src=0, group=self._flags)
+        dist.broadcast(content, src=0, group=self._host_group)
         return json.loads(content.numpy().tobytes())
 
     def run_on_main(self, work: Callable[[], Any]) -> Any:
@@ -200,8 +207,8 @@ class Runtime:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        if self._flags is not None:
-            dist.barrier(group=self._flags)
+        if self._host_group is not None:
+            dist.barrier(group=self._host_group)
 
     def synchronize(self) -> None:
         """Wait until the device has finished."""
@@ -235,7 +242,7 @@ class Runtime:
 
     def end(self) -> None:
         """Leave the process group, and let the next run in this process choose its own precision."""
-        self.stop.close()
+        self.flags.close()
         if dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vit_dist.data.workers import WaitStoppedError
+from vit_dist.runtime.flags import Stopped
 from vit_dist.training.trainer import Trainer
 
 
@@ -10,20 +12,57 @@ def loop(trainer: Trainer) -> bool:
     plan, state, clock = trainer.components.plan, trainer.state, trainer.clock
     clock.start()
     trainer.meter.restart(state.position, trainer.stream.wait_seconds)
+    if state.evaluation_due and not _after_update(trainer, stop=False, save=False):
+        return False
     while not trainer.over:
         window = trainer.stream.window(state.position)
-        trainer.updater.update(window, plan.micro_batches_per_rank, plan.weight(state.position))
-        stopping = trainer.runtime.stop.agreed()
-        validating = "val" in trainer.evaluation_streams and plan.due(state.position, plan.evaluate_every)
-        if stopping or validating or plan.due(state.position, plan.log_every):
-            trainer.log()
-        improved = False
-        if validating:
-            with clock.paused(trainer.runtime):
-                improved = trainer.validate()
-        if stopping or improved or trainer.over or plan.due(state.position, plan.checkpoint_every):
-            with clock.paused(trainer.runtime):
-                trainer.save()
-        if stopping and not trainer.over:
+        try:
+            trainer.updater.update(window, plan.micro_batches_per_rank, plan.weight(state.position))
+        except WaitStoppedError as error:
+            if trainer.runtime.world_size > 1:  # the others wait for this rank's gradient
+                raise
+            trainer.console.note(str(error))
+            _save(trainer)
             return False
+        state.evaluation_due = "val" in trainer.evaluation_streams and plan.due(state.position, plan.evaluate_every)
+        trainer.ask_to_save_by_the_clock()
+        agreed = trainer.runtime.flags.agreed()
+        if agreed.failed:
+            trainer.checkpointer.wait()  # raises what it failed of, on all ranks
+        if not _after_update(trainer, stop=agreed.stop, save=agreed.save):
+            return False
+    trainer.checkpointer.wait()
+    trainer.record_saves()
     return True
+
+
+def _after_update(trainer: Trainer, *, stop: bool, save: bool) -> bool:
+    """Log, evaluate and save what is due. Return whether the run goes on, or has come to its end.
+
+    A run that is asked to stop saves at once; an evaluation that is due is made when it is resumed.
+    """
+    plan, state, clock = trainer.components.plan, trainer.state, trainer.clock
+    if stop or state.evaluation_due or plan.due(state.position, plan.log_every):
+        trainer.log()
+    improved = False
+    if state.evaluation_due and not stop:
+        with clock.paused(trainer.runtime):
+            try:
+                improved = trainer.validate()
+            except (Stopped, WaitStoppedError):
+                stop = True
+    if stop and (state.evaluation_due or not trainer.over):
+        _save(trainer)
+        return False
+    if improved or save or trainer.over or plan.due(state.position, plan.checkpoint_every):
+        with clock.paused(trainer.runtime):
+            trainer.save()
+    return True
+
+
+def _save(trainer: Trainer) -> None:
+    """Save, and wait until it is written."""
+    with trainer.clock.paused(trainer.runtime):
+        trainer.save()
+        trainer.checkpointer.wait()
+    trainer.record_saves()

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_dist.checkpointing.checkpoint import Checkpoint, open_checkpoint
-from vit_dist.checkpointing.folder import newest_valid
+from vit_dist.checkpointing.checkpoint import Checkpoint, open_checkpoint, open_whole
+from vit_dist.checkpointing.folder import best_checkpoint, checkpoint_path, list_checkpoints, newest_valid
 from vit_dist.checkpointing.manifest import MANIFEST
-from vit_dist.checkpointing.state import TrainState
+from vit_dist.checkpointing.state import Best, TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
-from vit_dist.errors import UserError
+from vit_dist.data.fingerprint import SAMPLES, difference
+from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.errors import UserError, one_line
+from vit_dist.files import read_json_or_empty
 from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.metrics import read_metrics
 from vit_dist.run_folder.status import status
 
 # Fields of the identity that may change in a run all the same: the first may grow, the second changes no result
 # unless dropout draws by micro-batch. Both are noted.
 _MAY_CHANGE = ("train.duration", "batch.micro_size")
+# All that a folder holds whose run was killed before it had its config.
+_FIRST_FILES = (".lock", ".status.json", "status.json", ".config.yaml")
 
 
 @dataclass(frozen=True)
@@ -28,44 +34,134 @@ class ResumePoint:
     """The point from which a run starts.
 
     checkpoint: to resume from; None: from the start. checkpoint_in_folder: whether it is in the run's own folder.
-    finished: whether nothing is left to do. notes: lines for the user. changed: fields that differ, and their new
-    values.
+    best: the best evaluation so far whose checkpoint is whole. finished: whether nothing is left to do. notes: lines
+    for the user. changed: fields that differ, and their new values. whole, broken: checkpoints that were verified.
     """
 
     checkpoint: Checkpoint | None = None
     checkpoint_in_folder: bool = False
+    best: Best | None = None
     finished: bool = False
     notes: list[str] = field(default_factory=list)
     changed: dict[str, Any] = field(default_factory=dict)
+    whole: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, the checkpoint by its path."""
+        plain = {name: getattr(self, name) for name in vars(self)}
+        plain["checkpoint"] = str(self.checkpoint.path) if self.checkpoint else None
+        return {**plain, "best": asdict(self.best) if self.best else None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ResumePoint:
+        """Build it from the values of `to_dict`. Raises UserError if this machine does not see the checkpoint."""
+        path, best = values["checkpoint"], values["best"]
+        if path is not None and not Path(path).is_dir():
+            raise UserError(f"run.dir: {path} must be on storage that all machines share")
+        opened = open_whole(Path(path), hashes=False) if path is not None else None
+        return cls(**{**values, "checkpoint": opened, "best": Best(**best) if best else None})
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder holds a run that has begun: its config or checkpoints."""
+    return (folder / "config.yaml").is_file() or (folder / "checkpoints").is_dir()
 
 
 def find_resume_point(config: Config) -> ResumePoint:
-    """Find where the run of a config starts. Raises UserError if its folder holds another run, or may not be used."""
+    """Find where the run of a config starts. Reads only; call it on one process that holds the folder's lock.
+
+    Raises UserError if the folder holds another run, or progress without a complete checkpoint, or may not be used.
+    """
     folder = config.folder
-    stored = folder / "config.yaml"
-    used = stored.is_file()
-    if config.run.resume == "never" and used:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run.dir: {folder} is a file: set another")
+    if not holds_run(folder):
+        if folder.is_dir() and any(path.name not in _FIRST_FILES for path in folder.iterdir()):
+            raise UserError(f"run.dir: {folder} holds other files: set another, or an empty folder")
+        return _start_elsewhere(config, [], {})
+    if config.run.resume == "never":
         raise UserError(f"run.dir: {folder} holds a run: set run.resume auto to resume it, or another run.dir")
-    if folder.is_dir() and not used and any(path.name != ".lock" for path in folder.iterdir()):
-        raise UserError(f"run.dir: {folder} holds other files: set another, or an empty folder")
-    notes: list[str] = []
+    newest, problems = newest_valid(folder / "checkpoints")
+    notes = [f"{problem}: not used" for problem in problems]
+    before, note = _config_before(folder, newest)
     changed: dict[str, Any] = {}
-    if used:
-        before = Config.from_dict(read_yaml(stored))
-        changed, notes = compare(before.fields(), config.fields(), config.fields(changes_result=True), folder)
-        newest, problems = newest_valid(folder / "checkpoints")
-        notes += [f"{problem}: not used" for problem in problems]
-        if newest is not None:
-            if config.run.resume != "auto":
-                notes.append(f"run.resume: {folder} has a checkpoint of its own and resumes from that")
-            finished = status(folder).get("state") == "finished" and "train.duration" not in changed
-            return ResumePoint(newest, True, finished, notes, changed)
+    if before is not None:
+        changed, more = compare(before.fields(), config.fields(), config.fields(changes_result=True), folder)
+        notes += more
+    notes += note
+    if newest is None:
+        _refuse_lost_progress(folder, problems)
+        return _start_elsewhere(config, notes, changed)
+    if config.run.resume != "auto":
+        notes.append(f"run.resume: {folder} has a checkpoint of its own and resumes from that")
+    best, problems = best_so_far(newest)
+    notes += problems
+    return ResumePoint(
+        checkpoint=newest,
+        checkpoint_in_folder=True,
+        best=best,
+        finished=summary_of_finished(folder) is not None and "train.duration" not in changed,
+        notes=notes,
+        changed=changed,
+        whole=[newest.path.name, *([checkpoint_path(newest.path.parent, best.update).name] if best else [])],
+        broken=[path.name for path in list_checkpoints(folder / "checkpoints") if path > newest.path],
+    )
+
+
+def summary_of_finished(folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that has finished; None if it has not, or its summary is gone or broken."""
+    summary = read_json_or_empty(folder / "summary.json")
+    return summary if status(folder).get("state") == "finished" and "updates" in summary else None
+
+
+def best_so_far(newest: Checkpoint) -> tuple[Best | None, list[str]]:
+    """Return the best evaluation up to a checkpoint whose own checkpoint is whole; and, if it is not the best, why."""
+    best = newest.state.train_state.best
+    if best is None or best.update == newest.position:
+        return best, []
+    found, problems = best_checkpoint(newest.path.parent, newest)
+    if found is not None and found.position == best.update:
+        return best, []
+    second = found.state.train_state.best if found is not None else None
+    kept = f"update {second.update}'s weights are" if second else "the best weights of the evaluations to come are"
+    return second, [f"{problem}: {kept} the best in its place" for problem in problems[:1]]
+
+
+def _config_before(folder: Path, newest: Checkpoint | None) -> tuple[Config | None, list[str]]:
+    """Return the config that a run was last started with, and a note if its file is not whole."""
+    stored = folder / "config.yaml"
+    try:
+        return Config.from_dict(read_yaml(stored)), []
+    except UserError as error:
+        if newest is None:
+            return None, [f"{one_line(error)}: it is written anew"]
+        return newest.state.config, [f"{one_line(error)}: {newest.path}'s is used"]
+
+
+def _refuse_lost_progress(folder: Path, problems: Sequence[str]) -> None:
+    """Refuse to begin a run again that has saved and has no whole checkpoint. Raises UserError."""
+    saved = any((folder / "checkpoints").glob("update_*")) or (folder / "summary.json").is_file()
+    metrics = folder / "metrics.jsonl"
+    if not saved and metrics.is_file():
+        saved = any(line["kind"] == "save" for line in read_metrics(metrics))
+    if saved:
+        reasons = "".join(f"; {problem}" for problem in problems)
+        raise UserError(
+            f"run.dir: {folder} holds a run that has saved, and none of its checkpoints is complete{reasons}: "
+            "bring one back, or set another run.dir to begin anew"
+        )
+
+
+def _start_elsewhere(config: Config, notes: list[str], changed: dict[str, Any]) -> ResumePoint:
+    """Return the start of a run whose folder has no checkpoint: from scratch, or from that of `run.resume`."""
     if config.run.resume in ("auto", "never"):
         return ResumePoint(notes=notes, changed=changed)
     start = _open_newest(Path(config.run.resume))
     before = start.state.config
     changed, more = compare(before.fields(), config.fields(), config.fields(changes_result=True), start.path)
-    return ResumePoint(start, folder in start.path.parents, False, notes + more, changed)
+    in_folder = config.folder.absolute() in start.path.absolute().parents
+    return ResumePoint(start, in_folder, notes=notes + more, changed=changed)
 
 
 def compare(
@@ -96,23 +192,45 @@ def _open_newest(path: Path) -> Checkpoint:
     return newest
 
 
-def resumed_state(resume: ResumePoint, plan: Plan, classes: Sequence[str]) -> TrainState:
-    """Return the state that a run starts with. Raises UserError if the checkpoint is of other data or a longer run."""
+def resumed_state(resume: ResumePoint, plan: Plan, data: LabelledSplits, samples: Mapping[str, Any]) -> TrainState:
+    """Return the state that a run starts with. samples: the fingerprint of its data.
+
+    Raises UserError if the checkpoint is of other data or a longer run.
+    """
     if resume.checkpoint is None:
         return TrainState()
-    saved = resume.checkpoint.state
-    state = dataclasses.replace(saved.train_state)
-    if saved.classes != list(classes):
-        different = sorted(set(saved.classes) ^ set(classes)) or ["their order"]
-        counts = f"{len(saved.classes)} there, {len(classes)} here"
-        raise UserError(f"data: other classes than before ({counts}): {', '.join(different[:5])}")
-    if saved.samples != plan.samples:
-        raise UserError(f"data: {saved.samples} training images before, {plan.samples} now")
-    before = saved.updates
+    check_same_data(resume.checkpoint, data, samples)
+    state = dataclasses.replace(resume.checkpoint.state.train_state)
+    before = resume.checkpoint.state.updates
     if plan.updates < before:
         raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now")
+    state.best = resume.best
     if not resume.checkpoint_in_folder:
         state.best = state.patience_baseline = None  # those weights are not in this folder
     if not resume.checkpoint_in_folder or plan.updates > before:
         state.evaluations_without_improvement = 0
     return state
+
+
+def check_same_data(saved: Checkpoint, data: LabelledSplits, samples: Mapping[str, Any]) -> None:
+    """Check that data is what a checkpoint was trained on: classes, and the samples of each split.
+
+    samples: the fingerprint of the data. Raises UserError that says what differs.
+    """
+    state = saved.state
+    if state.classes != list(data.classes):
+        different = sorted(set(state.classes) ^ set(data.classes)) or ["their order"]
+        counts = f"{len(state.classes)} there, {len(data.classes)} here"
+        raise UserError(f"data: other classes than before ({counts}): {', '.join(different[:5])}")
+    before = state.data or {"train": {"samples": state.samples}}
+    for name, split in before.items():
+        now = samples.get(name, {"samples": 0})
+        if now["samples"] != split["samples"]:
+            what = f"{split['samples']:,} images of {name} before, {now['samples']:,} now"
+        elif now["sha256"] != split.get("sha256", now["sha256"]):
+            what = f"the images of {name} are not those of before"
+        else:
+            continue
+        details = difference(saved.path.parent.parent / SAMPLES, data)
+        more = f" ({details})" if details else ""
+        raise UserError(f"data: {what}{more}: bring the old ones back, or set another run.dir or run.name")

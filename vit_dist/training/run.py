@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vit_dist.checkpointing.checkpoint import open_checkpoint
-from vit_dist.checkpointing.folder import pointed_to
+from vit_dist.checkpointing.folder import checkpoint_path
 from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config
+from vit_dist.config.values import parse_seconds
+from vit_dist.data.fingerprint import fingerprint
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
@@ -26,12 +29,14 @@ from vit_dist.inference.load import default_weights, load_run_model
 from vit_dist.inference.probabilities import predict_pixels
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.predictions import TOP_K
+from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 from vit_dist.training.artifacts import save_inputs, save_predictions
+from vit_dist.training.components import open_splits
 from vit_dist.training.loop import loop
-from vit_dist.training.resume import find_resume_point
-from vit_dist.training.setup import setup
+from vit_dist.training.resume import ResumePoint, check_same_data, find_resume_point
+from vit_dist.training.setup import lock_run, setup
 from vit_dist.training.summary import print_summary, summarise
 from vit_dist.training.trainer import Trainer
 
@@ -90,30 +95,56 @@ def train(
     trust_code: run a function that the run of the config's teacher names as its model.
     Raises UserError (a ValueError) for a mistake of the user's, never exits, restores signal handlers.
     """
-    resume = find_resume_point(config)
-    if resume.finished:
-        return _finished_before(config, model)
-    checkpoint = resume.checkpoint
-    precision: str = config.train.precision
-    if precision == "auto" and checkpoint is not None:
-        precision = checkpoint.state.precision
     if config.log.level == "debug":
         logging.basicConfig(level=logging.DEBUG)
         for chatty in ("matplotlib", "PIL"):
             logging.getLogger(chatty).setLevel(logging.INFO)
-    runtime = Runtime(config.run, precision)
+    runtime = Runtime(config.run, None)
     try:
-        position = checkpoint.position if checkpoint else None
-        if runtime.broadcast(position) != position:
-            raise UserError(f"run.dir: {config.folder} must be on storage that all machines share")
         console = Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
-        with runtime.stop.on_signals():
-            run = _run(setup(config, runtime, console, resume, model, source, trust_code=trust_code))
+        with runtime.flags.on_signals():
+            run, finished_before = _start(config, runtime, console, model, source, trust_code=trust_code)
     finally:
         runtime.end()
-    if runtime.is_main and not run.stopped:
+    if runtime.is_main and not run.stopped and not finished_before:
         print_summary(console, run.folder, run.summary, _write_report(run, console) if config.log.report else None)
     return run
+
+
+def _start(
+    config: Config,
+    runtime: Runtime,
+    console: Console,
+    model: nn.Module | None,
+    source: Source | LabelledSplits | None,
+    *,
+    trust_code: bool,
+) -> tuple[Run, bool]:
+    """Train from where the run's folder says; return the run, and whether it had finished before."""
+    runtime.flags.raises = True
+    runtime.flags.limit(parse_seconds(config.run.time_limit) or math.inf)
+    lock = lock_run(config.folder, runtime)
+    try:
+        resume = ResumePoint.from_dict(runtime.run_on_main(lambda: find_resume_point(config).to_dict()))
+        with runtime.main_first():
+            data = open_splits(config, source)
+        checkpoint = resume.checkpoint
+        if resume.finished:
+            assert checkpoint is not None
+            check_same_data(checkpoint, data, runtime.run_on_main(lambda: fingerprint(data)))
+            return _finished_before(config, console, model), True
+        if lock is None and resume.checkpoint_in_folder and runtime.is_main:
+            raise UserError(f"run.dir: {config.folder} cannot be written to, and its run has not finished")
+        precision: str = config.train.precision
+        if precision == "auto" and checkpoint is not None:
+            precision = checkpoint.state.precision
+        runtime.use_precision(precision, config.run.device)
+        trainer = setup(config, runtime, console, resume, lock, data, model, trust_code=trust_code)
+        lock = None  # the trainer's
+    finally:
+        if lock is not None:
+            lock.release()
+    return _run(trainer), False
 
 
 def _write_report(run: Run, console: Console) -> Path | None:
@@ -132,9 +163,17 @@ def _run(trainer: Trainer) -> Run:
         trainer.write_status("running")
         save_inputs(trainer)
         trainer.console.start(trainer.components.plan, trainer.state.position)
-        finished = loop(trainer)
+        summary: dict[str, Any] = {}
+        finished = False
+        with contextlib.suppress(Stopped):
+            trainer.runtime.flags.raises = False
+            finished = loop(trainer)
+            trainer.console.stop()
+            if finished:
+                finished = False
+                summary = _finish(trainer)
+                finished = True
         trainer.console.stop()
-        summary = _finish(trainer) if finished else {}
         trainer.recorder.record("stop", trainer.state.position, {"reason": _reason(trainer, finished)})
         trainer.write_status("finished" if finished else "stopped")
         if not finished:
@@ -157,15 +196,9 @@ def _run(trainer: Trainer) -> Run:
 
 def _finish(trainer: Trainer) -> dict[str, Any]:
     """Evaluate test once, with the best weights or, if none were chosen, the last; write and return the summary."""
-    state, config, model = trainer.state, trainer.components.config, trainer.components.model
-    weights = state.best.weights if state.best else default_weights(config)
-    best_path = pointed_to(trainer.checkpointer.folder, "best")
-    average = trainer.updater.average
-    if state.best is not None and best_path is not None:
-        best = open_checkpoint(best_path)
-        best.load_model(model)
-        if average is not None:
-            best.load_average(average, model)
+    state, average = trainer.state, trainer.updater.average
+    _load_best(trainer)
+    weights = state.best.weights if state.best else default_weights(trainer.components.config)
     update = state.best.update if state.best is not None else state.position
     test, predictions = None, None
     if "test" in trainer.evaluation_streams:
@@ -187,11 +220,29 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     return summary
 
 
-def _finished_before(config: Config, model: nn.Module | None) -> Run:
+def _load_best(trainer: Trainer) -> None:
+    """Load the best weights into the model and their average, unless their checkpoint is no longer whole."""
+    state, model = trainer.state, trainer.components.model
+    if state.best is None:
+        return
+    path = checkpoint_path(trainer.checkpointer.folder, state.best.update)
+    try:
+        best = open_checkpoint(path)
+        if best.position != state.best.update:
+            raise UserError(f"{path}: is of update {best.position}")
+    except UserError as error:
+        trainer.console.note(f"{error}: the last weights are tested in place of the best")
+        state.best = None
+        return
+    best.load_model(model)
+    if trainer.updater.average is not None:
+        best.load_average(trainer.updater.average, model)
+
+
+def _finished_before(config: Config, console: Console, model: nn.Module | None) -> Run:
     """Print the summary of a run that has already finished, and open it."""
     folder = config.folder
     summary = read_json(folder / "summary.json")
-    console = Console(speaks=os.environ.get("RANK", "0") == "0", level=config.log.level, may_fail=True)
     console.say(f"{folder}: this run has finished; to continue: --run.dir {folder} and a longer --train.duration")
     page, ended = folder / "report" / "index.html", (folder / "summary.json").stat().st_mtime
     current = page.is_file() and page.stat().st_mtime >= ended
@@ -206,5 +257,5 @@ def _finished_before(config: Config, model: nn.Module | None) -> Run:
 def _reason(trainer: Trainer, finished: bool) -> str:
     """Return why the run ends, for its `stop` line."""
     if not finished:
-        return "asked to stop"
+        return f"asked to stop ({trainer.runtime.flags.reason})"
     return "finished" if trainer.state.position >= trainer.components.plan.updates else "out of patience"

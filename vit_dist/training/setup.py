@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,18 +14,23 @@ from torch import nn
 
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.checkpointing.checkpointer import Checkpointer
+from vit_dist.checkpointing.folder import point_to_known, tidy
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
-from vit_dist.data.sources.source import Source
+from vit_dist.config.values import parse_seconds
+from vit_dist.data.fingerprint import SAMPLES, fingerprint, write_samples
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.data.workers import worker_count
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, one_line
+from vit_dist.files import WRITING, write_durably
 from vit_dist.models.build import drop_path_depth
 from vit_dist.optim.ema import EMA
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.metrics import drop_superseded, read_metrics
+from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS
 from vit_dist.run_folder.status import versions, write_status
+from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
@@ -29,9 +38,9 @@ from vit_dist.telemetry.meter import Meter
 from vit_dist.telemetry.peak_flops import matmul_flops
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
-from vit_dist.training.components import Components, build_components, open_splits
+from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import print_overview
-from vit_dist.training.resume import ResumePoint, resumed_state
+from vit_dist.training.resume import ResumePoint, holds_run, resumed_state
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import Updater
 
@@ -41,17 +50,18 @@ def setup(
     runtime: Runtime,
     console: Console,
     resume: ResumePoint,
+    lock: FolderLock | None,
+    data: LabelledSplits,
     model: nn.Module | None = None,
-    source: Source | LabelledSplits | None = None,
     *,
     trust_code: bool = False,
 ) -> Trainer:
     """Build everything that the loop needs, print the overview and record the `start` line.
 
-    Raises UserError. The run's folder is touched only once everything else has been built.
+    lock: of the run's folder, if it held a run. Raises UserError. The folder is written to only once everything else
+    has been built.
     """
-    with runtime.main_first():
-        data = open_splits(config, source)
+    samples = runtime.run_on_main(lambda: fingerprint(data))
     components = build_components(
         config,
         world_size=runtime.world_size,
@@ -62,11 +72,35 @@ def setup(
         load_pretrained=resume.checkpoint is None,
         trust_code=trust_code,
     )
-    state = resumed_state(resume, components.plan, components.data.classes)
+    state = resumed_state(resume, components.plan, data, samples)
     updater = _build_updater(components, state, resume.checkpoint, runtime)
-    stream, evaluation_streams = _build_streams(components, runtime)
+    streams = _build_streams(components, runtime)
+    lock = claim_folder(config, runtime, state, lock, data)
+    try:
+        return _start(config, runtime, console, resume, lock, samples, components, updater, streams)
+    except BaseException as error:
+        if runtime.is_main:
+            how = "stopped" if isinstance(error, Stopped) else "failed"
+            write_status(config.folder, how, state.position, one_line(error))
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _start(
+    config: Config,
+    runtime: Runtime,
+    console: Console,
+    resume: ResumePoint,
+    lock: FolderLock | None,
+    samples: Mapping[str, Any],
+    components: Components,
+    updater: Updater,
+    streams: tuple[Stream, dict[str, EvaluationStream]],
+) -> Trainer:
+    """Put the trainer together in the folder that is now its own, and start its records."""
+    state = updater.state
     clock = Clock(state.train_seconds)
-    lock = claim_folder(config, runtime, state.position)
     trainer = Trainer(
         components=components,
         runtime=runtime,
@@ -75,12 +109,14 @@ def setup(
         lock=lock,
         updater=updater,
         state=state,
-        stream=stream,
-        evaluation_streams=evaluation_streams,
+        stream=streams[0],
+        evaluation_streams=streams[1],
         clock=clock,
         meter=Meter(components.plan, runtime, clock, flops=components.forward_flops, matmul=matmul_flops(runtime)),
         recorder=_build_recorder(components, state, runtime, console, resumed=resume.checkpoint is not None),
-        checkpointer=_build_checkpointer(components, updater, runtime, in_folder=resume.checkpoint_in_folder),
+        checkpointer=_build_checkpointer(components, updater, runtime, resume, samples),
+        save_seconds=parse_seconds(config.checkpoint.every),
+        saved=(state.position, state.evaluation_due) if resume.checkpoint_in_folder else None,
     )
     print_overview(trainer, [*resume.notes, *components.notes], resume.checkpoint)
     trainer.recorder.trackers.start(state.tracker_run_id, state.position)
@@ -154,22 +190,73 @@ def _build_streams(components: Components, runtime: Runtime) -> tuple[Stream, di
     }
 
 
-def claim_folder(config: Config, runtime: Runtime, position: int) -> FolderLock | None:
-    """Create the run's folder and lock it, on rank 0. Raises UserError on all ranks."""
-    folder, locks = config.folder, []
+def lock_run(folder: Path, runtime: Runtime) -> FolderLock | None:
+    """Lock a folder that holds a run, on rank 0, before anything in it is read; None if it cannot be written to.
+
+    Raises UserError, on all ranks, if another process trains there.
+    """
+    locks = []
+
+    def lock() -> None:
+        if holds_run(folder):
+            with contextlib.suppress(OSError):
+                locks.append(FolderLock(folder))
+
+    runtime.run_on_main(lock)
+    return locks[0] if locks else None
+
+
+def claim_folder(
+    config: Config, runtime: Runtime, state: TrainState, lock: FolderLock | None, data: LabelledSplits
+) -> FolderLock | None:
+    """Create the run's folder, or tidy what a killed run left in it, and return its lock on rank 0.
+
+    lock: of a folder that held a run. A kill at any point leaves a folder that the next start takes. Raises UserError
+    on all ranks.
+    """
+    folder, locks = config.folder, [lock] if lock else []
 
     def claim() -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            locks.append(FolderLock(folder))
+            if not locks:
+                fresh = not holds_run(folder)
+                locks.append(FolderLock(folder))
+                if fresh and holds_run(folder):
+                    raise UserError(f"run.dir: another process began a run in {folder} just now: start again")
             # Before the config: a finished run that is made longer must not look finished by its new one.
-            write_status(folder, "running", position)
-            (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+            write_status(folder, "running", state.position)
+            write_durably(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            _remove_leftovers(folder)
+            point_to_known(folder / "checkpoints", state.position, state.best.update if state.best else None)
+            if not (folder / SAMPLES).exists():
+                write_samples(folder / SAMPLES, data)
         except OSError as error:
             raise UserError(f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir") from None
 
-    runtime.run_on_main(claim)
+    try:
+        runtime.run_on_main(claim)
+    except UserError:
+        if locks and not lock:
+            locks[0].release()
+        raise
     return locks[0] if locks else None
+
+
+# Files of a run that are replaced whole; until then their content is in a hidden file.
+_REPLACED = (
+    *("config.yaml", "status.json", "summary.json", "progress.md"),
+    *(SAMPLES, INPUTS, PREDICTIONS),
+)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed left half written. Raises OSError."""
+    for name in _REPLACED:
+        (folder / f".{name}").unlink(missing_ok=True)
+    for path in folder.glob(f"{WRITING}*"):
+        shutil.rmtree(path)
+    tidy(folder / "checkpoints")
 
 
 def _build_recorder(
@@ -183,8 +270,9 @@ def _build_recorder(
     return Recorder(path, components.plan, console, trackers, history, writes=runtime.is_main)
 
 
-def _build_checkpointer(components: Components, updater: Updater, runtime: Runtime, *, in_folder: bool) -> Checkpointer:
-    """in_folder: whether the checkpoint that the run resumes from is one of its own."""
+def _build_checkpointer(
+    components: Components, updater: Updater, runtime: Runtime, resume: ResumePoint, samples: Mapping[str, Any]
+) -> Checkpointer:
     return Checkpointer(
         folder=components.config.folder / "checkpoints",
         keep=components.config.checkpoint.keep,
@@ -202,9 +290,11 @@ def _build_checkpointer(components: Components, updater: Updater, runtime: Runti
             "channels": components.data.channels,
             "plan": components.plan.to_dict(),
             "config": components.config.to_dict(),
+            "data": samples,
             "versions": versions(),
         },
-        saved=updater.state.position if in_folder else None,
+        whole=set(resume.whole),
+        broken=set(resume.broken),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vit_dist.checkpointing.checkpointer import Checkpointer
@@ -26,7 +27,11 @@ from vit_dist.training.update import Updater
 
 @dataclass
 class Trainer:
-    """One rank's part of a run, built and ready: `loop` calls it at the boundaries between updates."""
+    """One rank's part of a run, built and ready: `loop` calls it at the boundaries between updates.
+
+    save_seconds: the time between checkpoints, if it goes by the clock. saved: the position of the last checkpoint in
+    the folder, and whether its evaluation was still due.
+    """
 
     components: Components
     runtime: Runtime
@@ -41,6 +46,9 @@ class Trainer:
     meter: Meter
     recorder: Recorder
     checkpointer: Checkpointer
+    save_seconds: float | None = None
+    saved: tuple[int, bool] | None = None
+    _saved_at: float = field(default_factory=time.monotonic)
 
     @property
     def over(self) -> bool:
@@ -59,6 +67,7 @@ class Trainer:
         position, waited = self.state.position, self.stream.wait_seconds
         line = self.meter.line(position, waited, sums, lr=lr, grad_norm=grad_norm, skipped=skipped)
         self.recorder.record("train", position, line)
+        self.record_saves()
         self.write_status("running")
 
     def validate(self) -> bool:
@@ -70,6 +79,7 @@ class Trainer:
         results = self.evaluate_split("val")
         warming = self.state.position <= self.components.plan.warmup
         config = self.components.config.evaluate
+        self.state.evaluation_due = False
         best, notes = take_evaluation(results, self.state, self.updater.schedule, config, warming=warming)
         self.record_evaluations("val", results, self.state.position, best=best)
         for note in notes:
@@ -106,12 +116,26 @@ class Trainer:
             self.recorder.record("eval", self.state.position, values)
 
     def save(self) -> None:
-        """Save a checkpoint of this position, unless there is one. Raises UserError, on all ranks alike."""
-        if self.checkpointer.saved == self.state.position:
+        """Begin to save a checkpoint of this position, unless there is one. Raises UserError, on all ranks alike."""
+        mark = (self.state.position, self.state.evaluation_due)
+        if self.saved == mark:
             return
         self.updater.finish_previous()
         self.state.train_seconds = self.clock.seconds
-        self.recorder.record("save", self.state.position, self.checkpointer.save())
+        self.checkpointer.save()
+        self.saved, self._saved_at = mark, time.monotonic()
+        self.record_saves()
+
+    def ask_to_save_by_the_clock(self) -> None:
+        """Raise the flag to save on rank 0, whose clock decides, if the time between checkpoints has passed."""
+        if self.save_seconds and self.runtime.is_main and time.monotonic() - self._saved_at > self.save_seconds:
+            self._saved_at = time.monotonic()
+            self.runtime.flags.save()
+
+    def record_saves(self) -> None:
+        """Record a `save` line of each checkpoint that has been written since the last call."""
+        for position, values in self.checkpointer.take_written():
+            self.recorder.record("save", position, values)
 
     def write_status(self, state: str, reason: str | None = None) -> None:
         """Write status.json: running, finished, stopped or failed."""
@@ -123,6 +147,7 @@ class Trainer:
     def close(self) -> None:
         """Release workers, trackers, files and the folder."""
         self.console.stop()
+        self.checkpointer.close()
         self.stream.close()
         for stream in self.evaluation_streams.values():
             stream.close()

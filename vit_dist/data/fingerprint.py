@@ -1,0 +1,107 @@
+"""The fingerprint of a run's data: which samples are in which split, so that a resume can tell other data."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_dist.data.sources.source import decoded
+from vit_dist.data.sources.splits import LabelledSplits, Subset
+from vit_dist.files import replacing
+
+# Of each sample of each split: the split, its name, the size of its file in bytes and the number of its class.
+SAMPLES = "samples.csv.gz"
+Sample = tuple[str, int, int]
+
+
+def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
+    """Return (samples, sha256) of each split: of names, file sizes and classes, and of pixels held in memory.
+
+    Names are relative to the folder that holds all files, so that data may be moved. A file that is gone counts as one
+    of 0 bytes.
+    """
+    root = _common_folder(data)
+    return {name: {"samples": len(split), "sha256": _digest(split, root)} for name, split in data.splits.items()}
+
+
+def write_samples(path: Path, data: LabelledSplits) -> None:
+    """Write the list of all samples that are files, replacing the file; nothing for other data. Raises OSError."""
+    root = _common_folder(data)
+    if not root:
+        return
+    with replacing(path) as hidden, gzip.open(hidden, "wt", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        for name, split in data.splits.items():
+            writer.writerows((name, *sample) for sample in _samples(split, root))
+
+
+def difference(path: Path, data: LabelledSplits) -> str:
+    """Return in words how files differ from those in a list; empty if it cannot be told."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            before = {name: (split, size, label) for split, name, size, label in csv.reader(file)}
+    except (OSError, EOFError, ValueError, csv.Error):
+        return ""
+    root = _common_folder(data)
+    now = {
+        name: (split, str(size), str(label))
+        for split, subset in data.splits.items()
+        for name, size, label in _samples(subset, root)
+    }
+    both = before.keys() & now.keys()
+    kinds = {
+        "gone": before.keys() - now.keys(),
+        "new": now.keys() - before.keys(),
+        "of another size": {name for name in both if before[name][1] != now[name][1]},
+        "of another class": {name for name in both if before[name][2] != now[name][2]},
+        "in another split": {name for name in both if before[name][0] != now[name][0]},
+    }
+    return "; ".join(f"{len(names):,} {kind} ({_few(names)})" for kind, names in kinds.items() if names)
+
+
+def _few(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:2]) + (" …" if len(names) > 2 else "")
+
+
+def _digest(split: Subset, root: str) -> str:
+    digest = hashlib.sha256()
+    pixels = decoded(split.source)
+    if pixels is not None:
+        digest.update(split.labels.tobytes())
+        digest.update(pixels[split.indices].tobytes())
+    elif root:
+        for name, size, label in _samples(split, root):
+            digest.update(f"{name}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
+    else:
+        digest.update(split.labels.tobytes())
+    return digest.hexdigest()
+
+
+def _samples(split: Subset, root: str) -> Iterator[Sample]:
+    """Yield (name, bytes, class) of each sample of a split of files."""
+    paths: Sequence[Path] = split.source.paths  # type: ignore[attr-defined]
+    for index, label in zip(split.indices.tolist(), split.labels.tolist(), strict=True):
+        path = str(paths[index])
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            size = 0
+        yield os.path.relpath(path, root), size, label
+
+
+def _common_folder(data: LabelledSplits) -> str:
+    """Return the folder that holds the files of all splits, with the slash at its end; empty for data without files."""
+    ends: list[str] = []
+    for split in data.splits.values():
+        paths: Sequence[Path] | None = getattr(split.source, "paths", None)
+        if paths is None or decoded(split.source) is not None:
+            return ""
+        names = [str(paths[index]) for index in split.indices.tolist()]
+        ends += [min(names), max(names)] if names else []
+    common = os.path.commonpath([os.path.dirname(name) for name in ends])
+    return os.path.join(common, "") or os.path.join(".", "")
