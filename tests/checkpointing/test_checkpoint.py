@@ -216,7 +216,7 @@ def test_a_checkpoint_replaces_another_of_its_position(tmp_path: Path) -> None:
     model, optimizer = trained()
     save(tmp_path, 7, model, optimizer, {"train_state": {"position": 7}, "evaluation": 1})
     path, _ = save(tmp_path, 7, model, optimizer, {"train_state": {"position": 7}, "evaluation": 2})
-    assert checkpoint.open_checkpoint(path).state["evaluation"] == 2
+    assert json.loads((path / "state.json").read_text())["evaluation"] == 2
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
