@@ -66,7 +66,7 @@ def refusal(command: str, *words: str) -> list[str]:
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_names_every_flag(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([name, flag])
+        main([*name.split(), flag])
     printed = capsys.readouterr()
     assert (ended.value.code, printed.err) == (0, "")
     assert printed.out.startswith(f"usage: vit-dist {name} ")
@@ -90,7 +90,7 @@ def test_help_shows_which_positionals_are_optional(capsys: pytest.CaptureFixture
     shown = {}
     for name in MODEL_COMMANDS:
         with pytest.raises(SystemExit):
-            main([name, "--help"])
+            main([*name.split(), "--help"])
         shown[name] = capsys.readouterr().out.splitlines()[0]
     assert shown["evaluate"] == "usage: vit-dist evaluate MODEL [--flag VALUE …]"
     assert shown["predict"] == "usage: vit-dist predict MODEL [IMAGE …] [--flag VALUE …]"
@@ -103,7 +103,7 @@ def test_help_says_which_fields_may_be_set_for_a_run(capsys: pytest.CaptureFixtu
     rest = "run.device, run.threads, data.root, data.workers, train.precision, evaluate.batch_size"
     for name, fields in (("evaluate", rest), ("predict", f"run.seed, {rest}")):
         with pytest.raises(SystemExit):
-            main([name, "--help"])
+            main([*name.split(), "--help"])
         assert f"\nfields of the config:\n{about}{fields}\n" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["report", "--help"])
@@ -120,7 +120,7 @@ def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) ->
     assert main([]) == 0
     printed = capsys.readouterr().out
     for name in USAGES:
-        assert f"\n  {name} " in printed
+        assert f"\n  {name.split()[0]} " in printed
     assert main(["evaluat"]) == 2
     assert capsys.readouterr().err.startswith("vit-dist: evaluat: no such command; known: train, plan, ")
 
@@ -361,10 +361,13 @@ def test_a_damaged_checkpoint_is_refused(
 ) -> None:
     copied = damaged(run, tmp_path, file)
     path = copied / "checkpoints" / "update_00000060" / file
-    for words in (["evaluate", copied], ["predict", copied, "--split", "val"], ["evaluate", path]):
+    for words in (["evaluate", path.parent], ["predict", path.parent, "--split", "val"], ["evaluate", path]):
         if words[1] == path and file == "state.json":
             continue
-        assert refused(capsys, *words) == [f"{path}: its SHA-256 is not the manifest's: this checkpoint cannot be used"]
+        assert refused(capsys, *words) == [
+            f"{path}: its SHA-256 is not the manifest's: this checkpoint cannot be used; complete beside it: "
+            "update_00000030"
+        ]
 
 
 def test_a_checkpoint_with_a_broken_manifest_is_refused(
@@ -374,7 +377,9 @@ def test_a_checkpoint_with_a_broken_manifest_is_refused(
     shutil.copytree(run, copied, symlinks=True)
     manifest = copied / "checkpoints" / "update_00000060" / "manifest.json"
     manifest.write_text(manifest.read_text()[:-9])
-    assert refused(capsys, "evaluate", copied) == [f"{manifest}: missing or broken: this checkpoint cannot be used"]
+    (line,) = refused(capsys, "evaluate", manifest.parent)
+    assert line.startswith(f"{manifest}: is not JSON: ")
+    assert line.endswith(": this checkpoint cannot be used; complete beside it: update_00000030")
 
 
 def test_fields_that_a_run_fixes_are_refused_all_at_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

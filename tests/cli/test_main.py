@@ -364,8 +364,8 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(asked) == 0
         assert capsys.readouterr().out.startswith(
             "usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n"
-            "  train     train a Vision Transformer, or resume the run in its folder\n"
-            "  plan      show what a run would do, without training: numbers, memory, learning rate\n"
+            "  train      train a Vision Transformer, or resume the run in its folder\n"
+            "  plan       show what a run would do, without training: numbers, memory, learning rate\n"
         )
     assert main(["trian"]) == 2
     printed = capsys.readouterr()

@@ -27,41 +27,51 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
     Links are left out: what they lead to is not the folder's own.
     """
-    found = [path.parent for path in folder.glob(f"update_*/{MANIFEST}")]
-    numbered = [path for path in found if re.fullmatch(r"update_\d{8,16}", path.name) and not path.is_symlink()]
-    return sorted(numbered, key=lambda path: int(path.name.removeprefix("update_")))
+    return [path for path in checkpoint_folders(folder) if (path / MANIFEST).is_file()]
 
 
-def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Return the folders that are called as checkpoints are, oldest first, also those without a manifest."""
+    named = [path for path in folder.glob("update_*") if re.fullmatch(r"update_[0-9]{8,16}", path.name)]
+    folders = [path for path in named if path.is_dir() and not path.is_symlink()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("update_")))
+
+
+def newest_valid(
+    folder: Path, opened: Callable[[Path], Checkpoint] = open_whole
+) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest complete checkpoint of a folder, if any, and why each newer one is broken.
 
-    Raises UserError for a checkpoint of a later format.
+    opened: opens and verifies a checkpoint. Raises UserError for a checkpoint of a later format.
     """
     problems: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            return open_whole(path), problems
+            return opened(path), problems
         except DamagedCheckpointError as error:
             problems.append(str(error))
     return None, problems
 
 
-def best_checkpoint(folder: Path, newest: Checkpoint | None = None) -> tuple[Checkpoint | None, list[str]]:
+def best_checkpoint(
+    folder: Path, newest: Checkpoint | None = None, opened: Callable[[Path], Checkpoint] = open_whole
+) -> tuple[Checkpoint | None, list[str]]:
     """Return the best checkpoint of a folder, as the states of its checkpoints say, and why others are broken.
 
     It is the one at the update that the newest complete checkpoint names as the best; if that one is gone or broken,
     the newest complete one that was the best when it was saved. None if no evaluation has chosen any. Links are not
-    read. newest: the newest complete one, if it is known. Raises UserError for a checkpoint of a later format.
+    read. newest: the newest complete one, if it is known. opened: opens and verifies a checkpoint. Raises UserError for
+    a checkpoint of a later format.
     """
-    newest, problems = (newest, []) if newest is not None else newest_valid(folder)
+    newest, problems = (newest, []) if newest is not None else newest_valid(folder, opened)
     best = newest.state.train_state.best if newest is not None else None
     if newest is None or best is None or newest.is_best:
         return (newest if best is not None else None), problems
-    named = folder / f"update_{best.update:08d}"
+    named = checkpoint_path(folder, best.update)
     older = [path for path in list_checkpoints(folder) if int(path.name[7:]) < newest.position]
     for path in dict.fromkeys([named, *reversed(older)]):
         try:
-            found = open_whole(path)
+            found = opened(path)
         except DamagedCheckpointError as error:
             problems.append(str(error))
         else:
@@ -86,6 +96,13 @@ def whole_beside(path: Path) -> list[str]:
         with contextlib.suppress(DamagedCheckpointError, UserError):
             names += [open_whole(other).path.name] if other.name != path.name else []
     return names
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, renamed first: one that is half removed must not look like one. Raises OSError."""
+    hidden = path.with_name(f"{_REMOVING}{path.name}")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def point_to(folder: Path, name: str, target: Path) -> None:
@@ -117,10 +134,7 @@ def prune(folder: Path, keep: int, position: int, best: int | None, is_whole: Ca
     whole = [path for path in list_checkpoints(folder) if path.name <= last and is_whole(path)]
     for path in whole[:-keep]:
         if best is None or path != checkpoint_path(folder, best):
-            # Renamed first: a checkpoint that is half removed must not look like one.
-            hidden = path.with_name(f"{_REMOVING}{path.name}")
-            path.rename(hidden)
-            shutil.rmtree(hidden)
+            remove_checkpoint(path)
 
 
 def tidy(folder: Path) -> None:

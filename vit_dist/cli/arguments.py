@@ -23,7 +23,7 @@ from vit_dist.errors import UserError, either, one_line
 from vit_dist.inference.output import FORMATS
 
 _CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS}
-_COUNTS = ("--top", "--processes")
+_COUNTS = ("--top", "--processes", "--keep")
 
 
 @dataclass(frozen=True)

@@ -139,4 +139,31 @@ USAGES = {
         2,
         ("model.", "data.image_size", "data.mean", "data.std", "data.crop"),
     ),
+    "checkpoint list": Usage(
+        "List the checkpoints of a run: update, epoch, size, age, which is the best and which the last, and whether "
+        "each is complete, by the sizes of its files; with --verify also by their hashes.",
+        {"--verify": ("", "read all files and compare their hashes")},
+        {"RUN": "the folder of a run"},
+        1,
+        1,
+    ),
+    "checkpoint verify": Usage(
+        "Read all files of a run's checkpoints, or of one, and compare their hashes; one line for each. Exit code 1 if "
+        "one is damaged.",
+        {},
+        {"PATH": "the folder of a run, or a checkpoint"},
+        1,
+        1,
+    ),
+    "checkpoint prune": Usage(
+        "Remove all checkpoints of a run but the newest complete ones and the best. Damaged ones are left, and named. "
+        "Not while a process trains there.",
+        {
+            "--keep": ("N", "complete checkpoints to keep, the best not counted"),
+            "--damaged": ("", "remove damaged ones as well"),
+        },
+        {"RUN": "the folder of a run"},
+        1,
+        1,
+    ),
 }

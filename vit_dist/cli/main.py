@@ -32,6 +32,7 @@ _HELP = {
     "evaluate": "evaluate a model on a split or a folder, exactly, on any number of processes",
     "predict": "classify files, folders, patterns or a split; or 16 test images, drawn to predictions.png",
     "export": "export a model to ONNX, or to a folder for timm and the Hugging Face Hub",
+    "checkpoint": "list, verify or prune the checkpoints of a run",
     "config": "print the JSON schema of the config, for editors",
 }
 
@@ -103,6 +104,7 @@ def _run(arguments: list[str]) -> int:
         "evaluate": _evaluate,
         "predict": _predict,
         "export": _export,
+        "checkpoint": _checkpoint,
         "config": _config,
     }
     try:
@@ -122,7 +124,7 @@ def _overview(arguments: list[str]) -> int:
     if arguments and arguments[0] not in ("-h", "--help"):
         print(f"vit-dist: {arguments[0]}: no such command; known: {', '.join(_HELP)}", file=sys.stderr)
         return MISTAKE
-    lines = [f"  {name:<10}{meaning}" for name, meaning in _HELP.items()]
+    lines = [f"  {name:<11}{meaning}" for name, meaning in _HELP.items()]
     print("usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n" + "\n".join(lines))
     return 0
 
@@ -270,6 +272,12 @@ def _load(arguments: Arguments) -> TrainedModel:
 
 def _trusts(arguments: Arguments) -> bool:
     return "--trust_code" in arguments.flags
+
+
+def _checkpoint(words: list[str]) -> int:
+    from vit_dist.cli.checkpoint import checkpoint
+
+    return checkpoint(words)
 
 
 def _config(words: list[str]) -> int:

@@ -249,6 +249,8 @@ def _finished_before(config: Config, console: Console, model: nn.Module | None) 
     print_summary(console, folder, summary, page if current else None)
     best = Best(**summary["best"]) if summary["best"] else None
     trained = load_run_model(folder, "run.dir", model, named=config.model.name)
+    for note in trained.notes:
+        console.note(note)
     return Run(
         folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, trained.model, trained.preprocessing
     )
