@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from tests.checkpointing.states import copy_fixture, damage
+from tests.checkpointing.states import copy_fixture, damage, rehash
 from tests.cli.commands import command
 from vit_dist import UserError
 from vit_dist.inference.choose import choose_checkpoint
@@ -105,3 +107,23 @@ def test_python_gets_the_note_with_the_model(run: Path) -> None:
         4,
         (f"{text}: not used; update_00000004 is, the best of those that are complete",),
     )
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["predict"], ["export"]])
+def test_a_model_of_nan_answers_nothing(
+    words: list[str], run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = checkpoint(run, 6) / "ema.safetensors"
+    tensors = load_file(file)
+    tensors["head.bias"][1] = torch.nan
+    save_file(tensors, file)
+    rehash(file.parent)
+    out = tmp_path / "exported"
+    result = command(capsys, *words, run, *([out] if words == ["export"] else []))
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        f"vit-dist: {file}: holds weights that are NaN or infinite (head.bias): its training diverged, use an earlier "
+        "checkpoint\n"
+    )
+    assert not out.exists()
+    assert command(capsys, "evaluate", run, "--weights", "raw").code == 0

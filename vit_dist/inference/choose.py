@@ -31,7 +31,8 @@ def choose_checkpoint(path: Path, field: str = "") -> tuple[Checkpoint, list[str
         raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint")
     if linked and path.name == "last":
         return newest, _notes(problems, newest, "the newest that is complete")
-    best, problems = best_checkpoint(folder)
+    best, more = best_checkpoint(folder, newest)
+    problems += more
     if best is None:
         return newest, _notes(problems, newest, "the newest that is complete")
     named = newest.state.train_state.best

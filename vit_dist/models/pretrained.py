@@ -13,7 +13,7 @@ from vit_dist.config.catalog import is_timm
 from vit_dist.config.fields import ModelConfig
 from vit_dist.errors import UserError, one_line
 from vit_dist.models.timm_models import pretrained_cfg
-from vit_dist.models.weights import read_tensors
+from vit_dist.models.weights import check_finite, read_tensors
 
 _PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"
 _LISTED = 5
@@ -38,7 +38,7 @@ def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str
 
     Patch and position embeddings of other sizes, and patches of another number of channels, are resampled as timm
     does. The head starts anew if `new_head`, or if its number of classes differs. Raises UserError if the file's
-    weights are of another model.
+    weights are of another model, ModelError if they are not finite.
     """
     tensors = read_tensors(path, "model.pretrained")
     wanted = model.state_dict()
@@ -61,6 +61,7 @@ def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str
         notes.append(f"not in the file, so they start anew: {_listed(missing)}")
     if unused:
         notes.append(f"in the file, not in the model: {_listed(unused)}")
+    check_finite(loaded, path)
     model.load_state_dict(loaded, strict=False)
     return notes
 
