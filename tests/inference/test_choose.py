@@ -122,7 +122,7 @@ def test_a_model_of_nan_answers_nothing(
     result = command(capsys, *words, run, *([out] if words == ["export"] else []))
     assert (result.code, result.out) == (1, "")
     assert result.err == (
-        f"vit-dist: {file}: holds weights that are NaN or infinite (head.bias): its training diverged, use an earlier "
+        f"vit-dist: {file}: holds values that are NaN or infinite (head.bias): its training diverged, use an earlier "
         "checkpoint\n"
     )
     assert not out.exists()

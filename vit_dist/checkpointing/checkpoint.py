@@ -15,7 +15,15 @@ from vit_dist.checkpointing.manifest import AVERAGE, DamagedCheckpointError, ver
 from vit_dist.checkpointing.optimizer_state import SEPARATOR, check_optimizer_state, parameter_names
 from vit_dist.checkpointing.state import CheckpointState, TrainState, read_state
 from vit_dist.errors import UserError
-from vit_dist.models.weights import TensorSpec, check_tensors, load_weights, matching_tensors, read_specs, read_tensors
+from vit_dist.models.weights import (
+    TensorSpec,
+    check_finite,
+    check_tensors,
+    load_weights,
+    matching_tensors,
+    read_specs,
+    read_tensors,
+)
 from vit_dist.optim.ema import EMA
 
 _MOST_BYTES_OF_STATE = 2**28
@@ -48,18 +56,25 @@ class Checkpoint:
         for name in ("model.safetensors", *([AVERAGE] if self.state.config.train.ema else [])):
             check_tensors(model, self.path / name, exact=True)
         file = self.path / "optimizer.safetensors"
-        check_optimizer_state(optimizer, model, read_specs(file), self.state.optimizer, file)
+        applied = self.state.train_state.applied_updates
+        check_optimizer_state(optimizer, model, read_specs(file), self.state.optimizer, file, applied=applied)
 
     def load_model(self, model: nn.Module) -> None:
         """Load the weights. Raises UserError that lists what does not fit."""
         load_weights(model, self.path / "model.safetensors", exact=True)
 
     def load_optimizer(self, optimizer: Optimizer, model: nn.Module) -> None:
-        """Load the optimizer's state. Raises UserError if it is not what this optimizer keeps of this model."""
+        """Load the optimizer's state.
+
+        Raises UserError if it is not what this optimizer keeps of this model, ModelError if it is not finite.
+        """
         file, numbers = self.path / "optimizer.safetensors", self.state.optimizer
-        check_optimizer_state(optimizer, model, read_specs(file), numbers, file)
+        applied = self.state.train_state.applied_updates
+        check_optimizer_state(optimizer, model, read_specs(file), numbers, file, applied=applied)
+        tensors = read_tensors(file)
+        check_finite(tensors, file)
         by_name: dict[str, dict[str, Any]] = {}
-        for name, value in {**read_tensors(file), **numbers.state}.items():
+        for name, value in {**tensors, **numbers.state}.items():
             parameter, _, slot = name.rpartition(SEPARATOR)
             by_name.setdefault(parameter, {})[slot] = value
         names = parameter_names(optimizer, model)

@@ -45,12 +45,18 @@ def optimizer_numbers(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
 
 
 def check_optimizer_state(
-    optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, TensorSpec], numbers: OptimizerNumbers, file: Path
+    optimizer: Optimizer,
+    model: nn.Module,
+    tensors: Mapping[str, TensorSpec],
+    numbers: OptimizerNumbers,
+    file: Path,
+    *,
+    applied: int,
 ) -> None:
     """Check that a saved state is what this optimizer keeps of this model: names, shapes, types, numbers.
 
-    Of a parameter that never had a gradient nothing is kept. Raises UserError, in one line. A wrong shape that got
-    through would be out of bounds in a fused kernel, which ends the process.
+    applied: the number of its steps. Of a parameter that never had a gradient nothing is kept. Raises UserError, in one
+    line. A wrong shape that got through would be out of bounds in a fused kernel, which ends the process.
     """
     names = parameter_names(optimizer, model)
     found: dict[str, dict[str, TensorSpec | type]] = {}
@@ -58,9 +64,11 @@ def check_optimizer_state(
         parameter, _, slot = name.rpartition(SEPARATOR)
         found.setdefault(parameter, {})[slot] = kind
     problems: list[str] = [f"{name} is not in the optimizer" for name in sorted(found.keys() - set(names))]
-    if not problems and found:
+    if not problems and (found or applied):
         wanted = _expected_slots(optimizer, names)
-        problems = [text for name in names if name in found for text in _differences(name, found[name], wanted[name])]
+        if not found and any(wanted.values()):
+            problems.append(f"holds nothing after {applied} updates")
+        problems += [text for name in names if name in found for text in _differences(name, found[name], wanted[name])]
     if not problems and numbers.parameters not in (None, len(found)):
         problems.append(
             f"holds the state of {len(found)} parameters, of the {numbers.parameters} that state.json counts"

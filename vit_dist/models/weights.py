@@ -79,11 +79,11 @@ def check_tensors(model: nn.Module, path: Path, *, exact: bool = False) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Check that all weights are finite. Raises ModelError: a model of NaN answers nothing."""
+    """Check that all values are finite. Raises ModelError: a model of NaN answers nothing."""
     names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if names:
         raise ModelError(
-            f"{path}: holds weights that are NaN or infinite ({first_three(sorted(names))}): "
+            f"{path}: holds values that are NaN or infinite ({first_three(sorted(names))}): "
             "its training diverged, use an earlier checkpoint"
         )
 
