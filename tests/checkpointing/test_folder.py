@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpointing.states import change_json, copy_fixture, damage
-from vit_dist.checkpointing.folder import best_checkpoint, best_or_newest, list_checkpoints, newest_valid, whole_beside
+from vit_dist.checkpointing.folder import best_checkpoint, list_checkpoints, newest_valid, whole_beside
 from vit_dist.errors import UserError
 
 
@@ -52,18 +52,13 @@ def test_the_state_of_a_damaged_newest_checkpoint_is_not_believed(folder: Path) 
     assert (best.position, problems) == (4, texts)
 
 
-def test_without_a_best_the_newest_is_used(folder: Path) -> None:
+def test_without_a_complete_best_there_is_none(folder: Path) -> None:
     texts = [damage(folder / update(6)), damage(folder / update(4))]
     assert best_checkpoint(folder) == (None, texts)
-    chosen, problems = best_or_newest(folder)
-    assert chosen is not None
-    assert (chosen.position, problems) == (8, texts)
     for position in (5, 8):
         change_json(folder / update(position), "state.json", lambda state: state | {
             "train_state": state["train_state"] | {"best": None}})  # fmt: skip
-    chosen, problems = best_or_newest(folder)
-    assert chosen is not None
-    assert (chosen.position, problems) == (8, [])
+    assert best_checkpoint(folder) == (None, [])
 
 
 def test_a_best_that_was_not_known_yet_when_it_was_saved(folder: Path) -> None:

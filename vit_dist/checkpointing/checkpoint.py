@@ -26,7 +26,7 @@ from vit_dist.models.weights import (
 )
 from vit_dist.optim.ema import EMA
 
-_MOST_BYTES_OF_STATE = 2**28
+_MOST_BYTES_OF_STATE = 2**26
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,6 @@ def best_checkpoint(
     return None, problems
 
 
-def best_or_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the best complete checkpoint of a folder, else its newest complete one, and why others are broken.
-
-    Raises UserError for a checkpoint of a later format.
-    """
-    best, problems = best_checkpoint(folder)
-    return (best, problems) if best is not None else (newest_valid(folder)[0], problems)
-
-
 def whole_beside(path: Path) -> list[str]:
     """Return the names of the complete checkpoints in the folder of a checkpoint, itself left out, oldest first."""
     names = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,9 @@ def list_checkpoints(run: Path, *, verify: bool) -> int:
     rows = [["checkpoint", "update", "epoch", "size", "age", "", "complete"]]
     for path in examined.paths:
         checkpoint = examined.complete.get(path)
-        age = duration(max(0.0, time.time() - path.stat().st_mtime))
+        age = ""
+        with contextlib.suppress(FileNotFoundError):  # a run that goes on prunes
+            age = duration(max(0.0, time.time() - path.stat().st_mtime))
         if checkpoint is None:
             rows.append([path.name, "", "", "", age, "", "no" if path in examined.damaged else "unknown"])
             continue
