@@ -60,6 +60,11 @@ class Checkpointer:
         """Wait until what was begun is written. Raises UserError, on all ranks, if it could not be."""
         self.runtime.run_on_main(self._join)
 
+    def prune(self) -> None:
+        """Remove what a save removes, on rank 0: a process that was killed may not have come to it. Raises OSError."""
+        best = self.state.best
+        prune(self.folder, self.keep, self.state.position, best.update if best else None, self._is_whole)
+
     def take_written(self) -> list[tuple[int, dict[str, Any]]]:
         """Return (position, values of its `save` line) of each checkpoint written since the last call, on rank 0."""
         written = []

@@ -118,6 +118,9 @@ def _start(
         save_seconds=parse_seconds(config.checkpoint.every),
         saved=(state.position, state.evaluation_due) if resume.checkpoint_in_folder else None,
     )
+    if runtime.is_main:
+        with contextlib.suppress(OSError):  # the next save tries again, and says why it fails
+            trainer.checkpointer.prune()
     print_overview(trainer, [*resume.notes, *components.notes], resume.checkpoint)
     trainer.recorder.trackers.start(state.tracker_run_id, state.position)
     state.tracker_run_id = trainer.recorder.trackers.run_id
