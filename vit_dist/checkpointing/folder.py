@@ -121,9 +121,8 @@ def prune(folder: Path, keep: int, position: int, best: int | None, is_whole: Ca
 
     Broken ones neither count nor are removed. Raises OSError.
     """
-    last = checkpoint_path(folder, position)
     kept = checkpoint_path(folder, best) if best is not None else None
-    listed = [path for path in list_checkpoints(folder) if path.name <= last.name]
+    listed = [path for path in list_checkpoints(folder) if int(path.name[7:]) <= position]
     if set(listed[:-keep]) <= {kept}:  # nothing to remove, whatever is whole: spare the reading
         return
     for path in [path for path in listed if is_whole(path)][:-keep]:

@@ -105,7 +105,7 @@ def find_resume_point(config: Config) -> ResumePoint:
         notes=notes,
         changed=changed,
         whole=[newest.path.name, *([checkpoint_path(newest.path.parent, best.update).name] if best else [])],
-        broken=[path.name for path in list_checkpoints(folder / "checkpoints") if path > newest.path],
+        broken=[path.name for path in list_checkpoints(folder / "checkpoints") if int(path.name[7:]) > newest.position],
     )
 
 
