@@ -43,7 +43,7 @@ def test_the_links_stand_for_what_the_states_say(run: Path) -> None:
 
 def test_the_note_says_what_is_used_and_why(run: Path) -> None:
     newest = damage(checkpoint(run, 8))
-    assert chosen(run) == (6, [f"{newest}: not used; update_00000006 is, the best"])
+    assert chosen(run) == (6, [f"{newest}: not used; update_00000006 is, the best of those that are complete"])
     assert chosen(run / "checkpoints" / "last")[1] == [
         f"{newest}: not used; update_00000006 is, the newest that is complete"
     ]

@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(runs: dict[str, Path], tm
     damage = f"{file}: {file.stat().st_size} bytes, not {file.stat().st_size - 1}"
     trained = load_run_model(folder, "model")
     assert trained.update == 3
-    assert trained.notes == (f"{damage}: not used; update_00000003 is, the best",)
+    assert trained.notes == (f"{damage}: not used; update_00000003 is, the best of those that are complete",)
     with pytest.raises(UserError) as caught:
         load_run_model(file.parent, "model")
     assert str(caught.value) == (

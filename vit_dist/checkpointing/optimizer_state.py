@@ -110,7 +110,7 @@ def _group_problems(optimizer: Optimizer, groups: list[dict[str, int | float]]) 
 def _expected_slots(optimizer: Optimizer, names: list[str]) -> dict[str, dict[str, TensorSpec | type]]:
     """Return what the optimizer keeps of each parameter, by slot: the type and shape of a tensor, or int or float.
 
-    Found by two steps of a copy of the optimizer over one parameter of each shape.
+    Found by a step of a copy of the optimizer over one parameter of each shape.
     """
     stand_ins: dict[tuple[Any, ...], nn.Parameter] = {}
     keys = []
@@ -128,10 +128,9 @@ def _expected_slots(optimizer: Optimizer, names: list[str]) -> dict[str, dict[st
     for group in trial.param_groups:
         group["params"] = [p for p in dict.fromkeys(group["params"]) if p not in taken]
         taken.update(group["params"])
-    for _ in range(2):  # some keep more from the second step on
-        for parameter in stand_ins.values():
-            parameter.grad = torch.ones_like(parameter)
-        trial.step()
+    for parameter in stand_ins.values():
+        parameter.grad = torch.ones_like(parameter)
+    trial.step()
     state = trial.state_dict()["state"]
     order = [id(parameter) for group in trial.param_groups for parameter in group["params"]]
     kept = {key: _kinds(state.get(order.index(id(stand_in)), {})) for key, stand_in in stand_ins.items()}

@@ -35,9 +35,7 @@ def choose_checkpoint(path: Path, field: str = "") -> tuple[Checkpoint, list[str
     problems += more
     if best is None:
         return newest, _notes(problems, newest, "the newest that is complete")
-    named = newest.state.train_state.best
-    is_named = named is not None and named.update == best.position
-    return best, _notes(problems, best, "the best" if is_named else "the best of those that are complete")
+    return best, _notes(problems, best, "the best of those that are complete")
 
 
 def _named(path: Path, prefix: str) -> Checkpoint:
