@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import FileIO
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from vit_dist.files import json_values
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.goodput import running_seconds
+from vit_dist.run_folder.lines import is_count, is_measure, is_time, is_whole
 from vit_dist.run_folder.outputs import Outputs
 
 Line = dict[str, Any]
 Floats = NDArray[np.float64]
 
 _BLOCK = 4096
+_LONGEST_LINE = 1 << 24
 
 
 class MetricsLog:
@@ -113,6 +115,24 @@ def read_metrics(path: Path) -> list[Line]:
     return list(_standing_lines(path))
 
 
+def read_history(path: Path) -> tuple[list[Line], str | None]:
+    """Read the whole lines that count, for a run that goes on; and, on one line, what of the file is not whole."""
+    damaged: list[int] = []
+    try:
+        lines = list(_standing_lines(path, damaged))
+    except FileNotFoundError:
+        return [], f"{path}: is missing: what it held is left out of the report"
+    except OSError as error:
+        return [], f"{path}: cannot be read: {error.strerror}: what it holds is left out of the report"
+    whole = [line for line in lines if is_whole(line)]
+    return whole, damaged_lines(path, len(damaged) + len(lines) - len(whole))
+
+
+def damaged_lines(path: Path, count: int) -> str | None:
+    """Return a line for the user on lines that are damaged, if there are any."""
+    return f"{path}: {count} damaged line{'s are' if count > 1 else ' is'} left out" if count else None
+
+
 def drop_superseded(lines: Iterable[Line], update: int) -> list[Line]:
     """Return the lines that a `start` line at `update` leaves standing."""
     return [line for line in lines if not _is_superseded(line, update)]
@@ -127,17 +147,19 @@ def _is_superseded(line: Line, update: int) -> bool:
 class Metrics:
     """The lines that count, as `read_metrics` returns them, with the `train` lines as columns.
 
-    train: field → float64 [lines], NaN where a line has no number.
+    train: field → float64 [lines], NaN where a line has no number. damaged: how many lines could not be read.
     """
 
     train: dict[str, Floats]
     other_lines: list[Line]
+    damaged: int = 0
 
     @property
     def seconds(self) -> float:
         """Seconds in which the run ran, from its first line to its last."""
         other_times = np.asarray([line["time"] for line in self.other_lines], np.float64)
         times = np.concatenate([self.train["time"], other_times])
+        times = times[np.isfinite(times)]
         return running_seconds(times, np.asarray([line["time"] for line in self.starts], np.float64))
 
     @property
@@ -162,10 +184,11 @@ def read_columns(path: Path, names: Sequence[str]) -> Metrics:
 
     def flush() -> None:
         for name, parts in columns.items():
-            parts.append(np.array([line.get(name) for line in block], np.float64))  # None becomes NaN, "nan" too
+            parts.append(_floats([line.get(name) for line in block]))
         block.clear()
 
-    for line in _standing_lines(path):
+    damaged: list[int] = []
+    for line in _standing_lines(path, damaged):
         if line["kind"] != "train":
             other_lines.append(line)
             continue
@@ -173,7 +196,15 @@ def read_columns(path: Path, names: Sequence[str]) -> Metrics:
         if len(block) == _BLOCK:
             flush()
     flush()
-    return Metrics({name: np.concatenate(parts) for name, parts in columns.items()}, other_lines)
+    return Metrics({name: np.concatenate(parts) for name, parts in columns.items()}, other_lines, len(damaged))
+
+
+def _floats(values: list[Any]) -> Floats:
+    """Return values as an array: None becomes NaN, "nan" too, and whatever is no number."""
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([float(value) if is_measure(value) else np.nan for value in values], np.float64)
 
 
 def spanned_updates(updates: Floats, starts: Sequence[float]) -> Floats:
@@ -189,33 +220,49 @@ def spanned_updates(updates: Floats, starts: Sequence[float]) -> Floats:
     return spans
 
 
-def _standing_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a file, as long as it is now, that no later `start` line supersedes."""
+def _standing_lines(path: Path, damaged: list[int] | None = None) -> Iterator[Line]:
+    """Yield the lines of a file, as long as it is now, that no later `start` line supersedes.
+
+    damaged: the numbers of the lines that hold nothing readable are added to it; a last one may only be unfinished.
+    """
     starts: list[tuple[int, int]] = []
     count = 0
     with path.open("rb") as file:
-        for count, text in enumerate(file, 1):
+        for count, text in enumerate(_texts(file), 1):
             line = _parse(text) if b'"start"' in text else None
             if line is not None and line["kind"] == "start":
                 starts.append((count, line["update"]))
         # From the last start to the first, each with the lowest update of those from it on.
         lowest = list(accumulate(reversed(starts), lambda later, start: (start[0], min(start[1], later[1]))))
         file.seek(0)
-        for number, text in enumerate(islice(file, count), 1):
+        for number, text in enumerate(islice(_texts(file), count), 1):
             while lowest and lowest[-1][0] <= number:
                 lowest.pop()
             line = _parse(text)
+            if line is None and damaged is not None and text.endswith(b"\n") and text.strip():
+                damaged.append(number)
             if line is not None and not (lowest and _is_superseded(line, lowest[-1][1])):
                 yield line
 
 
+def _texts(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file; of one that is too long to be one of ours, its beginning."""
+    while text := file.readline(_LONGEST_LINE):
+        whole = text
+        while len(whole) == _LONGEST_LINE and not whole.endswith(b"\n"):
+            whole = file.readline(_LONGEST_LINE)
+        yield text if whole is text else text[:_BLOCK] + b"\n"
+
+
 def _parse(text: bytes) -> Line | None:
-    """Return the content of a line; None if it is torn."""
+    """Return the content of a line; None if it is torn or damaged."""
     try:
         line: Line = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
-    return line
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return None
+    return line if is_count(line.get("update")) and is_time(line.get("time", 0)) else None
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -16,12 +16,15 @@ from safetensors.numpy import load, save
 from vit_dist.errors import UserError
 from vit_dist.files import replacing
 from vit_dist.plan.keys import Ints
+from vit_dist.run_folder.lines import is_count
 
 Floats32 = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 TOP_K = 5  # classes saved of each sample
 PREDICTIONS, INPUTS = "predictions.safetensors", "inputs.safetensors"
+
+_BROKEN = "{}: is not a file that vit_dist wrote, or is broken: remove it"
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,10 @@ def read_predictions(path: Path) -> SavedPredictions | None:
         return None
     arrays, metadata = content
     rows, pictures = arrays.pop("shown"), arrays.pop("pictures")
-    return SavedPredictions(Predictions(**arrays), metadata, rows, pictures)
+    saved = SavedPredictions(Predictions(**arrays), metadata, rows, pictures)
+    if not _agree(saved):
+        raise UserError(_BROKEN.format(path))
+    return saved
 
 
 def write_inputs(path: Path, inputs: InputExamples) -> None:
@@ -129,7 +135,62 @@ def write_inputs(path: Path, inputs: InputExamples) -> None:
 def read_inputs(path: Path) -> InputExamples | None:
     """Read a file of inputs; None if there is none. Raises UserError for any other file."""
     content = _read(path, {"pixels", "classes", "parts"})
-    return InputExamples(**content[0], metadata=content[1]) if content else None
+    if content is None:
+        return None
+    inputs, position = InputExamples(**content[0], metadata=content[1]), content[1].get("position")
+    count, classes = len(inputs.pixels), content[1].get("classes", [])
+    pairs, parts = inputs.classes, inputs.parts
+    if not (
+        _are_names(classes)
+        and is_count(position)
+        and _are_pictures(inputs.pixels, count)
+        and _are_within(pairs, len(classes), (count, 2))
+        and parts.dtype == np.float32
+        and parts.shape == (count, 2)
+        and np.isfinite(parts).all()
+    ):
+        raise UserError(_BROKEN.format(path))
+    return inputs
+
+
+def _agree(saved: SavedPredictions) -> bool:
+    """Return whether the arrays have the types and shapes of one split's predictions, of the classes that are named."""
+    about, predictions, count = saved.metadata, saved.predictions, len(saved.predictions.label)
+    classes, top = about.get("classes", []), predictions.top
+    return bool(
+        _are_names(classes)
+        and isinstance(about.get("split"), str)
+        and about.get("weights") in ("raw", "ema")
+        and is_count(about.get("update"))
+        and count
+        and top.ndim == 2
+        and 1 <= top.shape[1] <= len(classes)
+        and _are_within(predictions.index, 1 << 53, (count,))
+        and _are_within(predictions.label, len(classes), (count,))
+        and _are_within(top, len(classes), top.shape)
+        and predictions.probability.dtype == np.float32
+        and predictions.probability.shape == top.shape
+        and len(top) == count
+        and not ((predictions.probability < 0) | (predictions.probability > 1.001)).any()
+        and saved.picture_rows.ndim == 1
+        and _are_within(saved.picture_rows, count, saved.picture_rows.shape)
+        and _are_pictures(saved.pictures, len(saved.picture_rows))
+    )
+
+
+def _are_names(classes: Any) -> bool:
+    return isinstance(classes, list) and len(classes) > 0 and all(isinstance(name, str) for name in classes)
+
+
+def _are_within(numbers: NDArray[Any], limit: int, shape: tuple[int, ...]) -> bool:
+    """Return whether these are int64 of a shape, from 0 on and below the limit."""
+    right = numbers.dtype == np.int64 and numbers.shape == shape
+    return right and bool(((numbers >= 0) & (numbers < limit)).all())
+
+
+def _are_pictures(pixels: NDArray[Any], count: int) -> bool:
+    right = pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == count
+    return right and (not count or (pixels.shape[1] in (1, 3) and pixels.size > 0))
 
 
 def _replace(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> None:
@@ -141,13 +202,16 @@ def _replace(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[s
 def _read(path: Path, names: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
     if not path.is_file():
         return None
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         arrays = load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["about"])
-    except (SafetensorError, ValueError, KeyError):
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         arrays, metadata = {}, {}
-    if arrays.keys() != names:
-        raise UserError(f"{path}: is not a file that vit_dist wrote, or is broken: remove it")
+    if arrays.keys() != names or not isinstance(metadata, dict) or any(array.ndim == 0 for array in arrays.values()):
+        raise UserError(_BROKEN.format(path))
     return arrays, metadata

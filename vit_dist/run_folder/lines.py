@@ -1,0 +1,74 @@
+"""What a line of metrics.jsonl must hold to be used: a file that was damaged may hold anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def is_measure(value: Any) -> bool:
+    """Return whether a value is a number, or one that is not finite, as text."""
+    return is_number(value) or value in ("nan", "inf", "-inf")
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is an integer from 0 on, of a size that a run can reach."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+
+
+def is_time(value: Any) -> bool:
+    """Return whether a value is a time in seconds since the epoch that a calendar can show."""
+    return is_number(value) and 0 <= value < 1e11
+
+
+def is_whole(line: Mapping[str, Any]) -> bool:
+    """Return whether a line has what every reader of its kind needs; lines of other kinds need a time alone."""
+    checks = _FIELDS.get(line["kind"], {})
+    return is_time(line.get("time")) and all(name in line and check(line[name]) for name, check in checks.items())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_seconds(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1e11
+
+
+def _is_percent(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 100
+
+
+def _is_percent_or_none(value: Any) -> bool:
+    return value is None or _is_percent(value)
+
+
+def _is_plan(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_count(value.get(name)) for name in ("samples", "updates"))
+
+
+_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "start": {
+        **{"epoch": is_number, "plan": _is_plan, "world_size": is_count, "device": _is_text, "precision": _is_text},
+        **{"threads": is_count, "versions": _is_mapping, "parameters": is_count, "changed": _is_mapping},
+    },
+    "train": {
+        **{"epoch": is_number, "loss": is_measure, "top1": _is_percent_or_none, "lr": is_measure},
+        **{"grad_norm": is_measure, "samples_per_second": is_number, "update_seconds": _is_seconds},
+    },
+    "eval": {
+        **{"epoch": is_number, "split": _is_text, "weights": lambda value: value in ("raw", "ema")},
+        **{"weights_update": is_count, "loss": is_measure, "top1": _is_percent, "top5": _is_percent_or_none},
+        **{"seen": is_count, "seconds": _is_seconds, "best": lambda value: isinstance(value, bool)},
+    },
+    "save": {"stall_seconds": _is_seconds},
+}
