@@ -198,6 +198,20 @@ def test_a_stopped_process_holds_up_nothing(
     assert len(notes) == 2
 
 
+def test_a_line_of_an_earlier_update_goes_to_the_latest_step(
+    tmp_path: Path, offline: tuple[Trackers, list[str], list[int]]
+) -> None:
+    trackers, _, _ = offline
+    trackers.log(line(10))
+    trackers.log({"kind": "save", "time": 1.0, "update": 5, "stall_seconds": 0.25})
+    trackers.log(line(11))
+    trackers.end()
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    lines = Wandb.read(path).lines
+    assert (lines[10]["save/stall_seconds"], lines[10]["train/loss"]) == (0.25, 0.5)
+    assert sorted(lines) == [10, 11]
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_killed_process_is_told_once(place: int, offline: tuple[Trackers, list[str], list[int]]) -> None:
     trackers, _, processes = offline

@@ -33,6 +33,7 @@ class WandbRun:
     def __init__(self, mode: str, project: str, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Start the process. mode: online or offline. settings: of `wandb.init`. Raises OSError."""
         self.id, self.url = "", ""
+        self._step = 0
         self._problems: list[str] = []
         self._folder = Path(settings["dir"]) / "wandb"
         self._service: list[int] = []
@@ -122,6 +123,8 @@ class WandbRun:
         return f"{problem}; what is missing there: wandb sync {self._folder}/*run-*-{self.id}"
 
     def _send(self, kind: str, pixels: bytes = b"", **values: Any) -> None:
+        if "step" in values:  # W&B drops what comes after that of a later step, as the line of a save may
+            self._step = values["step"] = max(self._step, values["step"])
         message = {"kind": kind, **values, **({"bytes": len(pixels)} if pixels else {})}
         self.background.call(lambda: self._write(message, pixels))
 
