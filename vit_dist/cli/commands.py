@@ -72,7 +72,17 @@ _CONFIG_FLAGS = {
 
 
 USAGES = {
-    "train": Usage(f"Train a Vision Transformer. {_RECIPE}", _CONFIG_FLAGS, {}, 0, 0, ("",)),
+    "train": Usage(
+        f"Train a Vision Transformer. {_RECIPE}",
+        {
+            **_CONFIG_FLAGS,
+            "--replay": ("", "train nothing: compute the update at which the run failed again, and show its numbers"),
+        },
+        {},
+        0,
+        0,
+        ("",),
+    ),
     "plan": Usage(
         "Show what `train` with the same flags would do, without training or touching the run's folder: every number "
         f"of the run, its memory, the curve of its learning rate. {_RECIPE}",

@@ -134,6 +134,11 @@ def _train(words: list[str]) -> int:
     config = arguments.load_config()
     if _print_config(arguments, config):
         return 0
+    if "--replay" in arguments.flags:
+        from vit_dist.training.replay import replay
+
+        replay(config, trust_code=_trusts(arguments))
+        return 0
     from vit_dist.runtime.flags import Stopped
     from vit_dist.training.run import train
 

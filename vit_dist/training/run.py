@@ -33,12 +33,14 @@ from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 from vit_dist.training.artifacts import save_inputs, save_predictions
+from vit_dist.training.bad_update import check_finite, diverged
 from vit_dist.training.components import open_splits
 from vit_dist.training.loop import loop
 from vit_dist.training.resume import ResumePoint, check_same_data, find_resume_point
 from vit_dist.training.setup import lock_run, setup
 from vit_dist.training.summary import print_summary, summarise
 from vit_dist.training.trainer import Trainer
+from vit_dist.training.update import DivergedError
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,14 @@ def _run(trainer: Trainer) -> Run:
         finished = False
         with contextlib.suppress(Stopped):
             trainer.runtime.flags.raises = False
-            finished = loop(trainer)
+            try:
+                finished = loop(trainer)
+            except DivergedError:
+                raise diverged(trainer) from None
             trainer.console.stop()
             if finished:
                 finished = False
+                check_finite(trainer)
                 summary = _finish(trainer)
                 finished = True
         trainer.console.stop()
@@ -188,7 +194,9 @@ def _run(trainer: Trainer) -> Run:
             trainer.components.preprocessing,
         )
     except BaseException as error:
-        trainer.write_status("failed", one_line(f"{type(error).__name__}: {error}"))
+        trainer.write_status(
+            "failed", one_line(error if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        )
         raise
     finally:
         trainer.close()

@@ -73,8 +73,8 @@ def setup(
         trust_code=trust_code,
     )
     state = resumed_state(resume, components.plan, data, samples)
-    updater = _build_updater(components, state, resume.checkpoint, runtime)
-    streams = _build_streams(components, runtime)
+    updater = build_updater(components, state, resume.checkpoint, runtime)
+    streams = build_streams(components, runtime)
     lock = claim_folder(config, runtime, state, lock, data)
     try:
         return _start(config, runtime, console, resume, lock, samples, components, updater, streams)
@@ -128,7 +128,7 @@ def _start(
     return trainer
 
 
-def _build_updater(
+def build_updater(
     components: Components, state: TrainState, checkpoint: Checkpoint | None, runtime: Runtime
 ) -> Updater:
     """Return the update over the wrapped model, with everything that it keeps as the checkpoint has it, if any."""
@@ -160,7 +160,7 @@ def _build_updater(
     )
 
 
-def _build_streams(components: Components, runtime: Runtime) -> tuple[Stream, dict[str, EvaluationStream]]:
+def build_streams(components: Components, runtime: Runtime) -> tuple[Stream, dict[str, EvaluationStream]]:
     """Return the training stream, and those of the other splits by name."""
     config, data, preprocessing = components.config, components.data, components.preprocessing
     workers = worker_count(config.data.workers, runtime)

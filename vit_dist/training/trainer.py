@@ -121,6 +121,9 @@ class Trainer:
         if self.saved == mark:
             return
         self.updater.finish_previous()
+        if not self.updater.weights_are_finite():
+            self.console.note(f"update {self.state.position}: the weights are not finite: no checkpoint is saved")
+            return
         self.state.train_seconds = self.clock.seconds
         self.checkpointer.save()
         self.saved, self._saved_at = mark, time.monotonic()

@@ -149,6 +149,11 @@ class Updater:
         if len(skips) == bound and self.state.position - skips[0] < 2 * bound:
             raise DivergedError
 
+    @torch.no_grad()
+    def weights_are_finite(self) -> bool:
+        """Return whether the trained weights, and the square of their norm, are finite. Waits for the device."""
+        return bool(nn.utils.get_total_norm(self.parameters).square().isfinite().item())
+
     def take_sums(self) -> tuple[float, float, float]:
         """Return Σ wℓ, Σ w·correct, Σ w over all ranks since the last call. Waits for the device."""
         loss, correct, weight = self.runtime.all_reduce_sum(self.sums).tolist()
