@@ -45,3 +45,21 @@ def hard_targets_only(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross entropy; accept class numbers only."""
     assert targets.ndim == 1
     return cross_entropy(logits, targets)
+
+
+def lost(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross entropy; NaN on rank LOST_RANK from its forward number LOST_FROM to LOST_TO, both included.
+
+    The NaN has no derivative, so that the gradient stays finite.
+    """
+    global forwards
+    forwards += 1
+    values = cross_entropy(logits, targets)
+    first, last = int(os.environ["LOST_FROM"]), int(os.environ.get("LOST_TO", "1000000"))
+    here = os.environ.get("RANK", "0") == os.environ.get("LOST_RANK", "0")
+    return values.masked_fill(targets >= 0, float("nan")) if here and first <= forwards <= last else values
+
+
+def explodes(update: int) -> float:
+    """Return the part of the peak rate at an update, from 0: far too much at number EXPLODES_AT."""
+    return 1e30 if update == int(os.environ["EXPLODES_AT"]) else 1.0

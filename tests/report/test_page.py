@@ -431,7 +431,7 @@ def test_values_that_curves_leave_out_are_warnings(tmp_path: Path) -> None:
     lost = "The training loss is not finite at update 2,000, and in 2 lines in all."
     assert warnings_for("lost", [2.0, "nan", "inf"], [0, 0, 0]) == [lost]
     # Each line has the count since the start, so the last line has the total.
-    skipped = "Updates skipped because their gradient was not finite: 1,002."
+    skipped = "Updates skipped because their loss or gradient was not finite: 1,002."
     assert warnings_for("skipped", [2.0, 1.0, 0.5], [1, 1, 1002]) == [skipped]
     assert warnings_for("both", [2.0, None, "-inf"], [0, 500, 1002]) == [lost, skipped]
 

@@ -142,7 +142,7 @@ def _warnings(run: RunRecord) -> Iterator[str]:
         yield f"The training loss is not finite at update {lost[0]:,.0f}{more}."
     skipped = train["skipped_updates"][-1:]
     if len(skipped) and skipped[0]:
-        yield f"Updates skipped because their gradient was not finite: {skipped[0]:,.0f}."
+        yield f"Updates skipped because their loss or gradient was not finite: {skipped[0]:,.0f}."
 
 
 def _predictions(saved: SavedPredictions, svgs: Mapping[str, Markup]) -> dict[str, Any]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vit_dist.checkpointing.folder import list_checkpoints
+from vit_dist.data.batch import Batch
 from vit_dist.data.sources.source import sample_name
 from vit_dist.data.sources.splits import Subset
 from vit_dist.data.stream import Stream
@@ -31,10 +32,12 @@ _FORMAT = 1
 class Numbers:
     """The numbers of one update, computed without making it.
 
-    losses: of the samples of the global batch, in their order. grad_norms: of the gradient before clipping, by block
-    of the model. weights_finite: whether the weights that it starts from are.
+    ids, losses: of the samples of the global batch, in their order; an id is a sample's index in its source.
+    grad_norms: of the gradient before clipping, by block of the model. weights_finite: whether the weights that it
+    starts from are.
     """
 
+    ids: list[int]
     losses: list[float]
     grad_norms: dict[str, float]
     weights_finite: bool
@@ -49,14 +52,17 @@ class Numbers:
         """The norm of the whole gradient."""
         return float(np.sqrt(np.sum(np.square(list(self.grad_norms.values())))))
 
-    def to_dict(self, train: Subset, plan: Plan, position: int) -> dict[str, Any]:
-        """Return the values for bad_update.json, of the global batch at `position` of the split `train`."""
+    def to_dict(self, train: Subset) -> dict[str, Any]:
+        """Return the values for bad_update.json. train: the split that the samples are of."""
         return {
             "weights_finite": self.weights_finite,
             "loss": json_number(self.loss),
             "grad_norm": json_number(self.grad_norm),
             "grad_norms": {name: json_number(norm) for name, norm in self.grad_norms.items()},
-            "slots": _slots(train, plan, position, self.losses),
+            "samples": [
+                {"name": sample_name(train.source, index, "train"), "index": index, "loss": json_number(loss)}
+                for index, loss in zip(self.ids, self.losses, strict=True)
+            ],
         }
 
 
@@ -69,12 +75,22 @@ def measure_update(updater: Updater, stream: Stream, plan: Plan, model: nn.Modul
     runtime = updater.runtime
     updater.optimizer.zero_grad()
     stream.close()
-    window = stream.window(position)
-    losses = updater.accumulate(window, plan.micro_batches_per_rank, plan.weight(position), spread_nan=False)
-    own = torch.stack(losses).to(runtime.sum_dtype)
-    everyone = own.new_zeros(len(losses), runtime.world_size, *own.shape[1:])
-    everyone[:, runtime.rank] = own
-    gathered = runtime.all_reduce_sum(everyone).flatten()[: plan.weight(position)].tolist()
+    count, ids = plan.weight(position), []
+
+    def window() -> Iterator[Batch]:
+        for batch in stream.window(position):
+            ids.append(runtime.to_device(batch.ids))
+            yield batch
+
+    def of_all_ranks(own: list[Tensor]) -> list[Any]:
+        """Return this rank's values by micro-batch, and those of the others, in the order of the global batch."""
+        mine = torch.stack(own)
+        everyone = mine.new_zeros(len(mine), runtime.world_size, *mine.shape[1:])
+        everyone[:, runtime.rank] = mine
+        values: list[Any] = runtime.all_reduce_sum(everyone).flatten()[:count].tolist()
+        return values
+
+    losses = of_all_ranks(updater.accumulate(window(), plan.micro_batches_per_rank, count, spread_nan=False))
     scale = runtime.scaler.get_scale() if runtime.scaler is not None else 1.0
     squares: dict[str, float] = {}
     for name, parameter in model.named_parameters():
@@ -82,7 +98,8 @@ def measure_update(updater: Updater, stream: Stream, plan: Plan, model: nn.Modul
             norm = torch.linalg.vector_norm(parameter.grad).item() / scale
             squares[block_of(name)] = squares.get(block_of(name), 0.0) + norm**2
     updater.optimizer.zero_grad()
-    return Numbers(gathered, {name: value**0.5 for name, value in squares.items()}, updater.weights_are_finite())
+    norms = {name: value**0.5 for name, value in squares.items()}
+    return Numbers(of_all_ranks(ids), losses, norms, updater.weights_are_finite())
 
 
 def block_of(name: str) -> str:
@@ -130,10 +147,10 @@ def what_is_wrong(content: Mapping[str, Any]) -> str:
     """Return in words what is not finite in an update, from the content of bad_update.json."""
     if not content["weights_finite"]:
         return "the weights were not finite any more"
-    bad = [slot for slot in content["slots"] if isinstance(slot["loss"], str)]
+    bad = [sample for sample in content["samples"] if isinstance(sample["loss"], str)]
     if bad:
         more = ", …" if len(bad) > 1 else ""
-        total = len(content["slots"])
+        total = len(content["samples"])
         return f"the loss was {bad[0]['loss']} in {len(bad)} of {total} samples ({bad[0]['name']}{more})"
     blocks = [name for name, norm in content["grad_norms"].items() if isinstance(norm, str)]
     if not blocks:
@@ -156,22 +173,8 @@ def _content(trainer: Trainer, update: int, numbers: Numbers) -> dict[str, Any]:
         "loss_scale": scaler.get_scale() if scaler is not None else None,
         "world_size": trainer.runtime.world_size,
         "versions": versions(),
-        **numbers.to_dict(components.data.splits["train"], components.plan, update - 1),
+        **numbers.to_dict(components.data.splits["train"]),
     }
-
-
-def _slots(train: Subset, plan: Plan, position: int, losses: list[float]) -> list[dict[str, Any]]:
-    """Return the samples of a global batch with their losses: name, index in the source, epoch, label, loss."""
-    slots = [plan.slots(position, micro_batch) for micro_batch in range(plan.micro_batches)]
-    places = np.concatenate([each.index for each in slots])[: len(losses)]
-    epochs = np.concatenate([each.epoch for each in slots])[: len(losses)]
-    return [
-        {"name": sample_name(train.source, index, "train"), "index": index, "epoch": epoch, "label": label}
-        | {"loss": json_number(loss)}
-        for index, epoch, label, loss in zip(
-            train.indices[places].tolist(), epochs.tolist(), train.labels[places].tolist(), losses, strict=True
-        )
-    ]
 
 
 def _advice(trainer: Trainer) -> str:

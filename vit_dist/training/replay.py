@@ -79,7 +79,7 @@ def replay(
     finally:
         runtime.end()
     start = checkpoint.path.relative_to(folder) if checkpoint is not None else "the start"
-    content = {"lr": rate, **numbers.to_dict(components.data.splits["train"], components.plan, position)}
+    content = {"lr": rate, **numbers.to_dict(components.data.splits["train"])}
     console.say(f"update {position + 1} of {folder}, from {start} (updates made again: {again})")
     console.table(_rows(content, recorded))
     return content
@@ -93,7 +93,7 @@ def _recorded(config: Config) -> dict[str, Any]:
     try:
         content = read_json(path)
         update, precision = content["update"], content["precision"]
-        losses = [float(slot["loss"]) for slot in content["slots"]]
+        losses = [float(sample["loss"]) for sample in content["samples"]]
         norms = [float(norm) for norm in content["grad_norms"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         losses = norms = []
@@ -136,10 +136,10 @@ def _repeat_updates(
 
 def _rows(content: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, str]:
     """Return what is printed: names and values."""
-    slots = content["slots"]
+    samples = content["samples"]
     # Those that are not finite first, then the highest.
-    order = sorted(slots, key=lambda slot: -float(slot["loss"]) if _is_finite(slot["loss"]) else -math.inf)
-    shown = [f"{slot['name']} (class {slot['label']}) {loss_text(slot['loss'])}" for slot in order[:_SHOWN]]
+    order = sorted(samples, key=lambda sample: -float(sample["loss"]) if _is_finite(sample["loss"]) else -math.inf)
+    shown = [f"{sample['name']} {loss_text(sample['loss'])}" for sample in order[:_SHOWN]]
     norms = [f"{name} {_number(norm)}" for name, norm in content["grad_norms"].items()]
     return {
         "found": what_is_wrong(content),
@@ -154,7 +154,7 @@ def _rows(content: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, 
 def _comparison(content: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
     """Return in words whether these are the recorded numbers."""
     now, then = (
-        [*(slot["loss"] for slot in each["slots"]), *each["grad_norms"].values()] for each in (content, recorded)
+        [*(sample["loss"] for sample in each["samples"]), *each["grad_norms"].values()] for each in (content, recorded)
     )
     if now == then:
         return "the same numbers"

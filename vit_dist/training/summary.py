@@ -64,6 +64,8 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
         "overhead": f"{duration(summary['evaluate_seconds'])} of evaluation, "
         f"{duration(summary['save_seconds'])} of saving; {duration(summary['total_seconds'])} in all",
     }
+    if skipped := summary.get("skipped_updates"):
+        rows["skipped"] = f"{skipped} update{'s' if skipped > 1 else ''} whose loss or gradient was not finite"
     if best:
         value = f"{best['value']:.4g}" if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
         rows["best"] = f"{best['metric']} {value} on val at update {best['update']}" + (
