@@ -123,14 +123,15 @@ class Checkpointer:
         Reads nothing that training changes and communicates with no rank.
         """
         start = time.perf_counter()
-        best = snapshot.state["train_state"]["best"]
+        best, last_skipped = (snapshot.state["train_state"][name] for name in ("best", "last_skipped"))
         best_update = best["update"] if best is not None else None
         try:
             path, size = write_snapshot(self.folder, snapshot)
             self.whole.add(path.name)
             self.broken.discard(path.name)
             point_to_known(self.folder, snapshot.position, best_update)
-            prune(self.folder, self.keep, snapshot.position, best_update, self._is_whole)
+            if snapshot.position not in last_skipped:  # else these weights may be what makes updates go wrong
+                prune(self.folder, self.keep, snapshot.position, best_update, self._is_whole)
         except Exception as error:  # must reach the loop, whatever it is
             self._failure = self._cannot(error)
             self.runtime.flags.fail()

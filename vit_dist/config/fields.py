@@ -241,11 +241,7 @@ class TrainConfig:
         below=1,
     )
     max_bad_updates: int = option(
-        20,
-        "skipped updates (their loss or gradient is not finite) among the last 2 x max_bad_updates that end the run as "
-        "failed",
-        above=0,
-        changes_result=False,
+        20, "updates skipped, of the last 2 × max_bad_updates, that fail the run", above=0, changes_result=False
     )
 
 

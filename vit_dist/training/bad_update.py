@@ -128,6 +128,7 @@ def diverged(trainer: Trainer) -> ModelError:
     Called on all ranks, before the weights change again: the first of the updates that were skipped last is measured
     as it was.
     """
+    trainer.checkpointer.wait()
     components, state = trainer.components, trainer.state
     update = state.position - state.skipped_in_a_row + 1
     numbers = measure_update(trainer.updater, trainer.stream, components.plan, components.model, update - 1)

@@ -13,6 +13,7 @@ from vit_dist.checkpointing.folder import list_checkpoints
 from vit_dist.checkpointing.manifest import DamagedCheckpointError
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
+from vit_dist.data.fingerprint import fingerprint
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
@@ -50,7 +51,7 @@ def replay(
     position = recorded["update"] - 1
     checkpoint = _newest_before(config, position)
     runtime = Runtime(config.run, recorded["precision"])
-    console = Console(speaks=runtime.is_main, level=config.log.level)
+    console = Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
     try:
         with runtime.main_first():
             data = open_splits(config, source)
@@ -64,7 +65,8 @@ def replay(
             load_pretrained=checkpoint is None,
             trust_code=trust_code,
         )
-        state = resumed_state(ResumePoint(checkpoint, True), components.plan, components.data.classes)
+        samples = runtime.run_on_main(lambda: fingerprint(data))
+        state = resumed_state(ResumePoint(checkpoint, True), components.plan, data, samples)
         again = position - state.position
         updater = build_updater(components, state, checkpoint, runtime)
         stream, evaluation_streams = build_streams(components, runtime)

@@ -147,17 +147,8 @@ def build_updater(
             checkpoint.load_average(average, model)
         if runtime.scaler is not None and checkpoint.state.scaler:
             runtime.scaler.load_state_dict(checkpoint.state.scaler)
-    return Updater(
-        wrapped,
-        components.loss,
-        optimizer,
-        schedule,
-        state,
-        runtime,
-        clip_norm=config.optimizer.clip_norm,
-        max_bad_updates=config.train.max_bad_updates,
-        average=average,
-    )
+    settings: Any = {"clip_norm": config.optimizer.clip_norm, "max_bad_updates": config.train.max_bad_updates}
+    return Updater(wrapped, components.loss, optimizer, schedule, state, runtime, average=average, **settings)
 
 
 def build_streams(components: Components, runtime: Runtime) -> tuple[Stream, dict[str, EvaluationStream]]:
