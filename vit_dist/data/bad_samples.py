@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable
+
+from vit_dist.errors import visible
 
 _MOST_NAMED = 20
 
@@ -37,4 +40,5 @@ class BadSamples:
             self._known.clear()
 
     def _print(self, text: str) -> None:
-        print(f"{self._prefix}{text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # it may be closed; the metrics count them in any case
+            print(f"{self._prefix}{visible(text)}", file=sys.stderr, flush=True)

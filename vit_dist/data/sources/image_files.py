@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import warnings
@@ -16,6 +17,9 @@ from PIL import Image, UnidentifiedImageError
 
 from vit_dist.errors import UserError, one_line
 from vit_dist.plan.keys import Ints
+
+# Pillow logs what it raises as well; without a handler that would be printed.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 MAX_PIXELS = 100_000_000
 # A fixed number, so that an image's pixels do not depend on how many are allowed.
@@ -82,11 +86,10 @@ class FileSource:
                     f"{path}: has {image.width:,} × {image.height:,} pixels, and data.max_pixels is "
                     f"{self.max_pixels:,}: make it smaller, or raise the limit"
                 )
+            with _silent_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
+                image.load()
             plain = eight_bits(image, path)
-            if plain.mode == self.mode:
-                plain.load()
-                return plain  # convert would copy it
-            return plain.convert(self.mode)
+            return plain if plain.mode == self.mode else plain.convert(self.mode)  # in its own mode, it would copy it
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -119,6 +122,24 @@ def _pillow_limits(max_pixels: int) -> Iterator[None]:
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Send away what libtiff writes on the standard error by itself; its errors are raised as well."""
+    try:
+        before = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def _known_formats() -> list[str]:
