@@ -20,7 +20,7 @@ STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 _LAUNCHED = ("LOCAL_RANK", "ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID")
 
 
-class Stopped(Exception):  # noqa: N818 - no error, like StopIteration
+class Stopped(BaseException):  # no Exception: it may come at any line, and nothing but the run handles it
     """The run was asked to stop, and the work that raises this is given up: nothing of it is needed to resume."""
 
 
