@@ -115,7 +115,7 @@ def check_finite(trainer: Trainer) -> None:
         if state.skipped_in_a_row:
             raise diverged(trainer)
         what = f"the weights are not finite after the last update, {update}"
-    elif "val" in trainer.evaluation_streams and state.best is None:
+    elif "val" in trainer.evaluation_streams and state.patience_baseline is None:  # the best may be gone, not this
         what = f"no evaluation of val up to update {update} had a finite loss"
     else:
         return

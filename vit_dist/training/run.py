@@ -136,7 +136,7 @@ def _start(
             check_same_data(checkpoint, data, runtime.run_on_main(lambda: fingerprint(data)))
             return _finished_before(config, console, model), True
         if lock is None and resume.checkpoint_in_folder and runtime.is_main:
-            raise UserError(f"run.dir: {config.folder} cannot be written to, and its run has not finished")
+            raise UserError(f"run.dir: {config.folder} cannot be written to, and its run has not finished: set another")
         precision: str = config.train.precision
         if precision == "auto" and checkpoint is not None:
             precision = checkpoint.state.precision
