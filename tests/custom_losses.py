@@ -61,5 +61,5 @@ def lost(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def explodes(update: int) -> float:
-    """Return the part of the peak rate at an update, from 0: far too much at number EXPLODES_AT."""
-    return 1e30 if update == int(os.environ["EXPLODES_AT"]) else 1.0
+    """Return the part of the peak rate at an update, from 0: EXPLODES_BY, far too much, at number EXPLODES_AT."""
+    return float(os.environ.get("EXPLODES_BY", "1e30")) if update == int(os.environ["EXPLODES_AT"]) else 1.0

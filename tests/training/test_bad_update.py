@@ -227,6 +227,43 @@ def test_weights_that_are_not_finite_are_never_saved_or_the_best_and_end_as_fail
     assert load_model(str(folder)).update in (3, 6, 9)
 
 
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1])
+def test_a_run_without_one_evaluation_of_a_finite_loss_has_failed(
+    val_fraction: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only update leaves weights of about 1e9, which are finite, and so large that the outputs are not."""
+    monkeypatch.setenv("EXPLODES_AT", "0")
+    monkeypatch.setenv("EXPLODES_BY", "1e12")
+    settings = config(
+        tmp_path / "run",
+        data__val_fraction=val_fraction,
+        schedule__name="LambdaLR",
+        schedule__args={"lr_lambda": "tests.custom_losses:explodes"},
+        schedule__warmup="0 updates",
+        train__duration="1 updates",
+    )
+    with pytest.raises(UserError) as caught:
+        train(settings)
+    what = "no evaluation of val up to update 1 had a finite loss"
+    if not val_fraction:
+        what = "the loss on test of the last weights is nan"
+    assert str(caught.value) == f"{what}: lower optimizer.lr (0.003)"
+    assert (status(tmp_path / "run")["state"], (tmp_path / "run" / "summary.json").exists()) == ("failed", False)
+
+
+def test_checkpoints_after_skipped_updates_remove_none_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOST_FROM", "9")
+    more = {"loss__name": "tests.custom_losses:lost", "batch__micro_size": 32, "evaluate__every": "100%"}
+    settings = config(tmp_path / "run", checkpoint__every="1 updates", checkpoint__keep=1, **more)
+    for _ in range(2):  # the second time it is resumed from the last of them
+        with pytest.raises(UserError):
+            train(settings)
+        kept = [int(path.name[7:]) for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+        assert kept == [8, 9, 10, 11, 12, 13]
+
+
 def test_a_run_that_goes_on_counts_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in the middle of the updates that are skipped, it ends at the same one."""
     monkeypatch.setenv("LOST_FROM", "9")

@@ -63,6 +63,8 @@ class Checkpointer:
     def prune(self) -> None:
         """Remove what a save removes, on rank 0: a process that was killed may not have come to it. Raises OSError."""
         best = self.state.best
+        if self.state.skipped_in_a_row:  # as in `_write`
+            return
         prune(self.folder, self.keep, self.state.position, best.update if best else None, self._is_whole)
 
     def take_written(self) -> list[tuple[int, dict[str, Any]]]:

@@ -119,7 +119,12 @@ def check_finite(trainer: Trainer) -> None:
         what = f"no evaluation of val up to update {update} had a finite loss"
     else:
         return
-    raise ModelError(f"{what}: {_advice(trainer)}")
+    raise without_answers(trainer, what)
+
+
+def without_answers(trainer: Trainer, what: str) -> ModelError:
+    """Return the error of a run that ends with a model of no use. what: is wrong with it."""
+    return ModelError(f"{what}: {_advice(trainer)}")
 
 
 def diverged(trainer: Trainer) -> ModelError:

@@ -33,7 +33,7 @@ from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 from vit_dist.training.artifacts import save_inputs, save_predictions
-from vit_dist.training.bad_update import check_finite, diverged
+from vit_dist.training.bad_update import check_finite, diverged, without_answers
 from vit_dist.training.components import open_splits
 from vit_dist.training.loop import loop
 from vit_dist.training.resume import ResumePoint, check_same_data, find_resume_point
@@ -212,6 +212,8 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     if "test" in trainer.evaluation_streams:
         results = trainer.evaluate_split("test", keep=weights)
         trainer.record_evaluations("test", results, update)
+        if state.best is None and not math.isfinite(results[weights].loss):
+            raise without_answers(trainer, f"the loss on test of the last weights is {results[weights].loss}")
         predictions = results[weights].predictions
         test = {name: getattr(results[weights], name) for name in ("loss", "top1", "top5")}
     if average is not None and weights == "ema":
