@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from vit_dist.training.losses import cross_entropy
@@ -27,6 +28,8 @@ def acting(logits: Tensor, targets: Tensor) -> Tensor:
 def signalling(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross entropy; at forward number SIGNAL_AT of this process, send SIGNAL to it."""
     global forwards
+    if not torch.is_grad_enabled():  # the call before the run, which checks that it fits
+        return cross_entropy(logits, targets)
     forwards += 1
     if forwards == 1:
         logging.getLogger("a_library").debug("its own log")

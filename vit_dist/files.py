@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -137,6 +138,29 @@ def check_output_path(path: Path, flag: str) -> None:
         raise UserError(f"{flag}: {path} is a folder: name a file")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{flag}: {path} cannot be written: there is no folder {path.parent}")
+
+
+def user_path(name: str, field: str) -> Path:
+    """Return a path that a user wrote, with ~ as their home. Raises UserError, naming the field, if it can be none."""
+    try:
+        os.stat(name)
+    except ValueError:  # a null byte
+        raise UserError(f"{field}: {name} is no path") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{field}: {name[:40]}… is too long for a path") from None
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{field}: {name}: there is no such user: write the path out") from None
+
+
+def check_place(folder: Path, field: str) -> None:
+    """Check that a folder can be made, or written to if it is there. Raises UserError that names the field."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = f"{there} is not writable" if there.is_dir() else f"{there} is no folder"
+        raise UserError(f"{field}: {folder} cannot be written: {why}: set another")
 
 
 def _remove(path: Path) -> None:

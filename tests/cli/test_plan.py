@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_dist import Config, train
+from vit_dist import Config, UserError, train
 from vit_dist.cli import main
-from vit_dist.cli.plan import rate_curve
+from vit_dist.config.fields import ScheduleConfig
 from vit_dist.models.build import build_model
 from vit_dist.optim.optimizers import build_optimizer
+from vit_dist.optim.rate_curve import rate_curve
 from vit_dist.optim.schedules import Schedule
 from vit_dist.plan.plan import Plan
 
@@ -210,6 +212,26 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+LAMBDA = ("--schedule.name", "LambdaLR", "--schedule.args.lr_lambda")
+MULTIPLY = ("--schedule.name", "MultiplicativeLR", "--schedule.args.lr_lambda")
+
+
+def negative(update: int) -> int:
+    return 2 - update
+
+
+def not_a_number(update: int) -> float:
+    return 1.0 if update < 3 else math.nan
+
+
+def endless(update: int) -> float:
+    return 1.0 if update < 3 else math.inf
+
+
+def huge(update: int) -> float:
+    return 1e200
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -223,6 +245,28 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         (["--loss.teacher", "none"], "loss.teacher: none is neither a run's folder with a checkpoint"),
         (["--optimizer.overrides.haed.lr", "1e-4"], "optimizer.overrides.haed: matches no parameter"),
         (["--schedule.name", "OneCycleLR", "--schedule.args", "{pct_start: 2}"], "schedule.args: OneCycleLR over"),
+        (["--config", "digits", "--model.pretrained", "weights.pth"], "model.pretrained: weights.pth does not exist"),
+        (["--loss.name", "os:getcwd", "--loss.label_smoothing", "0"],
+         "loss.name: os:getcwd fails on outputs [2, 10] and class numbers [2]: TypeError: "),
+        (["--loss.name", "torch:add"], "loss.name: torch:add fails on outputs [2, 10] and class numbers [2]: "),
+        (["--loss.name", "builtins:max"], "loss.name: builtins:max fails on outputs [2, 10] and class numbers [2]: "),
+        (["--loss.name", "torch:equal"], "loss.name: torch:equal must return one value per slot, shape [2], not bool"),
+        (["--augment.transform", "os:getcwd"],
+         "augment.transform: os:getcwd fails on an image of 8 × 8 pixels: TypeError: "),
+        (["--augment.transform", "builtins:repr"],
+         "augment.transform: must return a PIL image of the size of its input, not str"),
+        ([*LAMBDA, "math:log"], "schedule.args.lr_lambda: math:log for update 0 after the warmup fails: ValueError: "),
+        ([*LAMBDA, f"{__name__}:negative"], f"schedule.args.lr_lambda: {__name__}:negative for update 3 after the "
+         "warmup gives -1: it must give a finite number of 0 or more"),
+        ([*LAMBDA, f"{__name__}:not_a_number"], f"schedule.args.lr_lambda: {__name__}:not_a_number for update 3 after "
+         "the warmup gives nan: it must give a finite number of 0 or more"),
+        ([*LAMBDA, f"{__name__}:endless"], f"schedule.args.lr_lambda: {__name__}:endless for update 3 after the warmup "
+         "gives inf: it must give a finite number of 0 or more"),
+        ([*LAMBDA, "math:pi"], "schedule.args.lr_lambda: math:pi is no function, but float: name a function"),
+        ([*MULTIPLY, f"{__name__}:huge"], "schedule.args: the rate of update 4 would be inf, not finite, with Mul"),
+        (["--train.duration", "1e12 epochs"], "train.duration: "),
+        (["--run.resume", "nowhere"], "run.resume: no complete checkpoint at nowhere"),
+        (["--run.name", "../x", "--run.dir", ""], "run.name: ../x is no name for a folder in runs"),
     ],
 )  # fmt: skip
 def test_plan_refuses_what_train_refuses_and_neither_touches_a_folder(
@@ -298,3 +342,24 @@ def test_a_plateaus_rate_stays_where_its_metric_always_improves() -> None:
     plan = Plan.from_config(config, 1294, 1)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
     assert rate_curve(Schedule(config.schedule, optimizer, plan, 0.5), plan) == [0.25] + [0.5] * (plan.updates - 1)
+
+
+def test_a_run_that_cannot_be_written_is_not_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["plan", *SMALL, "--run.dir", "file/run"]) == 2
+    expected = f"vit-dist: run.dir: file/run cannot be written: {tmp_path / 'file'} is no folder: set another\n"
+    assert capsys.readouterr().err == expected
+    assert main(["train", *SMALL, "--run.dir", "file/run"]) == 2
+    assert capsys.readouterr().err.startswith("vit-dist: run.dir: ")
+
+
+def test_a_long_plan_draws_the_first_million_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vit_dist.optim.rate_curve.LONGEST_CURVE", 10)
+    plan = Plan.from_config(Config.load("digits", {"train.duration": "1e9 updates"}), 1000, 1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    assert len(rate_curve(Schedule(ScheduleConfig(), optimizer, plan, 0.1), plan)) == 10
+    with pytest.raises(UserError, match=r"^train.duration: 1,000,000,001 updates are more than a run can make: 1,000,"):
+        Plan.from_config(Config.load("digits", {"train.duration": "1000000001 updates"}), 1000, 1)

@@ -20,6 +20,7 @@ from vit_dist.config.recipe import parse_yaml
 from vit_dist.config.schema import all_options, inference_fields, sections
 from vit_dist.config.values import describe, merged
 from vit_dist.errors import UserError, either, one_line
+from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
 
 _CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS}
@@ -35,8 +36,8 @@ class Arguments:
     config: dict[str, Any] = field(default_factory=dict)
 
     def path(self, flag: str) -> Path | None:
-        """Return the value of a flag as a path; None if the flag was not used."""
-        return Path(self.flags[flag]).expanduser() if flag in self.flags else None
+        """Return the value of a flag as a path; None if the flag was not used. Raises UserError."""
+        return user_path(self.flags[flag], flag) if flag in self.flags else None
 
     def load_config(self) -> Config:
         """Load the config of `--config` and the fields. Raises UserError with every problem, a line each."""
@@ -51,6 +52,8 @@ def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
     if "--" in rest:  # all words after it are positionals, also those that begin with a dash
         after = rest[rest.index("--") + 1 :]
         del rest[rest.index("--") :]
+        if not after:
+            raise UserError(f"{command}: nothing follows --: leave it out, or name what follows")
     mappings = _take_mappings(rest, [name for name, option in fields.items() if get_origin(option.type) is dict])
     _refuse_unknown(rest, usage, fields)
     try:
@@ -58,8 +61,10 @@ def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
     except argparse.ArgumentError as error:
         if error.argument_name is None:
             raise UserError(f"{one_line(error)}: words that begin with a dash go after --") from None
-        what = "a recipe's name or a file" if error.argument_name == "--config" else "a value"
-        raise UserError(f"{error.argument_name}: needs {what}") from None
+        flag = error.argument_name
+        if not usage.flags.get(flag, ("X", ""))[0]:
+            raise UserError(f"{flag}: takes no value: leave it out") from None
+        raise UserError(f"{flag}: needs {'a recipe name or a file' if flag == '--config' else 'a value'}") from None
     positionals: list[str] = [*space.pop("positionals"), *after]
     flags = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
     config = {name: _value(space[name], option, name) for name, option in fields.items() if space[name] is not None}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.config.config import Config
 from vit_dist.errors import ModelError, UserError
+from vit_dist.files import user_path
 from vit_dist.formatting import weights_text
 from vit_dist.inference.output import FORMATS
 from vit_dist.version import __version__
@@ -180,7 +181,7 @@ def _print_config(arguments: Arguments, config: Config) -> bool:
 
 def _report(words: list[str]) -> int:
     arguments = parse_arguments("report", words)
-    runs = list(dict.fromkeys(Path(name).expanduser() for name in arguments.positionals))
+    runs = list(dict.fromkeys(user_path(name, "report") for name in arguments.positionals))
     out = arguments.path("--out")
     if len(runs) == 1:
         from vit_dist.report.page import write_report
@@ -236,7 +237,7 @@ def _predict(words: list[str]) -> int:
 
 def _export(words: list[str]) -> int:
     arguments = parse_arguments("export", words)
-    name, out = arguments.positionals[0], Path(arguments.positionals[1]).expanduser()
+    name, out = arguments.positionals[0], user_path(arguments.positionals[1], "export")
     preprocess = "--preprocess" in arguments.flags
     ending = out.suffix.lower()
     if ending in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onxx", ".onx"):

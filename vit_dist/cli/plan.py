@@ -11,9 +11,10 @@ import torch
 
 from vit_dist.config.config import Config
 from vit_dist.errors import UserError
+from vit_dist.files import check_place
 from vit_dist.formatting import sketch
 from vit_dist.models.build import drop_path_depth
-from vit_dist.optim.schedules import Schedule
+from vit_dist.optim.rate_curve import rate_curve
 from vit_dist.plan.plan import Plan
 from vit_dist.report.curves import draw_rates
 from vit_dist.runtime.devices import resolve_precision
@@ -21,6 +22,7 @@ from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import augment_notes, plan_rows
+from vit_dist.training.resume import find_resume_point
 
 
 def show_plan(config: Config, console: Console, *, processes: int, picture: Path, trust_code: bool = False) -> None:
@@ -28,8 +30,11 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
 
     trust_code: run a function that the run of the config's teacher names as its model.
     Raises UserError for everything that `train` refuses, except what depends on the machine, the
-    network or the run's folder.
+    network or what is in the run's folder.
     """
+    check_place(config.folder, "run.dir" if config.run.dir else "run.name")
+    if config.run.resume not in ("auto", "never"):
+        find_resume_point(config)
     components = build_components(
         config,
         world_size=processes,
@@ -56,33 +61,20 @@ def _show_rates(
 ) -> None:
     """Print the curve of the learning rate and draw it into a PNG. Raises UserError."""
     plan = components.plan
-    console.say(
-        f"rate over {plan.epochs:.4g} epochs: first {rates[0]:.3g}, highest {max(rates):.3g}, last {rates[-1]:.3g}"
-    )
+    over = f"{plan.epochs:.4g} epochs" if len(rates) == plan.updates else f"the first {len(rates):,} updates"
+    console.say(f"rate over {over}: first {rates[0]:.3g}, highest {max(rates):.3g}, last {rates[-1]:.3g}")
     if config.schedule.name == "ReduceLROnPlateau":
         console.say(
             f"  note: it falls where {config.schedule.args['metric']} does not improve, which is not known in advance"
         )
     for line in sketch(rates):
         console.say(line)
-    epochs = [plan.samples_at(update) / plan.samples for update in range(plan.updates)]
+    epochs = [plan.samples_at(update) / plan.samples for update in range(len(rates))]
     try:
         draw_rates(picture, epochs, rates, f"{config.schedule.name}, peak {components.lr:.3g}")
     except OSError as error:
         raise UserError(f"--png {picture}: cannot be written: {error.strerror}: name another file") from None
     console.say(f"picture: {picture}")
-
-
-def rate_curve(schedule: Schedule, plan: Plan) -> list[float]:
-    """Return the full rate of each update if all are applied; with a plateau schedule, if its metric always improves.
-
-    Steps the schedule to its end.
-    """
-    rates = []
-    for _ in range(plan.updates):
-        rates.append(schedule.rate)
-        schedule.step()
-    return rates
 
 
 def _estimate_memory(components: Components, precision: str) -> Memory:

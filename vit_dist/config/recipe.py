@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vit_dist.config import limits
 from vit_dist.config.values import WrittenFloat, WrittenInt
 from vit_dist.errors import UserError, one_line
+from vit_dist.files import user_path
 
 if TYPE_CHECKING:
     import yaml
@@ -36,7 +37,7 @@ def find_recipe(recipe: str | Path) -> Path:
     shipped = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     if str(recipe) in shipped:
         return shipped[str(recipe)]
-    path = Path(recipe).expanduser()
+    path = user_path(str(recipe), "--config")
     if not path.is_file():
         raise UserError(f"--config {recipe}: neither a file nor a shipped recipe ({', '.join(shipped)})")
     return path

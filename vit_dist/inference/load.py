@@ -18,7 +18,7 @@ from vit_dist.config.schema import inference_fields
 from vit_dist.config.values import merged
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
-from vit_dist.files import read_json
+from vit_dist.files import read_json, user_path
 from vit_dist.inference.choose import choose_checkpoint
 from vit_dist.inference.trust import check_trust
 from vit_dist.models.build import build_model
@@ -62,7 +62,7 @@ def load_model(
     function that the run names as its model. Raises UserError.
     """
     fields = dict(overrides or {})
-    path = Path(name).expanduser()
+    path = user_path(name, "MODEL")
     if weights and (is_timm(name) or path.is_file() or (path / "config.json").is_file()):
         raise UserError(f"--weights: {name} is one set of weights: leave it out")
     if is_timm(name):

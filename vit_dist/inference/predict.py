@@ -16,6 +16,7 @@ from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import evaluation_reader
 from vit_dist.data.workers import Workers, worker_count
 from vit_dist.errors import UserError
+from vit_dist.files import user_path
 from vit_dist.inference.evaluation import evaluate_subset
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.output import ImagePrediction
@@ -37,7 +38,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     problems = []
     for name in names:
-        path = Path(name).expanduser()
+        path = user_path(name, "IMAGE")
         matches = image_files(path) if path.is_dir() else [path] if path.is_file() else _matching(str(path))
         if not matches:
             problems.append(f"{name}: no image is there" + ("" if path.is_dir() else ", nor does any match it"))

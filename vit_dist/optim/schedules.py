@@ -16,9 +16,10 @@ from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, Re
 from vit_dist.config.catalog import PRESETS
 from vit_dist.config.fields import ScheduleConfig
 from vit_dist.config.schedulers import schedule_arguments
-from vit_dist.config.values import Length, import_function
-from vit_dist.errors import UserError
+from vit_dist.config.values import Length
+from vit_dist.errors import UserError, one_line
 from vit_dist.files import json_number
+from vit_dist.optim.rate_functions import rate_function
 from vit_dist.plan.plan import Plan
 
 # Values that a scheduler cycles along with the rate.
@@ -40,6 +41,7 @@ class Schedule:
     def __init__(self, config: ScheduleConfig, optimizer: Optimizer, plan: Plan, lr: float) -> None:
         """lr: the peak. Raises UserError if torch refuses the scheduler's arguments."""
         self.optimizer = optimizer
+        self.name = config.name
         self.warmup, self.cooldown = plan.warmup, plan.cooldown
         self.span = plan.updates - plan.warmup - plan.cooldown
         self.end = config.cooldown_end * lr
@@ -92,16 +94,19 @@ class Schedule:
     def _advance(self, update: int) -> None:
         """Step the scheduler of an update, counted from the end of the warmup, until it has reached that update."""
         phase = self._phase_at(update)
-        while self.metric is None and phase.stand_in.steps < update - phase.start:
-            phase.stand_in.step()
-            phase.scheduler.step()
+        try:
+            while self.metric is None and phase.stand_in.steps < update - phase.start:
+                phase.stand_in.step()
+                phase.scheduler.step()
+        except ArithmeticError as error:
+            raise UserError(f"schedule.args: {self.name} fails at update {self.updates}: {one_line(error)}") from None
 
     def _phase_at(self, update: int) -> _Phase:
         """Return the phase of an update, counted from the end of the warmup."""
         return [phase for phase in self._phases if phase.start <= max(update, 0)][-1]
 
     def _set(self) -> None:
-        """Write the current rates into the optimizer's groups. Raises UserError for a rate below 0."""
+        """Write the current rates into the optimizer's groups. Raises UserError for one below 0 or not finite."""
         update = self.updates - self.warmup
         scheduled_groups = self._phase_at(min(update, self.span - 1)).stand_in.param_groups
         for number, group in enumerate(self.optimizer.param_groups):
@@ -112,8 +117,9 @@ class Schedule:
             elif self.cooldown and update >= self.span:
                 left = max(0, self.span + self.cooldown - update) / self.cooldown
                 rate = self.end + (rate - self.end) * left**self.power
-            if rate < 0:
-                raise UserError(f"schedule.args: the rate of update {self.updates} would be {rate:.3g}, below 0")
+            if not 0 <= rate < math.inf:
+                why = "below 0" if rate < 0 else f"not finite, with {self.name}"
+                raise UserError(f"schedule.args: the rate of update {self.updates} would be {rate:.3g}, {why}")
             self.rate = self.rate if number else rate
             group["lr"] = rate * group.get("scale", 1.0)
             for name in _CYCLED:
@@ -250,10 +256,12 @@ def _scheduler(
             return ReduceLROnPlateau(stand_in, mode="min" if metric.endswith("loss") else "max", **kwargs)
         scheduler: LRScheduler = getattr(lr_scheduler, name)(stand_in, **kwargs)
         return scheduler
+    except UserError:
+        raise
     except ZeroDivisionError:
         why = "a phase of it has no update, or it divides by a factor of 0"
         raise UserError(f"schedule.args: {name} over {span} updates: {why}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"schedule.args: {name} over {span} updates: {error}") from None
 
 
@@ -272,10 +280,10 @@ def _whole(length: Fraction) -> int:
 def _functions(value: str | Sequence[str], name: str, stand_in: StandInOptimizer) -> Any:
     """Import a function by its path, or a list of them, one for each group. Raises UserError."""
     if isinstance(value, str):
-        return import_function(value, f"schedule.args.{name}")
+        return rate_function(value, f"schedule.args.{name}")
     if len(value) != len(stand_in.param_groups):
         raise UserError(
             f"schedule.args.{name}: has {len(value)} functions for {len(stand_in.param_groups)} groups of parameters: "
             "give one for each, or one for all; `vit-dist plan` lists the groups"
         )
-    return [import_function(path, f"schedule.args.{name}") for path in value]
+    return [rate_function(path, f"schedule.args.{name}") for path in value]

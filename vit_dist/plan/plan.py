@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.config.config import Config
+from vit_dist.config.limits import UPDATES
 from vit_dist.config.values import Length, parse_seconds, parse_size
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
@@ -65,6 +66,9 @@ class Plan:
         size = config.batch.global_size
         total = math.ceil(_samples(Length.parse(config.train.duration), samples, size, 0))
         updates = math.ceil(total / size)
+
+        if updates > UPDATES:
+            raise UserError(f"train.duration: {updates:,} updates are more than a run can make: {UPDATES:,} at most")
 
         def in_samples(text: str) -> Fraction:
             return _samples(Length.parse(text), samples, size, total)

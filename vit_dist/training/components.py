@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.optim import Optimizer
 
 from vit_dist.config.config import Config
+from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.values import parse_size
 from vit_dist.data.augmentation.transforms import training_transform
 from vit_dist.data.preprocessing import Preprocessing, resolve_preprocessing
@@ -16,12 +18,13 @@ from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, one_line
 from vit_dist.inference.load import start_from
 from vit_dist.models.build import build_model, refuse_batch_norm
 from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.models.pretrained import freeze
 from vit_dist.optim.optimizers import build_optimizer, peak_lr
+from vit_dist.optim.rate_curve import check_user_rates
 from vit_dist.optim.schedules import Schedule, schedule_metric
 from vit_dist.plan.plan import Plan
 from vit_dist.telemetry.trackers import check_tracker
@@ -74,13 +77,14 @@ def build_components(
     preprocessing = resolve_preprocessing(config, data)
     plan = Plan.from_config(config, len(data.splits["train"]), world_size)
     check_metrics(config, data)
-    training_transform(config.augment, preprocessing.mean, preprocessing.image_size, None)  # refuses what it cannot do
+    _check_transform(config.augment, data, preprocessing)
     model, notes = _build_model(config, data, preprocessing, model, load_pretrained=load_pretrained)
     flops = forward_flops(model, channels=data.channels, image_size=preprocessing.image_size)
     loss = _build_loss(config, data, preprocessing, device, autocast, trust_code)
     model.to(device)
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
+    check_user_rates(config.schedule, optimizer, plan, lr)
     return Components(
         config=config,
         data=data,
@@ -146,9 +150,25 @@ def _build_loss(
     named = config.model.name
     teacher = build_teacher(config.loss, data, preprocessing, device, autocast, trust_code=trust_code, named=named)
     loss = Loss(config.loss, teacher)
+    loss.check_function(len(data.classes), device)
     if config.augment.mixup or config.augment.cutmix:
         loss.check_mixed_targets(len(data.classes), "augment.mixup" if config.augment.mixup else "augment.cutmix")
     return loss
+
+
+def _check_transform(config: AugmentConfig, data: LabelledSplits, preprocessing: Preprocessing) -> None:
+    """Build the transform of the training images, and call the user's once. Raises UserError if one of them fails."""
+    side = preprocessing.image_size
+    transform = training_transform(config, preprocessing.mean, side, None)
+    if transform is None or not config.transform or data.channels not in (1, 3):
+        return
+    try:
+        transform(Image.new("L" if data.channels == 1 else "RGB", (side, side)), 0, side)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: it is the user's function
+        what = f"{config.transform} fails on an image of {side} × {side} pixels"
+        raise UserError(f"augment.transform: {what}: {type(error).__name__}: {one_line(error, 200)}") from error
 
 
 def check_metrics(config: Config, data: LabelledSplits) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vit_dist.config.fields import LossConfig
 from vit_dist.config.values import import_function
 from vit_dist.data.batch import Batch
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, one_line
 
 # (outputs, targets) → one value per slot.
 SlotLoss = Callable[[Tensor, Tensor], Tensor]
@@ -75,16 +75,32 @@ class Loss:
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the loss [slots]. Raises UserError if the user's function does not return one value per slot."""
         values = self.target_loss(outputs, batch.targets)
-        shape = getattr(values, "shape", None)
-        if shape != batch.weights.shape:
-            expected = list(batch.weights.shape)
-            actual = type(values).__name__ if shape is None else list(shape)
-            raise UserError(f"loss.name: {self.name} must return one value per slot, shape {expected}, not {actual}")
+        self._check_shape(values, batch.weights)
         if self.teacher is not None:
             with torch.no_grad():
                 taught = self.teacher(batch.images).to(outputs.dtype)
             values = (1 - self.weight) * values + self.weight * self.teacher_loss(outputs, taught)
         return values
+
+    def _check_shape(self, values: object, weights: Tensor) -> None:
+        shape = getattr(values, "shape", None)
+        if shape != weights.shape:
+            actual = type(values).__name__ if shape is None else list(shape)
+            expected = list(weights.shape)
+            raise UserError(f"loss.name: {self.name} must return one value per slot, shape {expected}, not {actual}")
+
+    def check_function(self, classes: int, device: torch.device) -> None:
+        """Call the user's function once, without gradients, on two slots. Raises UserError if it does not fit."""
+        if ":" not in self.name:
+            return
+        logits, targets = torch.zeros(2, classes, device=device), torch.arange(2, device=device)
+        try:
+            with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                values = self.target_loss(logits, targets)
+        except Exception as error:  # of any kind: it is the user's function
+            what = f"{self.name} fails on outputs [2, {classes}] and class numbers [2]"
+            raise UserError(f"loss.name: {what}: {type(error).__name__}: {one_line(error, 200)}") from error
+        self._check_shape(values, targets)
 
     def check_mixed_targets(self, classes: int, field: str) -> None:
         """Check that the loss takes the mixed targets of `field` (mixup or CutMix). Raises UserError."""
