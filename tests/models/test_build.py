@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,42 @@ def test_an_untrained_model_may_have_batch_norm() -> None:
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     with pytest.raises(UserError, match=r"^model.name: BatchNorm \("):
         build_model(config, classes=3, channels=3, image_size=32, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "line"),
+    [
+        (ModelConfig(width=65536, depth=1000, heads=64), 224, "model.width: the model's 51.5T parameters would take "),
+        (
+            ModelConfig(patch_size=1, width=65536, heads=64),
+            16384,
+            "model.width: the model's 18.2T parameters would take ",
+        ),
+        (
+            ModelConfig(mlp_ratio=1000, width=65536, heads=64),
+            224,
+            "model.width: the model's 103T parameters would take ",
+        ),
+        (
+            ModelConfig(name="timm/vit_tiny_patch16_224", args={"depth": 10**9}),
+            32,
+            "model.args.depth: must be at most ",
+        ),
+        (
+            ModelConfig(name="timm/vit_tiny_patch16_224", args={"embed_dim": 10**400}),
+            32,
+            "model.args.embed_dim: must be ",
+        ),
+        (
+            ModelConfig(name="timm/vit_tiny_patch16_224", args={"depth": 50, "embed_dim": 65520, "num_heads": 1}),
+            32,
+            "model.args: the model's 2.58T parameters would take ",
+        ),
+    ],
+)
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(model: ModelConfig, side: int, line: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        build_model(model, classes=2, channels=3, image_size=side, seed=0)
+    assert str(error.value).startswith(line)
+    assert time.perf_counter() - start < 10  # seconds

@@ -840,7 +840,6 @@ def torchs_words(kind: str, **arguments: Any) -> str:
         ("CyclicLR", CYCLE | {"cycle_momentum": True}, {"base_lr": 0.01, "max_lr": PEAK}),
         ("CosineAnnealingWarmRestarts", {"T_0": "1 epochs", "T_mult": 0}, {"T_0": 1, "T_mult": 0}),
         ("ReduceLROnPlateau", {"metric": "loss", "factor": 1}, {"factor": 1.0}),
-        ("LambdaLR", {"lr_lambda": "math:pi"}, {"lr_lambda": math.pi}),
     ],
 )
 def test_torchs_errors_about_schedulers_are_shown(name: str, args: dict[str, Any], theirs: dict[str, Any]) -> None:

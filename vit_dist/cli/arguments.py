@@ -64,7 +64,8 @@ def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
         flag = error.argument_name
         if not usage.flags.get(flag, ("X", ""))[0]:
             raise UserError(f"{flag}: takes no value: leave it out") from None
-        raise UserError(f"{flag}: needs {'a recipe name or a file' if flag == '--config' else 'a value'}") from None
+        what = "a recipe's name or a file" if flag == "--config" else "a value"
+        raise UserError(f"{flag}: needs {what}") from None
     positionals: list[str] = [*space.pop("positionals"), *after]
     flags = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
     config = {name: _value(space[name], option, name) for name, option in fields.items() if space[name] is not None}

@@ -17,6 +17,7 @@ from vit_dist.models.forward import eval_mode
 from vit_dist.models.timm_models import build_timm_model, check_model_name
 from vit_dist.models.vit import PRESETS, ViT
 from vit_dist.plan.keys import Purpose, key
+from vit_dist.sizing.limits import check_parameters
 
 
 def build_model(
@@ -85,13 +86,17 @@ def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> n
     problems = list(vit_problems(replace(config, width=width, heads=heads), image_size))
     if problems:
         raise UserError("\n".join(problems))
+    depth = config.depth or preset["depth"]
+    tokens = (image_size // (config.patch_stride or config.patch_size)) ** 2
+    blocks = depth * (4 * width**2 + 2 * width * int(width * config.mlp_ratio))
+    check_parameters(blocks + (channels * config.patch_size**2 + tokens + classes) * width, "model.width")
     return ViT(
         image_size=image_size,
         patch_size=config.patch_size,
         channels=channels,
         classes=classes,
         width=width,
-        depth=config.depth or preset["depth"],
+        depth=depth,
         heads=heads,
         mlp_ratio=config.mlp_ratio,
         pool=config.pool,

@@ -6,14 +6,18 @@ import difflib
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.fields import ModelConfig
+from vit_dist.config.limits import LIMITS
 from vit_dist.errors import UserError, nearest, one_line
 from vit_dist.models.vit import PRESETS
+from vit_dist.sizing.limits import check_parameters
 
 
 def check_model_name(name: str) -> None:
@@ -50,6 +54,24 @@ def untrusted_arguments(config: ModelConfig) -> list[str]:
     return [name for name, value in config.args.items() if name not in known or not _is_plain(value)]
 
 
+def _check_sizes(name: str, arguments: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse arguments of the user's own that make a model too large for this machine. Raises UserError."""
+    import timm
+
+    for argument, value in own.items():
+        most = LIMITS["model.depth"] if "depth" in argument or "layers" in argument else _LARGEST
+        if isinstance(value, (int, float)) and abs(value) > most:
+            raise UserError(f"model.args.{argument}: must be at most {most:,}, not {str(value)[:40]}")
+    if not own:
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = timm.create_model(name, **arguments)
+    except Exception:  # not every model can be built without memory; if it cannot at all, building it says why
+        return
+    check_parameters(sum(parameter.numel() for parameter in model.parameters()), "model.args")
+
+
 def _is_plain(value: Any, depth: int = 0) -> bool:
     if isinstance(value, (list, tuple)):
         return depth < 3 and len(value) <= 100 and all(_is_plain(item, depth + 1) for item in value)
@@ -65,7 +87,7 @@ _LOADING = frozenset(
         *("checkpoint_path", "cache_dir", "model_cfg", "feature_cfg", "features_only", "kwargs_filter"),
     }
 )
-_LARGEST = 2**16  # of a number among the arguments that a file names
+_LARGEST = 2**16  # of a number among the arguments
 
 
 def pretrained_cfg(name: str) -> Any:
@@ -121,6 +143,7 @@ def build_timm_model(config: ModelConfig, classes: int, channels: int, image_siz
     for argument, value in (("drop_path_rate", config.drop_path), ("drop_rate", config.dropout)):
         if value:
             arguments[argument] = value
+    _check_sizes(name, {"img_size": image_size, **arguments}, config.args)
     try:
         try:
             model = timm.create_model(name, img_size=image_size, **arguments)

@@ -33,7 +33,7 @@ def rate_function(path: str, field: str) -> Callable[[Any], Any]:
         try:
             value = function(argument)
             number = float(value)
-        except Exception as error:  # of any kind: it is the user's function
+        except (Exception, SystemExit) as error:  # of any kind: it is the user's function
             raise UserError(f"{field}: {where} fails: {type(error).__name__}: {one_line(error, 200)}") from error
         if not math.isfinite(number) or number < least:
             raise UserError(f"{field}: {where} gives {number:.4g}: it must give {wanted}")

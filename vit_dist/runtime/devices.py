@@ -46,6 +46,17 @@ def available_cores() -> int:
     return max(1, min(cores, math.floor(quota))) if quota else cores
 
 
+def machine_memory() -> int | None:
+    """Return the bytes of memory that this machine, or its cgroup, has; None if it does not say."""
+    found = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            found.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
+    return min(found, default=None)
+
+
 def cgroup_quota(root: Path) -> float | None:
     """Return the cores in the CPU quota of a cgroup (version 2 or 1), which may be a fraction; None without a quota."""
     with contextlib.suppress(OSError, ValueError):

@@ -27,6 +27,7 @@ from vit_dist.optim.optimizers import build_optimizer, peak_lr
 from vit_dist.optim.rate_curve import check_user_rates
 from vit_dist.optim.schedules import Schedule, schedule_metric
 from vit_dist.plan.plan import Plan
+from vit_dist.sizing.limits import check_images
 from vit_dist.telemetry.trackers import check_tracker
 from vit_dist.training.distillation import Autocast, Teacher, build_teacher
 from vit_dist.training.losses import Loss
@@ -76,6 +77,11 @@ def build_components(
     data = open_splits(config, source)
     preprocessing = resolve_preprocessing(config, data)
     plan = Plan.from_config(config, len(data.splits["train"]), world_size)
+    for field, slots in (
+        ("batch.micro_size", config.batch.micro_size),
+        ("evaluate.batch_size", config.evaluate.batch_size),
+    ):
+        check_images(slots, (data.channels, preprocessing.image_size, preprocessing.image_size), field)
     check_metrics(config, data)
     _check_transform(config.augment, data, preprocessing)
     model, notes = _build_model(config, data, preprocessing, model, load_pretrained=load_pretrained)
