@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,10 +238,19 @@ def test_an_average_of_another_model_is_named(path: Path) -> None:
     assert problem(path) == "ema.safetensors: has other tensors than model.safetensors"
 
 
-def test_weights_that_are_no_safetensors_file_are_named(path: Path) -> None:
-    (path / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}")
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "Error while deserializing header"),
+        ((2**40).to_bytes(8, "little") + b"{}", "its header would have 1,099,511,627,776 bytes"),
+        ((2**24 + 8).to_bytes(8, "little") + b"{}" + b" " * (2**24 + 6), "its header would have 16,777,224 bytes"),
+        (struct.pack("<Q", 10**4) + b"[" * 10**4, "Error while deserializing header"),
+    ],
+)
+def test_weights_that_are_no_safetensors_file_are_named(content: bytes, expected: str, path: Path) -> None:
+    (path / "model.safetensors").write_bytes(content)
     rehash(path)
-    assert "model.safetensors is not a safetensors file: " in problem(path)
+    assert f"model.safetensors is not a safetensors file: {expected}" in problem(path)
 
 
 def test_unknown_fields_are_left_alone(path: Path) -> None:

@@ -33,7 +33,6 @@ from tests.checkpointing.states import rehash
 from tests.cli.commands import command, metrics_line
 from vit_dist import Config, train
 from vit_dist.checkpointing.checkpoint import open_checkpoint
-from vit_dist.checkpointing.folder import point_to
 from vit_dist.checkpointing.formats import FORMAT
 from vit_dist.checkpointing.state import Best
 from vit_dist.files import read_json
@@ -95,7 +94,6 @@ def test_every_format_is_resumed_as_at_its_time(path: Path, in_folder: bool, tmp
     config = Config.from_dict(values)
     if in_folder:
         shutil.copytree(path, config.folder / "checkpoints" / path.name)
-        point_to(config.folder / "checkpoints", "best", path)
         (config.folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     run = train(config)
     assert run.history[0]["update"] == 2

@@ -15,6 +15,8 @@ from vit_dist.errors import ModelError, UserError, one_line
 # torch's types → safetensors' names of them.
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
            "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}  # fmt: skip
+# Of a safetensors file, in bytes; a tensor takes about 100.
+_LONGEST_HEADER = 2**24
 # Types of weights of which one can be read as another.
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
@@ -96,8 +98,7 @@ def first_three(problems: list[str]) -> str:
 
 def read_specs(path: Path) -> dict[str, TensorSpec]:
     """Return the types and shapes of a safetensors file's tensors by name. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
+    _check_header(path, "")
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in list(file.keys())}
@@ -109,12 +110,27 @@ def read_specs(path: Path) -> dict[str, TensorSpec]:
 def read_tensors(path: Path, field: str = "") -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name. Raises UserError that begins with `field`, if one names it."""
     prefix = f"{field}: " if field else ""
-    if not path.is_file():
-        raise UserError(f"{prefix}{path} does not exist")
+    _check_header(path, prefix)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{prefix}{path} is not a safetensors file: {one_line(error, 200)}") from None
+
+
+def _check_header(path: Path, prefix: str) -> None:
+    """Check that a file is there, and that its header is not so long that it would fill the memory. Raises UserError.
+
+    prefix: what the error begins with.
+    """
+    if not path.is_file():
+        raise UserError(f"{prefix}{path} does not exist")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise UserError(f"{prefix}{path} cannot be read: {error.strerror}") from None
+    if length > _LONGEST_HEADER:
+        raise UserError(f"{prefix}{path} is not a safetensors file: its header would have {length:,} bytes")
 
 
 def _untied(model: nn.Module) -> dict[str, Tensor]:
