@@ -57,7 +57,12 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file. Raises OSError, ValueError."""
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("not an object")
     return values
 
 

@@ -251,11 +251,11 @@ def test_a_run_named_twice_counts_once(
     folder, other = finished_run(tmp_path / "run"), finished_run(tmp_path / "other")
     calls: list[Any] = []
 
-    def report(run: Path, out: Path | None) -> str:
+    def report(run: Path, out: Path | None, say: Any) -> str:
         calls.append(run)
         return "a page"
 
-    def comparison(runs: list[Path], out: Path) -> tuple[Path, str]:
+    def comparison(runs: list[Path], out: Path, say: Any) -> tuple[Path, str]:
         calls.append(runs)
         return out / "comparison.html", "a table"
 

@@ -26,6 +26,8 @@ from vit_dist.files import write_json
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
+    read_inputs,
+    read_predictions,
     write_inputs,
     write_predictions,
 )
@@ -150,7 +152,7 @@ def test_predictions_and_inputs_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [PREDICTIONS, INPUTS])
-def test_a_foreign_or_broken_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_a_foreign_or_broken_file_is_left_out_by_name(tmp_path: Path, name: str) -> None:
     folder = make_run(tmp_path / "run", [start_line(0, 50.0)])
     path = folder / name
     expected = f"{path}: is not a file that vit_dist wrote, or is broken: remove it"
@@ -160,14 +162,23 @@ def test_a_foreign_or_broken_file_is_refused_by_name(tmp_path: Path, name: str) 
     else:
         write_inputs(path, some_inputs("abc"))
         arrays = ("pixels", "classes", "parts")
+    read = read_predictions if name == PREDICTIONS else read_inputs
     whole = path.read_bytes()
+
+    def assert_left_out() -> None:
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert str(caught.value) == expected
+        run = read_run(folder)
+        assert (run.problems, run.predictions, run.inputs) == ([expected], None, None)
+
     for content in (b"", b"no tensors at all", whole[: len(whole) // 2], whole[:12], whole[:-1]):
         path.write_bytes(content)
-        assert message(folder) == expected
+        assert_left_out()
     save_file({"weight": np.zeros(3, np.float32)}, path, {"about": "{}"})
-    assert message(folder) == expected
+    assert_left_out()
     save_file({array: np.zeros(3, np.float32) for array in arrays}, path)  # without metadata
-    assert message(folder) == expected
+    assert_left_out()
 
 
 KILLED = "killed: the same command goes on from its last checkpoint"

@@ -10,9 +10,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from vit_dist.cli.arguments import Arguments, parse_arguments
+from vit_dist.cli.streams import drop_unwritten
 from vit_dist.config.config import Config
 from vit_dist.errors import ModelError, UserError
 from vit_dist.files import user_path
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(arguments)
     except SystemExit:  # argparse's, after a help text
-        _drop_unwritten(sys.stdout)
+        drop_unwritten(sys.stdout)
         raise
     except BrokenPipeError:  # the reader of the output is gone, as with `head`
         code = 1
@@ -63,32 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
         code, lost = 1, error.strerror  # of a print
-    lost = _drop_unwritten(sys.stdout) or lost
+    lost = drop_unwritten(sys.stdout) or lost
     answers = not {"-h", "--help", "--print_config"}.isdisjoint(arguments)
     if lost and (answers or arguments[:1] != ["train"]):  # a run's results are in its folder
         with contextlib.suppress(OSError):
             print(f"vit-dist: standard output: cannot be written: {lost}", file=sys.stderr)
         code = code or 1
-    _drop_unwritten(sys.stderr)
+    drop_unwritten(sys.stderr)
     return code
-
-
-def _drop_unwritten(stream: TextIO | None) -> str | None:
-    """Drop what was printed to a stream and cannot be written, of which Python would complain at its exit.
-
-    Return what is wrong, unless it is that a pipe's reader is gone.
-    """
-    if stream is None:
-        return None
-    try:
-        stream.flush()
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return None if isinstance(error, BrokenPipeError) else error.strerror
-    except ValueError:  # closed
-        return None
-    return None
 
 
 def _run(arguments: list[str]) -> int:
@@ -186,14 +169,18 @@ def _report(words: list[str]) -> int:
     if len(runs) == 1:
         from vit_dist.report.page import write_report
 
-        print(write_report(runs[0], out))
+        print(write_report(runs[0], out, say=_note))
         return 0
     from vit_dist.report.comparison import write_comparison
 
-    page, text = write_comparison(runs, out or Path("comparison"))
+    page, text = write_comparison(runs, out or Path("comparison"), say=_note)
     print(text)
     print(page)
     return 0
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _evaluate(words: list[str]) -> int:
@@ -259,7 +246,10 @@ def _export(words: list[str]) -> int:
     from vit_dist.export.timm_folder import export_timm
     from vit_dist.run_folder.status import summary_of
 
-    export_timm(trained, out, card=model_card(trained, summary_of(Path(name).expanduser()), out.name))
+    summary, problem = summary_of(Path(name).expanduser())
+    if problem:
+        _note(f"{problem}: the model card has no results")
+    export_timm(trained, out, card=model_card(trained, summary, out.name))
     print(f'{out}: {name}{weights}; timm.create_model("local-dir:{out}", pretrained=True) loads it')
     print(f"  on the hub: hf upload OWNER/NAME {out}")
     return 0

@@ -38,12 +38,16 @@ _CAPTIONS = {
 }
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> tuple[Path, str]:
+def write_comparison(
+    folders: Sequence[Path], out: Path, say: Callable[[str], None] = lambda text: None
+) -> tuple[Path, str]:
     """Write comparison.html, comparison.md and PNGs of several runs, each compared with the first.
 
-    Return the page and the Markdown text. Raises UserError.
+    say: is told what of the runs is damaged and left out. Return the page and the Markdown text. Raises UserError.
     """
     runs = [read_run(folder) for folder in folders]
+    for problem in [problem for run in runs for problem in run.problems]:
+        say(problem)
     names = distinct_names([run.name for run in runs], [str(run.folder) for run in runs])
     divergences = [divergence(runs[0], run) for run in runs[1:]]
     pictures = _pictures(runs, names, divergences)

@@ -39,12 +39,15 @@ _CAPTIONS = {
 }
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
+def write_report(folder: Path, out: Path | None = None, say: Callable[[str], None] = lambda text: None) -> Path:
     """Write the page of a run, finished or not, with its pictures as PNGs in the same folder; return the page.
 
-    out: where to, `folder`/report by default. It depends on the run's folder alone. Raises UserError.
+    out: where to, `folder`/report by default. It depends on the run's folder alone. say: is told what of that is
+    damaged and left out. Raises UserError.
     """
     run = read_run(folder)
+    for problem in run.problems:
+        say(problem)
     out = out or folder / "report"
     page = out / "index.html"
     try:
@@ -118,7 +121,7 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
         "name": run.name,
         "state": run.state,
         "machine": figures.machine,
-        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.metrics.other_lines[0]["time"])),
+        "started": _started(run),
         "now": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
         "version": __version__,
         "headline": headline(figures),
@@ -133,15 +136,22 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
     }
 
 
+def _started(run: RunRecord) -> str:
+    """Return when the run was started first."""
+    lines = run.metrics.other_lines[:1]
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(lines[0]["time"])) if lines else "at a time that is lost"
+
+
 def _warnings(run: RunRecord) -> Iterator[str]:
-    """Yield what a curve does not show: losses that are not finite, skipped updates."""
+    """Yield what a curve does not show: losses that are not finite, skipped updates, damaged files."""
+    yield from run.problems
     train = run.metrics.train
     lost = train["update"][~np.isfinite(train["loss"])]
     if len(lost):
         more = f", and in {len(lost)} lines in all" if len(lost) > 1 else ""
         yield f"The training loss is not finite at update {lost[0]:,.0f}{more}."
     skipped = train["skipped_updates"][-1:]
-    if len(skipped) and skipped[0]:
+    if len(skipped) and skipped[0] > 0:
         yield f"Updates skipped because their loss or gradient was not finite: {skipped[0]:,.0f}."
 
 

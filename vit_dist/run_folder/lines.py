@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def is_number(value: Any) -> bool:
@@ -30,6 +34,26 @@ def is_whole(line: Mapping[str, Any]) -> bool:
     """Return whether a line has what every reader of its kind needs; lines of other kinds need a time alone."""
     checks = _FIELDS.get(line["kind"], {})
     return is_time(line.get("time")) and all(name in line and check(line[name]) for name, check in checks.items())
+
+
+def ascending(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which values belong to the longest ascending series: not those that a damaged digit has displaced."""
+    if (np.diff(values) > 0).all():
+        return np.ones(len(values), np.bool_)
+    lowest: list[float] = []  # that a series of each length can end with
+    ends: list[int] = []
+    before = np.full(len(values), -1)
+    for place, value in enumerate(values.tolist()):
+        length = bisect.bisect_left(lowest, value)
+        lowest[length : length + 1] = [value]
+        ends[length : length + 1] = [place]
+        before[place] = ends[length - 1] if length else -1
+    kept = np.zeros(len(values), np.bool_)
+    place = ends[-1]
+    while place >= 0:
+        kept[place] = True
+        place = int(before[place])
+    return kept
 
 
 def _is_text(value: Any) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
+from vit_dist.run_folder.lines import ascending, is_whole
 from vit_dist.run_folder.lock import is_held
-from vit_dist.run_folder.metrics import Floats, Line, Metrics, read_columns, spanned_updates
+from vit_dist.run_folder.metrics import Floats, Line, Metrics, damaged_lines, read_columns, spanned_updates
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
@@ -23,7 +26,9 @@ from vit_dist.run_folder.predictions import (
     read_inputs,
     read_predictions,
 )
+from vit_dist.run_folder.summary import is_sound, read_summary
 
+Content = TypeVar("Content")
 COLUMNS = (
     *("time", "epoch", "loss", "top1", "lr", "grad_norm", "samples_per_second", "update_seconds"),
     *("data_wait_fraction", "mfu", "matmul_fraction", "peak_memory_bytes", "skipped_updates"),
@@ -32,7 +37,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run, finished or not, as its folder shows it. summary: empty until it is finished."""
+    """A run, finished or not, as its folder shows it. summary: empty until it is finished.
+
+    start: its last `start` line; what else shows the same, if that is lost. problems: what of the folder is damaged.
+    """
 
     folder: Path
     name: str
@@ -42,11 +50,8 @@ class RunRecord:
     metrics: Metrics
     predictions: SavedPredictions | None
     inputs: InputExamples | None
-
-    @property
-    def start(self) -> Line:
-        """Its last `start` line."""
-        return self.metrics.starts[-1]
+    start: Line
+    problems: list[str] = field(default_factory=list)
 
     def evaluations(self, split: str, weights: str) -> list[Line]:
         """Return the evaluations of one split by one kind of weights (raw, ema), in order."""
@@ -99,34 +104,116 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder. Raises UserError if no run is there, or it has not started yet."""
-    for name in ("config.yaml", "metrics.jsonl"):
-        if not (folder / name).is_file():
-            missing = "it is a file" if folder.exists() else "no folder is there"
-            problem = f"it has no {name}" if folder.is_dir() else missing
-            raise UserError(f"{folder}: not a run's folder: {problem}")
-    metrics = read_columns(folder / "metrics.jsonl", COLUMNS)
-    if not metrics.starts:
+    """Read a run's folder, as far as it is whole. Raises UserError if no run is there, or it has not started yet."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a run's folder: {'it is a file' if folder.exists() else 'no folder is there'}")
+    problems: list[str] = []
+    saved = _newest_state(folder)
+    config = _read_config(folder, saved, problems)
+    metrics = _read_metrics(folder / "metrics.jsonl", problems)
+    status, (summary, problem) = read_json_or_empty(folder / "status.json"), read_summary(folder)
+    if not status.get("state"):
+        problems.append(f"{folder / 'status.json'}: is missing or damaged")
+    if summary is None and is_sound(partial := read_json_or_empty(folder / "summary.json")):
+        summary = partial
+    if status.get("state", _last_reason(metrics)) != "finished":
+        summary = {}
+    elif not summary:
+        problems.append(f"{problem}: figures are those of metrics.jsonl")
+    start = metrics.starts[-1] if metrics.starts else _start_from(summary or {}, saved)
+    if start is None:
+        if not (folder / "metrics.jsonl").is_file():
+            raise UserError(f"{folder}: not a run's folder: it has no metrics.jsonl")
         raise UserError(f"{folder}: the run has not started yet: its metrics.jsonl has no start")
-    config = Config.from_dict(read_yaml(folder / "config.yaml"))
-    status, summary = read_json_or_empty(folder / "status.json"), read_json_or_empty(folder / "summary.json")
     return RunRecord(
         folder=folder,
         name=config.run.name or folder.resolve().name,
         config=config,
         status=status,
-        summary=summary if status.get("state") == "finished" else {},
+        summary=summary or {},
         metrics=metrics,
-        predictions=read_predictions(folder / PREDICTIONS),
-        inputs=read_inputs(folder / INPUTS),
+        predictions=_whole(read_predictions, folder / PREDICTIONS, problems),
+        inputs=_whole(read_inputs, folder / INPUTS, problems),
+        start=start,
+        problems=problems,
     )
+
+
+def _whole(read: Callable[[Path], Content | None], path: Path, problems: list[str]) -> Content | None:
+    """Read an optional file; None, and a line in `problems`, if it is damaged."""
+    try:
+        return read(path)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _newest_state(folder: Path) -> dict[str, Any]:
+    """Return the content of the newest checkpoint's state.json that can be read, whether or not its hash is right."""
+    for path in sorted(folder.glob("checkpoints/update_*/state.json"), reverse=True):
+        if state := read_json_or_empty(path):
+            return state
+    return {}
+
+
+def _read_config(folder: Path, saved: dict[str, Any], problems: list[str]) -> Config:
+    """Read config.yaml or, if it is missing or damaged, the config that a checkpoint keeps. Raises UserError."""
+    path = folder / "config.yaml"
+    try:
+        if not path.is_file():
+            raise UserError(f"{folder}: not a run's folder: it has no config.yaml")
+        return Config.from_dict(read_yaml(path))
+    except UserError as error:
+        try:
+            config = Config.from_dict(saved["config"])
+        except (UserError, KeyError, TypeError, AttributeError):
+            raise error from None
+        problems.append(f"{path}: is missing or damaged: the config is the newest checkpoint's")
+        return config
+
+
+def _read_metrics(path: Path, problems: list[str]) -> Metrics:
+    """Read the lines of metrics.jsonl that are whole; none if it cannot be read."""
+    try:
+        metrics = read_columns(path, COLUMNS)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        problems.append(f"{path}: {'is missing' if missing else f'cannot be read: {error.strerror}'}: no curves")
+        return Metrics({name: np.empty(0) for name in ("update", "time", *COLUMNS)}, [])
+    train = metrics.train
+    needed = np.stack([train[name] for name in ("time", "epoch", "update_seconds", "samples_per_second")])
+    kept: NDArray[np.bool_] = np.asarray((np.isfinite(needed) & (needed >= 0)).all(0))
+    kept[kept] = ascending(train["update"][kept])
+    others = [line for line in metrics.other_lines if is_whole(line)]
+    count = metrics.damaged + int((~kept).sum()) + len(metrics.other_lines) - len(others)
+    if count:
+        problems.append(str(damaged_lines(path, count)))
+    return replace(metrics, train={name: column[kept] for name, column in train.items()}, other_lines=others)
+
+
+def _last_reason(metrics: Metrics) -> str | None:
+    """Return "finished" if the last line but for notes says so."""
+    lines = [line for line in metrics.other_lines if line["kind"] != "note"]
+    ended = lines and lines[-1]["kind"] == "stop" and lines[-1].get("reason") in ("finished", "out of patience")
+    return "finished" if ended else None
+
+
+def _start_from(summary: dict[str, Any], saved: dict[str, Any]) -> Line | None:
+    """Return what a start line holds from a summary and a checkpoint's state, if the line is lost; None without them.
+
+    Its world size, device and threads are those of the summary.
+    """
+    names = ("world_size", "device", "precision", "parameters")
+    plan = saved.get("plan")
+    line: Line = {"kind": "start", "time": 0.0, "epoch": 0.0, "threads": 0, "versions": {}, "changed": {}, "plan": plan}
+    line |= {name: summary.get(name) for name in names}
+    return line if is_whole(line) else None
 
 
 def best_of(run: RunRecord) -> dict[str, Any] | None:
     """Return the update, metric and value of the best evaluation so far; None without one."""
     evaluations = (line for line in run.metrics.other_lines if line["kind"] == "eval")
-    lines = [line for line in evaluations if line["split"] == "val" and line["best"]]
-    if not lines:
-        return None
     metric = run.config.evaluate.metric
-    return {"update": lines[-1]["update"], "metric": metric, "value": float(lines[-1][metric.removeprefix("raw_")])}
+    name = metric.removeprefix("raw_")
+    lines = [line for line in evaluations if line["split"] == "val" and line["best"] and line[name] is not None]
+    return {"update": lines[-1]["update"], "metric": metric, "value": float(lines[-1][name])} if lines else None

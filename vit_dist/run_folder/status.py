@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from vit_dist.files import read_json, read_json_or_empty, write_json
+from vit_dist.files import read_json_or_empty, write_json
+from vit_dist.run_folder.summary import read_summary
 from vit_dist.version import __version__
 
 
@@ -44,9 +45,12 @@ def status(folder: Path) -> dict[str, Any]:
     return read_json_or_empty(folder / "status.json")
 
 
-def summary_of(path: Path) -> dict[str, Any] | None:
-    """Return summary.json of the finished run that `path`, its folder or a checkpoint in it, belongs to; else None."""
+def summary_of(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the summary of the finished run that `path`, its folder or a checkpoint in it, belongs to, if any.
+
+    If there is one that is damaged, return None and why on a line.
+    """
     for folder in [path, *path.resolve().parents[:3]]:
         if (folder / "summary.json").is_file() and status(folder).get("state") == "finished":
-            return read_json(folder / "summary.json")
-    return None
+            return read_summary(folder)
+    return None, None

@@ -17,10 +17,10 @@ from vit_dist.config.recipe import read_yaml
 from vit_dist.data.fingerprint import SAMPLES, difference
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
-from vit_dist.files import read_json_or_empty
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import read_metrics
 from vit_dist.run_folder.status import status
+from vit_dist.run_folder.summary import read_summary
 
 # Fields of the identity that may change in a run all the same: the first may grow, the second changes no result
 # unless dropout draws by micro-batch. Both are noted.
@@ -111,8 +111,8 @@ def find_resume_point(config: Config) -> ResumePoint:
 
 def summary_of_finished(folder: Path) -> dict[str, Any] | None:
     """Return the summary of a run that has finished; None if it has not, or its summary is gone or broken."""
-    summary = read_json_or_empty(folder / "summary.json")
-    return summary if status(folder).get("state") == "finished" and "updates" in summary else None
+    summary, _ = read_summary(folder)
+    return summary if status(folder).get("state") == "finished" else None
 
 
 def best_so_far(newest: Checkpoint) -> tuple[Best | None, list[str]]:

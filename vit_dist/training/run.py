@@ -27,7 +27,7 @@ from vit_dist.errors import UserError, one_line
 from vit_dist.files import json_values, read_json, write_json
 from vit_dist.inference.load import default_weights, load_run_model
 from vit_dist.inference.probabilities import predict_pixels
-from vit_dist.run_folder.metrics import Line, read_metrics
+from vit_dist.run_folder.metrics import Line, read_history
 from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
@@ -261,9 +261,10 @@ def _finished_before(config: Config, console: Console, model: nn.Module | None) 
     trained = load_run_model(folder, "run.dir", model, named=config.model.name)
     for note in trained.notes:
         console.note(note)
-    return Run(
-        folder, False, read_metrics(folder / "metrics.jsonl"), best, summary, trained.model, trained.preprocessing
-    )
+    history, problem = read_history(folder / "metrics.jsonl")
+    if problem:
+        console.note(problem)
+    return Run(folder, False, history, best, summary, trained.model, trained.preprocessing)
 
 
 def _reason(trainer: Trainer, finished: bool) -> str:

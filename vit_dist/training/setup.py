@@ -27,7 +27,7 @@ from vit_dist.files import WRITING, write_durably
 from vit_dist.models.build import drop_path_depth
 from vit_dist.optim.ema import EMA
 from vit_dist.run_folder.lock import FolderLock
-from vit_dist.run_folder.metrics import drop_superseded, read_metrics
+from vit_dist.run_folder.metrics import drop_superseded, read_history
 from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS
 from vit_dist.run_folder.status import versions, write_status
 from vit_dist.runtime.flags import Stopped
@@ -259,7 +259,10 @@ def _build_recorder(
     """Return the recorder, with the history up to the position that the run resumes from."""
     config = components.config
     path = config.folder / "metrics.jsonl"
-    history = drop_superseded(read_metrics(path), state.position) if resumed and path.is_file() else []
+    lines, problem = read_history(path) if resumed else ([], None)
+    if problem:
+        console.note(problem)
+    history = drop_superseded(lines, state.position)
     trackers = Trackers(config, console.note, enabled=runtime.is_main)
     return Recorder(path, components.plan, console, trackers, history, writes=runtime.is_main)
 
