@@ -119,6 +119,21 @@ def test_only_counters_of_groups_are_taken_from_a_file(groups: object, expected:
     assert str(caught.value) == f"{path / 'optimizer.safetensors'}: {expected}"
 
 
+def test_a_plateaus_rates_are_one_for_each_group(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+
+    def follow(state: dict[str, Any]) -> dict[str, Any]:
+        state["config"]["schedule"] |= {"name": "ReduceLROnPlateau", "args": {"metric": "loss"}}
+        counters = {"last_epoch": 1, "best": 0.5, "num_bad_epochs": 0, "cooldown_counter": 0}
+        return state | {"schedule": {"updates": 7, "rates": [0.1, 0.1, 0.1], "plateau": counters}}
+
+    change_json(path, "state.json", follow)
+    model, optimizer = build("adamw")
+    with pytest.raises(UserError) as caught:
+        open_checkpoint(path).check_fits(model, optimizer)
+    assert str(caught.value) == f"{path / 'state.json'}: schedule.rates has 3 rates for 2 groups"
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "timm/lamb"])
 def test_the_check_leaves_the_optimizer_as_it_was(name: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(saved(tmp_path, name))

@@ -58,6 +58,9 @@ class Checkpoint:
         file = self.path / "optimizer.safetensors"
         applied = self.state.train_state.applied_updates
         check_optimizer_state(optimizer, model, read_specs(file), self.state.optimizer, file, applied=applied)
+        rates, groups = self.state.schedule.get("rates"), len(optimizer.param_groups)
+        if rates is not None and len(rates) != groups:
+            raise UserError(f"{self.path / 'state.json'}: schedule.rates has {len(rates)} rates for {groups} groups")
 
     def load_model(self, model: nn.Module) -> None:
         """Load the weights. Raises UserError that lists what does not fit."""

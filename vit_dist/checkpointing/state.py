@@ -10,7 +10,7 @@ from vit_dist.config.catalog import METRICS
 from vit_dist.config.config import Config
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.errors import UserError, one_line
-from vit_dist.optim.schedules import PLATEAU
+from vit_dist.optim.schedules import PLATEAU, schedule_metric
 
 _WEIGHTS = ("raw", "ema")
 _PRECISIONS = ("fp32", "bf16", "fp16")
@@ -154,9 +154,10 @@ def read_state(fields: Fields) -> CheckpointState:
     classes = fields.texts("classes")
     if not classes:
         raise ValueError("classes must not be empty")
+    config = _config(fields.fields("config"))
     return CheckpointState(
         train_state=train_state,
-        schedule=_schedule(fields.fields("schedule"), train_state.applied_updates),
+        schedule=_schedule(fields.fields("schedule"), train_state.applied_updates, config),
         scaler=_scaler(fields.fields("scaler")),
         optimizer=_optimizer(fields.fields("optimizer")),
         precision=fields.text("precision", _PRECISIONS),
@@ -166,20 +167,21 @@ def read_state(fields: Fields) -> CheckpointState:
         channels=channels,
         samples=plan.integer("samples", 1),
         updates=updates,
-        config=_config(fields.fields("config")),
+        config=config,
         versions=_versions(fields.fields("versions")),
         data=_data(fields.fields("data")) if fields.has("data") else {},
     )
 
 
-def _schedule(fields: Fields, applied: int) -> dict[str, Any]:
+def _schedule(fields: Fields, applied: int, config: Config) -> dict[str, Any]:
     """Return the schedule's state, which counts the updates applied. Raises ValueError."""
     updates = fields.integer("updates")
     if updates != applied:
         raise ValueError(f"schedule.updates: {updates} is not the {applied} of train_state.applied_updates")
-    fields.only("updates", "rates", "plateau")
-    if not fields.has("rates") and not fields.has("plateau"):
+    if schedule_metric(config.schedule) is None:
+        fields.only("updates")
         return {"updates": updates}
+    fields.only("updates", "rates", "plateau")
     counters = fields.fields("plateau")
     counters.only(*PLATEAU)
     plateau: dict[str, Any] = {name: counters.integer(name) for name in PLATEAU if name != "best"}
