@@ -60,7 +60,7 @@ def predict(
             opened = open_split(trained, split, None) if split else sample_of_split(trained)
             for note in opened.notes:
                 console.note(f"note: {note}")
-            of_split = predict_split(trained, opened, runtime, top=top)
+            opened, of_split = predict_split(trained, opened, runtime, top=top)
             predictions, images = iter(of_split), [prediction.image for prediction in of_split]
         with _open_output(out) as file:
             classes = opened.classes if opened else trained.names

@@ -12,7 +12,7 @@ _MOST_NAMED = 20
 
 
 class BadSamples:
-    """The bad samples that this rank meets in one split. count: how many slots asked for one, so far."""
+    """The bad samples that this rank meets in one split. count: how many slots asked for one."""
 
     def __init__(self, rank: int, consequence: str) -> None:
         """consequence: what becomes of them, for people."""
@@ -32,6 +32,11 @@ class BadSamples:
                 self._print(f"{problem}; {self._consequence}")
             elif len(self._known) == _MOST_NAMED + 1:
                 self._print("more images cannot be read, which are counted, and not named")
+
+    def take(self) -> int:
+        """Return the count, which begins anew."""
+        count, self.count = self.count, 0
+        return count
 
     def close(self) -> None:
         """Print how many there were in all, if not all were named."""

@@ -66,7 +66,8 @@ def evaluate(
     sample could be read, and Stopped, on all ranks, if the run is asked to stop.
     """
     start = time.perf_counter()
-    bad_before = bad.count if bad else 0
+    if bad:
+        bad.take()
     sums = torch.zeros(5, device=runtime.device, dtype=runtime.sum_dtype)
     classes = 0
     batches: list[tuple[Tensor, Tensor]] = []
@@ -83,7 +84,7 @@ def evaluate(
                 is_real = (weights > 0).long()
                 numbers = torch.cat([torch.stack([is_real, runtime.to_device(ids), targets], 1), kept], 1)
                 batches.append((numbers, probabilities_of(logits, kept)))
-    sums[4] = bad.count - bad_before if bad else 0
+    sums[4] = bad.take() if bad else 0
     seen, loss, top1, top5, left_out = runtime.all_reduce_sum(sums).tolist()
     assert round(seen + left_out) == length, f"{seen} of {length} samples were seen, and {left_out} left out"
     if not seen:

@@ -78,12 +78,14 @@ def predict_files(
         workers.close()
 
 
-def predict_split(trained: TrainedModel, split: Split, runtime: Runtime, *, top: int) -> list[ImagePrediction]:
-    """Return the prediction for each sample of a split, in its order."""
+def predict_split(
+    trained: TrainedModel, split: Split, runtime: Runtime, *, top: int
+) -> tuple[Split, list[ImagePrediction]]:
+    """Return the part of a split that can be read, and the prediction for each of its samples."""
     predictions = evaluate_subset(trained, split.subset, runtime, keep=top).predictions
     assert predictions is not None
     arrays = (predictions.index, predictions.label, predictions.top, predictions.probability)
-    return [
+    named = [
         ImagePrediction(
             sample_name(split.subset.source, index, split.name),
             _named(split.classes, classes, probabilities),
@@ -92,6 +94,7 @@ def predict_split(trained: TrainedModel, split: Split, runtime: Runtime, *, top:
         )
         for index, label, classes, probabilities in zip(*(array.tolist() for array in arrays), strict=True)
     ]
+    return replace(split, subset=split.subset.only(predictions.index)), named
 
 
 def sample_of_split(trained: TrainedModel) -> Split:

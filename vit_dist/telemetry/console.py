@@ -110,10 +110,11 @@ class Console:
     def evaluation(self, line: Mapping[str, Any]) -> None:
         """Print an `eval` line of the metrics."""
         fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
+        bad = f", {line['bad']} left out," if line.get("bad") else ""
         self.say(
             f"{line['split']}, {weights_text(line['weights'])} of update {line['weights_update']}: "
             f"loss {loss_text(line['loss'])}  top1 {line['top1']:.2f} %{fifth}  "
-            f"of {line['seen']} images in {line['seconds']:.1f} s" + ("  best so far" if line["best"] else "")
+            f"of {line['seen']} images{bad} in {line['seconds']:.1f} s" + ("  best so far" if line["best"] else "")
         )
 
     def stop(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vit_dist.data.stream import pictures
 from vit_dist.run_folder.predictions import (
     INPUTS,
@@ -32,7 +34,8 @@ def save_predictions(trainer: Trainer, split: str, weights: str, update: int, pr
     components = trainer.components
     shown = predictions.mistakes(_MISTAKES)
     about = {"split": split, "weights": weights, "update": update, "classes": list(components.data.classes)}
-    images = pictures(components.data.splits[split], shown, components.preprocessing)
+    wrong = components.data.splits[split].only(predictions.index[shown])
+    images = pictures(wrong, np.arange(len(shown)), components.preprocessing)
     saved = SavedPredictions(predictions, about, shown, images)
     path = trainer.folder / PREDICTIONS
     trainer.recorder.outputs.write(path, lambda: write_predictions(path, saved))

@@ -27,7 +27,8 @@ from vit_dist.training.bad_update import BAD_UPDATE, measure_update, what_is_wro
 from vit_dist.training.components import Components, build_components, open_splits
 from vit_dist.training.model_selection import value_of, weights_of
 from vit_dist.training.resume import ResumePoint, compare, resumed_state
-from vit_dist.training.setup import build_streams, build_updater
+from vit_dist.training.setup import build_updater
+from vit_dist.training.streams import build_streams
 from vit_dist.training.update import Updater
 
 # Samples that are shown.

@@ -21,10 +21,8 @@ from vit_dist.config.values import parse_seconds
 from vit_dist.data.fingerprint import SAMPLES, fingerprint, write_samples
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
-from vit_dist.data.workers import worker_count
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import WRITING, write_durably
-from vit_dist.models.build import drop_path_depth
 from vit_dist.optim.ema import EMA
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.metrics import drop_superseded, read_history
@@ -41,6 +39,7 @@ from vit_dist.telemetry.trackers import Trackers
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import print_overview
 from vit_dist.training.resume import ResumePoint, holds_run, resumed_state
+from vit_dist.training.streams import build_streams
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import Updater
 
@@ -149,39 +148,6 @@ def build_updater(
             runtime.scaler.load_state_dict(checkpoint.state.scaler)
     settings: Any = {"clip_norm": config.optimizer.clip_norm, "max_bad_updates": config.train.max_bad_updates}
     return Updater(wrapped, components.loss, optimizer, schedule, state, runtime, average=average, **settings)
-
-
-def build_streams(components: Components, runtime: Runtime) -> tuple[Stream, dict[str, EvaluationStream]]:
-    """Return the training stream, and those of the other splits by name."""
-    config, data, preprocessing = components.config, components.data, components.preprocessing
-    workers = worker_count(config.data.workers, runtime)
-    timeout, on_bad_sample = config.data.timeout, config.data.on_bad_sample
-    stream = Stream(
-        data.splits["train"],
-        components.plan,
-        preprocessing,
-        config.augment,
-        runtime,
-        workers=workers,
-        timeout=timeout,
-        on_bad_sample=on_bad_sample,
-        classes=len(data.classes),
-        drop_path_depth=drop_path_depth(components.model),
-    )
-    size = config.evaluate.batch_size
-    return stream, {
-        name: EvaluationStream(
-            split,
-            preprocessing,
-            runtime,
-            batch_size=size,
-            workers=workers,
-            timeout=timeout,
-            on_bad_sample=on_bad_sample,
-        )
-        for name, split in data.splits.items()
-        if name != "train"
-    }
 
 
 def lock_run(folder: Path, runtime: Runtime) -> FolderLock | None:

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.data.stream import EvaluationStream, Stream
@@ -66,6 +68,8 @@ class Trainer:
         grad_norm, skipped = self.updater.grad_norm.item(), self.state.skipped_updates
         position, waited = self.state.position, self.stream.wait_seconds
         line = self.meter.line(position, waited, sums, lr=lr, grad_norm=grad_norm, skipped=skipped)
+        bad = torch.tensor(self.stream.bad.take(), device=self.runtime.device)
+        line["bad_samples"] = int(self.runtime.all_reduce_sum(bad).item())
         self.recorder.record("train", position, line)
         self.record_saves()
         self.write_status("running")

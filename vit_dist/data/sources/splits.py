@@ -31,6 +31,11 @@ class Subset:
         """Return the samples at places of this subset, in that order."""
         return Subset(self.source, self.indices[places], self.labels[places])
 
+    def only(self, indices: Ints) -> Subset:
+        """Return the samples of this subset that have these indices in the source, in the order of `indices`."""
+        order = np.argsort(self.indices, kind="stable")
+        return self.take(order[np.searchsorted(self.indices, indices, sorter=order)])
+
 
 @dataclass(frozen=True)
 class LabelledSplits:
