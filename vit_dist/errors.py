@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 # Control characters (C0, DEL, C1), separators of lines and paragraphs, changes of direction, halves of characters.
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -15,17 +15,22 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         """Return the lines, safe to show: a name in them may hold anything."""
-        return "\n".join(map(visible, super().__str__().split("\n")))
+        return visible_lines(super().__str__())
 
 
 def visible(text: str) -> str:
     r"""Return a text on one line that a terminal shows and does not obey: control characters as \x1b, \u202e."""
-    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def has_hidden(text: str) -> bool:
     """Return whether a text has control characters or others that `visible` replaces."""
-    return _HIDDEN.search(text) is not None
+    return HIDDEN.search(text) is not None
+
+
+def visible_lines(text: str) -> str:
+    """Return a text of several lines, each as `visible` shows it."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 class ModelError(UserError):

@@ -1,9 +1,14 @@
-"""Format numbers, durations, tables and curves as text for people."""
+"""Format numbers, durations, tables and curves as text for people, and names for the place where they are shown."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
+
+from vit_dist.errors import HIDDEN, visible, visible_lines
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -18,6 +23,30 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def markdown(text: str) -> str:
+    """Return a text as Markdown shows it literally, on one line, in a paragraph, heading or cell of a table."""
+    return re.sub(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)", lambda match: f"\\{match[0]}", visible(text))
+
+
+def code_span(text: str) -> str:
+    """Return a text as code in Markdown: between more backticks than it has in a row."""
+    text = visible(text)
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def json_line(value: Any) -> str:
+    """Return JSON on one line with letters of all scripts as they are, and what `visible` replaces escaped."""
+    return HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return a text as a cell that no spreadsheet takes for a formula: one that begins like it gets an apostrophe."""
+    text = visible_lines(text)
+    return f"'{text}" if text.lstrip("\n").startswith(tuple("=+-@＝＋－＠")) else text
 
 
 def duration(seconds: float) -> str:

@@ -404,7 +404,7 @@ def test_run_names_are_escaped(tmp_path: Path) -> None:
     html = page.read_text(encoding="utf-8")
     assert "<b>" not in html
     assert "<h1>&lt;b&gt;&amp; · two</h1>" in html
-    assert "<b>& have one identity" in text
+    assert "\\<b\\>\\& have one identity" in text
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, visible
 from vit_dist.files import check_output_path, json_number, write_json
 from vit_dist.formatting import aligned, loss_text, weights_text
 from vit_dist.inference.evaluation import Evaluation, evaluate_subset, precision_of
@@ -85,7 +85,7 @@ def _show(trained: TrainedModel, values: dict[str, Any], console: Console) -> No
     )
     tested = sorted((each for each in values["classes"] if each["seen"]), key=lambda each: float(each["top1"]))
     head = ["class, worst first", "images", "top1"]
-    rows = [[each["class"], f"{each['seen']:,}", f"{each['top1']:.2f} %"] for each in tested[:_LISTED]]
+    rows = [[visible(each["class"]), f"{each['seen']:,}", f"{each['top1']:.2f} %"] for each in tested[:_LISTED]]
     console.say("")
     for line in aligned([head, *rows]):
         console.say(f"  {line}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vit_dist.config.config import Config
-from vit_dist.formatting import duration, weights_text
+from vit_dist.formatting import code_span, duration, json_line, markdown, weights_text
 from vit_dist.inference.load import TrainedModel
 from vit_dist.models.forward import parameter_count
 
@@ -53,9 +52,9 @@ def model_card(trained: TrainedModel, summary: Mapping[str, Any] | None, name: s
 def _model(trained: TrainedModel, name: str) -> str:
     config, side = trained.config.model, trained.preprocessing.image_size
     lines = [
-        f"# {name}\n",
-        f"`{config.name}`, {parameter_count(trained.model):,} parameters, for images of {side}×{side} pixels and "
-        f"{len(trained.classes)} classes.",
+        f"# {markdown(name)}\n",
+        f"{code_span(config.name)}, {parameter_count(trained.model):,} parameters, for images of {side}×{side} pixels "
+        f"and {len(trained.classes)} classes.",
     ]
     if trained.update is not None:
         lines.append(f"Trained with vit_dist: the {weights_text(trained.weights)} of update {trained.update:,}.")
@@ -66,12 +65,12 @@ def _data(trained: TrainedModel) -> str:
     data, preprocessing = trained.config.data, trained.preprocessing
     side = preprocessing.image_size
     more = len(trained.names) - _LISTED_CLASSES
-    classes = ", ".join(f"`{name}`" for name in trained.names[:_LISTED_CLASSES]) + (
+    classes = ", ".join(code_span(name) for name in trained.names[:_LISTED_CLASSES]) + (
         f" and {more:,} more" if more > 0 else ""
     )
     lines = ["## Data\n"]
     if trained.update is not None:
-        lines.append(f"- data: {data.name or ('folder' if data.root else 'digits')}")
+        lines.append(f"- data: {markdown(data.source)}")
     lines += [
         f"- classes: {classes}",
         f"- images: {trained.channels} × {side} × {side}, (value/255 - mean) / std",
@@ -83,7 +82,7 @@ def _data(trained: TrainedModel) -> str:
 
 def _results(trained: TrainedModel, summary: Mapping[str, Any]) -> str:
     """Return the results of the run; a metric only if it was measured with exactly these weights."""
-    rows = [f"- {name}: {value}" for name, value in _run_facts(summary)]
+    rows = [f"- {name}: {markdown(value)}" for name, value in _run_facts(summary)]
     best = summary.get("best")
     same_kind = trained.weights == summary["weights"]
     tested = same_kind and trained.update == (best["update"] if best else summary["updates"])
@@ -92,7 +91,7 @@ def _results(trained: TrainedModel, summary: Mapping[str, Any]) -> str:
         "val": summary.get("final") if same_kind and trained.update == summary["updates"] else None,
     }
     if tested and best:
-        rows.append(f"- chosen by {best['metric']} on val: {_number(best['value'])}")
+        rows.append(f"- chosen by {markdown(best['metric'])} on val: {_number(best['value'])}")
     table = [
         f"| {split} | " + " | ".join(_number(metrics.get(name)) for name in ("top1", "top5", "loss")) + " |"
         for split, metrics in measured.items()
@@ -114,7 +113,7 @@ def _run_facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _number(value: Any) -> str:
     """Return a number to four digits, a text as it is, and an empty text for None."""
-    return "" if value is None else str(value) if isinstance(value, str) else f"{value:.4g}"
+    return "" if value is None else markdown(value) if isinstance(value, str) else f"{value:.4g}"
 
 
 def _recipe(config: Config) -> str:
@@ -124,7 +123,7 @@ def _recipe(config: Config) -> str:
         if value != defaults[name]:
             section, _, field = name.partition(".")
             # JSON values are valid YAML.
-            sections.setdefault(section, []).append(f"  {field}: {json.dumps(value, ensure_ascii=False)}\n")
+            sections.setdefault(section, []).append(f"  {field}: {json_line(value)}\n")
     return "".join(f"{section}:\n{''.join(lines)}" for section, lines in sections.items())
 
 

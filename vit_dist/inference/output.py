@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from vit_dist.errors import visible
 from vit_dist.files import json_number
+from vit_dist.formatting import json_line, spreadsheet_cell
 
 FORMATS = ("table", "jsonl", "csv")
 
@@ -47,8 +48,8 @@ class PredictionWriter:
         assert format in FORMATS
         self.file, self.format, self.labelled, self.top = file, format, labelled, top
         self.widths = (
-            min(max(map(len, [*images, "image"])), _WIDEST_NAME),
-            min(max(map(len, [*classes, "label"])), _WIDEST_CLASS),
+            min(max(len(visible(name)) for name in (*images, "image")), _WIDEST_NAME),
+            min(max(len(visible(name)) for name in (*classes, "label")), _WIDEST_CLASS),
         )
         if format == "csv":
             pairs = [name for i in range(1, top + 1) for name in (f"class_{i}", f"probability_{i}")]
@@ -59,22 +60,25 @@ class PredictionWriter:
     def write(self, prediction: ImagePrediction) -> None:
         """Write one row."""
         if self.format == "jsonl":
-            self.file.write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
+            self.file.write(json_line(prediction.to_dict()) + "\n")
         elif self.format == "csv":
             known = [prediction.label or "", "" if prediction.right is None else str(prediction.right).lower()]
             pairs = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6f}")]
             pairs += [""] * (2 * self.top - len(pairs))
-            csv.writer(self.file).writerow(
-                [prediction.image, *(known if self.labelled else []), *pairs, prediction.error or ""]
-            )
+            row = [prediction.image, *(known if self.labelled else []), *pairs, prediction.error or ""]
+            csv.writer(self.file).writerow(map(spreadsheet_cell, row))
         elif prediction.error is not None:
-            self.file.write(f"{prediction.image:<{self.widths[0]}}  {prediction.error}\n")
+            self.file.write(f"{visible(prediction.image):<{self.widths[0]}}  {visible(prediction.error)}\n")
         else:
             cells = [
-                f"{name:<{self.widths[1]}.{self.widths[1]}} {probability:6.1%}" for name, probability in prediction.top
+                f"{visible(name):<{self.widths[1]}.{self.widths[1]}} {probability:6.1%}"
+                for name, probability in prediction.top
             ]
             self._table_row(
-                prediction.image, prediction.label or "", cells, "  wrong" if prediction.right is False else ""
+                visible(prediction.image),
+                visible(prediction.label or ""),
+                cells,
+                "  wrong" if prediction.right is False else "",
             )
 
     def _table_row(self, image: str, label: str, cells: Sequence[str], mark: str) -> None:

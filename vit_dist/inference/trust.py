@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vit_dist.config.catalog import is_timm
 from vit_dist.config.fields import ModelConfig
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, visible
 from vit_dist.models.timm_models import untrusted_arguments
 
 
@@ -23,7 +23,8 @@ def check_trust(config: ModelConfig, file: Path, *, trust_code: bool, named: str
     if ":" in config.name and not is_timm(config.name):
         origin = _origin(config.name)
         if trust_code and os.environ.get("RANK", "0") == "0":
-            print(f"vit-dist: note: runs {config.name} ({origin}), which {file} names as its model", file=sys.stderr)
+            note = f"runs {config.name} ({origin}), which {file} names as its model"
+            print(f"vit-dist: note: {visible(note)}", file=sys.stderr)
         elif not trust_code and config.name != named:
             raise UserError(f"{file}: names {config.name} as its model, code that would run here ({origin}): {advice}")
     elif is_timm(config.name) and not trust_code:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
-from vit_dist.formatting import duration
+from vit_dist.formatting import duration, markdown
 from vit_dist.report import curves
 from vit_dist.report.drawing import save_png, to_svg
 from vit_dist.report.measures import (
@@ -164,8 +164,9 @@ def _pictures(runs: Sequence[RunRecord], names: Sequence[str], divergences: Sequ
 
 
 def _markdown(rows: Sequence[Sequence[str]], sentence: str, notes: Sequence[str], pictures: Sequence[str]) -> str:
-    lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    body = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    cells = [[markdown(cell) for cell in row] for row in rows]
+    lines = [cells[0], ["---", *["---:"] * (len(cells[0]) - 1)], *cells[1:]]
+    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     shown = "\n".join(f"![{_CAPTIONS[name]}]({name}.png)" for name in pictures)
-    points = "".join(f"- {line}\n" for line in notes)
-    return f"# Comparison\n\n**{sentence}**\n\n{body}\n{points}\n{shown}\n"
+    points = "".join(f"- {markdown(line)}\n" for line in notes)
+    return f"# Comparison\n\n**{markdown(sentence)}**\n\n{body}\n{points}\n{shown}\n"

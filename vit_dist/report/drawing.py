@@ -14,6 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vit_dist.errors import visible
 from vit_dist.files import replacing
 
 INK, FAINT = "#1c2128", "#8b949e"
@@ -63,7 +64,7 @@ def short(text: str, length: int = 22) -> str:
 
 def literal(text: str) -> str:
     """Protect a name from Matplotlib, which takes dollars for mathematics and hides what begins with an underscore."""
-    text = text.replace("$", r"\$")
+    text = visible(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 

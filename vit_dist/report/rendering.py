@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from vit_dist.errors import visible_lines
 from vit_dist.report.drawing import short
 from vit_dist.report.grids import Tile
 
@@ -39,6 +40,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: visible_lines(value) if type(value) is str else value,
     )
     environment.filters |= {"short": short, "data_uri": data_uri}
     return environment

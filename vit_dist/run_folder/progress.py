@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_dist.files import write_text
-from vit_dist.formatting import loss_text
+from vit_dist.formatting import loss_text, markdown
 from vit_dist.run_folder.metrics import Line, spanned_updates
 
 _HEAD = ["update", "epoch", "train loss", "train top1", "val loss", "val top1", "best", "seconds"]
@@ -18,7 +18,7 @@ _HEAD = ["update", "epoch", "train loss", "train top1", "val loss", "val top1", 
 def write_progress(folder: Path, history: Sequence[Line], metric: str) -> None:
     """Replace the file atomically. metric: the one that decides the best evaluation. Raises OSError."""
     caption = f"Train and seconds: since the row above. Val loss: plain cross entropy. Best so far: by {metric}."
-    write_text(folder / "progress.md", f"# {folder.name}\n\n{caption}\n\n{progress_table(history)}")
+    write_text(folder / "progress.md", f"# {markdown(folder.name)}\n\n{caption}\n\n{progress_table(history)}")
 
 
 def progress_table(history: Sequence[Line]) -> str:

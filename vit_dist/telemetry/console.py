@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, track
 from rich.table import Column
 
-from vit_dist.errors import one_line
+from vit_dist.errors import one_line, visible_lines
 from vit_dist.formatting import duration, loss_text, weights_text
 from vit_dist.plan.plan import Plan
 
@@ -51,6 +51,7 @@ class Console:
     def _print(self, text: str) -> None:
         if not self.speaks:
             return
+        text = visible_lines(text)
         self.copy(text)
         live = self._live
         if live is not None:
