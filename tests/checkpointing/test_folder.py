@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.checkpointing.states import change_json, copy_fixture, damage
-from vit_dist.checkpointing.folder import best_checkpoint, list_checkpoints, newest_valid, whole_beside
+from vit_dist.checkpointing.folder import best_checkpoint, list_checkpoints, newest_valid, point_to_known, whole_beside
 from vit_dist.errors import UserError
 
 
@@ -108,3 +109,19 @@ def test_a_later_format_is_never_passed_over(folder: Path) -> None:
     with pytest.raises(UserError, match="format 9, and this version of vit_dist reads formats up to 2"):
         best_checkpoint(folder)
     assert whole_beside(folder / update(8)) == [update(4), update(5)]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "folder", "pipe", "loop"])
+def test_what_stands_in_the_place_of_a_link_stops_nothing(kind: str, folder: Path) -> None:
+    path = folder / "best"
+    if kind == "bytes":
+        path.write_bytes(b"\xff\x00")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("best")
+    point_to_known(folder, 8, 6)
+    assert os.readlink(folder / "last") == update(8)
+    assert path.is_dir() if kind == "folder" else os.readlink(path) == update(6)

@@ -109,11 +109,14 @@ def point_to(folder: Path, name: str, target: Path) -> None:
 
 
 def pointed_to(folder: Path, name: str) -> Path | None:
-    """Return the path that `point_to` set, or None."""
+    """Return the path that `point_to` set; None if there is none that can be read."""
     path = folder / name
-    if path.is_symlink():
-        return folder / os.readlink(path)
-    return folder / path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    try:
+        if path.is_symlink():
+            return folder / os.readlink(path)
+        return folder / path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def prune(folder: Path, keep: int, position: int, best: int | None, is_whole: Callable[[Path], bool]) -> None:
@@ -145,8 +148,10 @@ def tidy(folder: Path) -> None:
 def point_to_known(folder: Path, position: int, best: int | None) -> None:
     """Point `last` at the checkpoint of `position`, and `best` at that of update `best`, if they are there.
 
-    The links are for people: what they name is in the state of the last checkpoint. Raises OSError.
+    The links are for people: what they name is in the state of the last checkpoint, so that one which cannot be written
+    is left as it is.
     """
     for name, update in (("last", position), ("best", best)):
         if update is not None and (checkpoint_path(folder, update) / MANIFEST).is_file():
-            point_to(folder, name, checkpoint_path(folder, update))
+            with contextlib.suppress(OSError):
+                point_to(folder, name, checkpoint_path(folder, update))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_dist.checkpointing.checkpoint import Checkpoint, open_whole
-from vit_dist.checkpointing.folder import best_checkpoint, checkpoint_folders, point_to, remove_checkpoint, tidy
+from vit_dist.checkpointing.folder import best_checkpoint, checkpoint_folders, point_to_known, remove_checkpoint, tidy
 from vit_dist.checkpointing.manifest import MANIFEST, DamagedCheckpointError
 from vit_dist.cli.arguments import parse_arguments
 from vit_dist.errors import UserError, one_line
@@ -137,9 +137,8 @@ def _prune(folder: Path, keep: int, *, damaged: bool) -> int:
         if damaged:
             remove_checkpoint(path)
         print(f"{path.name}: {'removed' if damaged else 'left, --damaged removes it'}: {problem}")
-    point_to(folder, "last", newest[-1])
-    if best is not None:
-        point_to(folder, "best", best)
+    last = examined.complete[newest[-1]]
+    point_to_known(folder, last.position, examined.best.position if examined.best is not None else None)
     kept = [path for path in examined.complete if path in newest or path == best]
     names = ", ".join(f"{path.name} (best)" if path == best else path.name for path in kept)
     print(f"kept {names}; {size_text(removed)} removed")
