@@ -235,6 +235,37 @@ def test_each_recipe_is_the_same_in_another_process(tmp_path: Path) -> None:
     assert len({pixels for both in elsewhere.values() for pixels in both}) == 2 * len(RECIPES)
 
 
+def resized_and_cropped(image: Image.Image, shorter: int, side: int) -> torch.Tensor:
+    """Resize the whole image, then crop, as the transform does with every image that is not elongated."""
+    resized = v2.functional.resize(image, [shorter], v2.InterpolationMode.BICUBIC)
+    pixels: torch.Tensor = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [side, side]))
+    return pixels
+
+
+@pytest.mark.parametrize("crop", [0.875, 1.0, 0.5])
+def test_ordinary_images_are_resized_whole(crop: float) -> None:
+    generator = np.random.default_rng(0)
+    for width, height in ((7, 5), (40, 30), (31, 496), (640, 40), (333, 500), (1, 16), (100, 100)):
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for side in (8, 33, 64):
+            expected = resized_and_cropped(image, round(side / crop), side)
+            assert torch.equal(EvaluationTransform(crop)(image, 0, side), expected)
+
+
+@pytest.mark.parametrize("crop", [0.875, 1.0, 0.5])
+def test_elongated_images_become_what_they_would_if_resized_whole(crop: float) -> None:
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    for size in ((20, 400), (3000, 100), (5, 91), (2, 500), (1001, 40)):
+        image = smooth.resize(size, Image.Resampling.BICUBIC)
+        for side in (8, 33, 64):
+            expected = resized_and_cropped(image, round(side / crop), side)
+            actual = EvaluationTransform(crop)(image, 0, side)
+            assert actual.shape == expected.shape
+            difference = (actual.float() - expected.float()).abs()
+            assert difference.max() <= 2
+            assert difference.mean() < 0.1
+
+
 def test_each_recipe_is_the_same_in_workers() -> None:
     source = MemorySource(np.random.default_rng(0).integers(0, 256, (12, 3, 9, 9), dtype=np.uint8), np.arange(12))
     for recipe in ("rand-m9-mstd0.5-inc1", "augmix-m3-w3", "all"):

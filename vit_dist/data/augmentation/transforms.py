@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -45,24 +44,26 @@ class EvaluationTransform:
 
         shorter = round(side / self.crop)
         if max(image.size) > _ELONGATED * min(image.size):
-            image = _middle(image, shorter, side)
-        resized = v2.functional.resize(image, [shorter], v2.InterpolationMode.BICUBIC)
-        pixels: Tensor = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [side, side]))
+            centre = _resized_centre(image, shorter, side)
+        else:
+            resized = v2.functional.resize(image, [shorter], v2.InterpolationMode.BICUBIC)
+            centre = v2.functional.center_crop(resized, [side, side])
+        pixels: Tensor = v2.functional.pil_to_tensor(centre)
         return pixels
 
 
-def _middle(image: Image.Image, shorter: int, side: int) -> Image.Image:
-    """Cut the middle out of an elongated image, so that resizing its shorter side does not blow the longer one up.
+def _resized_centre(image: Image.Image, shorter: int, side: int) -> Image.Image:
+    """Return the centre crop of the resized image, without resizing the rest, which may be thousands of times larger.
 
-    All that the centre crop of `side` pixels sees is kept, to a pixel's fraction.
+    The same as the two steps one after the other, but for the rounding of coordinates to 24 bits.
     """
-    width, height = image.size
-    short = min(width, height)
-    length = math.ceil(max(1, side / shorter) * short) + 8  # the bicubic filter sees two pixels to either side …
-    length += 4 * math.ceil(short / shorter)  # … and, where it shrinks, as many times more
-    length += (length - max(width, height)) % 2
-    left, top = max(0, (width - length) // 2), max(0, (height - length) // 2)
-    return image.crop((left, top, width - left, height - top))
+    box: list[float] = []
+    for length in image.size:
+        resized = shorter if length == min(image.size) else int(shorter * length / min(image.size))
+        start = round((resized - side) / 2)
+        box += [start * length / resized, (start + side) * length / resized]
+    left, right, top, bottom = box
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
 class TrainingTransform:
