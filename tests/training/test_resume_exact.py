@@ -29,9 +29,9 @@ from vit_dist.models.build import build_model
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.status import status
 from vit_dist.runtime.runtime import Runtime
+from vit_dist.training.claim import claim_folder
 from vit_dist.training.components import open_splits
 from vit_dist.training.run import Run
-from vit_dist.training.setup import claim_folder
 
 DIGITS = {
     "model.width": 16,

@@ -50,6 +50,17 @@ def test_summary_of_a_run_with_best_weights(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_the_summary_says_where_the_time_went(capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = {"updates": 90.0, "waiting": 6.0, "evaluating": 1.0, "saving": 0.01, "starting": 3.0, "repeated": 0.0}
+    assert printed(capsys, seconds={**seconds, "other": 0.0, "downtime": 60.0}, goodput=0.9)[3] == (
+        "  goodput   90% of the time was updates; waiting 6.0 s, starting 3.0 s, evaluating 1.0 s; "
+        "down for 1 min 00 s between starts"
+    )
+    assert printed(capsys, seconds={**dict.fromkeys(seconds, 0.0), "downtime": 0.0}, goodput=1.0)[3] == (
+        "  goodput   100% of the time was updates"
+    )
+
+
 def test_the_summary_names_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path("runs/mine/report/index.html")
     assert printed(capsys, page)[-2:] == [f"  report    {page}: open it in a browser", NEXT]

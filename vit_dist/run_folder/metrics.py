@@ -115,6 +115,13 @@ def read_metrics(path: Path) -> list[Line]:
     return list(_standing_lines(path))
 
 
+def read_written(path: Path) -> Iterator[Line]:
+    """Yield all whole lines, those that a later start supersedes too, in the order of the file. Raises OSError."""
+    with path.open("rb") as file:
+        lines = (_parse(text) for text in file)
+        yield from (line for line in lines if line is not None and is_whole(line))
+
+
 def read_history(path: Path) -> tuple[list[Line], str | None]:
     """Read the whole lines that count, for a run that goes on; and, on one line, what of the file is not whole."""
     damaged: list[int] = []

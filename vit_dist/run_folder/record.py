@@ -35,6 +35,18 @@ COLUMNS = (
 )
 
 
+_USE_TEXTS = {
+    "updates": "updates",
+    "waiting": "waiting for images",
+    "evaluating": "evaluating",
+    "saving": "saving",
+    "starting": "starting",
+    "repeated": "done again",
+    "other": "other",
+    "downtime": "down",
+}
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A run, finished or not, as its folder shows it. summary: empty until it is finished.
@@ -90,7 +102,9 @@ class RunRecord:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The time breakdown: seconds by activity."""
+        """The time breakdown: seconds by activity; repeated work and downtime are known once the run has finished."""
+        if "seconds" in self.summary:
+            return {_USE_TEXTS[use]: value for use, value in self.summary["seconds"].items() if use in _USE_TEXTS}
         train, other_lines = self.metrics.train, self.metrics.other_lines
         training = train["update_seconds"] * self.spans
         waiting = float(np.nansum(training * train["data_wait_fraction"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,7 +34,8 @@ class Runtime:
     """This process, as one of the `world_size` processes of a run.
 
     rank, world_size, device, precision (fp32, bf16 or fp16), threads (of torch), cores (CPU cores that this process
-    may use), flags (that ranks raise and agree on), notes (lines for the user).
+    may use), flags (that ranks raise and agree on), notes (lines for the user), started
+    (in seconds since the epoch).
     """
 
     def __init__(self, config: RunConfig, precision: str | None = "auto") -> None:
@@ -41,6 +43,7 @@ class Runtime:
 
         Raises UserError if fewer processes run than were launched, or the device or precision is not available.
         """
+        self.started = time.time()
         cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         if config.device not in ("auto", "cpu"):
             check_device(config.device)

@@ -34,10 +34,11 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 from vit_dist.training.artifacts import save_inputs, save_predictions
 from vit_dist.training.bad_update import check_finite, diverged, without_answers
+from vit_dist.training.claim import lock_run
 from vit_dist.training.components import open_splits
 from vit_dist.training.loop import loop
 from vit_dist.training.resume import ResumePoint, check_same_data, find_resume_point
-from vit_dist.training.setup import lock_run, setup
+from vit_dist.training.setup import setup
 from vit_dist.training.summary import print_summary, summarise
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import DivergedError

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.checkpointing.checkpointer import Checkpointer
-from vit_dist.checkpointing.folder import point_to_known, tidy
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.values import parse_seconds
-from vit_dist.data.fingerprint import SAMPLES, fingerprint, write_samples
+from vit_dist.data.fingerprint import fingerprint
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
-from vit_dist.errors import UserError, one_line
-from vit_dist.files import WRITING, write_durably
+from vit_dist.errors import one_line
 from vit_dist.optim.ema import EMA
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.metrics import drop_superseded, read_history
-from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS
 from vit_dist.run_folder.status import versions, write_status
 from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
@@ -36,9 +30,10 @@ from vit_dist.telemetry.meter import Meter
 from vit_dist.telemetry.peak_flops import matmul_flops
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
+from vit_dist.training.claim import claim_folder
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import print_overview
-from vit_dist.training.resume import ResumePoint, holds_run, resumed_state
+from vit_dist.training.resume import ResumePoint, resumed_state
 from vit_dist.training.streams import build_streams
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import Updater
@@ -150,75 +145,6 @@ def build_updater(
     return Updater(wrapped, components.loss, optimizer, schedule, state, runtime, average=average, **settings)
 
 
-def lock_run(folder: Path, runtime: Runtime) -> FolderLock | None:
-    """Lock a folder that holds a run, on rank 0, before anything in it is read; None if it cannot be written to.
-
-    Raises UserError, on all ranks, if another process trains there.
-    """
-    locks = []
-
-    def lock() -> None:
-        if holds_run(folder):
-            with contextlib.suppress(OSError):
-                locks.append(FolderLock(folder))
-
-    runtime.run_on_main(lock)
-    return locks[0] if locks else None
-
-
-def claim_folder(
-    config: Config, runtime: Runtime, state: TrainState, lock: FolderLock | None, data: LabelledSplits
-) -> FolderLock | None:
-    """Create the run's folder, or tidy what a killed run left in it, and return its lock on rank 0.
-
-    lock: of a folder that held a run. A kill at any point leaves a folder that the next start takes. Raises UserError
-    on all ranks.
-    """
-    folder, locks = config.folder, [lock] if lock else []
-
-    def claim() -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not locks:
-                fresh = not holds_run(folder)
-                locks.append(FolderLock(folder))
-                if fresh and holds_run(folder):
-                    raise UserError(f"run.dir: another process began a run in {folder} just now: start again")
-            # Before the config: a finished run that is made longer must not look finished by its new one.
-            write_status(folder, "running", state.position)
-            write_durably(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-            _remove_leftovers(folder)
-            point_to_known(folder / "checkpoints", state.position, state.best.update if state.best else None)
-            if not (folder / SAMPLES).exists():
-                write_samples(folder / SAMPLES, data)
-        except OSError as error:
-            raise UserError(f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir") from None
-
-    try:
-        runtime.run_on_main(claim)
-    except UserError:
-        if locks and not lock:
-            locks[0].release()
-        raise
-    return locks[0] if locks else None
-
-
-# Files of a run that are replaced whole; until then their content is in a hidden file.
-_REPLACED = (
-    *("config.yaml", "status.json", "summary.json", "progress.md"),
-    *(SAMPLES, INPUTS, PREDICTIONS),
-)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed left half written. Raises OSError."""
-    for name in _REPLACED:
-        (folder / f".{name}").unlink(missing_ok=True)
-    for path in folder.glob(f"{WRITING}*"):
-        shutil.rmtree(path)
-    tidy(folder / "checkpoints")
-
-
 def _build_recorder(
     components: Components, state: TrainState, runtime: Runtime, console: Console, *, resumed: bool
 ) -> Recorder:
@@ -279,4 +205,5 @@ def _start_values(trainer: Trainer, resume: ResumePoint) -> dict[str, Any]:
         "all_reduce_calls": calls,
         "resumed_from": str(resume.checkpoint.path) if resume.checkpoint else None,
         "changed": resume.changed,
+        "started": runtime.started,
     }

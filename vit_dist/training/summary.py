@@ -11,7 +11,8 @@ import numpy as np
 
 from vit_dist.files import json_number
 from vit_dist.formatting import duration, loss_text, weights_text
-from vit_dist.run_folder.goodput import running_seconds
+from vit_dist.run_folder.goodput import goodput, running_seconds, seconds_by_use
+from vit_dist.run_folder.metrics import read_written
 from vit_dist.telemetry.console import Console
 from vit_dist.training.trainer import Trainer
 
@@ -27,6 +28,10 @@ def summarise(trainer: Trainer, weights: str, test: dict[str, Any] | None) -> di
     times = np.asarray([*(line["time"] for line in history), time.time()])
     starts = np.asarray([line["time"] for line in history if line["kind"] == "start"])
     total = max(running_seconds(times, starts), 1e-9)
+    try:
+        by_use = seconds_by_use(read_written(trainer.folder / "metrics.jsonl"), time.time())
+    except OSError:
+        by_use = seconds_by_use(history, time.time())
     return {
         "device": runtime.device_name,
         "world_size": runtime.world_size,
@@ -48,7 +53,8 @@ def summarise(trainer: Trainer, weights: str, test: dict[str, Any] | None) -> di
         "final": {name: on_val[-1][name] for name in ("loss", "top1", "top5")} if on_val else None,
         "test": {**test, "loss": json_number(test["loss"])} if test else None,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
-        "goodput": seconds / total,
+        "seconds": by_use,
+        "goodput": goodput(by_use),
     }
 
 
@@ -64,6 +70,8 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
         "overhead": f"{duration(summary['evaluate_seconds'])} of evaluation, "
         f"{duration(summary['save_seconds'])} of saving; {duration(summary['total_seconds'])} in all",
     }
+    if "seconds" in summary:  # not in those of earlier versions
+        rows["goodput"] = _goodput_text(summary)
     if skipped := summary.get("skipped_updates"):
         rows["skipped"] = f"{skipped} update{'s' if skipped > 1 else ''} whose loss or gradient was not finite"
     if best:
@@ -84,3 +92,16 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     rows["next"] = f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx"
     console.say("finished")
     console.table(rows)
+
+
+def _goodput_text(summary: dict[str, Any]) -> str:
+    """Return the part of the time that went to updates, and what most of the rest went to."""
+    seconds = {use: value for use, value in summary["seconds"].items() if use not in ("updates", "downtime")}
+    lost = sorted(seconds.items(), key=lambda item: -item[1])[:3]
+    rest = ", ".join(f"{use} {duration(value)}" for use, value in lost if value >= 0.05)
+    down = summary["seconds"]["downtime"]
+    return (
+        f"{summary['goodput']:.0%} of the time was updates"
+        + (f"; {rest}" if rest else "")
+        + (f"; down for {duration(down)} between starts" if down >= 1 else "")
+    )
