@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,8 @@ def config(folder: Path) -> Config:
     return Config.load("digits", {**CONFIG, "run.dir": str(folder)})
 
 
-def train_until(folder: str, operation: int, seen: str = "") -> None:
-    """Train, and die of SIGKILL just before a file operation in the run's folder, numbered from 0.
-
-    seen: a file to which the number of operations of a whole run is written.
-    """
+def watch_operations(folder: str, operation: int) -> Callable[[], int]:
+    """Die of SIGKILL just before a file operation in a folder, numbered from 0; return what counts them."""
     count = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -71,9 +69,18 @@ def train_until(folder: str, operation: int, seen: str = "") -> None:
             count += 1
 
     sys.addaudithook(watch)
+    return lambda: count
+
+
+def train_until(folder: str, operation: int, seen: str = "") -> None:
+    """Train, and die just before a file operation in the run's folder.
+
+    seen: a file to which the number of operations of a whole run is written.
+    """
+    count = watch_operations(folder, operation)
     train(config(Path(folder)))
     if seen:
-        Path(seen).write_text(str(count))
+        Path(seen).write_text(str(count()))
 
 
 def in_process(function: Any, *arguments: Any) -> int | None:
