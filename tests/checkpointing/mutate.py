@@ -21,6 +21,7 @@ VALUES: list[Any] = [None, True, False, -1, 0, 1, 3, 2**31, 2**63, 10**300, 10**
 VALUES += ["nan", "inf", "1", "../x", "\x00", "\x1b[31m", "x" * 5000, [], [[]], [1, 2], {}, {"x": 1}, {"": None}]
 RAW = ["NaN", "Infinity", "1e999", "-1e999", "9" * 5000, "[" * 3000 + "]" * 3000, '{"a":' * 3000 + "1" + "}" * 3000]
 RAW += ['{"a": 1, "a": 2}', "tru", '"\\ud800"', "'x'", "01", ""]
+NAMES = ["more", "", "\x1b[31m", "a\nb", "\u202ex", "x" * 5000, "../x", "='x'"]
 _MARK = "@@raw@@"
 
 
@@ -78,9 +79,9 @@ def _json(file: Path, draw: random.Random) -> str:
     if how == "delete":
         del parent[key]
     elif how == "rename" and isinstance(parent, dict):
-        parent[f"{key}_"] = parent.pop(key)
+        parent[draw.choice([f"{key}_", *NAMES])] = parent.pop(key)
     elif how == "add" and isinstance(parent, dict):
-        parent["more"] = draw.choice(VALUES)
+        parent[draw.choice(NAMES)] = draw.choice(VALUES)
     elif how == "swap":
         _, other, other_key = _random_place(content, draw)
         parent[key], other[other_key] = other[other_key], parent[key]
@@ -132,9 +133,9 @@ def _header(file: Path, draw: random.Random) -> str:
     elif how == "delete":
         del header[name]
     elif how == "rename":
-        header[draw.choice([f"{name}_", "x", "", "../x", name.upper()])] = header.pop(name)
+        header[draw.choice([f"{name}_", name.upper(), f"{name}\n/step", *NAMES])] = header.pop(name)
     elif how == "add":
-        header["more"] = {"dtype": "F32", "shape": [0], "data_offsets": [len(data), len(data)]}
+        header[draw.choice(NAMES)] = {"dtype": "F32", "shape": [0], "data_offsets": [len(data), len(data)]}
     elif how == "value":
         header[name] = draw.choice([None, 1, [], {}, "x"])
     elif how == "swap":

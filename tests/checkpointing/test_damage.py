@@ -265,6 +265,11 @@ def test_weights_that_are_no_safetensors_file_are_named(content: bytes, expected
     assert f"model.safetensors is not a safetensors file: {expected}" in problem(path)
 
 
+def test_names_in_a_file_are_not_obeyed_by_a_terminal(path: Path) -> None:
+    change_json(path, "state.json", put("optimizer.state", {"a\n\x1b[31m" + "x" * 5000: None}))
+    assert problem(path) == (f"state.json: optimizer.state.a\\n\\x1b[31m{'x' * 93} must be a number, not null")
+
+
 def test_unknown_fields_are_left_alone(path: Path) -> None:
     change_json(path, "state.json", lambda state: state | {"remark": json.loads("[1]")})
     assert open_whole(path).position == 2

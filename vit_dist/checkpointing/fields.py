@@ -13,6 +13,8 @@ from vit_dist.errors import one_line
 
 # The largest whole number that JSON readers agree on.
 _LARGEST = 2**53
+# Of a name in an error, in characters.
+_LONGEST_NAME = 100
 
 
 class Fields:
@@ -124,6 +126,7 @@ class Fields:
         return self.values[name]
 
     def _path(self, name: str) -> str:
+        name = name[:_LONGEST_NAME]
         return f"{self.place}.{name}" if self.place else name
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vit_dist.checkpointing.fields import read_fields
 from vit_dist.checkpointing.formats import MANIFEST_FORMAT, check_format
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, visible
 
 MANIFEST = "manifest.json"
 # The files that a checkpoint must hold, and the one that it may.
@@ -18,6 +18,10 @@ _MOST_BYTES = 2**20
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint that is not whole; its text names the file and what is wrong with it, on one line."""
+
+    def __str__(self) -> str:
+        """Return the text, safe to show: a name in it may hold anything."""
+        return visible(super().__str__())
 
 
 def verify_files(path: Path, *, hashes: bool = True) -> dict[str, int]:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vit_dist.errors import ModelError, UserError, one_line
+from vit_dist.errors import ModelError, UserError, one_line, visible
 
 # torch's types → safetensors' names of them.
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
@@ -91,9 +91,9 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def first_three(problems: list[str]) -> str:
-    """Return the first three of a list, and how many more there are."""
+    """Return the first three of a list, each on one line and cut to 300 characters, and how many more there are."""
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return f"{'; '.join(problems[:3])}{more}"
+    return f"{'; '.join(visible(problem[:300]) for problem in problems[:3])}{more}"
 
 
 def read_specs(path: Path) -> dict[str, TensorSpec]:
