@@ -100,7 +100,8 @@ def test_help_shows_which_positionals_are_optional(capsys: pytest.CaptureFixture
 
 def test_help_says_which_fields_may_be_set_for_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     about = "  for a run, which fixes the others: "
-    rest = "run.device, run.threads, data.root, data.workers, train.precision, evaluate.batch_size"
+    data = "data.root, data.workers, data.timeout, data.on_bad_sample, data.max_pixels"
+    rest = f"run.device, run.threads, {data}, train.precision, evaluate.batch_size"
     for name, fields in (("evaluate", rest), ("predict", f"run.seed, {rest}")):
         with pytest.raises(SystemExit):
             main([*name.split(), "--help"])
