@@ -134,6 +134,8 @@ def read_run(folder: Path) -> RunRecord:
         summary = {}
     elif not summary:
         problems.append(f"{problem}: figures are those of metrics.jsonl")
+    if (summary and _last_reason(metrics) is None) or (metrics.other_lines and not metrics.starts):
+        problems.append(f"{folder / 'metrics.jsonl'}: its beginning or its end is missing: curves show what is left")
     start = metrics.starts[-1] if metrics.starts else _start_from(summary or {}, saved)
     if start is None:
         if not (folder / "metrics.jsonl").is_file():
@@ -176,12 +178,16 @@ def _read_config(folder: Path, saved: dict[str, Any], problems: list[str]) -> Co
     try:
         if not path.is_file():
             raise UserError(f"{folder}: not a run's folder: it has no config.yaml")
-        return Config.from_dict(read_yaml(path))
-    except UserError as error:
+        values, before = read_yaml(path), saved.get("config", {"log": {}})
+        if any(name not in values.get(section, {}) for section, fields in before.items() for name in [*fields]):
+            raise UserError(f"{path}: is cut: fields are missing")
+        return Config.from_dict(values)
+    except (UserError, TypeError, AttributeError) as error:
         try:
             config = Config.from_dict(saved["config"])
         except (UserError, KeyError, TypeError, AttributeError):
-            raise error from None
+            problem = error if isinstance(error, UserError) else UserError(f"{path}: is damaged")
+            raise problem from None
         problems.append(f"{path}: is missing or damaged: the config is the newest checkpoint's")
         return config
 
