@@ -1,4 +1,4 @@
-"""Save a run's checkpoints: the loop pays for a copy to the host; a thread on rank 0 writes, links and prunes."""
+"""Save a run's checkpoints: a thread on rank 0 copies the run to the host, writes, links and prunes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,27 @@ from vit_dist.runtime.runtime import Runtime
 
 
 @dataclass
+class _Save:
+    """A checkpoint that is being written.
+
+    stalled: the seconds in which the loop stood still for it. copied: set once training may change the tensors.
+    """
+
+    snapshot: Snapshot
+    begun: float
+    stalled: float = 0.0
+    copied: threading.Event = field(default_factory=threading.Event)
+    path: str = ""
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Checkpointer:
     """Saves the checkpoints of a run, one at a time, while training goes on.
+
+    What a checkpoint holds is copied to the host while the forward and backward passes of the next update are made,
+    which change none of it: `wait_for_copy` comes before each optimizer step.
 
     folder: of the checkpoints. keep: how many to keep, the best not counted. model: bare. about: what state.json holds
     that does not change during a run. whole: names of checkpoints known to be complete; broken: of those known not to
@@ -46,15 +65,23 @@ class Checkpointer:
     broken: set[str] = field(default_factory=set)
     _thread: threading.Thread | None = None
     _failure: str | None = None
-    _written: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    _save: _Save | None = None
+    _written: list[_Save] = field(default_factory=list)
     _buffers: Buffers = field(default_factory=dict)
 
     def save(self) -> None:
-        """Copy the run as it is now and begin to write it, after the checkpoint before it has been written.
+        """Begin to save the run as it is now, after the checkpoint before it has been written.
 
         Raises UserError, on all ranks, if one of them could not be written.
         """
         self.runtime.run_on_main(self._begin)
+
+    def wait_for_copy(self) -> None:
+        """Wait until training may change what a checkpoint that was begun holds, on rank 0."""
+        if self._save is not None and not self._save.copied.is_set():
+            start = time.perf_counter()
+            self._save.copied.wait()
+            self._save.stalled += time.perf_counter() - start
 
     def wait(self) -> None:
         """Wait until what was begun is written. Raises UserError, on all ranks, if it could not be."""
@@ -69,10 +96,12 @@ class Checkpointer:
 
     def take_written(self) -> list[tuple[int, dict[str, Any]]]:
         """Return (position, values of its `save` line) of each checkpoint written since the last call, on rank 0."""
-        written = []
+        lines = []
         while self._written:
-            written.append(self._written.pop(0))
-        return written
+            save = self._written.pop(0)
+            values = {"path": save.path, "seconds": save.seconds, "stall_seconds": save.stalled, "bytes": save.bytes}
+            lines.append((save.snapshot.position, values))
+        return lines
 
     def close(self) -> None:
         """Let the checkpoint that is being written come to its end, whatever it is."""
@@ -80,14 +109,16 @@ class Checkpointer:
             self._thread.join()
 
     def _begin(self) -> None:
-        """Take a snapshot and start the thread that writes it."""
+        """Start the thread that copies and writes the run as it is now."""
         start = time.perf_counter()
         self._join()
         snapshot = self._snapshot()
         self._check_space(snapshot)
-        stalled = time.perf_counter() - start
-        self._thread = threading.Thread(target=self._write, args=(snapshot, stalled), name="checkpoint", daemon=True)
+        self._save = _Save(snapshot, start)
+        ready = self.runtime.record_event()
+        self._thread = threading.Thread(target=self._run, args=(self._save, ready), name="checkpoint", daemon=True)
         self._thread.start()
+        self._save.stalled += time.perf_counter() - start
 
     def _join(self) -> None:
         """Wait for the thread. Raises UserError for its failure."""
@@ -98,7 +129,7 @@ class Checkpointer:
             raise UserError(self._failure)
 
     def _snapshot(self) -> Snapshot:
-        """Copy everything that the checkpoint holds to the host."""
+        """Return everything that the checkpoint holds."""
         scaler = self.runtime.scaler
         content = {
             "train_state": self.state.to_dict(),
@@ -106,7 +137,7 @@ class Checkpointer:
             "scaler": scaler.state_dict() if scaler else {},
             **self.about,
         }
-        return take_snapshot(self.state.position, self.model, self.optimizer, content, self.average, self._buffers)
+        return take_snapshot(self.state.position, self.model, self.optimizer, content, self.average)
 
     def _check_space(self, snapshot: Snapshot) -> None:
         """Check that the disk has room for a snapshot. Raises UserError."""
@@ -119,29 +150,40 @@ class Checkpointer:
             sizes = f"{size_text(snapshot.bytes)} are needed and {size_text(free)} free"
             raise UserError(f"{self.folder}: a checkpoint cannot be written: {sizes}: make room, then run it again")
 
-    def _write(self, snapshot: Snapshot, stalled: float) -> None:
-        """Write a snapshot, point `last` and `best` at what they name and prune. Runs in a thread of its own.
+    def _run(self, save: _Save, ready: Any) -> None:
+        """Copy and write a checkpoint; a failure is kept for the loop. Runs in a thread of its own.
 
-        Reads nothing that training changes and communicates with no rank.
+        ready: when the device has done what the checkpoint holds.
         """
-        start = time.perf_counter()
-        best, last_skipped = (snapshot.state["train_state"][name] for name in ("best", "last_skipped"))
-        best_update = best["update"] if best is not None else None
         try:
-            path, size = write_snapshot(self.folder, snapshot)
-            self.whole.add(path.name)
-            self.broken.discard(path.name)
-            point_to_known(self.folder, snapshot.position, best_update)
-            if snapshot.position not in last_skipped:  # else these weights may be what makes updates go wrong
-                prune(self.folder, self.keep, snapshot.position, best_update, self._is_whole)
+            with self.runtime.side_stream(ready):
+                copies = save.snapshot.copied(self._buffers)
+            save.copied.set()
+            path, save.bytes = self._write(copies)
         except Exception as error:  # must reach the loop, whatever it is
             self._failure = self._cannot(error)
             self.runtime.flags.fail()
             return
-        name = str(path.relative_to(self.folder.parent))
-        seconds = stalled + time.perf_counter() - start
-        values = {"path": name, "seconds": seconds, "stall_seconds": stalled, "bytes": size}
-        self._written.append((snapshot.position, values))
+        finally:
+            save.copied.set()
+        save.path = str(path.relative_to(self.folder.parent))
+        save.seconds = time.perf_counter() - save.begun
+        self._written.append(save)
+
+    def _write(self, snapshot: Snapshot) -> tuple[Path, int]:
+        """Write a checkpoint, point `last` and `best` at what they name and prune; return its path and bytes.
+
+        Reads nothing that training changes and communicates with no rank. Raises OSError.
+        """
+        best, last_skipped = (snapshot.state["train_state"][name] for name in ("best", "last_skipped"))
+        best_update = best["update"] if best is not None else None
+        path, size = write_snapshot(self.folder, snapshot)
+        self.whole.add(path.name)
+        self.broken.discard(path.name)
+        point_to_known(self.folder, snapshot.position, best_update)
+        if snapshot.position not in last_skipped:  # else these weights may be what makes updates go wrong
+            prune(self.folder, self.keep, snapshot.position, best_update, self._is_whole)
+        return path, size
 
     def _is_whole(self, path: Path) -> bool:
         """Return whether a checkpoint is complete; each is read once in a run's life."""

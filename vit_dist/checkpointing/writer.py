@@ -1,4 +1,4 @@
-"""Write a checkpoint: copy what it holds to the host, then write, hash and publish its files."""
+"""Write a checkpoint: copy what it holds to the host; write, hash and publish its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vit_dist.checkpointing.formats import FORMAT, MANIFEST_FORMAT
 from vit_dist.checkpointing.manifest import MANIFEST
 from vit_dist.checkpointing.optimizer_state import optimizer_numbers, optimizer_tensors
 from vit_dist.checkpointing.tensor_file import size_of, write_hashed, write_tensors
-from vit_dist.files import publish
+from vit_dist.files import WRITING, publish
 from vit_dist.models.weights import state_tensors
 from vit_dist.optim.ema import EMA
 
@@ -27,9 +27,10 @@ Buffers = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint's content as copies on the host, which training no longer changes.
+    """A checkpoint's content.
 
-    tensors: by file (model, optimizer, ema) and name. state: the content of state.json.
+    tensors: by file (model, optimizer, ema) and name: the run's own, or copies on the host, which training no longer
+    changes. state: the content of state.json.
     """
 
     position: int
@@ -41,51 +42,57 @@ class Snapshot:
         """Return the bytes of its tensors, nearly all of a checkpoint."""
         return sum(map(size_of, self.tensors.values()))
 
+    def copied(self, buffers: Buffers) -> Snapshot:
+        """Return it with copies on the host, in `buffers` where they fit: fresh memory is slow to touch.
+
+        Nothing may still need what the buffers hold. On CUDA the copies are made on the current stream and waited for.
+        """
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for file, named in self.tensors.items():
+            held = buffers.setdefault(file, {})
+            for name, tensor in named.items():
+                if name not in held or held[name].shape != tensor.shape or held[name].dtype != tensor.dtype:
+                    held[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                held[name].copy_(tensor, non_blocking=tensor.is_cuda)
+            tensors[file] = {name: held[name] for name in named}
+        if any(tensor.is_cuda for tensor in self.tensors["model"].values()):
+            torch.cuda.current_stream().synchronize()
+        return Snapshot(self.position, tensors, self.state)
+
 
 def take_snapshot(
-    position: int,
-    model: nn.Module,
-    optimizer: Optimizer,
-    state: Mapping[str, Any],
-    average: EMA | None = None,
-    buffers: Buffers | None = None,
+    position: int, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], average: EMA | None = None
 ) -> Snapshot:
-    """Copy a run's tensors and numbers to the host, into `buffers` where they fit: fresh memory is slow to touch.
-
-    The caller must have finished with the snapshot that was taken into the same buffers before.
-    """
-    live = {"model": state_tensors(model), "optimizer": optimizer_tensors(optimizer, model)}
+    """Return what a checkpoint of now holds: the run's own tensors, which only the next optimizer step changes."""
+    tensors = {"model": state_tensors(model), "optimizer": optimizer_tensors(optimizer, model)}
     if average is not None:
-        live["ema"] = average.tensors()
-    buffers = {} if buffers is None else buffers
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for file, named in live.items():
-        held = buffers.setdefault(file, {})
-        for name, tensor in named.items():
-            if name not in held or held[name].shape != tensor.shape or held[name].dtype != tensor.dtype:
-                held[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            held[name].copy_(tensor, non_blocking=tensor.is_cuda)
-        tensors[file] = {name: held[name] for name in named}
-    if any(tensor.is_cuda for tensor in live["model"].values()):
-        torch.cuda.current_stream().synchronize()
-    content = {"format": FORMAT, **state, "optimizer": optimizer_numbers(optimizer, model)}
-    return Snapshot(position, tensors, content)
+        tensors["ema"] = average.tensors()
+    return Snapshot(position, tensors, {"format": FORMAT, **state, "optimizer": optimizer_numbers(optimizer, model)})
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot) -> tuple[Path, int]:
-    """Write `folder/update_<position>` and return its path and size in bytes. Called on rank 0. Raises OSError.
+    """Write `folder/update_<position>` from copies on the host; return its path and size in bytes. Raises OSError.
 
     Until the last rename nothing of that name exists; after it, everything is complete and on the disk.
     """
     final = folder / f"update_{snapshot.position:08d}"
-    hidden = folder / f".writing_{final.name}"
-    state = json.dumps(snapshot.state, indent=1, allow_nan=False).encode()
+    hidden = folder / f"{WRITING}{final.name}"
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
+    try:
+        size = _write_files(hidden, snapshot)
+        publish(hidden, final, replace=True)
+    finally:  # a full disk needs the room
+        shutil.rmtree(hidden, ignore_errors=True)
+    return final, size
+
+
+def _write_files(hidden: Path, snapshot: Snapshot) -> int:
+    """Write the files of a checkpoint, the manifest last; return their size in bytes. Raises OSError."""
     files = {f"{file}.safetensors": tensors for file, tensors in snapshot.tensors.items()}
     entries = {name: write_tensors(hidden / name, tensors) for name, tensors in files.items()}
+    state = json.dumps(snapshot.state, indent=1, allow_nan=False).encode()
     entries["state.json"] = write_hashed(hidden / "state.json", iter([state]))
     manifest = {"format": MANIFEST_FORMAT, "files": dict(sorted(entries.items()))}
     (hidden / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    publish(hidden, final, replace=True)
-    return final, sum(int(entry["bytes"]) for entry in entries.values())
+    return sum(int(entry["bytes"]) for entry in entries.values())

@@ -208,6 +208,25 @@ class Runtime:
 
         return read
 
+    def record_event(self) -> torch.cuda.Event | None:
+        """Return an event of what the device has been given so far; None where the host computes in order."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    @contextlib.contextmanager
+    def side_stream(self, after: torch.cuda.Event | None) -> Iterator[None]:
+        """Run the block's copies on a stream of their own, after an event, while the device computes on."""
+        if after is None:
+            yield
+            return
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        stream.wait_event(after)
+        with torch.cuda.stream(stream):
+            yield
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self._host_group is not None:

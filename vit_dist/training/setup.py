@@ -112,6 +112,7 @@ def _start(
         save_seconds=parse_seconds(config.checkpoint.every),
         saved=(state.position, state.evaluation_due) if resume.checkpoint_in_folder else None,
     )
+    updater.before_step = trainer.checkpointer.wait_for_copy
     if runtime.is_main:
         with contextlib.suppress(OSError):  # the next save tries again, and says why it fails
             trainer.checkpointer.prune()

@@ -29,6 +29,7 @@ class Updater:
     Each update makes one pass of gradient all-reduce, one clip, one optimizer step and one schedule step; an update
     whose loss or gradient is not finite makes neither step, on all ranks alike. `sums` holds, on the device, this
     rank's Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w of the updates applied since the last `take_sums`.
+    before_step: called before weights and moments change.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Updater:
         self.grad_norm = torch.zeros((), device=runtime.device)
         self.sums = torch.zeros(3, device=runtime.device, dtype=runtime.sum_dtype)
         self._sums_before = self.sums
+        self.before_step: Callable[[], None] = lambda: None
         self._skipped: Callable[[], float] | None = None
 
     def update(self, window: Iterable[Batch], length: int, weight: int) -> None:
@@ -66,6 +68,7 @@ class Updater:
         """
         self.accumulate(window, length, weight)
         self.finish_previous()
+        self.before_step()
         self.apply()
         self.state.position += 1
 
