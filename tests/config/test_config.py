@@ -22,14 +22,15 @@ SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",
             "checkpoint", "log"]  # fmt: skip
 NOT_IN_THE_IDENTITY = {
-    "run.name", "run.dir", "run.resume", "run.deterministic", "run.device", "run.threads", "data.root",
-    "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels", "train.max_bad_updates",
+    "run.name", "run.dir", "run.resume", "run.deterministic", "run.device", "run.threads", "run.time_limit",
+    "data.root", "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels", "train.max_bad_updates",
     "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers", "log.report",
     "log.level",
     "log.project", "log.entity", "log.group", "log.tags",
 }  # fmt: skip
 WHOLE = 'must be a length with its unit, as "20 epochs", "5000 updates", "1e6 samples"'
 UNIT = f'{WHOLE} or "5%"'
+MINUTES = f'{WHOLE}, "15 minutes" or "5%"'
 BETWEEN = "must be between 0 and 1, not"
 OVERRIDE = "optimizer.overrides.head: must be lr or weight_decay with their numbers, as {lr: 1e-4}"
 NO_EFFECT = "has no effect without loss.teacher: set that too, or leave it out"
@@ -234,7 +235,7 @@ def refusal(values: Any) -> str:
         ({"schedule": {"warmup": "500"}}, f"schedule.warmup: {UNIT}, not '500'"),
         ({"schedule": {"cooldown": "2 hours"}}, f"schedule.cooldown: {UNIT}, not '2 hours'"),
         ({"evaluate": {"every": "0 updates"}}, "evaluate.every: must be above 0, not '0 updates'"),
-        ({"checkpoint": {"every": "-1 epochs"}}, f"checkpoint.every: {UNIT}, not '-1 epochs'"),
+        ({"checkpoint": {"every": "-1 epochs"}}, f"checkpoint.every: {MINUTES}, not '-1 epochs'"),
         ({"log": {"every": "often"}}, f"log.every: {UNIT}, not 'often'"),
     ],
 )
@@ -521,6 +522,7 @@ def is_read(value: Any, written: Any) -> bool:
 
 # Other values for fields that accept only some.
 OTHERS: dict[str, Any] = {
+    "run.time_limit": "55 minutes",
     "augment.transform": "x:y",
     "augment.sizes": ["16 for 5%"],
     "loss.name": "bce",
@@ -925,8 +927,8 @@ NAME = "is no name for a folder in runs: no slash, no ~ or .. at its start, 200 
     ("values", "text"),
     [
         ({"model": {"depth": 10**9}}, "model.depth: must be at most 1,000, not 1000000000"),
-        ({"model": {"width": 10**400}}, f"model.width: must be at most 65,536, not 1{'0' * 199}…"),
-        ({"model": {"width": 10**9999}}, "model.width: must be at most 65,536, not that int"),
+        ({"model": {"width": 10**99}}, f"model.width: must be at most 65,536, not 1{'0' * 99}"),
+        ({"model": {"width": 10**9999}}, "model.width: is too long: 100 digits at most, not that int"),
         ({"model": {"width": "9" * 5000}}, f"model.width: must be a whole number or empty, not '{'9' * 199}…"),
         ({"data": {"image_size": 1e18}}, "data.image_size: must be at most 16,384, not 1e+18"),
         ({"batch": {"global_size": 2**40}}, "batch.global_size: must be at most 10,000,000, not 1099511627776"),

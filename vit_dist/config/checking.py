@@ -14,7 +14,7 @@ from vit_dist.config.option import options
 from vit_dist.config.schema import Schema, sections
 from vit_dist.config.validation import contradictions
 from vit_dist.config.values import REFUSED, describe, readable
-from vit_dist.errors import UserError, nearest
+from vit_dist.errors import UserError, nearest, visible
 
 _BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 _LONGEST = 200
@@ -43,7 +43,7 @@ def checked(values: Mapping[str, Any]) -> Schema:
     # A field that was refused has its default here, so a contradiction that it is part of says nothing new.
     others = [line for line in contradictions(schema) if line.partition(":")[0] not in problems]
     if problems or others:
-        raise UserError("\n".join([*problems.values(), *others]))
+        raise UserError("\n".join(map(visible, [*problems.values(), *others])))
     return schema
 
 

@@ -19,6 +19,7 @@ LIMITS = {
     "augment.shift": 16384,
     "augment.mixup": 1000,
     "augment.cutmix": 1000,
+    "augment.repeats": 1_000_000,
     "batch.global_size": 10_000_000,
     "batch.micro_size": 1_000_000,
     "loss.temperature": 1000,

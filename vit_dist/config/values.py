@@ -176,7 +176,14 @@ def _check_entries(value: Any, depth: int = 0, count: int = 0) -> int:
     return count
 
 
+def _check_digits(value: Any) -> None:
+    if isinstance(value, int) and abs(value) >= 10**limits.YAML_DIGITS:
+        raise PydanticCustomError(REFUSED, "is too long: {most} digits at most", {"most": limits.YAML_DIGITS})
+
+
 def _as_written(value: Any) -> Any:
+    """Return the text of a number as YAML had it. Raises PydanticCustomError for a number that has no text."""
+    _check_digits(value)
     return value.written if isinstance(value, (WrittenInt, WrittenFloat)) else value
 
 
@@ -192,6 +199,7 @@ def _plain(text: str) -> str:
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("not a number")
+    _check_digits(value)
     return value
 
 
