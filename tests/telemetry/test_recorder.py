@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.fields import BatchConfig, LogConfig, RunConfig, ScheduleConfig, TrainConfig
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import Line
+from vit_dist.run_folder.status import write_status
 from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
@@ -75,3 +78,36 @@ def test_other_ranks_keep_the_history_and_write_nothing(tmp_path: Path, capsys: 
     assert record.history == [line]
     assert not path.exists()
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_memory_and_descriptors_are_flat_over_many_updates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history of lines grows, by design, by about 2 KB a line; nothing else does."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = Config(run=RunConfig(dir=str(tmp_path), device="cpu"), log=LogConfig(trackers="wandb"))
+    trackers = Trackers(config, lambda text: None, enabled=True)
+    trackers.start(None)
+    plan = recorder(tmp_path / "other.jsonl", Sent()).plan
+    record = Recorder(tmp_path / "metrics.jsonl", plan, Console(speaks=False), trackers, writes=True)
+    status = tmp_path / "status.json"
+
+    def usage() -> tuple[int, int, int]:
+        """Return resident bytes, open descriptors and threads of this process."""
+        fields = Path("/proc/self/statm").read_text().split()
+        return int(fields[1]) * 4096, len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    def record_lines(first: int, last: int) -> None:
+        for update in range(first, last):
+            record.record("train", update, {**TRAIN, "grad_norm": 1.0, "top1": None, "skipped_updates": 0})
+            record.outputs.write(status, lambda: write_status(tmp_path, "running", 0))
+            while trackers._trackers["wandb"].background._calls.qsize() > 500:
+                time.sleep(0.001)
+
+    record_lines(1, 1000)
+    before = usage()
+    record_lines(1000, 6000)
+    after = usage()
+    record.close()
+    assert after[1:] == before[1:]
+    assert (after[0] - before[0]) / 5000 < 3000
+    print(f"{(after[0] - before[0]) / 5000:.0f} bytes a line, {after[1]} descriptors, {after[2]} threads")
