@@ -56,7 +56,7 @@ def lost(logits: Tensor, targets: Tensor) -> Tensor:
     The NaN has no derivative, so that the gradient stays finite.
     """
     global forwards
-    forwards += 1
+    forwards += logits.requires_grad
     values = cross_entropy(logits, targets)
     first, last = int(os.environ["LOST_FROM"]), int(os.environ.get("LOST_TO", "1000000"))
     here = os.environ.get("RANK", "0") == os.environ.get("LOST_RANK", "0")
