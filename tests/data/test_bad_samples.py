@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.processes import run_world
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.data import workers as workers_module
 from vit_dist.data.bad_samples import BadSamples
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing
@@ -243,3 +249,36 @@ def test_a_run_ends_with_the_name_of_a_file_that_became_a_pipe(
         train(config_of(tmp_path / "run", str(images), **{"data.workers": workers}), source=data)
     assert str(error.value) == f"{path}: is a named pipe, not a file: remove it"
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+class Hanging(FileSource):
+    """Images of which none comes in a worker after the first ten."""
+
+    def image(self, index: int) -> Image.Image:
+        if multiprocessing.parent_process() is not None:
+            self.paths[0].with_suffix(".read").open("a").write("x")
+            if self.paths[0].with_suffix(".read").stat().st_size > 50:
+                time.sleep(1)  # what was read ahead is used up, and the run waits for this image
+                os.kill(os.getppid(), signal.SIGTERM)
+                signal.pause()
+        return super().image(index)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")
+def test_a_run_that_is_asked_to_stop_while_its_storage_hangs_saves_and_stops(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workers_module, "_STOP_SECONDS", 0.5)
+    images = tmp_path / "pictures"
+    shutil.copytree(image_folder, images)
+    data = read_folder(images)
+    source = files(images, "train")
+    data.splits["train"] = all_of(Hanging(source.paths, source.labels))
+    start = time.monotonic()
+    run = train(config_of(tmp_path / "run", str(images), **{"data.workers": 1}), source=data)
+    assert time.monotonic() - start < 20
+    assert run.stopped
+    assert "data: asked to stop while reading " in capsys.readouterr().out
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert (tmp_path / "run" / "checkpoints" / f"update_{status['update']:08d}").is_dir()

@@ -14,7 +14,7 @@ from torch import Tensor
 from vit_dist.data.augmentation.transforms import Transform
 from vit_dist.data.sources.source import decoded, read_image, sample_name
 from vit_dist.data.sources.splits import Subset
-from vit_dist.errors import UserError, one_line
+from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.plan import Slots
 
@@ -176,10 +176,13 @@ class Reader:
         except UserError:
             raise
         except Exception as error:  # a transform of the user's own may raise anything
-            name, reason = sample_name(source, index, "image"), f"{type(error).__name__}: {one_line(error, 200)}"
+            name, reason = (
+                visible(sample_name(source, index, "image")),
+                f"{type(error).__name__}: {one_line(error, 200)}",
+            )
             return f"{name}: cannot be transformed ({reason})"
         if made.shape != pixels.shape:
-            name = sample_name(source, index, "image")
+            name = visible(sample_name(source, index, "image"))
             return f"{name}: is {list(made.shape)}, others are {list(pixels.shape)}: make them alike"
         pixels[:] = made
         return None

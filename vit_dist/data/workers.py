@@ -24,7 +24,7 @@ from vit_dist.data import worker as worker_process
 from vit_dist.data.reader import HostBatch, Reader
 from vit_dist.data.sources.source import sample_name
 from vit_dist.data.worker import Buffer, progress_of, shared_memory
-from vit_dist.errors import UserError, one_line
+from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.plan import Slots
 from vit_dist.runtime.runtime import Runtime
 
@@ -230,7 +230,7 @@ class Workers:
         return "starting" if index < 0 else f"reading {self._name(index)}"
 
     def _name(self, index: int) -> str:
-        return sample_name(self.reader.subset.source, index, "image")
+        return visible(sample_name(self.reader.subset.source, index, "image"))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from vit_dist.data.sources.source import sample_name
 from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import evaluation_reader
 from vit_dist.data.workers import Workers, worker_count
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, visible
 from vit_dist.files import user_path
 from vit_dist.inference.evaluation import evaluate_subset
 from vit_dist.inference.load import TrainedModel
@@ -71,7 +71,7 @@ def predict_files(
             for slot, row in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
                 image = str(paths[ids[slot]])
                 if slot in batch.bad:
-                    yield ImagePrediction(image, error=batch.bad[slot].removeprefix(f"{image}: "))
+                    yield ImagePrediction(image, error=batch.bad[slot].removeprefix(f"{visible(image)}: "))
                 elif batch.weights[slot]:
                     yield ImagePrediction(image, _named(trained.names, *row))
     finally:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vit_dist.errors import UserError, one_line
+from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Ints
 
 # Pillow logs what it raises as well; without a handler that would be printed.
@@ -69,21 +69,21 @@ class FileSource:
             reason = error.strerror or one_line(error, 200)
         except Exception as error:  # on damaged files, decoders raise nearly everything
             reason = one_line(error, 200)
-        raise UserError(f"{path}: cannot be decoded ({reason}): mend or remove the file")
+        raise UserError(f"{visible(str(path))}: cannot be decoded ({reason}): mend or remove the file")
 
     def _decode(self, file: BinaryIO, path: Path) -> Image.Image:
         size = os.fstat(file.fileno()).st_size
         if size > 8 * self.max_pixels + 2**26:  # some formats are read whole; no pixel takes more than 8 bytes
             raise UserError(
-                f"{path}: has {size:,} bytes, more than an image of data.max_pixels ({self.max_pixels:,}): "
-                "remove it, or raise the limit"
+                f"{visible(str(path))}: has {size:,} bytes, more than an image of data.max_pixels "
+                f"({self.max_pixels:,}): remove it, or raise the limit"
             )
         with Image.open(file, formats=_known_formats()) as image:
             if image.format in ("JPEG", "MPO") and image.width * image.height > _HALVED_ABOVE:
                 image.draft(None, (image.width // 2, image.height // 2))
             if image.width * image.height > self.max_pixels:
                 raise UserError(
-                    f"{path}: has {image.width:,} × {image.height:,} pixels, and data.max_pixels is "
+                    f"{visible(str(path))}: has {image.width:,} × {image.height:,} pixels, and data.max_pixels is "
                     f"{self.max_pixels:,}: make it smaller, or raise the limit"
                 )
             with _silent_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
@@ -108,7 +108,7 @@ def open_regular(path: Path) -> BinaryIO:
 def _check_regular(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise UserError(f"{path}: is {kind}, not a file: remove it")
+        raise UserError(f"{visible(str(path))}: is {kind}, not a file: remove it")
 
 
 @contextlib.contextmanager
@@ -158,5 +158,7 @@ def eight_bits(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise UserError(f"{path}: has values of 32 bits, whose range nobody knows: save it with 8 or 16 bits")
+        raise UserError(
+            f"{visible(str(path))}: has values of 32 bits, whose range nobody knows: save it with 8 or 16 bits"
+        )
     return image

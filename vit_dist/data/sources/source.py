@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vit_dist.errors import UserError, one_line
+from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Ints
 
 Pixels = NDArray[np.uint8]
@@ -42,7 +42,7 @@ def read_image(source: Source, index: int) -> Image.Image:
         raise
     except Exception as error:  # a source of the user's own may raise anything
         reason = f"{type(error).__name__}: {one_line(error, 200)}"
-        raise UserError(f"{sample_name(source, index, 'image')}: cannot be read ({reason})") from error
+        raise UserError(f"{visible(sample_name(source, index, 'image'))}: cannot be read ({reason})") from error
 
 
 def decoded(source: Source) -> Pixels | None:
