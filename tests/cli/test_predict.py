@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.cli.commands import DIGITS_MODEL, command, metrics_line, numbered_model, predict_by_hand, resize_and_crop
 from tests.conftest import REPOSITORY
+from tests.data.sources.damaged import whole
 from tests.runs import digits_as_files, train_digits_run, train_pictures_run
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
@@ -94,6 +95,20 @@ def unreadable_images(folder: Path) -> list[Path]:
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
     empty.write_bytes(b"")
     return [text, half, empty]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_avif_costs_its_own_answer_only(
+    run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    path, content = tmp_path / "a.avif", whole("avif")
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2))
+    good = sorted((files / "5").iterdir())[:2]
+    words = [run, good[0], path, good[1], "--evaluate.batch_size", 2, "--data.workers", workers]
+    predictions = predict_json(capsys, *words)
+    assert [prediction.get("error", "")[:19] for prediction in predictions] == ["", "cannot be decoded (", ""]
+    assert [predictions[0], predictions[2]] == predict_json(capsys, run, *good)
+    assert command(capsys, "predict", *words).err.startswith("1 could not be read; 3 images in ")
 
 
 # Which images
