@@ -196,6 +196,15 @@ def test_a_file_that_is_not_safetensors_gives_a_one_line_error(tmp_path: Path) -
     assert "\n" not in actual
 
 
+def test_a_pickle_is_refused_by_its_name_and_not_read(tmp_path: Path) -> None:
+    for name in ("weights.pth", "weights.bin", "weights.ckpt"):
+        torch.save(ours().state_dict(), tmp_path / name)
+        with pytest.raises(UserError) as error:
+            start_from(ours(), ModelConfig(pretrained=str(tmp_path / name)), [])
+        line = f"model.pretrained: {tmp_path / name}: a pickle is never read: convert it to safetensors"
+        assert str(error.value) == line
+
+
 def test_missing_and_unused_weights_are_listed(tmp_path: Path) -> None:
     path = saved(ours(position="sincos"), tmp_path)
     model, fresh = (ours(position="sincos", registers=3, layer_scale=0.1) for _ in range(2))

@@ -28,6 +28,7 @@ from vit_dist.models.weights import load_weights
 
 # Files of a checkpoint → whose weights they hold.
 _WEIGHTS = {"model": "raw", "ema": "ema"}
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def load_model(
         return _from_weights_file(fields, path)
     if (path / "config.json").is_file():
         return _from_export(path, fields, trust_code)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl") and path.is_file():
+    if path.suffix in _PICKLES and path.is_file():
         raise UserError(f"{path}: a pickle is never read: convert it to safetensors")
     if path.suffix == ".onnx" and path.is_file():
         raise UserError(f"{path}: onnxruntime runs it; here give the run, or the folder, that it was made from")
@@ -238,6 +239,8 @@ def start_from(model: nn.Module, config: ModelConfig, classes: list[str]) -> lis
     if config.pretrained == "timm":
         return load_pretrained(model, timm_weights(config.name), new_head=False)
     path = Path(config.pretrained).expanduser()
+    if path.suffix in _PICKLES and path.is_file():
+        raise UserError(f"model.pretrained: {path}: a pickle is never read: convert it to safetensors")
     if not path.is_dir():
         return load_pretrained(model, path, new_head=False)
     source, notes = choose_checkpoint(path, "model.pretrained")
