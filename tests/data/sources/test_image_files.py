@@ -89,10 +89,11 @@ def test_what_is_no_file_is_named_and_not_opened(
 def test_a_file_that_becomes_a_pipe_while_it_is_opened_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, look = picture(tmp_path / "a.png"), os.stat
+    path = picture(tmp_path / "a.png")
 
     def exchanged(name: Path) -> os.stat_result:
-        status = look(name)
+        monkeypatch.undo()
+        status = os.stat(name)
         path.unlink()
         os.mkfifo(path)
         return status
