@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ class TensorBoardRun:
         """tracker: Accelerate's, started."""
         self.tracker = tracker
         self.background = Background()
+        self._hook = threading.excepthook
+        threading.excepthook = self._unless_of_tensorboard
 
     @classmethod
     def start(cls, folder: Path, fields: Mapping[str, Any], position: int) -> TensorBoardRun:
@@ -60,6 +63,13 @@ class TensorBoardRun:
 
     def end(self) -> str | None:
         """Write what is left and close the files, in a bounded time; return what went wrong, if anything."""
-        if not self.background.close(self.tracker.finish, _SECONDS_TO_END):
+        ended = self.background.close(self.tracker.finish, _SECONDS_TO_END)
+        threading.excepthook = self._hook
+        if not ended:
             return f"still writing after {_SECONDS_TO_END} s"
         return one_line(self.background.error, 200) if self.background.error else None
+
+    def _unless_of_tensorboard(self, error: threading.ExceptHookArgs) -> None:
+        """Print a thread's error, unless it is TensorBoard's own, which comes here too and is told in one line."""
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self._hook(error)
