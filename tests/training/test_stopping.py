@@ -197,3 +197,22 @@ def test_a_run_whose_launcher_is_gone_saves_and_ends(tmp_path: Path) -> None:
     ended = status(folder)
     assert ended["state"] == "stopped"
     assert read_json(folder / "checkpoints" / "last" / "state.json")["train_state"]["position"] == ended["update"] > 0
+
+
+def test_a_stop_after_the_folder_was_claimed_is_told_as_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The signal comes with the first line that the run prints."""
+    write = sys.stdout.write
+
+    def stopping(text: str) -> int:
+        if text.startswith("vit_dist "):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(text)
+
+    monkeypatch.setattr(sys.stdout, "write", stopping)
+    with pytest.raises(Stopped):
+        train(Config.load("digits", {**CONFIG, "log.level": "info", "run.dir": str(tmp_path / "run")}))
+    assert status(tmp_path / "run")["state"] == "stopped"
+    monkeypatch.undo()
+    assert not train(config(tmp_path / "run")).stopped

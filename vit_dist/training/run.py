@@ -162,22 +162,15 @@ def _write_report(run: Run, console: Console) -> Path | None:
 
 def _run(trainer: Trainer) -> Run:
     """Run a trainer until it has finished or is stopped, and write to status.json how it ended."""
+    summary: dict[str, Any] = {}
+    finished = False
     try:
-        trainer.write_status("running")
-        save_inputs(trainer)
-        trainer.console.start(trainer.components.plan, trainer.state.position)
-        summary: dict[str, Any] = {}
-        finished = False
         with contextlib.suppress(Stopped):
+            trainer.write_status("running")
+            save_inputs(trainer)
+            trainer.console.start(trainer.components.plan, trainer.state.position)
             trainer.runtime.flags.raises = False
-            try:
-                finished = loop(trainer)
-            except DivergedError:
-                raise diverged(trainer) from None
-            trainer.console.stop()
-            if finished:
-                finished = False
-                check_finite(trainer)
+            if _make_updates(trainer):
                 summary = _finish(trainer)
                 finished = True
         trainer.console.stop()
@@ -201,6 +194,18 @@ def _run(trainer: Trainer) -> Run:
         raise
     finally:
         trainer.close()
+
+
+def _make_updates(trainer: Trainer) -> bool:
+    """Make all updates. Return False if the run was stopped. Raises ModelError if it ends with no usable model."""
+    try:
+        finished = loop(trainer)
+    except DivergedError:
+        raise diverged(trainer) from None
+    trainer.console.stop()
+    if finished:
+        check_finite(trainer)
+    return finished
 
 
 def _finish(trainer: Trainer) -> dict[str, Any]:
