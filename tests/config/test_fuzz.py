@@ -161,14 +161,7 @@ def test_a_hostile_config_is_planned_or_refused(
     plan(fields, tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(scope="session")
-def with_slow_tests(pytestconfig: pytest.Config) -> None:
-    if "slow" not in pytestconfig.getoption("markexpr"):
-        pytest.skip("takes ten minutes: run with -m slow")
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("with_slow_tests")
 @settings(UNHURRIED, max_examples=1000)
 @given(CONFIGS)
 def test_a_thousand_hostile_configs_are_planned_or_refused(

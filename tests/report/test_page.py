@@ -485,10 +485,8 @@ def test_the_command_rejects_a_folder_without_a_run(tmp_path: Path, capsys: pyte
 
 @pytest.mark.slow
 def test_the_report_of_a_million_lines_is_small(
-    tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "slow" not in request.config.getoption("markexpr"):
-        pytest.skip("takes a quarter of a minute: run with -m slow")
     count = 10**6
     folder = make_run(tmp_path / "run", [start_line(0, 0.0, planned=count)])
     # Fill in one template: a million calls of json.dumps would take longer than the report.
