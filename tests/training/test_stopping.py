@@ -79,7 +79,7 @@ def test_each_stop_signal_saves_and_stops(number: signal.Signals, tmp_path: Path
     assert status(folder)["state"] == "stopped"
     assert read_json(folder / "checkpoints" / "last" / "state.json")["train_state"]["position"] == 3
     assert signal.getsignal(number) == handler
-    assert not train_acting(folder, 0, send(number), checkpoint__every="100%").stopped
+    assert not train_acting(folder, -1, send(number), checkpoint__every="100%").stopped
 
 
 # The first pass counts FLOPs. An evaluation is one pass with the raw weights and one with the average: at updates 2, 4,
