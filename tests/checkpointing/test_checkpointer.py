@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tests.checkpointing.states import state_values
 from tests.processes import run_world
+from tests.run_folder.full_disk import small_disk
 from vit_dist.checkpointing.checkpoint import open_checkpoint
 from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.folder import pointed_to
@@ -103,3 +105,49 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path: 
     assert errors[0] == errors[1]
     assert errors[0].startswith(f"{folder}: a checkpoint cannot be written: ")
     assert "File exists" in errors[0]
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_not_begun(runtime: Runtime, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        saver = checkpointer(disk, runtime)
+        saver.model = nn.Linear(300, 100)
+        saver.optimizer = torch.optim.SGD(saver.model.parameters(), lr=0.1)
+        with pytest.raises(UserError) as caught:
+            saver.save()
+        assert str(caught.value) == (
+            f"{disk}/checkpoints: a checkpoint cannot be written: 118 KiB are needed and 100 KiB free: make room, then "
+            "run it again"
+        )
+        assert list((disk / "checkpoints").iterdir()) == []
+
+
+def test_a_failure_of_the_thread_reaches_the_next_flags(runtime: Runtime, tmp_path: Path) -> None:
+    saver = checkpointer(tmp_path, runtime)
+    saver.folder.mkdir()
+    (saver.folder / ".writing_update_00000000").write_text("in the way")
+    saver.save()
+    with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written: \[Errno 17\] File exists"):
+        saver.wait()
+    assert runtime.flags.agreed().failed
+    assert saver.take_written() == []
+
+
+def test_the_copy_is_made_before_the_next_step_may_change_it(runtime: Runtime, tmp_path: Path) -> None:
+    saver = checkpointer(tmp_path, runtime)
+    weights = saver.model.weight.detach().clone()
+    saver.save()
+    saver.wait_for_copy()
+    with torch.no_grad():
+        saver.model.weight.add_(1)
+    saver.wait()
+    path = tmp_path / "checkpoints" / "update_00000000" / "model.safetensors"
+    assert torch.equal(load_file(path)["weight"], weights)
+
+
+def test_a_checkpoint_that_is_given_up_leaves_nothing(runtime: Runtime, tmp_path: Path) -> None:
+    saver = checkpointer(tmp_path, runtime)
+    saver.close(wait=False)  # from here on none is wanted
+    saver.save()
+    with pytest.raises(UserError, match="given up"):
+        saver.wait()
+    assert list(saver.folder.iterdir()) == []

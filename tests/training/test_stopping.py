@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests import custom_losses
 from tests.training.test_kill_points import CONFIG, config, result
-from vit_dist import Config, Run, train
+from vit_dist import Config, Run, UserError, train
 from vit_dist.data.sources.open import open_data
 from vit_dist.files import read_json
 from vit_dist.models.build import build_model
@@ -216,3 +216,29 @@ def test_a_stop_after_the_folder_was_claimed_is_told_as_stopped(
     assert status(tmp_path / "run")["state"] == "stopped"
     monkeypatch.undo()
     assert not train(config(tmp_path / "run")).stopped
+
+
+def test_a_save_that_fails_ends_the_run_after_the_next_update(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def block() -> None:
+        (folder / "checkpoints" / ".writing_update_00000003").write_text("in the way")
+
+    with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written: \[Errno 17\] File exists"):
+        train_acting(folder, 2, block)
+    ended = status(folder)
+    assert (ended["state"], ended["update"] <= 5) == ("failed", True)
+    assert "a checkpoint cannot be written" in ended["reason"]
+    (folder / "checkpoints" / ".writing_update_00000003").unlink()
+    assert not train_acting(folder, -1, block).stopped
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_acting(tmp_path / "run", 3, twice)
+    assert status(tmp_path / "run")["state"] == "failed"
+    assert not train_acting(tmp_path / "run", -1, twice).stopped

@@ -23,6 +23,8 @@ from vit_dist.optim.ema import EMA
 from vit_dist.optim.schedules import Schedule
 from vit_dist.runtime.runtime import Runtime
 
+_SECONDS_TO_GIVE_UP = 5.0
+
 
 @dataclass
 class _Save:
@@ -65,6 +67,7 @@ class Checkpointer:
     broken: set[str] = field(default_factory=set)
     _thread: threading.Thread | None = None
     _failure: str | None = None
+    _given_up: bool = False
     _save: _Save | None = None
     _written: list[_Save] = field(default_factory=list)
     _buffers: Buffers = field(default_factory=dict)
@@ -103,10 +106,14 @@ class Checkpointer:
             lines.append((save.snapshot.position, values))
         return lines
 
-    def close(self) -> None:
-        """Let the checkpoint that is being written come to its end, whatever it is."""
+    def close(self, *, wait: bool = True) -> None:
+        """Let the checkpoint that is being written come to its end, whatever it is; or give it up.
+
+        wait: False gives it up, and waits only as long as a disk takes for a piece of it.
+        """
+        self._given_up = not wait
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(None if wait else _SECONDS_TO_GIVE_UP)
 
     def _begin(self) -> None:
         """Start the thread that copies and writes the run as it is now."""
@@ -177,13 +184,18 @@ class Checkpointer:
         """
         best, last_skipped = (snapshot.state["train_state"][name] for name in ("best", "last_skipped"))
         best_update = best["update"] if best is not None else None
-        path, size = write_snapshot(self.folder, snapshot)
+        path, size = write_snapshot(self.folder, snapshot, self._check_wanted)
         self.whole.add(path.name)
         self.broken.discard(path.name)
         point_to_known(self.folder, snapshot.position, best_update)
         if snapshot.position not in last_skipped:  # else these weights may be what makes updates go wrong
             prune(self.folder, self.keep, snapshot.position, best_update, self._is_whole)
         return path, size
+
+    def _check_wanted(self) -> None:
+        """Raise InterruptedError if what is being written has been given up."""
+        if self._given_up:
+            raise InterruptedError("given up")
 
     def _is_whole(self, path: Path) -> bool:
         """Return whether a checkpoint is complete; each is read once in a run's life."""

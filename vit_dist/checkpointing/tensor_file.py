@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -34,21 +34,27 @@ _RANK = {dtype: rank for rank, dtype in enumerate(_TYPES)}
 _PIECE = 8 * 2**20
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], before_each: Callable[[], None] = lambda: None
+) -> dict[str, int | str]:
     """Write contiguous tensors on the host as the safetensors library would; return the file's `bytes` and `sha256`.
 
-    Neither hashing nor writing holds Python's lock, so that training goes on meanwhile. Raises OSError.
+    Neither hashing nor writing holds Python's lock, so that training goes on meanwhile. before_each: called before each
+    piece of some MiB; what it raises ends the writing. Raises OSError.
     """
     ordered = sorted(tensors.items(), key=lambda item: (_RANK[item[1].dtype], item[0]))
-    return write_hashed(path, _pieces(ordered))
+    return write_hashed(path, _pieces(ordered), before_each)
 
 
-def write_hashed(path: Path, pieces: Iterator[bytes | memoryview]) -> dict[str, int | str]:
+def write_hashed(
+    path: Path, pieces: Iterator[bytes | memoryview], before_each: Callable[[], None] = lambda: None
+) -> dict[str, int | str]:
     """Write a file from pieces; return its `bytes` and `sha256`, as the manifest holds them. Raises OSError."""
     digest = hashlib.sha256()
     size = 0
     with path.open("wb") as file:
         for piece in pieces:
+            before_each()
             file.write(piece)
             digest.update(piece)
             size += len(piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,27 +70,31 @@ def take_snapshot(
     return Snapshot(position, tensors, {"format": FORMAT, **state, "optimizer": optimizer_numbers(optimizer, model)})
 
 
-def write_snapshot(folder: Path, snapshot: Snapshot) -> tuple[Path, int]:
+def write_snapshot(
+    folder: Path, snapshot: Snapshot, before_each: Callable[[], None] = lambda: None
+) -> tuple[Path, int]:
     """Write `folder/update_<position>` from copies on the host; return its path and size in bytes. Raises OSError.
 
-    Until the last rename nothing of that name exists; after it, everything is complete and on the disk.
+    Until the last rename nothing of that name exists; after it, everything is complete and on the disk. before_each:
+    called before each piece of some MiB; what it raises ends the writing, and nothing is left.
     """
     final = folder / f"update_{snapshot.position:08d}"
     hidden = folder / f"{WRITING}{final.name}"
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
     try:
-        size = _write_files(hidden, snapshot)
+        size = _write_files(hidden, snapshot, before_each)
+        before_each()
         publish(hidden, final, replace=True)
     finally:  # a full disk needs the room
         shutil.rmtree(hidden, ignore_errors=True)
     return final, size
 
 
-def _write_files(hidden: Path, snapshot: Snapshot) -> int:
+def _write_files(hidden: Path, snapshot: Snapshot, before_each: Callable[[], None]) -> int:
     """Write the files of a checkpoint, the manifest last; return their size in bytes. Raises OSError."""
     files = {f"{file}.safetensors": tensors for file, tensors in snapshot.tensors.items()}
-    entries = {name: write_tensors(hidden / name, tensors) for name, tensors in files.items()}
+    entries = {name: write_tensors(hidden / name, tensors, before_each) for name, tensors in files.items()}
     state = json.dumps(snapshot.state, indent=1, allow_nan=False).encode()
     entries["state.json"] = write_hashed(hidden / "state.json", iter([state]))
     manifest = {"format": MANIFEST_FORMAT, "files": dict(sorted(entries.items()))}

@@ -163,7 +163,7 @@ def _write_report(run: Run, console: Console) -> Path | None:
 def _run(trainer: Trainer) -> Run:
     """Run a trainer until it has finished or is stopped, and write to status.json how it ended."""
     summary: dict[str, Any] = {}
-    finished = False
+    finished = interrupted = False
     try:
         with contextlib.suppress(Stopped):
             trainer.write_status("running")
@@ -188,12 +188,13 @@ def _run(trainer: Trainer) -> Run:
             trainer.components.preprocessing,
         )
     except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
         trainer.write_status(
             "failed", one_line(error if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
         )
         raise
     finally:
-        trainer.close()
+        trainer.close(wait=not interrupted)
 
 
 def _make_updates(trainer: Trainer) -> bool:

@@ -151,10 +151,10 @@ class Trainer:
             status = folder / "status.json"
             recorder.outputs.write(status, lambda: write_status(folder, state, position, reason, recorder.problems))
 
-    def close(self) -> None:
-        """Release workers, trackers, files and the folder."""
+    def close(self, *, wait: bool = True) -> None:
+        """Release workers, trackers, files and the folder. wait: for a checkpoint that is being written."""
         self.console.stop()
-        self.checkpointer.close()
+        self.checkpointer.close(wait=wait)
         self.stream.close()
         for stream in self.evaluation_streams.values():
             stream.close()
