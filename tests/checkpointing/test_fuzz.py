@@ -75,11 +75,11 @@ def outcome(seed: int, folder: Path) -> tuple[str, str]:
     return what, " and ".join(done) or "refused"
 
 
-def is_right(found: torch.Tensor | dict[str, torch.Tensor]) -> bool:
+def is_right(answer: torch.Tensor | dict[str, torch.Tensor]) -> bool:
     """Return whether an answer is that of the undamaged checkpoint."""
-    if isinstance(found, torch.Tensor):
-        return any(torch.equal(found, logits(FIXTURE / f"{name}.safetensors")) for name in ("model", "ema"))
-    return all(torch.equal(found[name], tensor) for name, tensor in undamaged().items())
+    if isinstance(answer, torch.Tensor):
+        return any(torch.equal(answer, logits(FIXTURE / f"{name}.safetensors")) for name in ("model", "ema"))
+    return all(torch.equal(answer[name], tensor) for name, tensor in undamaged().items())
 
 
 @cache

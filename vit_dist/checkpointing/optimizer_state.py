@@ -79,17 +79,17 @@ def check_optimizer_state(
 
 
 def _differences(
-    parameter: str, found: Mapping[str, TensorSpec | type], wanted: Mapping[str, TensorSpec | type]
+    parameter: str, stored: Mapping[str, TensorSpec | type], wanted: Mapping[str, TensorSpec | type]
 ) -> Iterator[str]:
     """Yield what differs between the slots of a parameter and those that the optimizer keeps."""
-    for slot in sorted(found.keys() | wanted.keys()):
+    for slot in sorted(stored.keys() | wanted.keys()):
         name = f"{parameter}{SEPARATOR}{slot}"
         if slot not in wanted:
             yield f"{name} is not in the optimizer"
-        elif slot not in found:
+        elif slot not in stored:
             yield f"{name} is missing"
-        elif found[slot] != wanted[slot]:
-            yield f"{name} is {_named(found[slot])}, the optimizer's {_named(wanted[slot])}"
+        elif stored[slot] != wanted[slot]:
+            yield f"{name} is {_named(stored[slot])}, the optimizer's {_named(wanted[slot])}"
 
 
 def _named(kind: TensorSpec | type) -> str:

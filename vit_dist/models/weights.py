@@ -144,5 +144,5 @@ def _untied(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _same_type(found: str, wanted: str, *, exact: bool) -> bool:
-    return found == wanted or (not exact and {found, wanted} <= _FLOATS)
+def _same_type(stored: str, wanted: str, *, exact: bool) -> bool:
+    return stored == wanted or (not exact and {stored, wanted} <= _FLOATS)

@@ -1,4 +1,4 @@
-"""What a line of metrics.jsonl must hold to be used: a file that was damaged may hold anything."""
+"""Check that a line of metrics.jsonl has what its readers need: a damaged file may hold anything."""
 
 from __future__ import annotations
 
