@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from vit_dist import UserError
-from vit_dist.files import publish, staged
+from vit_dist.files import publish, staged, write_json, write_text
 
 
 def make(path: Path, *, folder: bool, error: BaseException | None = None) -> None:
@@ -76,3 +78,22 @@ def test_leftovers_of_a_killed_process_are_replaced(tmp_path: Path) -> None:
         publish(hidden, path)
     assert list(path.iterdir()) == []
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device")
+def test_a_device_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    write_text(device, "x")
+    write_json(device, {"a": 1})
+    assert device.is_char_device()
+    with pytest.raises(UserError, match=r"null: is a device: name a file or a folder$"), staged(device):
+        pass
+    assert device.is_char_device()
+
+
+def test_a_hidden_file_of_the_users_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("SECRET=1")
+    write_text(tmp_path / "env", "text")
+    assert (tmp_path / ".env").read_text() == "SECRET=1"
+    assert (tmp_path / "env").read_text() == "text"

@@ -22,15 +22,23 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a hidden path in the folder of `path` to write to; at the end it becomes `path`.
 
     Readers see the old file or the new one, never half of either; after an error nothing is left. Not forced to the
-    disk. Raises OSError.
+    disk. A device, such as /dev/null, is written to as it is. Raises OSError.
     """
-    hidden = path.with_name(f".{path.name}")
+    if is_device(path):
+        yield path
+        return
+    hidden = path.with_name(f"{WRITING}{path.name}")
     try:
         yield hidden
         hidden.replace(path)
     finally:
         with contextlib.suppress(OSError):
             hidden.unlink()
+
+
+def is_device(path: Path) -> bool:
+    """Return whether a path leads to a device, which must never be replaced by a file."""
+    return path.is_char_device() or path.is_block_device()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,15 +102,17 @@ def staged(path: Path) -> Iterator[Path]:
 
     Whatever is left at the hidden path at the end is removed. Raises UserError, naming `path`, for an OSError.
     """
+    if is_device(path):
+        raise UserError(f"{path}: is a device: name a file or a folder")
     hidden = path.with_name(f"{WRITING}{path.name}")
-    _remove(hidden)
+    remove(hidden)
     try:
         yield hidden
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise UserError(f"{path}: cannot be written: {reason}: name a place in a folder of yours that exists") from None
     finally:
-        _remove(hidden)
+        remove(hidden)
 
 
 def publish(hidden: Path, path: Path, *, replace: bool = False) -> None:
@@ -168,7 +178,8 @@ def check_place(folder: Path, field: str) -> None:
         raise UserError(f"{field}: {folder} cannot be written: {why}: set another")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be removed."""
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         path.unlink()

@@ -206,7 +206,7 @@ def test_what_a_killed_process_left_is_undone_or_removed(tmp_path: Path) -> None
     for name in (".writing_update_00000003", ".removing_update_00000000"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("half")
-    (tmp_path / ".last").symlink_to("update_00000002")
+    (tmp_path / ".writing_last").symlink_to("update_00000002")
     tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [first.name, second.name]
     assert checkpoint.why_broken(first) is None

@@ -241,7 +241,7 @@ def test_files_that_cannot_be_written_are_reported_and_do_not_end_the_run(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def blocked(path: Path, content: Any) -> None:
-        hidden = path.with_name(f".{path.name}")
+        hidden = path.with_name(f".writing_{path.name}")
         hidden.mkdir()
         try:
             write_predictions(path, content)

@@ -140,12 +140,13 @@ def test_a_broken_summary_is_made_again(broken: bytes, run: Path, finished: Path
     assert result(run) == result(finished)
 
 
+@pytest.mark.parametrize("empty", [True, False])
 def test_a_torn_config_is_replaced_by_that_of_the_checkpoint(
-    run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+    empty: bool, run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unfinished(run)
     stored = run / "config.yaml"
-    stored.write_text(stored.read_text()[:40] + "\nrun: [")
+    stored.write_text("" if empty else stored.read_text()[:40] + "\nrun: [")
     with pytest.raises(UserError, match=r"holds a run of another config: optimizer\.lr: 1\.0 there, 0\.5 now"):
         train(Config.load("digits", {**CONFIG, "run.dir": str(run), "optimizer.lr": 0.5}))
     train(config(run))
@@ -154,7 +155,9 @@ def test_a_torn_config_is_replaced_by_that_of_the_checkpoint(
     assert stored.read_text() == (finished / "config.yaml").read_text().replace(str(finished), str(run))
 
 
-@pytest.mark.parametrize("files", [[], [".lock"], [".lock", "status.json"], [".lock", "status.json", ".config.yaml"]])
+@pytest.mark.parametrize(
+    "files", [[], [".lock"], [".lock", "status.json"], [".lock", "status.json", ".writing_config.yaml"]]
+)
 def test_a_run_killed_before_it_had_its_config_begins(files: list[str], tmp_path: Path, finished: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -281,7 +284,7 @@ def test_labels_of_a_source_are_part_of_its_identity(tmp_path: Path) -> None:
 
 def test_what_earlier_starts_left_half_written_is_removed(run: Path, finished: Path) -> None:
     unfinished(run)
-    for name in (".status.json", ".summary.json", ".config.yaml", ".progress.md", ".predictions.safetensors"):
+    for name in (".writing_status.json", ".writing_summary.json", ".writing_config.yaml", ".writing_progress.md"):
         (run / name).write_text("half")
     (run / ".writing_report").mkdir()
     (run / "checkpoints" / ".writing_update_00000099").mkdir()

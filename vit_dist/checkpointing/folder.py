@@ -12,7 +12,7 @@ from pathlib import Path
 from vit_dist.checkpointing.checkpoint import Checkpoint, open_whole
 from vit_dist.checkpointing.manifest import MANIFEST, DamagedCheckpointError
 from vit_dist.errors import UserError
-from vit_dist.files import REPLACED, WRITING, replacing
+from vit_dist.files import REPLACED, WRITING, remove, replacing
 
 _REMOVING = ".removing_"
 
@@ -139,10 +139,9 @@ def tidy(folder: Path) -> None:
         final = folder / path.name.removeprefix(REPLACED)
         if not final.exists():
             path.rename(final)
-    for path in [*folder.glob(f"{REPLACED}*"), *folder.glob(f"{_REMOVING}*"), *folder.glob(f"{WRITING}*")]:
-        shutil.rmtree(path)
-    for name in ("best", "last"):
-        (folder / f".{name}").unlink(missing_ok=True)
+    for prefix in (REPLACED, _REMOVING, WRITING):
+        for path in folder.glob(f"{prefix}*"):
+            remove(path)
 
 
 def point_to_known(folder: Path, position: int, best: int | None) -> None:

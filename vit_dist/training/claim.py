@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
 import yaml
@@ -14,9 +13,8 @@ from vit_dist.config.config import Config
 from vit_dist.data.fingerprint import SAMPLES, write_samples
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
-from vit_dist.files import WRITING, write_durably
+from vit_dist.files import WRITING, remove, write_durably
 from vit_dist.run_folder.lock import FolderLock
-from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS
 from vit_dist.run_folder.status import write_status
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.resume import holds_run
@@ -75,17 +73,8 @@ def claim_folder(
     return locks[0] if locks else None
 
 
-# Files of a run that are replaced whole; until then their content is in a hidden file.
-_REPLACED = (
-    *("config.yaml", "status.json", "summary.json", "progress.md"),
-    *(SAMPLES, INPUTS, PREDICTIONS),
-)
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a process that was killed left half written. Raises OSError."""
-    for name in _REPLACED:
-        (folder / f".{name}").unlink(missing_ok=True)
     for path in folder.glob(f"{WRITING}*"):
-        shutil.rmtree(path)
+        remove(path)
     tidy(folder / "checkpoints")

@@ -17,6 +17,7 @@ from vit_dist.config.recipe import read_yaml
 from vit_dist.data.fingerprint import SAMPLES, difference
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
+from vit_dist.files import WRITING
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import read_metrics
 from vit_dist.run_folder.status import status
@@ -26,7 +27,7 @@ from vit_dist.run_folder.summary import read_summary
 # unless dropout draws by micro-batch. Both are noted.
 _MAY_CHANGE = ("train.duration", "batch.micro_size")
 # All that a folder holds whose run was killed before it had its config.
-_FIRST_FILES = (".lock", ".status.json", "status.json", ".config.yaml")
+_FIRST_FILES = (".lock", f"{WRITING}status.json", "status.json", f"{WRITING}config.yaml")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,10 @@ def _config_before(folder: Path, newest: Checkpoint | None) -> tuple[Config | No
     """Return the config that a run was last started with, and a note if its file is not whole."""
     stored = folder / "config.yaml"
     try:
-        return Config.from_dict(read_yaml(stored)), []
+        values = read_yaml(stored)
+        if not values:
+            raise UserError(f"{stored}: is empty")
+        return Config.from_dict(values), []
     except UserError as error:
         if newest is None:
             return None, [f"{one_line(error)}: it is written anew"]
