@@ -596,6 +596,20 @@ def test_another_number_of_training_images_prints_a_note(
     assert "note:" not in command(capsys, "evaluate", run, "--folder", more).out
 
 
+def test_a_split_of_other_images_than_the_run_had_prints_a_note(
+    held_out_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many images, one of them renamed: the val split is drawn anew, with images that were trained on."""
+    run, renamed = held_out_run / "run", tmp_path / "renamed"
+    shutil.copytree(held_out_run / "data", renamed)
+    (renamed / "ant" / "00.png").rename(renamed / "ant" / "zz.png")
+    note = "note: the images of val are not those that the run had: some of them may have been trained on\n"
+    result = command(capsys, "evaluate", run, "--data.root", renamed, "--split", "val")
+    assert (result.code, result.err) == (0, "")
+    assert note in result.out
+    assert "note:" not in command(capsys, "evaluate", run, "--split", "val").out
+
+
 def test_a_model_without_data_needs_a_folder_or_a_data_set(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class TrainedModel:
 
     classes: as the data names them; names: for people. weights: raw or ema, of update `update` (None if it is not of
     a run). config: its run's, or an equivalent one. precision: that it was trained in. samples: number of its run's
-    training images. notes: lines for the user, as on checkpoints that were passed over.
+    training images. notes: lines for the user, as on checkpoints that were passed over. data: the fingerprint of its
+    run's splits, if it is of a run that says it.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class TrainedModel:
     precision: str = "fp32"
     samples: int | None = None
     notes: tuple[str, ...] = ()
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def load_model(
@@ -142,6 +144,7 @@ def _from_run(
         precision=state.precision,
         samples=state.samples,
         notes=tuple(notes),
+        data=state.data,
     )
 
 
@@ -156,10 +159,10 @@ def _from_weights_file(fields: Mapping[str, Any], path: Path | None) -> TrainedM
     side = config.data.image_size or (made.image_size if made else 0)
     mean, std = config.data.mean or (made.mean if made else ()), config.data.std or (made.std if made else ())
     problems = [] if side else ["data.image_size: set the side in pixels that the model was trained at"]
-    for field, values in (("data.mean", mean), ("data.std", std)):
+    for name, values in (("data.mean", mean), ("data.std", std)):
         if len(values) != channels:
             count = f"{channels} values" if channels > 1 else "one value"
-            problems.append(f"{field}: set what the model was trained with, {count}")
+            problems.append(f"{name}: set what the model was trained with, {count}")
     if problems:
         raise UserError("\n".join(problems))
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)

@@ -100,6 +100,9 @@ def _files(folder: Path, classes: Sequence[str], max_pixels: int, field: str = "
 
 
 def _is_image(path: Path, folder: Path) -> bool:
-    """Return whether a path in a folder is an image, by its extension; not if it is hidden or a folder itself."""
+    """Return whether a path in a folder is an image, by its extension; not if it is hidden or a folder itself.
+
+    A dead link or a pipe is one too, so that reading it says what it is: left out here, nobody would miss it.
+    """
     hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in _EXTENSIONS and (folder / path).is_file()
+    return not hidden and path.suffix.lower() in _EXTENSIONS and not (folder / path).is_dir()
