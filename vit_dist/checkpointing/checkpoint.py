@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from vit_dist.checkpointing.fields import read_fields
 from vit_dist.checkpointing.formats import FORMAT, check_format, to_current
-from vit_dist.checkpointing.manifest import AVERAGE, DamagedCheckpointError, verify_files
+from vit_dist.checkpointing.manifest import AVERAGE, DamagedCheckpointError, errors_as_damage, verify_files
 from vit_dist.checkpointing.optimizer_state import SEPARATOR, check_optimizer_state, parameter_names
 from vit_dist.checkpointing.state import CheckpointState, TrainState, read_state
 from vit_dist.errors import UserError
@@ -107,15 +107,9 @@ def open_whole(path: Path, *, hashes: bool = True) -> Checkpoint:
     """
     sizes = verify_files(path, hashes=hashes)
     file = path / "state.json"
-    try:
+    with errors_as_damage(file):
         fields = read_fields(file, _MOST_BYTES_OF_STATE)
         state = read_state(to_current(fields, check_format(file, fields, FORMAT)))
-    except UserError:
-        raise
-    except OSError as error:
-        raise DamagedCheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DamagedCheckpointError(f"{file}: {error}") from None
     _check_position(path, state.train_state)
     _check_average(path, state, averaged=AVERAGE in sizes)
     return Checkpoint(path, state, sum(sizes.values()))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from vit_dist.checkpointing.fields import read_fields
@@ -61,12 +63,25 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def errors_as_damage(file: Path) -> Iterator[None]:
+    """Raise what reading a file of a checkpoint raises as DamagedCheckpointError that names it; UserError as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise DamagedCheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{file}: {error}") from None
+
+
 def _read_manifest(file: Path) -> dict[str, tuple[int, str]]:
     """Return (bytes, SHA-256) by name of file. Raises DamagedCheckpointError; UserError for a later format."""
     problem = why_unreadable(file)
     if problem is not None:
         raise DamagedCheckpointError(f"{file}: {problem}")
-    try:
+    with errors_as_damage(file):
         fields = read_fields(file, _MOST_BYTES)
         check_format(file, fields, MANIFEST_FORMAT)
         files = fields.fields("files")
@@ -75,10 +90,4 @@ def _read_manifest(file: Path) -> dict[str, tuple[int, str]]:
         for name in (*FILES, *([AVERAGE] if files.has(AVERAGE) else [])):
             entry = files.fields(name)
             entries[name] = (entry.integer("bytes"), entry.sha256("sha256"))
-        return entries
-    except UserError:
-        raise
-    except OSError as error:
-        raise DamagedCheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DamagedCheckpointError(f"{file}: {error}") from None
+    return entries

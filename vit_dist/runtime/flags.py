@@ -25,7 +25,7 @@ class Stopped(BaseException):  # no Exception: it may come at any line, and noth
 
 
 class Agreed(NamedTuple):
-    """What any rank has asked for: to stop, to save now; or whether a checkpoint could not be written."""
+    """The flags as all ranks agree on them: stop, save now, a checkpoint could not be written."""
 
     stop: bool
     save: bool
