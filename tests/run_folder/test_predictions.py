@@ -23,6 +23,7 @@ from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.stream import Stream
 from vit_dist.data.stream import pictures as pictures_at
 from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.figures import figures_of
 from vit_dist.run_folder.metrics import Line
 from vit_dist.run_folder.predictions import (
     INPUTS,
@@ -34,6 +35,7 @@ from vit_dist.run_folder.predictions import (
     write_predictions,
 )
 from vit_dist.run_folder.status import status
+from vit_dist.run_folder.summary import is_sound
 from vit_dist.runtime.runtime import Runtime
 
 # A learning rate so high that the best weights are not the last, and that raw and EMA weights predict differently.
@@ -145,6 +147,9 @@ def test_inputs_are_written_once_and_predictions_at_each_end(tmp_path: Path, mon
     assert run.best is not None
     assert saved.metadata["update"] == run.best.update <= 15
     assert saved.predictions.top1() == run.summary["test"]["top1"]
+    assert run.summary["figures"] == {"split": "test", **figures_of(saved.predictions, 10).brief()}
+    assert is_sound(run.summary)
+    assert not is_sound({**run.summary, "figures": {**run.summary["figures"], "top1_interval": [1.0]}})
     assert_predicted_by_model(run, saved, "test")
 
     longer = train(digits(folder, train__duration="30 updates", **fields))

@@ -96,3 +96,11 @@ def test_the_summary_says_if_patience_ran_out(capsys: pytest.CaptureFixture[str]
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(Console(speaks=False), Path("runs/mine"), SUMMARY, None)
     assert capsys.readouterr().out == ""
+
+
+def test_accuracy_on_test_has_its_margin(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"split": "test", "top1_interval": [96.0, 98.4]}
+    assert (
+        printed(capsys, figures=figures)[4] == "  test      top1 97.50 % (±1.5), loss 0.1235, of the best raw weights"
+    )
+    assert "±" not in printed(capsys, figures={**figures, "split": "val"})[4]

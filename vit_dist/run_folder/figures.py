@@ -119,6 +119,17 @@ class Figures:
         present = np.flatnonzero(self.support)
         return present[np.argsort(self.f1[present], kind="stable")[:count]].astype(np.int64)
 
+    def brief(self) -> dict[str, Any]:
+        """Return the figures of a run's summary: accuracy's interval, balanced accuracy, macro F1 and baseline."""
+        return {
+            "seen": self.seen,
+            "top1_interval": list(self.top1_interval),
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro["f1"],
+            "macro_f1_interval": list(self.macro_f1_interval),
+            "baseline": self.baseline,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures over all classes as plain values for JSON."""
         return {

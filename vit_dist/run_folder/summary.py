@@ -50,6 +50,7 @@ def is_sound(summary: Mapping[str, Any]) -> bool:
         and each(_MAPPINGS, lambda value: value is None or isinstance(value, dict))
         and _is_best(summary.get("best"))
         and all(_are_measures(summary.get(name)) for name in ("final", "test"))
+        and _are_figures(summary.get("figures"))
     )
 
 
@@ -76,3 +77,21 @@ def _are_measures(values: Any) -> bool:
         and is_number(values.get("top1", 0.0))
         and (values.get("top5") is None or is_number(values["top5"]))
     )
+
+
+def _are_figures(figures: Any) -> bool:
+    """Return whether this is None, or the figures of a split's predictions."""
+    if figures is None:
+        return True
+    rates = ("balanced_accuracy", "macro_f1", "baseline")
+    return (
+        isinstance(figures, dict)
+        and figures.get("split") in ("val", "test")
+        and is_count(figures.get("seen"))
+        and all(is_number(figures.get(name)) for name in rates)
+        and all(_is_interval(figures.get(name)) for name in ("top1_interval", "macro_f1_interval"))
+    )
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))

@@ -229,7 +229,7 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
         predictions = trainer.evaluate_weights("val", TOP_K).predictions
     if predictions is not None:
         save_predictions(trainer, "val" if test is None else "test", weights, update, predictions)
-    summary = summarise(trainer, weights, test)
+    summary = summarise(trainer, weights, test, predictions)
     trainer.recorder.trackers.summarise(summary)
     if trainer.runtime.is_main:
         path = trainer.folder / "summary.json"

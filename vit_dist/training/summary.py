@@ -11,14 +11,21 @@ import numpy as np
 
 from vit_dist.files import json_number
 from vit_dist.formatting import duration, loss_text, weights_text
+from vit_dist.run_folder.figures import figures_of, margin
 from vit_dist.run_folder.goodput import goodput, running_seconds, seconds_by_use
 from vit_dist.run_folder.metrics import read_written
+from vit_dist.run_folder.predictions import Predictions
 from vit_dist.telemetry.console import Console
 from vit_dist.training.trainer import Trainer
 
 
-def summarise(trainer: Trainer, weights: str, test: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the content of summary.json. weights: those that `test` and `final` are of (raw or ema)."""
+def summarise(
+    trainer: Trainer, weights: str, test: dict[str, Any] | None, predictions: Predictions | None
+) -> dict[str, Any]:
+    """Return the content of summary.json. weights: those that `test` and `final` are of (raw or ema).
+
+    predictions: for test, or for val if there is no test.
+    """
     components, state, runtime = trainer.components, trainer.state, trainer.runtime
     plan, history = components.plan, trainer.recorder.history
     evaluations = [line for line in history if line["kind"] == "eval"]
@@ -52,6 +59,9 @@ def summarise(trainer: Trainer, weights: str, test: dict[str, Any] | None) -> di
         "best": asdict(state.best) if state.best else None,
         "final": {name: on_val[-1][name] for name in ("loss", "top1", "top5")} if on_val else None,
         "test": {**test, "loss": json_number(test["loss"])} if test else None,
+        "figures": {"split": "test" if test else "val", **figures_of(predictions, len(components.data.classes)).brief()}
+        if predictions is not None
+        else None,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
         "seconds": by_use,
         "goodput": goodput(by_use),
@@ -80,7 +90,7 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
             f", {weights}" if summary["weights"] == "ema" else ""
         )
     if test:
-        rows["test"] = f"top1 {test['top1']:.2f} %, loss {loss_text(test['loss'])}, of the " + (
+        rows["test"] = f"top1 {test['top1']:.2f} %{_margin_text(summary)}, loss {loss_text(test['loss'])}, of the " + (
             f"best {weights}" if best else f"last {weights}"
         )
     rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"
@@ -92,6 +102,14 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     rows["next"] = f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx"
     console.say("finished")
     console.table(rows)
+
+
+def _margin_text(summary: dict[str, Any]) -> str:
+    """Return how far chance may move the accuracy on test: ` (±1.1)`; nothing in summaries of earlier versions."""
+    figures = summary.get("figures")
+    if not figures or figures["split"] != "test":
+        return ""
+    return f" (±{margin(summary['test']['top1'], figures['top1_interval']):.1f})"
 
 
 def _goodput_text(summary: dict[str, Any]) -> str:
