@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     MIX = 11
     GRID = 12
     REPLACEMENT = 13
+    SURVEY = 14
 
 
 def key(*parts: int) -> int:

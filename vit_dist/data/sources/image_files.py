@@ -29,6 +29,7 @@ _FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI"),
     "TGA",
 )
+_GREY = {"1", "L", "LA", "La", "I", "F"}
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -90,6 +91,22 @@ class FileSource:
                 image.load()
             plain = eight_bits(image, path)
             return plain if plain.mode == self.mode else plain.convert(self.mode)  # in its own mode, it would copy it
+
+
+def read_header(path: Path) -> tuple[int, int, bool] | None:
+    """Return an image's width and height in pixels, and whether it is grey, without decoding it; None if it has none.
+
+    An image that is stored in colour and looks grey counts as one in colour.
+    """
+    try:
+        with (
+            open_regular(path) as file,
+            _pillow_limits(MAX_PIXELS),
+            Image.open(file, formats=_known_formats()) as image,
+        ):
+            return image.width, image.height, image.mode in _GREY or image.mode.startswith("I;16")
+    except Exception:  # on damaged files, decoders raise nearly everything; reading the image says what is wrong
+        return None
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vit_dist.data.sources.source import Source
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, visible
 from vit_dist.plan.keys import Ints, Purpose, key
 from vit_dist.plan.permutation import permute
 
@@ -38,8 +38,24 @@ class Subset:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Files or folders of one kind that are not used: what they are, how many, and one of them."""
+
+    kind: str
+    count: int
+    example: str
+
+    def __str__(self) -> str:
+        """Return it in words, safe to show on one line."""
+        return f"{self.count:,} {self.kind} ({visible(self.example)})"
+
+
+@dataclass(frozen=True)
 class LabelledSplits:
-    """The data of a run: splits by name, class names, channels, side in pixels, mean and std per channel."""
+    """The data of a run: splits by name, class names, channels, side in pixels, mean and std per channel.
+
+    left_out: what is in its folder and not used. notes: lines for the user on how the folder was read.
+    """
 
     splits: dict[str, Subset]
     classes: tuple[str, ...]
@@ -47,6 +63,8 @@ class LabelledSplits:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def all_of(source: Source) -> Subset:

@@ -1,0 +1,184 @@
+"""The facts of a data set: images per class and split, sizes of a sample, what was left out, and what to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+
+from vit_dist.data.sources.image_files import read_header
+from vit_dist.data.sources.source import decoded
+from vit_dist.data.sources.splits import LabelledSplits, LeftOut, Subset
+from vit_dist.errors import visible
+from vit_dist.plan.keys import Purpose, key
+from vit_dist.plan.permutation import permute
+
+# The file in a run's folder that keeps the survey of its data.
+SURVEY = "data.json"
+# As many headers are read for the sizes: a keyed sample of train.
+SAMPLED = 500
+FEW_IMAGES, SMALL_VAL, TINY, HUGE, UNBALANCED = 10, 50, 32, 4000, 10
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """Sides in pixels of a sample of train's images, and the share of grey ones among them, 0 to 1.
+
+    smallest and largest: of any side. median: of the shorter sides. sampled: images whose header could be read.
+    """
+
+    sampled: int
+    smallest: int
+    median: int
+    largest: int
+    grey: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The facts of a data set. counts: split → images of each class, in the order of `classes`.
+
+    sizes: None where no file says (a source of the user's own). notes: lines for the user.
+    """
+
+    classes: tuple[str, ...]
+    counts: dict[str, tuple[int, ...]]
+    sizes: ImageSizes | None
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+    def total(self, split: str) -> int:
+        """Return the images of a split, 0 if there is no such split."""
+        return sum(self.counts.get(split, ()))
+
+    def rows(self) -> dict[str, str]:
+        """Return classes, sizes and what was left out in words, by name, for an overview."""
+        rows = {"classes": self._classes_text()}
+        if self.sizes is not None:
+            rows["sizes"] = _sizes_text(self.sizes)
+        if self.left_out:
+            rows["left out"] = "; ".join(map(str, self.left_out))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        counts = {split: dict(zip(self.classes, row, strict=True)) for split, row in self.counts.items()}
+        return {
+            "classes": list(self.classes),
+            "counts": counts,
+            "sizes": None if self.sizes is None else asdict(self.sizes),
+            "left_out": [asdict(kind) for kind in self.left_out],
+            "notes": list(self.notes),
+        }
+
+    def _classes_text(self) -> str:
+        """Return the images of each class: all classes if they are few, else the smallest, median and largest."""
+        splits = sorted(self.counts, key=["train", "val", "test"].index)
+        of_class = {
+            name: " + ".join(f"{self.counts[split][number]:,}" for split in splits)
+            for number, name in enumerate(self.classes)
+        }
+        head = f"{len(self.classes)} (images of {' + '.join(splits)})" if len(splits) > 1 else f"{len(self.classes)}"
+        if len(self.classes) <= 10:
+            return f"{head}: " + ", ".join(f"{visible(name)} {text}" for name, text in of_class.items())
+        order = sorted(range(len(self.classes)), key=lambda number: (self.counts["train"][number], number))
+        named = {"smallest": order[0], "median": order[(len(order) - 1) // 2], "largest": order[-1]}
+        few = (
+            f"{what} {visible(self.classes[number])} {of_class[self.classes[number]]}" for what, number in named.items()
+        )
+        return f"{head}: " + ", ".join(few)
+
+
+def survey(data: LabelledSplits) -> Survey:
+    """Count the images of each class, and measure a keyed sample of train's: at most 500 headers are read."""
+    counts = {
+        name: tuple(np.bincount(split.labels, minlength=len(data.classes)).tolist())
+        for name, split in data.splits.items()
+    }
+    sizes = _measure(data.splits["train"])
+    notes = [*data.notes, *_count_notes(data.classes, counts)]
+    if sizes is not None and decoded(data.splits["train"].source) is None:
+        notes += _size_notes(sizes)
+    return Survey(data.classes, counts, sizes, data.left_out, tuple(notes))
+
+
+def _measure(train: Subset) -> ImageSizes | None:
+    pixels = decoded(train.source)
+    if pixels is not None:
+        height, width = pixels.shape[2:]
+        sides = min(height, width), max(height, width)
+        return ImageSizes(len(train), sides[0], sides[0], sides[1], float(pixels.shape[1] == 1))
+    paths: Sequence[Path] | None = getattr(train.source, "paths", None)
+    if paths is None:
+        return None
+    count = min(SAMPLED, len(train))
+    places = permute(np.arange(count, dtype=np.int64), len(train), key(0, Purpose.SURVEY))
+    read = (read_header(paths[index]) for index in train.indices[places].tolist())
+    headers = [header for header in read if header is not None]
+    if not headers:
+        return None
+    shorter = [min(width, height) for width, height, _ in headers]
+    return ImageSizes(
+        sampled=len(headers),
+        smallest=min(shorter),
+        median=median_low(shorter),
+        largest=max(max(width, height) for width, height, _ in headers),
+        grey=sum(grey for _, _, grey in headers) / len(headers),
+    )
+
+
+def _sizes_text(sizes: ImageSizes) -> str:
+    grey = "" if sizes.grey in (0, 1) else f", {sizes.grey:.0%} of them grey"
+    grey = ", grey" if sizes.grey == 1 else grey
+    if sizes.smallest == sizes.largest:
+        return f"{sizes.smallest} × {sizes.smallest} pixels{grey}"
+    return (
+        f"sides of {sizes.smallest:,} to {sizes.largest:,} pixels, median {sizes.median:,} "
+        f"(shorter side; {sizes.sampled} images{grey})"
+    )
+
+
+def _count_notes(classes: Sequence[str], counts: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """Yield what a person should know of the numbers of images."""
+    train = counts["train"]
+    few = [number for number, count in enumerate(train) if count < FEW_IMAGES]
+    if few:
+        names = _few([f"{classes[number]} {train[number]}" for number in few])
+        have = "class has" if len(few) == 1 else "classes have"
+        yield f"{len(few)} {have} under {FEW_IMAGES} training images ({names}): add images, or expect mistakes there"
+    smallest, largest = min(train), max(train)
+    if smallest and largest >= UNBALANCED * smallest:
+        names = f"{classes[train.index(largest)]} {largest:,}, {classes[train.index(smallest)]} {smallest:,}"
+        ratio = f"{largest / smallest:.0f} to 1 ({visible(names)})"
+        yield f"classes are unbalanced, {ratio}: read balanced accuracy and the figures per class, not accuracy alone"
+    if "val" not in counts:
+        return
+    val = sum(counts["val"])
+    if val < SMALL_VAL:
+        yield f"val has {val} images, so one of them is {100 / val:.1f} points of accuracy: more make it steadier"
+    absent = [classes[number] for number, count in enumerate(counts["val"]) if not count]
+    if absent:
+        have = "class has" if len(absent) == 1 else "classes have"
+        yield f"{len(absent)} {have} no image in val ({_few(absent)}): nothing is measured on them"
+
+
+def _size_notes(sizes: ImageSizes) -> Iterator[str]:
+    """Yield what a person should know of the sizes of image files."""
+    if sizes.smallest < TINY:
+        yield f"some sides are of {sizes.smallest} pixels: below {TINY}, little is there to see, however it is enlarged"
+    if sizes.largest > HUGE:
+        yield (
+            f"some sides are of {sizes.largest:,} pixels: decoding may take longer than training; "
+            "smaller copies train as well"
+        )
+    if 0 < sizes.grey < 1:
+        grey = f"{sizes.grey:.0%}" if sizes.grey >= 0.005 else "under 1%"
+        yield f"{grey} of the images are grey among images in colour: a class that has more of them is told by that"
+
+
+def _few(names: Sequence[str]) -> str:
+    return visible(", ".join(names[:3]) + (" …" if len(names) > 3 else ""))
