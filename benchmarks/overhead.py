@@ -25,8 +25,8 @@ from vit_dist.data.sources.source import decoded
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
-from vit_dist.training.components import open_splits
 from vit_dist.training.loop import loop
+from vit_dist.training.resolve import resolve
 from vit_dist.training.resume import ResumePoint
 from vit_dist.training.setup import setup
 from vit_dist.training.trainer import Trainer
@@ -81,7 +81,7 @@ def main() -> None:
         settings += ["--log.trackers", "none", "--schedule.warmup", "0 updates"]
         config = parse_arguments("train", [*settings, *rest]).load_config()
         runtime = Runtime(config.run, config.train.precision)
-        trainer = setup(config, runtime, Console(speaks=False), ResumePoint(), None, open_splits(config, None))
+        trainer = setup(resolve(config), runtime, Console(speaks=False), ResumePoint(), None)
         trainer.evaluation_streams.clear()
         bare = BareLoop(trainer)
         trainer.save = lambda: None  # type: ignore[method-assign]

@@ -108,7 +108,8 @@ def load(fields: dict[str, Any]) -> Config | None:
         check_refusal(error)
         return None
     assert Config.from_dict(config.to_dict()) == config
-    assert config.folder.resolve().parent == Path("runs").resolve() or config.run.dir
+    if config.run.name and not config.run.dir:
+        assert config.folder.resolve().parent == Path("runs").resolve()
     return config
 
 

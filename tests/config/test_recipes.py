@@ -73,7 +73,7 @@ def test_the_command_in_a_recipe_trains_it(path: Path) -> None:
     assert all(flag.startswith("--") for flag in flags)
     overrides = {flag.removeprefix("--"): value for flag, value in flags.items()}
     config = Config.load(overrides.pop("config", None), overrides)
-    assert config.run.name.rpartition("-")[0] == path.stem
+    assert config == Config.load(path.stem, overrides)
     assert Config.load(path.stem) == Config.load(path)
 
 

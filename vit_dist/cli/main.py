@@ -155,10 +155,7 @@ def _print_config(arguments: Arguments, config: Config) -> bool:
         return False
     import yaml
 
-    values = config.to_dict()
-    if config.run.name.endswith(f"-{config.identity()}"):
-        values["run"]["name"] = ""  # derived from the other fields, also after an edit
-    print(yaml.safe_dump(values, sort_keys=False), end="")
+    print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
     return True
 
 

@@ -22,6 +22,7 @@ from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import augment_notes, plan_rows
+from vit_dist.training.resolve import resolve
 from vit_dist.training.resume import find_resume_point
 
 
@@ -32,6 +33,8 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     Raises UserError for everything that `train` refuses, except what depends on the machine, the
     network or what is in the run's folder.
     """
+    resolved = resolve(config)
+    config = resolved.config
     check_place(config.folder, "run.dir" if config.run.dir else "run.name")
     if config.run.resume not in ("auto", "never"):
         find_resume_point(config)
@@ -40,6 +43,7 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
         world_size=processes,
         device=torch.device("cpu"),
         autocast=contextlib.nullcontext,
+        source=resolved.data,
         load_pretrained=config.model.pretrained != "timm",  # a plan downloads no weights
         trust_code=trust_code,
     )

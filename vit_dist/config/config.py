@@ -35,8 +35,7 @@ class Config(Schema):
         overrides = dict(overrides or {})
         if recipe is None:
             recipe = recipe_for(overrides)
-        path = find_recipe(recipe)
-        values = read_yaml(path)
+        values = read_yaml(find_recipe(recipe))
         for key, value in overrides.items():
             section, _, name = key.partition(".")
             if values.get(section) is None:
@@ -46,11 +45,7 @@ class Config(Schema):
                 raise UserError(f"{key}: no such field; write it as section.field, as in optimizer.lr")
             both = isinstance(value, Mapping) and isinstance(fields.get(name), Mapping)
             fields[name] = merged(fields[name], value) if both else value
-        config = cls.from_dict(values)
-        if not config.run.name and not config.run.dir:
-            name = f"{path.stem}-{config.identity()}"
-            config = dataclasses.replace(config, run=dataclasses.replace(config.run, name=name))
-        return config
+        return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -74,12 +69,18 @@ class Config(Schema):
             if option.changes_result or not changes_result
         }
 
-    def identity(self) -> str:
-        """Return six hex digits that name everything that can change the result."""
-        text = json.dumps(self.fields(changes_result=True), sort_keys=True)
+    def identity(self, data: object = None) -> str:
+        """Return six hex digits that name everything in the config that can change the result, and the data if given.
+
+        data: what tells it from other data, as JSON can hold it.
+        """
+        fields = self.fields(changes_result=True)
+        text = json.dumps(fields if data is None else [fields, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 
     @property
     def folder(self) -> Path:
-        """The folder of the run."""
-        return Path(self.run.dir or f"runs/{self.run.name or f'{self.data.name}-{self.identity()}'}")
+        """The folder of the run. Raises ValueError if it has no name yet: `resolve` gives it one, from the data."""
+        if not self.run.dir and not self.run.name:
+            raise ValueError("run.name: is empty until the data has been opened")
+        return Path(self.run.dir or f"runs/{self.run.name}")

@@ -17,7 +17,9 @@ class RunConfig:
     """The run: name, folder, seed and hardware."""
 
     name: str = option(
-        "", "name of the run; empty: the recipe's name and the six hex digits of the identity", changes_result=False
+        "",
+        "name of the run; empty: the data's name and six hex digits of the config and the data",
+        changes_result=False,
     )
     dir: str = option("", "folder of the run; empty: runs/<run.name>", changes_result=False)
     seed: int = option(0, "seed of every random draw", at_least=0, below=2**63, at_inference=True)

@@ -13,7 +13,6 @@ from vit_dist.checkpointing.folder import list_checkpoints
 from vit_dist.checkpointing.manifest import DamagedCheckpointError
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
-from vit_dist.data.fingerprint import fingerprint
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
@@ -24,8 +23,9 @@ from vit_dist.inference.evaluation import evaluate
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 from vit_dist.training.bad_update import BAD_UPDATE, measure_update, what_is_wrong
-from vit_dist.training.components import Components, build_components, open_splits
+from vit_dist.training.components import Components, build_components
 from vit_dist.training.model_selection import value_of, weights_of
+from vit_dist.training.resolve import resolve
 from vit_dist.training.resume import ResumePoint, compare, resumed_state
 from vit_dist.training.setup import build_updater
 from vit_dist.training.streams import build_streams
@@ -47,15 +47,15 @@ def replay(
     Updates between the last whole checkpoint before it, or the start, and the bad one are made again. The arguments
     are those of `train`. Return the numbers as bad_update.json has them. Raises UserError.
     """
-    folder = config.folder
-    recorded = _recorded(config)
-    position = recorded["update"] - 1
-    checkpoint = _newest_before(config, position)
-    runtime = Runtime(config.run, recorded["precision"])
+    runtime = Runtime(config.run, None)
     console = Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
     try:
-        with runtime.main_first():
-            data = open_splits(config, source)
+        resolved = resolve(config, source, runtime)
+        config, data, folder = resolved.config, resolved.data, resolved.config.folder
+        recorded = _recorded(config)
+        position = recorded["update"] - 1
+        checkpoint = _newest_before(config, position)
+        runtime.use_precision(recorded["precision"], config.run.device)
         components = build_components(
             config,
             world_size=runtime.world_size,
@@ -66,8 +66,7 @@ def replay(
             load_pretrained=checkpoint is None,
             trust_code=trust_code,
         )
-        samples = runtime.run_on_main(lambda: fingerprint(data))
-        state = resumed_state(ResumePoint(checkpoint, True), components.plan, data, samples)
+        state = resumed_state(ResumePoint(checkpoint, True), components.plan, data, resolved.samples)
         again = position - state.position
         updater = build_updater(components, state, checkpoint, runtime)
         stream, evaluation_streams = build_streams(components, runtime)

@@ -19,7 +19,6 @@ from vit_dist.checkpointing.folder import checkpoint_path
 from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config
 from vit_dist.config.values import parse_seconds
-from vit_dist.data.fingerprint import fingerprint
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
@@ -35,8 +34,8 @@ from vit_dist.telemetry.console import Console
 from vit_dist.training.artifacts import save_inputs, save_predictions
 from vit_dist.training.bad_update import check_finite, diverged, without_answers
 from vit_dist.training.claim import lock_run
-from vit_dist.training.components import open_splits
 from vit_dist.training.loop import loop
+from vit_dist.training.resolve import resolve
 from vit_dist.training.resume import ResumePoint, check_same_data, find_resume_point
 from vit_dist.training.setup import setup
 from vit_dist.training.summary import print_summary, summarise
@@ -126,15 +125,15 @@ def _start(
     """Train from where the run's folder says; return the run, and whether it had finished before."""
     runtime.flags.raises = True
     runtime.flags.limit(parse_seconds(config.run.time_limit) or math.inf)
+    resolved = resolve(config, source, runtime)
+    config = resolved.config
     lock = lock_run(config.folder, runtime)
     try:
         resume = ResumePoint.from_dict(runtime.run_on_main(lambda: find_resume_point(config).to_dict()))
-        with runtime.main_first():
-            data = open_splits(config, source)
         checkpoint = resume.checkpoint
         if resume.finished:
             assert checkpoint is not None
-            check_same_data(checkpoint, data, runtime.run_on_main(lambda: fingerprint(data)))
+            check_same_data(checkpoint, resolved.data, resolved.samples)
             return _finished_before(config, console, model), True
         if lock is None and resume.checkpoint_in_folder and runtime.is_main:
             raise UserError(f"run.dir: {config.folder} cannot be written to, and its run has not finished: set another")
@@ -142,7 +141,7 @@ def _start(
         if precision == "auto" and checkpoint is not None:
             precision = checkpoint.state.precision
         runtime.use_precision(precision, config.run.device)
-        trainer = setup(config, runtime, console, resume, lock, data, model, trust_code=trust_code)
+        trainer = setup(resolved, runtime, console, resume, lock, model, trust_code=trust_code)
         lock = None  # the trainer's
     finally:
         if lock is not None:

@@ -14,8 +14,6 @@ from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.values import parse_seconds
-from vit_dist.data.fingerprint import fingerprint
-from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import one_line
 from vit_dist.optim.ema import EMA
@@ -33,6 +31,7 @@ from vit_dist.telemetry.trackers import Trackers
 from vit_dist.training.claim import claim_folder
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import print_overview
+from vit_dist.training.resolve import Resolved
 from vit_dist.training.resume import ResumePoint, resumed_state
 from vit_dist.training.streams import build_streams
 from vit_dist.training.trainer import Trainer
@@ -40,12 +39,11 @@ from vit_dist.training.update import Updater
 
 
 def setup(
-    config: Config,
+    resolved: Resolved,
     runtime: Runtime,
     console: Console,
     resume: ResumePoint,
     lock: FolderLock | None,
-    data: LabelledSplits,
     model: nn.Module | None = None,
     *,
     trust_code: bool = False,
@@ -55,7 +53,7 @@ def setup(
     lock: of the run's folder, if it held a run. Raises UserError. The folder is written to only once everything else
     has been built.
     """
-    samples = runtime.run_on_main(lambda: fingerprint(data))
+    config, data, samples = resolved.config, resolved.data, resolved.samples
     components = build_components(
         config,
         world_size=runtime.world_size,
