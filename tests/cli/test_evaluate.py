@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import io
 import json
@@ -114,18 +115,63 @@ def test_the_printed_table_has_the_worst_class_first(
     path = tmp_path / "figures.json"
     result = command(capsys, "evaluate", run, "--json", path)
     figures, lines = read_json(path), result.out.splitlines()
-    assert lines[:3] == [
-        f"  model   {run}, EMA weights of update 60",
-        "  data    test: 359 images",
-        f"  result  top1 {figures['top1']:.2f} %, top5 {figures['top5']:.2f} %, loss {figures['loss']:.4f}",
+    low, high = figures["top1_interval"]
+    lowest, highest = figures["macro_f1_interval"]
+    assert lines[:5] == [
+        f"  model     {run}, EMA weights of update 60",
+        "  data      test: 359 images",
+        f"  result    top1 {figures['top1']:.2f} % (95 % interval {low:.1f} to {high:.1f}), "
+        f"top5 {figures['top5']:.2f} %, loss {figures['loss']:.4f}",
+        f"  classes   balanced accuracy {figures['balanced_accuracy']:.2f} %, macro F1 {figures['macro']['f1']:.2f} % "
+        f"(95 % interval {lowest:.1f} to {highest:.1f})",
+        "  baseline  11.70 %: always the most frequent class, 7",
     ]
-    assert lines[3].endswith(" images/s, reading included; 1 process on cpu, fp32")
-    assert lines[4:6] == ["", "  class, worst first  images     top1"]
-    worst = sorted(figures["classes"], key=lambda row: row["top1"])
-    assert [line.split() for line in lines[6:]] == [
-        [row["class"], str(row["seen"]), f"{row['top1']:.2f}", "%"] for row in worst
-    ]
-    assert worst[0]["top1"] < worst[-1]["top1"]
+    assert lines[5].endswith(" images/s, reading included; 1 process on cpu, fp32")
+    assert lines[6] == ""
+    head = ["class,", "worst", "first", "images", "recall", "precision", "F1", "most", "often", "taken", "for"]
+    assert lines[7].split() == head
+    worst = sorted(figures["classes"], key=lambda row: row["f1"])
+    assert [line.split()[:8] for line in lines[8:18]] == [
+        [row["class"], str(row["seen"]), *(cell for name in ("recall", "precision", "f1")
+                                           for cell in (f"{row[name]:.2f}", "%"))] for row in worst
+    ]  # fmt: skip
+    assert worst[0]["f1"] < worst[-1]["f1"]
+    never = [row["class"] for row in figures["classes"] if not row["predicted"]]
+    assert lines[18:] == ([f"  never predicted: {', '.join(never)}"] if never else [])
+
+
+def test_classes_and_confusion_are_written_as_csv(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = evaluate_json(capsys, tmp_path, run, "--csv", tmp_path / "tables")
+    rows = read_csv(tmp_path / "tables" / "classes.csv")
+    assert rows[0] == ["class", "images", "predicted", "correct", "precision", "recall", "f1"]
+    for row, values in zip(rows[1:], figures["classes"], strict=True):
+        shown = ["" if values[name] is None else f"{values[name]:.4f}" for name in ("precision", "recall", "f1")]
+        assert [*row[:3], *row[4:]] == [values["class"], str(values["seen"]), str(values["predicted"]), *shown]
+    kept = read_predictions(run / "predictions.safetensors")
+    assert kept is not None
+    rows = read_csv(tmp_path / "tables" / "confusion.csv")
+    assert rows[0][1:] == [row[0] for row in rows[1:]] == [str(number) for number in range(10)]
+    assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == kept.predictions.confusion(10).tolist()
+    assert [int(row[3]) for row in read_csv(tmp_path / "tables" / "classes.csv")[1:]] == np.diag(
+        kept.predictions.confusion(10)
+    ).tolist()
+    again = command(capsys, "evaluate", run, "--csv", tmp_path / "tables")  # replaced
+    assert again.out.endswith(f"\n  written: {tmp_path / 'tables' / 'classes.csv'}, "
+                              f"{tmp_path / 'tables' / 'confusion.csv'}\n")  # fmt: skip
+    (tmp_path / "file").touch()
+    assert refused(capsys, run, "--csv", tmp_path / "file") == (
+        f"vit-dist: --csv: {tmp_path / 'file'} is a file: name a folder, for classes.csv and confusion.csv\n"
+    )
+    assert refused(capsys, run, "--csv", tmp_path / "no" / "tables") == (
+        f"vit-dist: --csv: {tmp_path / 'no' / 'tables'} cannot be written: there is no folder {tmp_path / 'no'}\n"
+    )
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
 
 
 @pytest.mark.parametrize("split", ["val", "valid", "validation"])
@@ -266,9 +312,13 @@ def test_a_folder_may_have_only_some_of_the_classes(
     right = sum(all_classes[number]["seen"] * all_classes[number]["top1"] for number in (3, 7))
     assert figures["top1"] == pytest.approx(right / figures["seen"])
     for number, row in enumerate(figures["classes"]):
-        assert row == (all_classes[number] if number in (3, 7) else {"class": str(number), "seen": 0, "top1": None})
+        expected = all_classes[number] if number in (3, 7) else {"seen": 0, "top1": None, "recall": None}
+        assert {name: row[name] for name in ("seen", "top1", "recall")} == {
+            name: expected[name] for name in ("seen", "top1", "recall")
+        }
     lines = command(capsys, "evaluate", run, "--folder", tmp_path / "some").out.splitlines()
-    assert sorted(line.split()[0] for line in lines[6:]) == ["3", "7"]
+    assert sorted(line.split()[0] for line in lines[8:10]) == ["3", "7"]
+    assert len(lines) == 10
 
 
 def test_the_validation_folder_gives_the_validation_figures(
@@ -346,10 +396,10 @@ def test_numbered_classes_match_as_many_sorted_folders(
         assert (figures["seen"], figures["top1"], figures["loss"]) == (21, expected["top1"], expected["loss"])
     shutil.copytree(image_folder / "valid" / "bee", tmp_path / "some" / "1")
     some = evaluate_json(capsys, tmp_path, model, "--folder", tmp_path / "some")
-    assert some["classes"] == [
-        {"class": "0", "seen": 0, "top1": None},
-        {**expected["classes"][1], "class": "1"},
-        {"class": "2", "seen": 0, "top1": None},
+    assert [(row["class"], row["seen"], row["top1"]) for row in some["classes"]] == [
+        ("0", 0, None),
+        ("1", expected["classes"][1]["seen"], expected["classes"][1]["top1"]),
+        ("2", 0, None),
     ]
 
 
@@ -473,7 +523,7 @@ def test_a_file_of_weights_is_evaluated_in_the_model_of_the_fields(
     assert (figures["weights"], figures["update"], figures["data"]) == ("raw", None, str(files))
     assert_same_figures(figures, metrics_line(run, split="test", weights="raw"))
     output = command(capsys, "evaluate", path, *DIGITS_MODEL, "--data.crop", 1, "--folder", files).out
-    assert output.startswith(f"  model   {path}\n")
+    assert output.startswith(f"  model     {path}\n")
 
 
 def test_a_file_of_weights_is_evaluated_on_a_named_data_set(
@@ -530,8 +580,10 @@ def test_only_the_worst_30_classes_are_listed(tmp_path: Path, capsys: pytest.Cap
     assert (figures["seen"], len(figures["classes"])) == (35, 40)
     assert figures["top5"] is not None
     lines = command(capsys, "evaluate", *words).out.splitlines()
-    assert lines[-1] == "  … the other 5 of 35 classes are no worse: --json has all"
-    assert len(lines[6:-1]) == 30
+    assert lines[38] == "  … the other 5 of 35 classes are no worse: --json and --csv have all"
+    never = [row["class"] for row in figures["classes"] if row["seen"] and not row["predicted"]]
+    assert len(never) > 5
+    assert lines[39:] == [f"  never predicted: {', '.join(never[:5])} and {len(never) - 5} more"]
 
 
 # Missing or changed data

@@ -112,6 +112,7 @@ USAGES = {
             "--folder": ("DIR", "all images in folders named after the classes, instead of a split"),
             "--weights": _WEIGHTS,
             "--json": ("FILE", "write the result, with every class"),
+            "--csv": ("DIR", "write classes.csv (precision, recall, F1 of each) and confusion.csv to a folder"),
             "--trust_code": _TRUST,
         },
         {"MODEL": _MODEL},

@@ -11,6 +11,8 @@ from vit_dist.formatting import aligned, loss_text, weights_text
 from vit_dist.inference.evaluation import Evaluation, evaluate_subset, precision_of
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.splits import Split, open_split
+from vit_dist.inference.tables import MOST_COLUMNS, check_tables_path, write_tables
+from vit_dist.run_folder.figures import Figures, figures_of
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 
@@ -18,11 +20,18 @@ _LISTED = 30
 
 
 def run_evaluate(
-    trained: TrainedModel, name: str, console: Console, *, split: str, folder: Path | None, out: Path | None
+    trained: TrainedModel,
+    name: str,
+    console: Console,
+    *,
+    split: str,
+    folder: Path | None,
+    out: Path | None,
+    tables: Path | None,
 ) -> dict[str, Any]:
-    """Evaluate a model, print the result, and write it as JSON to `out`, if given; every process calls it.
+    """Evaluate a model, print the result, and write it as JSON to `out` and as CSV to `tables`, if given.
 
-    name: the model's, as the user wrote it. Raises UserError.
+    Every process calls it. name: the model's, as the user wrote it. Raises UserError.
     """
     if split and folder is not None:
         raise UserError("--split: is of the model's data and --folder is other data: give one of them")
@@ -30,6 +39,8 @@ def run_evaluate(
         raise UserError("data.root: --folder is other data: give one of them")
     if out is not None:
         check_output_path(out, "--json")
+    if tables is not None:
+        check_tables_path(tables, "--csv")
     runtime = Runtime(trained.config.run, precision_of(trained))
     try:
         console.speaks = runtime.is_main
@@ -38,19 +49,33 @@ def run_evaluate(
         for note in opened.notes:
             console.note(f"  note: {note}")
         result = evaluate_subset(trained, opened.subset, runtime, keep=1)
-        values = _values(trained, name, opened, result, runtime)
+        assert result.predictions is not None
+        figures = figures_of(result.predictions, len(trained.classes))
+        values = _values(trained, name, opened, result, figures, runtime)
         _show(trained, values, console)
+        _show_classes(figures, opened.classes, console)
         if out is not None:
-            runtime.run_on_main(lambda: _write(out, values))
+            runtime.run_on_main(lambda: _write_json(out, values))
+        if tables is not None:
+            runtime.run_on_main(lambda: _write_tables(tables, figures, opened.classes, console))
         return values
     finally:
         runtime.end()
 
 
-def _values(trained: TrainedModel, name: str, split: Split, result: Evaluation, runtime: Runtime) -> dict[str, Any]:
+def _values(
+    trained: TrainedModel, name: str, split: Split, result: Evaluation, figures: Figures, runtime: Runtime
+) -> dict[str, Any]:
     """Return the content of --json."""
-    assert result.predictions is not None
-    seen, correct = result.predictions.per_class(len(trained.classes))
+    columns = {
+        "seen": figures.support,
+        "predicted": figures.predicted,
+        "top1": figures.recall,
+        "precision": figures.precision,
+        "recall": figures.recall,
+        "f1": figures.f1,
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return {
         "model": name,
         "weights": trained.weights,
@@ -58,19 +83,21 @@ def _values(trained: TrainedModel, name: str, split: Split, result: Evaluation, 
         "data": split.name,
         **result.to_dict(),
         "loss": json_number(result.loss),
+        **figures.to_dict(),
+        "majority_class": split.classes[figures.majority_class],
         "images_per_second": result.seen / result.seconds,
         "device": runtime.device_name,
         "world_size": runtime.world_size,
         "precision": runtime.precision,
         "classes": [
-            {"class": label, "seen": int(total), "top1": 100 * int(hits) / int(total) if total else None}
-            for label, total, hits in zip(split.classes, seen, correct, strict=True)
+            {"class": label, **{key: None if cell != cell else cell for key, cell in zip(columns, row, strict=True)}}
+            for label, row in zip(split.classes, rows, strict=True)
         ],
     }
 
 
 def _show(trained: TrainedModel, values: dict[str, Any], console: Console) -> None:
-    """Print the result, and the classes from the worst on."""
+    """Print the result."""
     weights = f", {weights_text(trained.weights)} of update {trained.update}" if trained.update is not None else ""
     top5 = f", top5 {values['top5']:.2f} %" if values["top5"] is not None else ""
     plural = "es" if values["world_size"] > 1 else ""
@@ -78,23 +105,66 @@ def _show(trained: TrainedModel, values: dict[str, Any], console: Console) -> No
         {
             "model": f"{values['model']}{weights}",
             "data": f"{values['data']}: {values['seen']:,} images",
-            "result": f"top1 {values['top1']:.2f} %{top5}, loss {loss_text(values['loss'])}",
+            "result": f"top1 {values['top1']:.2f} % ({_interval_text(values['top1_interval'])}){top5}, "
+            f"loss {loss_text(values['loss'])}",
+            "classes": f"balanced accuracy {values['balanced_accuracy']:.2f} %, "
+            f"macro F1 {values['macro']['f1']:.2f} % "
+            f"({_interval_text(values['macro_f1_interval'])})",
+            "baseline": f"{values['baseline']:.2f} %: always the most frequent class, "
+            f"{visible(values['majority_class'])}",
             "speed": f"{values['images_per_second']:,.0f} images/s, reading included; {values['world_size']} process"
             f"{plural} on {values['device']}, {values['precision']}",
         }
     )
-    tested = sorted((each for each in values["classes"] if each["seen"]), key=lambda each: float(each["top1"]))
-    head = ["class, worst first", "images", "top1"]
-    rows = [[visible(each["class"]), f"{each['seen']:,}", f"{each['top1']:.2f} %"] for each in tested[:_LISTED]]
+
+
+def _interval_text(interval: list[float]) -> str:
+    return f"95 % interval {interval[0]:.1f} to {interval[1]:.1f}"
+
+
+def _show_classes(figures: Figures, names: list[str], console: Console) -> None:
+    """Print the classes from the worst on, and those that nothing was taken for."""
+    worst, present = figures.worst(_LISTED).tolist(), int((figures.support > 0).sum())
+    head = ["class, worst first", "images", "recall", "precision", "F1", "most often taken for"]
+    taken = figures.taken_for()
+    rows = [
+        [
+            visible(names[number]),
+            f"{figures.support[number]:,}",
+            *map(_rate_text, (figures.recall[number], figures.precision[number], figures.f1[number])),
+            f"{visible(names[taken[number][0]])} ({taken[number][1]:,})" if number in taken else "",
+        ]
+        for number in worst
+    ]
     console.say("")
     for line in aligned([head, *rows]):
         console.say(f"  {line}")
-    if len(tested) > _LISTED:
-        console.say(f"  … the other {len(tested) - _LISTED} of {len(tested)} classes are no worse: --json has all")
+    if present > len(worst):
+        console.say(
+            f"  … the other {present - len(worst)} of {present} classes are no worse: --json and --csv have all"
+        )
+    never = [visible(names[number]) for number in figures.never_predicted.tolist()]
+    if never:
+        more = f" and {len(never) - 5} more" if len(never) > 5 else ""
+        console.say(f"  never predicted: {', '.join(never[:5])}{more}")
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def _rate_text(value: float) -> str:
+    return "–" if value != value else f"{value:.2f} %"
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
     try:
         write_json(path, values)
     except OSError as error:
         raise UserError(f"--json: {path} cannot be written: {error.strerror}") from None
+
+
+def _write_tables(folder: Path, figures: Figures, names: list[str], console: Console) -> None:
+    try:
+        written = write_tables(folder, figures, names)
+    except OSError as error:
+        raise UserError(f"--csv: {folder} cannot be written: {error.strerror}") from None
+    console.say(f"\n  written: {', '.join(map(str, written))}")
+    if len(written) < 2:
+        console.note(f"  note: {len(names):,} classes: a confusion matrix of more than {MOST_COLUMNS:,} is not written")

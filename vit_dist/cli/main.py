@@ -192,6 +192,7 @@ def _evaluate(words: list[str]) -> int:
         split=arguments.flags.get("--split", ""),
         folder=arguments.path("--folder"),
         out=arguments.path("--json"),
+        tables=arguments.path("--csv"),
     )
     return 0
 

@@ -119,6 +119,16 @@ class Figures:
         present = np.flatnonzero(self.support)
         return present[np.argsort(self.f1[present], kind="stable")[:count]].astype(np.int64)
 
+    def taken_for(self) -> dict[int, tuple[int, int]]:
+        """Return class → (the class that it is most often mistaken for, how often), of the classes with mistakes."""
+        classes = len(self.support)
+        pairs, counts = np.unique(self.mistakes[0] * classes + self.mistakes[1], return_counts=True)
+        order = np.lexsort([-pairs, counts])  # the last one of a class stands: the most frequent, the first of several
+        return {
+            pair // classes: (pair % classes, count)
+            for pair, count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+        }
+
     def brief(self) -> dict[str, Any]:
         """Return the figures of a run's summary: accuracy's interval, balanced accuracy, macro F1 and baseline."""
         return {
