@@ -10,11 +10,19 @@ from vit_dist.version import __version__
 if TYPE_CHECKING:
     from vit_dist.config.config import Config
     from vit_dist.errors import UserError
+    from vit_dist.inference.classifier import Classifier, load
     from vit_dist.training.run import Run, train
 
-__all__ = ["Config", "Run", "UserError", "__version__", "train"]
+__all__ = ["Classifier", "Config", "Run", "UserError", "__version__", "load", "train"]
 
-_MODULES = {"Config": "config.config", "UserError": "errors", "Run": "training.run", "train": "training.run"}
+_MODULES = {
+    "Classifier": "inference.classifier",
+    "Config": "config.config",
+    "Run": "training.run",
+    "UserError": "errors",
+    "load": "inference.classifier",
+    "train": "training.run",
+}
 
 
 def __getattr__(name: str) -> Any:

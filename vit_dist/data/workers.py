@@ -26,7 +26,6 @@ from vit_dist.data.sources.source import sample_name
 from vit_dist.data.worker import Buffer, progress_of, shared_memory
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.plan import Slots
-from vit_dist.runtime.runtime import Runtime
 
 # Micro-batches that each worker reads ahead.
 _AHEAD = 2
@@ -39,9 +38,9 @@ class WaitStoppedError(UserError):
     """Raised when the run was asked to stop while it waited for data that does not come."""
 
 
-def worker_count(workers: int | str, runtime: Runtime) -> int:
-    """Return `data.workers` as a number: auto is one for each core that this process may use, 16 at most."""
-    return min(runtime.cores, 16) if isinstance(workers, str) else workers
+def worker_count(workers: int | str, cores: int) -> int:
+    """Return `data.workers` as a number: auto is one for each of the cores that this process may use, 16 at most."""
+    return min(cores, 16) if isinstance(workers, str) else workers
 
 
 @dataclass

@@ -130,7 +130,7 @@ def _gather_predictions(batches: list[tuple[Tensor, Tensor]], runtime: Runtime) 
 def evaluate_subset(trained: TrainedModel, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
     """Evaluate a trained model on a part of its data, with all processes. keep: as for `evaluate`."""
     config = trained.config
-    workers = worker_count(config.data.workers, runtime)
+    workers = worker_count(config.data.workers, runtime.cores)
     batch_size = min(config.evaluate.batch_size, max(2, len(subset)))
     stream = EvaluationStream(
         subset,

@@ -12,11 +12,10 @@ import numpy as np
 from vit_dist.data.sources.folder import image_files
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.source import sample_name
-from vit_dist.data.sources.splits import all_of
-from vit_dist.data.stream import evaluation_reader
-from vit_dist.data.workers import Workers, worker_count
+from vit_dist.data.workers import worker_count
 from vit_dist.errors import UserError, visible
 from vit_dist.files import user_path
+from vit_dist.inference.batches import read_batches
 from vit_dist.inference.evaluation import evaluate_subset
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.output import ImagePrediction
@@ -24,7 +23,6 @@ from vit_dist.inference.probabilities import likeliest, predict_pixels
 from vit_dist.inference.splits import Split, open_split
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.permutation import permute
-from vit_dist.plan.plan import evaluation_slots
 from vit_dist.runtime.runtime import Runtime
 
 SAMPLE_SIZE = 16
@@ -55,27 +53,20 @@ def predict_files(
 
     Raises UserError for workers that cannot go on.
     """
-    data, preprocessing = trained.config.data, trained.preprocessing
-    mode = "L" if trained.channels == 1 else "RGB"
-    source = FileSource(paths, np.zeros(len(paths), np.int64), mode, data.max_pixels)
-    reader = evaluation_reader(all_of(source), preprocessing, "leave out")
-    batch_size = min(trained.config.evaluate.batch_size, len(paths))
-    count = worker_count(data.workers, runtime) if len(paths) > batch_size else 0  # to start them takes longer
-    workers = Workers(reader, count, timeout=data.timeout)
+    config, mode = trained.config, "L" if trained.channels == 1 else "RGB"
+    source = FileSource(paths, np.zeros(len(paths), np.int64), mode, config.data.max_pixels)
+    batch_size, workers = config.evaluate.batch_size, worker_count(config.data.workers, runtime.cores)
     model = trained.model.to(runtime.device)
-    try:
-        for batch in workers.read(evaluation_slots(len(paths), batch_size, 0, 1)):
-            logits = predict_pixels(model, runtime.to_device(batch.pixels), preprocessing, runtime.autocast)
-            classes, probabilities = likeliest(logits, min(top, len(trained.classes)))
-            ids = batch.ids.tolist()
-            for slot, row in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
-                image = str(paths[ids[slot]])
-                if slot in batch.bad:
-                    yield ImagePrediction(image, error=batch.bad[slot].removeprefix(f"{visible(image)}: "))
-                elif batch.weights[slot]:
-                    yield ImagePrediction(image, _named(trained.names, *row))
-    finally:
-        workers.close()
+    for batch in read_batches(trained, source, "leave out", batch_size=batch_size, workers=workers):
+        logits = predict_pixels(model, runtime.to_device(batch.pixels), trained.preprocessing, runtime.autocast)
+        classes, probabilities = likeliest(logits, min(top, len(trained.classes)))
+        ids = batch.ids.tolist()
+        for slot, row in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
+            image = str(paths[ids[slot]])
+            if slot in batch.bad:
+                yield ImagePrediction(image, error=batch.bad[slot].removeprefix(f"{visible(image)}: "))
+            elif batch.weights[slot]:
+                yield ImagePrediction(image, _named(trained.names, *row))
 
 
 def predict_split(

@@ -135,6 +135,10 @@ class ViT(nn.Module):
         For a side other than image_size, positions are resampled. drop_path: draws in 0..1, [batch, depth, 2], one
         for each sample and residual branch; without it nothing is dropped.
         """
+        return self.forward_head(self.forward_features(images, drop_path))
+
+    def forward_features(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
+        """Return the last block's tokens [batch, tokens, width], normed, as timm's models do; see `forward`."""
         x = self.patch_embed(images)
         for token in (self.reg_token, self.cls_token):
             if token is not None:
@@ -142,9 +146,14 @@ class ViT(nn.Module):
         x = self.pos_drop(x + resampled(self.pos_embed, self.prefix, self.grid, x.shape[1]))
         for i, block in enumerate(self.blocks):
             x = block(x, None if drop_path is None else drop_path[:, i])
-        x = self.norm(x)
-        x = x[:, 0] if self.cls_token is not None else x[:, self.prefix :].mean(dim=1)
-        logits: Tensor = self.head(self.pre_logits(self.fc_norm(x)))
+        tokens: Tensor = self.norm(x)
+        return tokens
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits [batch, classes] of tokens; pre_logits: what the head reads, [batch, width], instead."""
+        x = tokens[:, 0] if self.cls_token is not None else tokens[:, self.prefix :].mean(dim=1)
+        features: Tensor = self.pre_logits(self.fc_norm(x))
+        logits: Tensor = features if pre_logits else self.head(features)
         return logits
 
 

@@ -19,6 +19,15 @@ def check_device(name: str) -> None:
         raise UserError(f"run.device: no {name} device here: set run.device auto or cpu")
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device of a `run.device` for one process. Raises UserError if this machine does not have it."""
+    if name in ("cuda", "mps"):
+        check_device(name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name)
+
+
 def uses_cuda(device: str) -> bool:
     """Return whether a run with this `run.device` computes on a CUDA GPU."""
     return device in ("auto", "cuda") and torch.cuda.is_available()

@@ -12,7 +12,7 @@ from vit_dist.training.components import Components
 def build_streams(components: Components, runtime: Runtime) -> tuple[Stream, dict[str, EvaluationStream]]:
     """Return the training stream, and those of the other splits by name."""
     config, data, preprocessing = components.config, components.data, components.preprocessing
-    workers = worker_count(config.data.workers, runtime)
+    workers = worker_count(config.data.workers, runtime.cores)
     timeout, on_bad_sample = config.data.timeout, config.data.on_bad_sample
     stream = Stream(
         data.splits["train"],
