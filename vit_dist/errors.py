@@ -41,7 +41,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean X?)` if a known name is close to `name`, else `; known: X, Y`."""
     names = list(known)
     spelled = {other.lower(): other for other in names}
-    close = difflib.get_close_matches(name.lower(), list(spelled), 1)
+    close = difflib.get_close_matches(name.lower(), list(spelled), 1, 0.75)
     return f" (did you mean {spelled[close[0]]}?)" if close else f"; known: {', '.join(names)}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from vit_dist.errors import UserError, one_line
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 # Hidden names in the folder of a path: what is being built for it, and what it replaces.
 WRITING, REPLACED = ".writing_", ".replaced_"
 
@@ -168,6 +169,19 @@ def user_path(name: str, field: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         raise UserError(f"{field}: {name}: there is no such user: write the path out") from None
+
+
+def pickle_problem(path: str | Path) -> str | None:
+    """Return that a file of this name is a pickle, which is never read, and the command that converts it, or None."""
+    if Path(path).suffix.lower() not in PICKLES or os.path.isdir(os.path.expanduser(path)):
+        return None
+    converted = str(Path(path).with_suffix(".safetensors"))
+    code = (
+        f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, weights_only=True); "
+        "w = w.get('model', w.get('state_dict', w)); "
+        f"s.save_file({{k: v.clone() for k, v in w.items()}}, {converted!r})"
+    )
+    return f"{path}: a pickle is never read: convert it to safetensors: python -c {json.dumps(code)}"
 
 
 def check_place(folder: Path, field: str) -> None:

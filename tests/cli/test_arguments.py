@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -15,7 +14,6 @@ from safetensors.torch import save_file
 from tests.cli.commands import TIMM_MODEL, command
 from tests.runs import train_digits_run, train_pictures_run
 from vit_dist.cli import main
-from vit_dist.cli.aliases import MODEL_ALIASES
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.cli.commands import USAGES
 from vit_dist.config.schema import all_options
@@ -28,29 +26,6 @@ ONLY_FOR_TRAINING = (
     *("--model.init", "--model.dropout", "--model.attention_dropout", "--model.drop_path", "--model.freeze"),
     "--model.linear_probe",
 )
-# Flag of another tool → our flag and its value, for the argument 7.
-MEANT: dict[str, tuple[str, Any]] = {
-    "--batch_size": ("evaluate.batch_size", 7),
-    "--batch-size": ("evaluate.batch_size", 7),
-    "--device": ("run.device", "7"),
-    "--threads": ("run.threads", 7),
-    "--seed": ("run.seed", 7),
-    "--precision": ("train.precision", "7"),
-    "--amp": ("train.precision", "bf16"),
-    "--data": ("data.root", "7"),
-    "--data_dir": ("data.root", "7"),
-    "--data-dir": ("data.root", "7"),
-    "--root": ("data.root", "7"),
-    "--workers": ("data.workers", 7),
-    "--num_workers": ("data.workers", 7),
-    "--topk": ("--top", "7"),
-    "--top_k": ("--top", "7"),
-    "--k": ("--top", "7"),
-    "--output": ("--out", "7"),
-    "--output_dir": ("--out", "7"),
-    "--dir": ("--folder", "7"),
-    "--ema": ("--weights", "ema"),
-}
 
 
 def refusal(command: str, *words: str) -> list[str]:
@@ -123,7 +98,7 @@ def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) ->
     for name in USAGES:
         assert f"\n  {name.split()[0]} " in printed
     assert main(["evaluat"]) == 2
-    assert capsys.readouterr().err.startswith("vit-dist: evaluat: no such command; known: train, plan, ")
+    assert capsys.readouterr().err == "vit-dist: evaluat: no such command; did you mean vit-dist evaluate?\n"
 
 
 # Accepted
@@ -178,37 +153,6 @@ def test_a_path_expands_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None
     assert given.path("--out") == Path("/home/someone/a.csv")
     assert given.path("--png") == Path("b.png")
     assert parse_arguments("predict", ["x"]).path("--out") is None
-
-
-@pytest.mark.parametrize("habit", list(MEANT))
-def test_flags_of_other_tools_are_answered_with_flags_that_work(habit: str) -> None:
-    assert habit in MODEL_ALIASES
-    flag, value = MEANT[habit]
-    name = "evaluate" if flag in USAGES["evaluate"].flags else "predict"
-    for typed in ([habit, "7"], [f"{habit}=7"]):
-        (line,) = refusal(name, "x", *typed)
-        assert line.startswith(f"{habit}: here it is --")
-        hint = line.removeprefix(f"{habit}: here it is ").split()
-        given = parse_arguments(name, ["x", *hint])
-        assert {**given.flags, **given.config} == {flag: value}
-
-
-@pytest.mark.parametrize("habit", sorted(MODEL_ALIASES.keys() - MEANT.keys()))
-def test_flags_of_other_tools_that_are_positionals_here(habit: str) -> None:
-    where = "an argument after the model" if habit.startswith("--image") else "the first argument"
-    assert refusal("predict", habit, "runs/x") == [f"{habit}: here it is {where}, without a flag: runs/x"]
-
-
-def test_no_answer_names_a_flag_that_the_command_refuses() -> None:
-    offered = set()
-    for name, usage in MODEL_COMMANDS.items():
-        fields = {f"--{field}" for field, _ in all_options() if usage.fields and field.startswith(usage.fields)}
-        for habit in MEANT:
-            (line,) = refusal(name, *["x"] * usage.min, habit, "7")
-            if line.startswith(f"{habit}: here it is "):
-                flag = line.removeprefix(f"{habit}: here it is ").split()[0]
-                offered |= {(name, habit, flag)} - {(name, habit, known) for known in (*usage.flags, *fields)}
-    assert offered == set()
 
 
 def test_aliases_of_other_commands_are_not_answered() -> None:
@@ -510,7 +454,7 @@ def test_ema_weights_of_a_run_without_ema_are_refused(
     assert line.endswith(" has no EMA weights: its run had no train.ema")
 
 
-@pytest.mark.parametrize("words", [["evaluate", "x", "-j", "f"], ["predict", "x", "-k", "3"]])
+@pytest.mark.parametrize("words", [["evaluate", "x", "-q", "f"], ["predict", "x", "-z", "3"]])
 def test_a_short_flag_is_refused_in_one_line(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, *words) == [f"{words[2]}: no such flag; see --help for all flags"]
 

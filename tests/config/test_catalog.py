@@ -166,7 +166,7 @@ def test_presets_take_no_arguments(name: str) -> None:
         ("OneCycle", {"x": 1}, ["schedule.name: no schedule OneCycle (did you mean OneCycleLR?)"]),
         ("StepLr", {}, ["schedule.name: no schedule StepLr (did you mean StepLR?)"]),
         ("zzz", {}, [f"schedule.name: no schedule zzz; known: {KNOWN}"]),
-        ("LRScheduler", {}, ["schedule.name: no schedule LRScheduler (did you mean ChainedScheduler?)"]),
+        ("LRScheduler", {}, [f"schedule.name: no schedule LRScheduler; known: {KNOWN}"]),
         (
             "ExponentialLR",
             {"gama": 0.9},
@@ -348,14 +348,15 @@ def test_problems_begin_with_the_given_place() -> None:
         ("timm/lamb", []),
         (
             "adamw_",
-            ["optimizer.name: no optimizer adamw_ (did you mean adamw?)"],
+            ["optimizer.name: no optimizer adamw_ (did you mean adamw?); if timm has it: timm/adamw_"],
         ),
         (
             "AdamW",
             ["optimizer.name: no optimizer AdamW (did you mean adamw?)"],
         ),
-        ("timm", ["optimizer.name: no optimizer timm (did you mean timm/NAME?)"]),
+        ("timm", [f"optimizer.name: no optimizer timm; known: {OWN}, timm/NAME"]),
         ("lion", [f"optimizer.name: no optimizer lion; known: {OWN}, timm/NAME; if timm has it: timm/lion"]),
+        ("adamax", ["optimizer.name: no optimizer adamax (did you mean adam?); if timm has it: timm/adamax"]),
         ("LAMB", [f"optimizer.name: no optimizer LAMB; known: {OWN}, timm/NAME; if timm has it: timm/lamb"]),
         ("", [f"optimizer.name: no optimizer ; known: {OWN}, timm/NAME"]),
     ],

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from vit_dist.cli.aliases import MODEL_ALIASES, TRAIN_ALIASES
+from vit_dist.cli.advice import is_known, unknown_flags, word_advice
 from vit_dist.cli.commands import USAGES, Usage
 from vit_dist.config.config import Config
 from vit_dist.config.option import Option
@@ -55,7 +53,9 @@ def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
         if not after:
             raise UserError(f"{command}: nothing follows --: leave it out, or name what follows")
     mappings = _take_mappings(rest, [name for name, option in fields.items() if get_origin(option.type) is dict])
-    _refuse_unknown(rest, usage, fields)
+    wrong = list(unknown_flags(rest, usage, fields))
+    if wrong:
+        raise UserError("\n".join([*wrong, *_further_problems(command, usage, fields, rest, mappings)]))
     try:
         space = vars(_parser(command, usage, fields).parse_intermixed_args(rest))
     except argparse.ArgumentError as error:
@@ -100,18 +100,40 @@ def _positional_problems(
     if extra and names:
         yield f"{command}: takes {' '.join(names)} alone, not {' '.join(extra)} too"
     for word in [] if names else extra:
-        name, _, value = word.partition("=")
-        if name in fields:
-            yield f"{word}: flags begin with two dashes: --{name} {value}"
-        elif value:
-            yield f"{word}: {_advice(f'--{name}', value, usage, list(fields))}"
-        else:
-            yield f"{command}: takes flags alone, not {word}: a recipe or file goes after --config"
+        yield f"{word}: {word_advice(word, usage, fields)}"
+
+
+def _further_problems(
+    command: str, usage: Usage, fields: Mapping[str, Option], words: Sequence[str], mappings: Mapping[str, Any]
+) -> list[str]:
+    """Return what is wrong besides flags that do not exist; of a model's commands nothing, whose words may be both."""
+    if usage.positionals:
+        return []
+    kept: list[str] = []
+    known = True
+    for word in words:
+        if word.startswith("--"):
+            known = is_known(word.partition("=")[0], usage, fields)
+        if known:
+            kept.append(word)
+    try:
+        given = parse_arguments(command, kept)
+        Config.load(given.flags.get("--config"), {**given.config, **mappings})
+    except UserError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _value(text: str, option: Option, name: str) -> Any:
-    """Return a string as it was typed, and anything else as YAML reads it; the config checks it."""
-    return text if option.type is str or get_origin(option.type) is Literal else parse_yaml(text, f"--{name}")
+    """Return a string as it was typed, and anything else as YAML reads it; the config checks it.
+
+    A list may be typed without its brackets: one string, or numbers with commas between them.
+    """
+    if option.type is str or get_origin(option.type) is Literal:
+        return text
+    if get_origin(option.type) is tuple and text and not text.lstrip().startswith("["):
+        return [text] if get_args(option.type)[0] is str else parse_yaml(f"[{text}]", f"--{name}")
+    return parse_yaml(text, f"--{name}")
 
 
 def _take_mappings(words: list[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -144,32 +166,6 @@ def _take_mappings(words: list[str], names: Sequence[str]) -> dict[str, dict[str
             raise UserError(f"{flag}: must be a mapping, as {{name: value}}, not {text!r}")
         taken[field] = merged(taken.get(field, {}), value)
     return taken
-
-
-def _refuse_unknown(words: Sequence[str], usage: Usage, fields: Mapping[str, Option]) -> None:
-    """Refuse flags that do not exist, with the one that does the same here. Raises UserError, a line each."""
-    known = sorted({*fields, *(flag[2:] for flag in usage.flags)})
-    problems = []
-    for number, word in enumerate(words):
-        if not re.match(r"-[^\d.]", word) or word == "-h":  # a number is the value of some flag
-            continue
-        flag, _, value = word.partition("=")
-        if flag[2:] not in known and flag != "--help":
-            following = words[number + 1] if number + 1 < len(words) and not words[number + 1].startswith("--") else ""
-            problems.append(f"{flag}: {_advice(flag, value or following or 'X', usage, known)}")
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _advice(flag: str, value: str, usage: Usage, known: Sequence[str]) -> str:
-    """Return what to use in place of a flag that does not exist."""
-    alias = (MODEL_ALIASES if usage.positionals else TRAIN_ALIASES).get(flag)
-    if alias and (not alias.startswith("--") or alias.split()[0][2:].strip(",") in known):
-        return f"here it is {alias.replace('{}', value)}"
-    close = difflib.get_close_matches(flag[2:], known, 1) or [
-        name for name in known if name.split(".")[-1] == flag[2:].split(".")[-1]
-    ]
-    return f"no such flag; {f'did you mean --{close[0]}?' if close else 'see --help for all flags'}"
 
 
 class _Parser(argparse.ArgumentParser):

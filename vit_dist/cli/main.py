@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vit_dist.cli.advice import command_advice
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.cli.streams import drop_unwritten
 from vit_dist.config.config import Config
@@ -106,7 +107,7 @@ def _run(arguments: list[str]) -> int:
 
 def _overview(arguments: list[str]) -> int:
     if arguments and arguments[0] not in ("-h", "--help"):
-        print(f"vit-dist: {arguments[0]}: no such command; known: {', '.join(_HELP)}", file=sys.stderr)
+        print(f"vit-dist: {arguments[0]}: {command_advice(arguments, list(_HELP))}", file=sys.stderr)
         return MISTAKE
     lines = [f"  {name:<11}{meaning}" for name, meaning in _HELP.items()]
     print("usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n" + "\n".join(lines))

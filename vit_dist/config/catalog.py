@@ -28,7 +28,7 @@ def optimizer_problems(name: str) -> Iterator[str]:
     """Yield what is wrong with the name of an optimizer."""
     if name not in OPTIMIZERS and not is_timm(name):
         hint = nearest(name, [*OPTIMIZERS, "timm/NAME"])
-        timms = "" if "did you mean" in hint or not name else f"; if timm has it: timm/{name.lower()}"
+        timms = "" if name.lower() in ("", "timm", *OPTIMIZERS) else f"; if timm has it: timm/{name.lower()}"
         yield f"optimizer.name: no optimizer {name}{hint}{timms}"
 
 

@@ -14,6 +14,7 @@ from vit_dist.config.schedulers import schedule_problems
 from vit_dist.config.schema import Schema
 from vit_dist.config.values import Length, TooLongError, coerce, parse_seconds, parse_size
 from vit_dist.errors import nearest
+from vit_dist.files import pickle_problem
 
 # What `re.compile` raises.
 _NO_PATTERN = (re.error, RecursionError, OverflowError)
@@ -212,6 +213,8 @@ def _path_problems(config: Schema) -> Iterator[str]:
         "loss.teacher": config.loss.teacher,
         "loss.teacher_weights": config.loss.teacher_weights,
     }
+    if problem := pickle_problem(config.model.pretrained):
+        yield f"model.pretrained: {problem}"
     for field, path in paths.items():
         try:
             Path(path).expanduser()

@@ -18,7 +18,7 @@ from vit_dist.config.schema import inference_fields
 from vit_dist.config.values import merged
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
-from vit_dist.files import read_json, user_path
+from vit_dist.files import pickle_problem, read_json, user_path
 from vit_dist.inference.choose import choose_checkpoint
 from vit_dist.inference.trust import check_trust
 from vit_dist.models.build import build_model
@@ -28,7 +28,6 @@ from vit_dist.models.weights import load_weights
 
 # Files of a checkpoint → whose weights they hold.
 _WEIGHTS = {"model": "raw", "ema": "ema"}
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ def load_model(
         return _from_weights_file(fields, path)
     if (path / "config.json").is_file():
         return _from_export(path, fields, trust_code)
-    if path.suffix in _PICKLES and path.is_file():
-        raise UserError(f"{path}: a pickle is never read: convert it to safetensors")
+    if (problem := pickle_problem(path)) and path.is_file():
+        raise UserError(problem)
     if path.suffix == ".onnx" and path.is_file():
         raise UserError(f"{path}: onnxruntime runs it; here give the run, or the folder, that it was made from")
     if not path.is_dir():
@@ -242,8 +241,8 @@ def start_from(model: nn.Module, config: ModelConfig, classes: list[str]) -> lis
     if config.pretrained == "timm":
         return load_pretrained(model, timm_weights(config.name), new_head=False)
     path = Path(config.pretrained).expanduser()
-    if path.suffix in _PICKLES and path.is_file():
-        raise UserError(f"model.pretrained: {path}: a pickle is never read: convert it to safetensors")
+    if problem := pickle_problem(path):
+        raise UserError(f"model.pretrained: {problem}")
     if not path.is_dir():
         return load_pretrained(model, path, new_head=False)
     source, notes = choose_checkpoint(path, "model.pretrained")

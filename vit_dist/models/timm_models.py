@@ -26,8 +26,11 @@ def check_model_name(name: str) -> None:
         if ":" in name:
             return
         if name not in PRESETS:
+            import timm
+
             known = [*PRESETS, "timm/NAME", "package.module:function"]
-            raise UserError(f"model.name: no model {name}{nearest(name, known)}")
+            hint = f": timm's is timm/{name}" if timm.is_model(name) else nearest(name, known)
+            raise UserError(f"model.name: no model {name}{hint}")
         return
     import timm
 

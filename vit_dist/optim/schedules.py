@@ -49,6 +49,7 @@ class Schedule:
         self.updates = 0
         self.metric: str | None = schedule_metric(config)
         self.rate = 0.0
+        self._function = f" of {config.args['lr_lambda']}" if "lr_lambda" in config.args else ""
         self._phases = _phases(config, optimizer, plan, lr, max(1, self.span))
         self._set()
 
@@ -118,7 +119,7 @@ class Schedule:
                 left = max(0, self.span + self.cooldown - update) / self.cooldown
                 rate = self.end + (rate - self.end) * left**self.power
             if not 0 <= rate < math.inf:
-                why = "below 0" if rate < 0 else f"not finite, with {self.name}"
+                why = "below 0" if rate < 0 else f"not finite, with {self.name}{self._function}"
                 raise UserError(f"schedule.args: the rate of update {self.updates} would be {rate:.3g}, {why}")
             self.rate = self.rate if number else rate
             group["lr"] = rate * group.get("scale", 1.0)
