@@ -138,7 +138,7 @@ MODEL: list[tuple[str, str, Any, str]] = [
     ("7", "data.image_size", 7, "img_size imgsz image_size input_size"),
     ("0.7", "data.crop", 0.7, "crop_pct"),
     ("7", "--top", "7", "topk top_k k n"),
-    ("x.csv", "--out", "x.csv", "output output_dir results_file save_txt csv"),
+    ("x.csv", "--out", "x.csv", "output output_dir results_file save_txt"),
     ("x.json", "--json", "x.json", "save_json"),
     ("D", "--folder", "D", "dir data_folder test_dir"),
     ("", "--weights", "ema", "ema use_ema model_ema"),

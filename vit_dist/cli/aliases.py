@@ -44,7 +44,7 @@ MODEL_ALIASES = {
     **_same(_FROM_MODEL, "model model_path checkpoint ckpt ckpt_path resume run model_name_or_path"),
     **_same(_IMAGES, "image images source input file files path"),
     **_same("--top {}", "topk top_k k n"),
-    **_same("--out {}", "output output_dir results_file save_txt csv"),
+    **_same("--out {}", "output output_dir results_file save_txt"),
     **_same("--json {}", "save_json"),
     **_same("--folder {}", "dir data_folder test_dir"),
     **_same("--weights ema", "ema use_ema model_ema"),
