@@ -202,7 +202,10 @@ def test_without_a_test_split_predictions_are_of_val_by_the_best_weights(
         "weights": weights,
         "update": run.best.update,
         "classes": ["ant", "bee", "cat"],
+        "paths": saved.paths,
     }
+    assert [Path(path).parent.name for path in saved.paths] == [truth for _, truth in saved.captions()]
+    assert all(Path(path).is_file() for path in saved.paths)
     of_val = evaluations(run, "val", weights)
     assert len(of_val) == 10
     best = of_val[run.best.update]

@@ -68,14 +68,20 @@ class Predictions:
 class SavedPredictions:
     """A file of predictions.
 
-    metadata: split, weights, update and class names. pictures: those of the samples in the rows `picture_rows`, uint8
-    [m, channels, height, width].
+    metadata: split, weights, update and class names; `paths`, those of the pictures, if they are files. pictures: those
+    of the samples in the rows `picture_rows`, uint8 [m, channels, height, width].
     """
 
     predictions: Predictions
     metadata: dict[str, Any]
     picture_rows: Ints
     pictures: Pixels
+
+    @property
+    def paths(self) -> list[str]:
+        """The path of each picture's file; empty if it has none."""
+        paths: list[str] = self.metadata.get("paths", [""] * len(self.picture_rows))
+        return paths
 
     def captions(self) -> list[tuple[str, str]]:
         """Return (the predicted class with its probability, the true class) of each picture."""
@@ -175,11 +181,16 @@ def _agree(saved: SavedPredictions) -> bool:
         and saved.picture_rows.ndim == 1
         and _are_within(saved.picture_rows, count, saved.picture_rows.shape)
         and _are_pictures(saved.pictures, len(saved.picture_rows))
+        and _are_paths(about.get("paths"), len(saved.picture_rows))
     )
 
 
 def _are_names(classes: Any) -> bool:
     return isinstance(classes, list) and len(classes) > 0 and all(isinstance(name, str) for name in classes)
+
+
+def _are_paths(paths: Any, count: int) -> bool:
+    return paths is None or (isinstance(paths, list) and len(paths) == count and (not count or _are_names(paths)))
 
 
 def _are_within(numbers: NDArray[Any], limit: int, shape: tuple[int, ...]) -> bool:

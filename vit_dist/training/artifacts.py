@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from vit_dist.data.stream import pictures
@@ -33,8 +35,12 @@ def save_predictions(trainer: Trainer, split: str, weights: str, update: int, pr
         return
     components = trainer.components
     shown = predictions.mistakes(_MISTAKES)
-    about = {"split": split, "weights": weights, "update": update, "classes": list(components.data.classes)}
+    about: dict[str, Any] = {"split": split, "weights": weights, "update": update}
+    about["classes"] = list(components.data.classes)
     wrong = components.data.splits[split].only(predictions.index[shown])
+    paths = getattr(wrong.source, "paths", None)
+    if paths is not None:
+        about["paths"] = [str(paths[index]) for index in wrong.indices.tolist()]
     images = pictures(wrong, np.arange(len(shown)), components.preprocessing)
     saved = SavedPredictions(predictions, about, shown, images)
     path = trainer.folder / PREDICTIONS
