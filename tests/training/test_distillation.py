@@ -305,7 +305,7 @@ def test_a_distilled_run_learns_from_targets_and_teacher(kind: str, run: Path, t
     # The student's checkpoint does not hold the teacher, and the teacher's folder is unchanged.
     saved = load_file(config.folder / "checkpoints" / "last" / "model.safetensors")
     assert {name: value.shape for name, value in saved.items()} == {
-        name: value.shape for name, value in finished.model.state_dict().items()
+        name: value.shape for name, value in finished.model.module.state_dict().items()
     }
     assert saved["pos_embed"].shape == (1, 4, 16)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

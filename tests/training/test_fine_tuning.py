@@ -118,7 +118,7 @@ def test_fine_tuning_from_a_run_on_other_classes(
     run = train(digits(tmp_path / "run", **pretrained, **longer), source=grey_pictures())
     assert moved(last_weights(run), start) == start.keys()
     assert run.summary["final"]["top1"] == 100
-    assert run.predict(grey_pictures().splits["val"].source.pixels).shape == (48, 3)  # type: ignore[union-attr]
+    assert run.predict(grey_pictures().splits["val"].source.pixels).probabilities.shape == (48, 3)  # type: ignore[union-attr]
 
 
 def test_fine_tuning_on_the_same_classes_keeps_the_head(

@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import nn
 
+import vit_dist
 from tests import custom_losses
 from tests.conftest import REPOSITORY
 from tests.processes import run_world
@@ -278,7 +279,7 @@ def test_files_and_numbers_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert os.readlink(folder / "checkpoints" / "best") == f"update_{best['update']:08d}"
     assert summary["test"]["top1"] == evaluations[-1]["top1"]
     assert summary["final"]["top1"] == evaluations[-2]["top1"]
-    assert summary["parameters"] == sum(p.numel() for p in run.model.parameters())
+    assert summary["parameters"] == sum(p.numel() for p in run.model.module.parameters())
     # A finished run returns its summary and does not train again.
     capsys.readouterr()
     again = train(config)
@@ -294,24 +295,21 @@ def test_the_result_in_python_predicts_with_the_best_weights(tmp_path: Path) -> 
     test = data.splits["test"]
     assert not isinstance(test.source, type(None))
     images, labels = test.source.pixels[test.indices], test.source.labels[test.indices]  # type: ignore[union-attr]
-    probabilities = run.predict(images)
-    assert probabilities.shape == (359, 10)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(359))
-    top1 = 100 * (probabilities.argmax(1).numpy() == labels).mean()
+    predictions = run.predict(images)
+    assert predictions.probabilities.shape == (359, 10)
+    np.testing.assert_allclose(predictions.probabilities.sum(1), 1, rtol=1e-6)
+    top1 = 100 * (predictions.numbers == labels).mean()
     assert top1 == pytest.approx(run.summary["test"]["top1"])
     assert top1 > 80
-    with pytest.raises(ValueError, match=r"^images: uint8 \[n, 1, height, width\] with n above 0, not float32"):
-        run.predict(np.zeros((1, 8), np.float32))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"with n above 0, not uint8 \[0, 1, 8, 8\]$"):
-        run.predict(torch.zeros(0, 1, 8, 8, dtype=torch.uint8))
-    for wrong in ("x.png", Path("x.png"), ["x.png"], None):
-        with pytest.raises(
-            ValueError, match=r"^images: uint8 \[n, 1, height, width\] with n above 0, not float32 \[0\]"
-        ):
-            run.predict(wrong)  # type: ignore[arg-type]
     # A finished run predicts with the weights that it saved.
     again = train(config)
-    assert torch.equal(again.predict(images), probabilities)
+    loaded = vit_dist.load(run.folder, device="cpu")
+    for model in (again.model, loaded):
+        assert np.array_equal(model.predict(images).probabilities, predictions.probabilities)
+        assert np.array_equal(model.embed(images[:9]), run.model.embed(images[:9]))
+        assert repr(model) == repr(run.model)
+    measured = run.model.evaluate()
+    assert (measured.top1, measured.loss) == (run.summary["test"]["top1"], pytest.approx(run.summary["test"]["loss"]))
 
 
 def test_train_takes_a_users_model(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write a run's optional files: inputs.safetensors and predictions.safetensors."""
+"""What a run leaves beside its checkpoints: inputs.safetensors, predictions.safetensors, the model in Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_dist.data.stream import pictures
+from vit_dist.inference.load import TrainedModel, default_weights
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
@@ -47,3 +48,23 @@ def save_predictions(trainer: Trainer, split: str, weights: str, update: int, pr
     trainer.recorder.outputs.write(path, lambda: write_predictions(path, saved))
     captions = [f"{predicted}, is {label}" for predicted, label in saved.captions()]
     trainer.recorder.trackers.show_predictions(saved, captions, trainer.state.position)
+
+
+def trained_model(trainer: Trainer, *, finished: bool) -> TrainedModel:
+    """Return the model as it is now, with what is needed to use it. finished: whether it holds the best weights."""
+    components, best = trainer.components, trainer.state.best if finished else None
+    classes = list(components.data.classes)
+    weights = best.weights if best else default_weights(components.config) if finished else "raw"
+    return TrainedModel(
+        components.model,
+        components.preprocessing,
+        classes,
+        components.data.channels,
+        weights,
+        components.config,
+        classes,
+        update=best.update if best else trainer.state.position,
+        precision=trainer.runtime.precision,
+        samples=components.plan.samples,
+        data=trainer.checkpointer.about["data"],
+    )

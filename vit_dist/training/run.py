@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from vit_dist.checkpointing.checkpoint import open_checkpoint
 from vit_dist.checkpointing.folder import checkpoint_path
@@ -24,14 +21,16 @@ from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import json_values, read_json, write_json
+from vit_dist.inference.classifier import Classifier
 from vit_dist.inference.load import default_weights, load_run_model
-from vit_dist.inference.probabilities import predict_pixels
+from vit_dist.inference.prediction import PredictionList
 from vit_dist.run_folder.metrics import Line, read_history
 from vit_dist.run_folder.predictions import TOP_K
+from vit_dist.runtime.devices import find_device
 from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
-from vit_dist.training.artifacts import save_inputs, save_predictions
+from vit_dist.training.artifacts import save_inputs, save_predictions, trained_model
 from vit_dist.training.bad_update import check_finite, diverged, without_answers
 from vit_dist.training.claim import lock_run
 from vit_dist.training.loop import loop
@@ -48,7 +47,7 @@ class Run:
     """The result of `train`.
 
     stopped: whether a signal stopped it, before there was a summary. history: the lines of metrics.jsonl that count.
-    summary: the content of summary.json. model: holds the best weights.
+    summary: the content of summary.json. model: with the best weights, as `vit_dist.load` returns it.
     """
 
     folder: Path
@@ -56,7 +55,7 @@ class Run:
     history: list[Line]
     best: Best | None
     summary: dict[str, Any]
-    model: nn.Module
+    model: Classifier
     preprocessing: Preprocessing
 
     def report(self) -> Path:
@@ -65,22 +64,9 @@ class Run:
 
         return write_report(self.folder)
 
-    def predict(self, images: NDArray[np.uint8] | Tensor, batch_size: int = 256) -> Tensor:
-        """Return probabilities [n, classes] for uint8 images [n, channels, height, width], by the best weights.
-
-        Images of another size are resized to the model's. Raises ValueError for anything else.
-        """
-        pixels = torch.as_tensor(images) if isinstance(images, (np.ndarray, Tensor)) else torch.empty(0)
-        channels = len(self.preprocessing.mean)
-        if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] != channels or not len(pixels):
-            actual = f"{str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}"
-            raise ValueError(f"images: uint8 [n, {channels}, height, width] with n above 0, not {actual}")
-        device = next(self.model.parameters()).device
-        logits = [
-            predict_pixels(self.model, batch.to(device), self.preprocessing)
-            for batch in torch.split(pixels, batch_size)
-        ]
-        return torch.cat(logits).softmax(1).cpu()
+    def predict(self, images: Any) -> PredictionList:
+        """Return the prediction for each image, in any form, by the best weights; see `Classifier.predict`."""
+        return self.model.predict(images)
 
 
 def train(
@@ -183,7 +169,7 @@ def _run(trainer: Trainer) -> Run:
             trainer.recorder.history,
             trainer.state.best,
             summary,
-            trainer.components.model,
+            Classifier(trained_model(trainer, finished=finished), trainer.runtime.device),
             trainer.components.preprocessing,
         )
     except BaseException as error:
@@ -270,7 +256,8 @@ def _finished_before(config: Config, console: Console, model: nn.Module | None) 
     history, problem = read_history(folder / "metrics.jsonl")
     if problem:
         console.note(problem)
-    return Run(folder, False, history, best, summary, trained.model, trained.preprocessing)
+    ready = Classifier(trained, find_device(config.run.device))
+    return Run(folder, False, history, best, summary, ready, trained.preprocessing)
 
 
 def _reason(trainer: Trainer, finished: bool) -> str:
