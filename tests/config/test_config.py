@@ -22,6 +22,7 @@ SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",
             "checkpoint", "log"]  # fmt: skip
 NOT_IN_THE_IDENTITY = {
+    "run.auto",
     "run.name", "run.dir", "run.resume", "run.deterministic", "run.device", "run.threads", "run.time_limit",
     "data.root", "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels", "train.max_bad_updates",
     "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers", "log.report",
@@ -522,6 +523,7 @@ def is_read(value: Any, written: Any) -> bool:
 # Other values for fields that accept only some.
 OTHERS: dict[str, Any] = {
     "run.time_limit": "55 minutes",
+    "run.auto": ["train.duration"],
     "augment.transform": "x:y",
     "augment.sizes": ["16 for 5%"],
     "loss.name": "bce",

@@ -13,6 +13,16 @@ LOSSES = ("cross_entropy", "bce")
 # Validation metrics, of the EMA weights if train.ema is set; with raw_, of the raw weights.
 METRICS = ("top1", "top5", "loss", "raw_top1", "raw_top5", "raw_loss")
 
+# Fields that a data set can decide (run.auto).
+AUTO = (
+    *("model.name", "model.width", "model.depth", "model.heads", "model.patch_size"),
+    *("data.image_size", "data.crop"),
+    *("batch.global_size", "batch.micro_size", "optimizer.lr", "train.duration"),
+    *("augment.crop_min", "augment.flip", "augment.auto", "augment.shift", "augment.rotate", "augment.scale"),
+    *("augment.mixup", "augment.cutmix", "loss.label_smoothing"),
+    "evaluate.every",
+)
+
 
 def is_timm(name: str) -> bool:
     """Return whether a model's or an optimizer's name is one of timm's: timm/NAME."""

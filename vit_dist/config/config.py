@@ -30,6 +30,7 @@ class Config(Schema):
     def load(cls, recipe: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
         """Load a shipped recipe or a YAML file, by default that of `recipe_for`, with dotted overrides on top.
 
+        A field that an override sets is taken out of `run.auto`: what a person sets is not decided by the data.
         Raises `UserError` with every problem, a line each.
         """
         overrides = dict(overrides or {})
@@ -45,6 +46,9 @@ class Config(Schema):
                 raise UserError(f"{key}: no such field; write it as section.field, as in optimizer.lr")
             both = isinstance(value, Mapping) and isinstance(fields.get(name), Mapping)
             fields[name] = merged(fields[name], value) if both else value
+        run = values.get("run")
+        if isinstance(run, dict) and isinstance(run.get("auto"), list):
+            run["auto"] = [field for field in run["auto"] if field not in overrides]
         return cls.from_dict(values)
 
     @classmethod

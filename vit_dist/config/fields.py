@@ -41,6 +41,7 @@ class RunConfig:
     threads: Union[int, Literal["auto"]] = free(
         "auto", "CPU threads per process; auto: the available cores divided by the processes on the host", above=0
     )
+    auto: tuple[str, ...] = option((), "fields that the data set decides: docs/defaults.md", changes_result=False)
 
 
 @dataclass(frozen=True)

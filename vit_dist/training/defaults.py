@@ -1,12 +1,25 @@
-"""Choose the fields of `run.auto` from the data set."""
+"""Choose the fields of `run.auto` from the data set: docs/defaults.md has the rule in a table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from vit_dist.config.catalog import is_timm
 from vit_dist.config.config import Config
+from vit_dist.config.values import Length
+from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.data.sources.survey import survey
+
+_SMALL, _LARGE = 10_000, 200_000  # training images: up to the one a set is small, from the other on large
+_FEWEST_UPDATES = 2_000
+_FEWEST_FINE_TUNING = 500
+_EVALUATIONS = 40
+_DIGITS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
 
 
 @dataclass(frozen=True)
@@ -18,6 +31,205 @@ class Choice:
     reason: str
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the rule knows of a data set.
+
+    images, val: of train and val. side: the median of the images' shorter sides, in pixels. decoded: whether they are
+    pixels in memory. characters: whether the classes are named like digits or letters. sided: whether a class is named
+    after left or right.
+    """
+
+    images: int
+    val: int
+    side: int
+    decoded: bool
+    characters: bool
+    sided: bool
+
+    @classmethod
+    def of(cls, data: LabelledSplits) -> Facts:
+        """Take the facts from a data set, and from the headers of at most 500 of its files."""
+        sizes = survey(data).sizes
+        names = [name.strip().lower() for name in data.classes]
+        return cls(
+            images=len(data.splits["train"]),
+            val=len(data.splits.get("val", ())),
+            side=sizes.median if sizes else data.image_size,
+            decoded=decoded(data.splits["train"].source) is not None,
+            characters=all(re.fullmatch(r"\d{1,2}|[a-z]", name) or name in _DIGITS for name in names),
+            sided=any({"left", "right"} & set(re.split(r"[^a-z]+", name)) for name in names),
+        )
+
+    @property
+    def size_text(self) -> str:
+        """Return the number of training images in words."""
+        return f"{self.images:,} training images"
+
+
 def choose_defaults(config: Config, data: LabelledSplits) -> tuple[Config, list[Choice]]:
-    """Return the config with the values chosen for this data, and the choices. Reads the config and the data alone."""
-    return config, []
+    """Return the config with the fields of `run.auto` chosen for this data, and the choices.
+
+    The rule reads the config and the data alone, never the machine. A field that it leaves as it is, since the model
+    decides it, is no choice. What follows from another field follows from its value in the config, whoever set it.
+    """
+    if not config.run.auto:
+        return config, []
+    facts, choices = Facts.of(data), []
+    for choose in (_model, _images, _batch, _rate, _duration, _augmentation, _evaluation):
+        made = [choice for choice in choose(config, facts) if choice.field in config.run.auto]
+        config = _with(config, made)
+        choices += made
+    return replace(config, run=replace(config.run, auto=())), choices
+
+
+def _with(config: Config, choices: list[Choice]) -> Config:
+    """Return the config with the choices' values."""
+    values = config.to_dict()
+    for choice in choices:
+        section, _, name = choice.field.partition(".")
+        values[section][name] = choice.value
+    return Config.from_dict(values)
+
+
+def _ours(config: Config) -> bool:
+    """Return whether the model is our ViT, from scratch."""
+    return not (config.model.pretrained or is_timm(config.model.name) or ":" in config.model.name)
+
+
+def _model(config: Config, facts: Facts) -> Iterator[Choice]:
+    """Choose the size of the model from the number of images: a large one learns a small set by heart, slowly."""
+    if config.model.pretrained or "model.name" not in config.run.auto:
+        return
+    if facts.images >= _LARGE:
+        yield Choice("model.name", "vit_small", f"from scratch on {facts.size_text}")
+        return
+    yield Choice("model.name", "vit_tiny", f"from scratch on {facts.size_text}")
+    if facts.images < _SMALL:
+        reason = f"six narrow blocks are enough for {facts.size_text}"
+        for name, value in (("width", 128), ("depth", 6), ("heads", 4)):
+            yield Choice(f"model.{name}", value, reason)
+
+
+def _images(config: Config, facts: Facts) -> Iterator[Choice]:
+    """Choose the side of the input, the patches, and the centre crop of evaluation, from the files' own sides."""
+    small = facts.side <= 64
+    if small and not facts.decoded:
+        yield Choice("data.crop", 1.0, f"images of {facts.side} pixels have no margin to cut off")
+    if not _ours(config):
+        return
+    side = config.data.image_size
+    if "data.image_size" in config.run.auto:
+        side, reason = _side(facts)
+        if "model.patch_size" not in config.run.auto:  # the person's own: the side follows
+            stride = config.model.patch_stride or config.model.patch_size
+            side = max(1, round(side / stride)) * stride
+        yield Choice("data.image_size", side, reason)
+    side = side or facts.side
+    patch = _patch(side)
+    if config.model.patch_stride is None and side % patch == 0:
+        yield Choice("model.patch_size", patch, f"{(side // patch) ** 2} patches of an image of {side} pixels")
+
+
+def _side(facts: Facts) -> tuple[int, str]:
+    """Return the side of the input in pixels for training from scratch, and why."""
+    if facts.decoded:
+        return facts.side, "the images' own"
+    if facts.side <= 40:
+        return max(1, facts.side // 4 * 4) if facts.side >= 4 else facts.side, "the images' own"
+    for side, images in ((64, 0), (128, 0), (160, _SMALL), (224, _LARGE / 2)):
+        if facts.images < images:
+            break
+        best = side
+        if facts.side <= side * 1.25:
+            return side, f"close to the images' own of {facts.side}"
+    return best, f"images of {facts.side} pixels, but only {facts.size_text}: cheaper, and learned as well"
+
+
+def _patch(side: int) -> int:
+    """Return the side of a patch: a divisor of the image's side for about 8 × 8 of them, of 16 pixels at most."""
+    wanted = min(16.0, side / 8)
+    divisors = [patch for patch in range(1, 17) if side % patch == 0]
+    nearest = min(divisors, key=lambda patch: (abs(math.log(patch / wanted)), patch))
+    return nearest if nearest >= wanted / 2 else 16
+
+
+def _batch(config: Config, facts: Facts) -> Iterator[Choice]:
+    """Choose the batch: a power of two that grows with the root of the set, and is at most a quarter of it."""
+    most = 256 if config.model.pretrained else 1024
+    size = _power_of_two(min(1.5 * math.sqrt(facts.images), facts.images / 4, most))
+    yield Choice("batch.global_size", size, f"{facts.size_text}: {facts.images // size:,} updates an epoch")
+    if "batch.global_size" not in config.run.auto:
+        size = config.batch.global_size
+    large = not _ours(config) or config.model.name not in ("vit_tiny", "vit_small")
+    micro = min(32 if large else 128, size + size % 2)
+    yield Choice("batch.micro_size", micro, "fits into a small memory; changes no result")
+
+
+def _power_of_two(number: float) -> int:
+    """Return the largest power of two up to `number`, at least 2."""
+    exponent = max(1, math.floor(math.log2(max(number, 1))))
+    return int(2**exponent)
+
+
+def _rate(config: Config, facts: Facts) -> Iterator[Choice]:
+    """Choose the learning rate from the batch, as its square root up to a peak."""
+    size = config.batch.global_size
+    if config.model.linear_probe:
+        yield Choice("optimizer.lr", 1e-3, "a linear layer takes a high rate")
+    elif config.model.pretrained:
+        yield Choice("optimizer.lr", _rounded(5e-4 * math.sqrt(size / 128)), f"5e-4 at 128 samples, here {size}")
+    else:
+        yield Choice(
+            "optimizer.lr", _rounded(1e-3 * min(1, math.sqrt(size / 64))), f"1e-3 from 64 samples on, here {size}"
+        )
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.2g}")
+
+
+def _duration(config: Config, facts: Facts) -> Iterator[Choice]:
+    """Choose the length: epochs, but never fewer updates than a model needs to learn at all."""
+    if config.model.pretrained:
+        epochs, fewest = 20, _FEWEST_FINE_TUNING
+    else:
+        epochs, fewest = (90 if facts.images >= 500_000 else 100), _FEWEST_UPDATES
+    updates = epochs * facts.images / config.batch.global_size
+    if updates < fewest:
+        reason = f"{epochs} epochs of {facts.size_text} would be only {math.ceil(updates):,} updates"
+        yield Choice("train.duration", f"{fewest} updates", reason)
+    else:
+        what = "fine-tuning" if config.model.pretrained else "from scratch"
+        yield Choice("train.duration", f"{epochs} epochs", f"{what} on {facts.size_text}")
+
+
+def _augmentation(config: Config, facts: Facts) -> Iterator[Choice]:
+    """Choose the augmentation from what the classes are and how many images there are."""
+    if facts.characters:
+        reason, side = "the classes are named like digits or letters", config.data.image_size or facts.side
+        moves = {"flip": 0.0, "crop_min": 0.0, "auto": "", "shift": max(1, side // 14), "rotate": 10, "scale": 0.1}
+        for name, value in moves.items():
+            yield Choice(f"augment.{name}", value, reason)
+    else:
+        if facts.sided:
+            yield Choice("augment.flip", 0.0, "a class is named after left or right")
+        else:
+            yield Choice("augment.flip", 0.5, "most things look the same mirrored")
+        large = facts.images >= _LARGE
+        yield Choice("augment.crop_min", 0.08 if large else 0.35, f"random crops for {facts.size_text}")
+        yield Choice("augment.auto", "rand-m9-mstd0.5-inc1" if large else "", f"RandAugment for {facts.size_text}")
+        if large:
+            yield Choice("augment.mixup", 0.2, f"{facts.size_text}")
+    yield Choice("loss.label_smoothing", 0.1, "keeps the model from being too sure")
+
+
+def _evaluation(config: Config, facts: Facts) -> Iterator[Choice]:
+    """Choose the interval of evaluations: about 40, whole epochs if they are long, at most a tenth of the time."""
+    length, size = Length.parse(config.train.duration), config.batch.global_size
+    samples = float(length.amount) * {"epochs": facts.images, "updates": size, "samples": 1}[length.unit]
+    affordable = 0.3 * samples / max(facts.val, 1)  # an image costs a third of what it costs in training
+    count = max(1, min(_EVALUATIONS, math.ceil(samples / size), round(affordable)))
+    epochs = samples / facts.images / count
+    every = f"{round(epochs)} epochs" if epochs >= 1 else f"{_rounded(100 / count):g}%"
+    yield Choice("evaluate.every", every, f"about {count} evaluations of {facts.val:,} images")
