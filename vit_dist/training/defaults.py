@@ -35,14 +35,15 @@ class Choice:
 class Facts:
     """What the rule knows of a data set.
 
-    images, val: of train and val. side: the median of the images' shorter sides, in pixels. decoded: whether they are
-    pixels in memory. characters: whether the classes are named like digits or letters. sided: whether a class is named
+    images, val: of train and val. side: the median of the images' shorter sides, in pixels, where it was measured.
+    decoded: whether they are pixels in memory. characters: whether the classes are named like digits or letters. sided: whether a class is named
     after left or right.
     """
 
     images: int
     val: int
     side: int
+    measured: bool
     decoded: bool
     characters: bool
     sided: bool
@@ -56,6 +57,7 @@ class Facts:
             images=len(data.splits["train"]),
             val=len(data.splits.get("val", ())),
             side=sizes.median if sizes else data.image_size,
+            measured=sizes is not None,
             decoded=decoded(data.splits["train"].source) is not None,
             characters=all(re.fullmatch(r"\d{1,2}|[a-z]", name) or name in _DIGITS for name in names),
             sided=any({"left", "right"} & set(re.split(r"[^a-z]+", name)) for name in names),
@@ -113,11 +115,10 @@ def _model(config: Config, facts: Facts) -> Iterator[Choice]:
 
 def _images(config: Config, facts: Facts) -> Iterator[Choice]:
     """Choose the side of the input, the patches, and the centre crop of evaluation, from the files' own sides."""
-    small = facts.side <= 64
-    if small and not facts.decoded:
-        yield Choice("data.crop", 1.0, f"images of {facts.side} pixels have no margin to cut off")
     if not _ours(config):
         return
+    if facts.measured and facts.side <= 64:
+        yield Choice("data.crop", 1.0, f"images of {facts.side} pixels have no margin to cut off")
     side = config.data.image_size
     if "data.image_size" in config.run.auto:
         side, reason = _side(facts)
