@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from vit_dist.cli.advice import is_known, unknown_flags, word_advice
-from vit_dist.cli.commands import USAGES, Usage
+from vit_dist.cli.commands import RUN_COLUMNS, RUN_STATES, USAGES, Usage
 from vit_dist.config.config import Config
 from vit_dist.config.option import Option
 from vit_dist.config.recipe import parse_yaml
@@ -21,7 +21,7 @@ from vit_dist.errors import UserError, either, one_line
 from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
 
-_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS}
+_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS, "--sort": RUN_COLUMNS, "--state": RUN_STATES}
 _COUNTS = ("--top", "--processes", "--keep")
 
 

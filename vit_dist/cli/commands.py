@@ -32,12 +32,17 @@ class Usage:
     def __str__(self) -> str:
         """Return the usage line, without the command."""
         if self.positionals:
-            names = [f"[{name} …]" if at >= self.min else name for at, name in enumerate(self.positionals)]
+            ends = dict.fromkeys(list(self.positionals)[-1:], " …" if self.max is None else "")
+            optional = list(self.positionals)[self.min :]
+            names = [f"[{name}{ends.get(name, '')}]" if name in optional else name for name in self.positionals]
             more = f" [{names[-1]} …]" if self.max is None and self.min == len(names) else ""
             return f"{' '.join(names)}{more} [--flag VALUE …]"
         flags = [f"[{flag} {value}]" if value else f"[{flag}]" for flag, (value, _) in self.flags.items()]
         return f"{' '.join(flags)} [--section.field VALUE …]"
 
+
+RUN_COLUMNS = ("when", "name", "data", "model", "best", "test", "epochs", "seconds", "state")
+RUN_STATES = ("finished", "running", "stopped", "failed", "killed")
 
 _ONLY_FOR_TRAINING = (
     *("model.init", "model.dropout", "model.attention_dropout", "model.drop_path", "model.freeze"),
@@ -95,6 +100,19 @@ USAGES = {
         0,
         0,
         ("",),
+    ),
+    "runs": Usage(
+        "List the runs in a folder: data, model, the fields in which runs on the same data differ, best evaluation, "
+        "accuracy on test with its 95 % interval, epochs, time, state. Newest first.",
+        {
+            "--sort": ("COLUMN", f"{', '.join(RUN_COLUMNS)}; default: when. Figures: the best first"),
+            "--state": ("STATE", f"only runs that are {', '.join(RUN_STATES)}"),
+            "--where": ("FIELD=VALUE[,…]", "only runs with these values in their config, as model.name=vit_tiny"),
+            "--csv": ("FILE", "write the table to a file, or with - to standard output"),
+        },
+        {"DIR": "the folder that the runs are in (default: runs)", "WORD": "to be in the names of the runs"},
+        0,
+        None,
     ),
     "report": Usage(
         "Draw the curves, mistakes and inputs of a run on a page that opens from the disk (RUN/report/index.html), "

@@ -31,6 +31,7 @@ STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 _HELP = {
     "train": "train a Vision Transformer, or resume the run in its folder",
     "plan": "show what a run would do, without training: numbers, memory, learning rate",
+    "runs": "list the runs in a folder with their results, sorted and filtered",
     "report": "draw the report of a run, or compare several runs",
     "evaluate": "evaluate a model on a split or a folder, exactly, on any number of processes",
     "predict": "classify files, folders, patterns or a split; or 16 test images, drawn to predictions.png",
@@ -85,6 +86,7 @@ def _run(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "plan": _plan,
+        "runs": _runs,
         "report": _report,
         "evaluate": _evaluate,
         "predict": _predict,
@@ -175,6 +177,12 @@ def _report(words: list[str]) -> int:
     print(text)
     print(page)
     return 0
+
+
+def _runs(words: list[str]) -> int:
+    from vit_dist.cli.runs import runs
+
+    return runs(words)
 
 
 def _note(text: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_dist.report.differences import same_data
+from vit_dist.run_folder.figures import interval, margin
 from vit_dist.run_folder.metrics import Floats
 from vit_dist.run_folder.record import RunRecord, best_of
 
@@ -20,7 +22,7 @@ class RunFigures:
     """The figures of a run, from its summary or from what it has done so far; None if they are not known.
 
     seconds: of training; total_seconds: with evaluation, saving and the rest. best: update, metric and value of the
-    best evaluation. mfu: the median of its lines.
+    best evaluation. mfu: the median of its lines. test_interval: of test_top1, 95 %.
     """
 
     machine: str
@@ -38,6 +40,12 @@ class RunFigures:
     test_loss: float | str | None
     test_top1: float | None
     test_top5: float | None
+    test_interval: tuple[float, float] | None = None
+
+    @property
+    def test_margin(self) -> float | None:
+        """How far the 95 % interval of the accuracy on test reaches."""
+        return None if self.test_top1 is None or not self.test_interval else margin(self.test_top1, self.test_interval)
 
     @property
     def epoch_seconds(self) -> float | None:
@@ -85,7 +93,18 @@ def run_figures(run: RunRecord) -> RunFigures:
         test_loss=test.get("loss"),
         test_top1=test.get("top1"),
         test_top5=test.get("top5"),
+        test_interval=_test_interval(run),
     )
+
+
+def _test_interval(run: RunRecord) -> tuple[float, float] | None:
+    """Return the interval of the accuracy on test: the summary's, or that of as many images, if it does not say it."""
+    figures, test = run.summary.get("figures"), run.summary.get("test") or {}
+    if figures and figures["split"] == "test":
+        low, high = figures["top1_interval"]
+        return low, high
+    seen = next((line["seen"] for line in reversed(run.evaluations("test", run.summary.get("weights", "raw")))), 0)
+    return interval(round(test["top1"] * seen / 100), seen) if seen and "top1" in test else None
 
 
 def divergence(first: RunRecord, other: RunRecord) -> Divergence:
@@ -112,7 +131,7 @@ def verdict(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
     unfinished = [name for name, run in zip(names, runs, strict=True) if not run.summary]
     if unfinished:
         return f"Not finished yet: {', '.join(unfinished)}; the figures below are of the updates made so far."
-    if not _same_data(runs[0], runs[-1]):
+    if not same_data(runs[0], runs[-1]):
         return f"{names[-1]} has other data than {names[0]}: speeds and accuracies cannot be compared."
     if first.epoch_seconds is None or last.epoch_seconds is None:
         return "One of the runs has not measured anything."
@@ -139,16 +158,6 @@ def _pace(ratio: float) -> str:
         return "trains an epoch as fast as"
     faster = f"trains an epoch {ratio:.3g} times as fast as"
     return faster if ratio >= 1 else f"needs {1 / ratio:.3g} times as long for an epoch as"
-
-
-def _same_data(first: RunRecord, other: RunRecord) -> bool:
-    """Return whether two runs have the same data, as far as their folders show."""
-    classes = [run.inputs.metadata["classes"] for run in (first, other) if run.inputs is not None]
-    one, two = (
-        (run.config.data.name or bool(run.config.data.root), run.config.data.val_fraction, run.start["plan"]["samples"])
-        for run in (first, other)
-    )
-    return one == two and all(names == classes[0] for names in classes)
 
 
 def compare_configs(runs: Sequence[RunRecord], names: Sequence[str]) -> Iterator[str]:

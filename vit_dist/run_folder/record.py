@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_dist.config.config import Config
-from vit_dist.config.recipe import read_yaml
+from vit_dist.config.recipe import read_saved_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
 from vit_dist.run_folder.lines import ascending, is_whole
@@ -51,7 +51,8 @@ _USE_TEXTS = {
 class RunRecord:
     """A run, finished or not, as its folder shows it. summary: empty until it is finished.
 
-    start: its last `start` line; what else shows the same, if that is lost. problems: what of the folder is damaged.
+    start: its last `start` line; what else shows the same, if that is lost. data: the fingerprint of its splits, empty
+    before the first checkpoint. problems: what of the folder is damaged.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class RunRecord:
     predictions: SavedPredictions | None
     inputs: InputExamples | None
     start: Line
+    data: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def evaluations(self, split: str, weights: str) -> list[Line]:
@@ -71,12 +73,18 @@ class RunRecord:
         return [line for line in lines if line["split"] == split and line["weights"] == weights]
 
     @property
-    def state(self) -> str:
-        """The state in words: that of status.json, unless the process was killed before it could write it."""
+    def state_word(self) -> str:
+        """The state: that of status.json, or killed if the process ended before it could write one."""
         state = str(self.status.get("state", "unknown"))
-        if state == "running" and self.status.get("host") == platform.node() and not is_held(self.folder):
+        here = self.status.get("host") == platform.node()
+        return "killed" if state == "running" and here and not is_held(self.folder) else state
+
+    @property
+    def state(self) -> str:
+        """The state with its reason, or with what to do."""
+        if self.state_word == "killed":
             return "killed: the same command goes on from its last checkpoint"
-        return f"{state}: {self.status['reason']}" if "reason" in self.status else state
+        return f"{self.state_word}: {self.status['reason']}" if "reason" in self.status else self.state_word
 
     @property
     def memory(self) -> float | None:
@@ -117,8 +125,11 @@ class RunRecord:
         return {**seconds, "starting and ending": max(0.0, self.total_seconds - sum(seconds.values()))}
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Read a run's folder, as far as it is whole. Raises UserError if no run is there, or it has not started yet."""
+def read_run(folder: Path, *, images: bool = True) -> RunRecord:
+    """Read a run's folder, as far as it is whole; without `images`, predictions and inputs are left out.
+
+    Raises UserError if no run is there, or it has not started yet.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: not a run's folder: {'it is a file' if folder.exists() else 'no folder is there'}")
     problems: list[str] = []
@@ -148,9 +159,10 @@ def read_run(folder: Path) -> RunRecord:
         status=status,
         summary=summary or {},
         metrics=metrics,
-        predictions=_whole(read_predictions, folder / PREDICTIONS, problems),
-        inputs=_whole(read_inputs, folder / INPUTS, problems),
+        predictions=_whole(read_predictions, folder / PREDICTIONS, problems) if images else None,
+        inputs=_whole(read_inputs, folder / INPUTS, problems) if images else None,
         start=start,
+        data=_fingerprint(saved),
         problems=problems,
     )
 
@@ -172,13 +184,19 @@ def _newest_state(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def _fingerprint(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint of the data that a checkpoint's state keeps, with the names of the classes."""
+    splits = saved.get("data")
+    return {"splits": splits, "classes": saved.get("classes")} if splits and isinstance(splits, dict) else {}
+
+
 def _read_config(folder: Path, saved: dict[str, Any], problems: list[str]) -> Config:
     """Read config.yaml or, if it is missing or damaged, the config that a checkpoint keeps. Raises UserError."""
     path = folder / "config.yaml"
     try:
         if not path.is_file():
             raise UserError(f"{folder}: not a run's folder: it has no config.yaml")
-        values, before = read_yaml(path), saved.get("config", {"log": {}})
+        values, before = read_saved_yaml(path), saved.get("config", {"log": {}})
         if any(name not in values.get(section, {}) for section, fields in before.items() for name in [*fields]):
             raise UserError(f"{path}: is cut: fields are missing")
         return Config.from_dict(values)

@@ -1,0 +1,77 @@
+"""What differs between runs: their data, and the fields of their configs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_dist.config.config import Config
+from vit_dist.run_folder.record import RunRecord
+
+_DATA_FIELDS = ("data.name", "data.root")
+
+
+def data_name(config: Config) -> str:
+    """Return the name of a run's data for people: that of its folder or data set."""
+    if config.data.source == "folder" and config.data.root:
+        return Path(os.path.abspath(Path(config.data.root).expanduser())).name
+    return config.data.source
+
+
+def data_names(runs: Sequence[RunRecord]) -> list[str]:
+    """Return a name for the data of each run; other data of the same name is numbered: pets, pets (2)."""
+    names: list[str] = []
+    kinds: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        name = data_name(run.config)
+        known = kinds.setdefault(name, [])
+        number = next((at for at, other in enumerate(known) if same_data(run, other)), len(known))
+        if number == len(known):
+            known.append(run)
+        names.append(f"{name} ({number + 1})" if number else name)
+    return names
+
+
+def same_data(first: RunRecord, other: RunRecord) -> bool:
+    """Return whether two runs have the same data: by its fingerprint or, before a checkpoint, as far as is known."""
+    if first.data and other.data:
+        return first.data == other.data
+    classes = [run.inputs.metadata["classes"] for run in (first, other) if run.inputs is not None]
+    one, two = (
+        (data_name(run.config), run.config.data.val_fraction, run.start["plan"]["samples"]) for run in (first, other)
+    )
+    return one == two and all(names == classes[0] for names in classes)
+
+
+def changed_fields(runs: Sequence[RunRecord], without: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return the fields that can change the result and differ among runs: short name → each run's value, as text.
+
+    The field with the most values comes first. The data's name and place are left out, and so is `without`.
+    """
+    values = [run.config.fields(changes_result=True) for run in runs]
+    differing: dict[str, list[Any]] = {}
+    for name in values[0] if values else ():
+        column = [fields[name] for fields in values]
+        if name not in (*_DATA_FIELDS, *without) and any(value != column[0] for value in column):
+            differing[name] = column
+    ordered = sorted(differing, key=lambda name: -len({repr(value) for value in differing[name]}))
+    last = [name.split(".")[-1] for name in ordered]
+    return {
+        name.split(".")[-1] if last.count(name.split(".")[-1]) == 1 else name: [
+            value_text(value) for value in differing[name]
+        ]
+        for name in ordered
+    }
+
+
+def value_text(value: Any) -> str:
+    """Return a value of the config as short text."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value in ("", None, [], {}):
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
