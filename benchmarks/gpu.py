@@ -3,11 +3,11 @@
 
     python benchmarks/gpu.py [--budget SECONDS] [--out FILE] [--only NAME,NAME] [--skip NAME] [--device cpu] [--small]
 
-Run it in the root of the repository. Parts: augmentation, exact updates, skipped updates and resuming, on the GPU against
-the CPU; updates per second of ViT-S, B and L, eager and compiled; where the host waits for the device; what the
-data path costs; a profile by kind of kernel. A part that fails leaves its error in the JSON, and the rest goes on. When the
-budget is spent, what there is so far is printed. `matmul_fraction` is of a product of 8192-square bf16 matrices of
-random numbers that ran for half a second. docs/log.md and benchmarks/results/ keep what was measured.
+Run it in the root of the repository. Parts: augmentation, exact updates, skipped updates and resuming, on the GPU
+against the CPU; updates per second of ViT-S, B and L, eager and compiled; where the host waits for the device; what
+the data path costs; a profile by kind of kernel. A part that fails leaves its error in the JSON, and the rest goes on.
+When the budget is spent, what there is so far is printed. `matmul_fraction` is of a product of two random
+8192-square bf16 matrices that ran for half a second. docs/log.md and benchmarks/results/ keep what was measured.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import REPOSITORY
 from vit_dist.run_folder.metrics import Line, read_metrics
@@ -66,6 +67,11 @@ def test_each_launcher_starts_the_world_it_should(launcher: list[str], world: in
     if "accelerate_configs/multi_gpu.yaml" in launcher:
         launcher = [*launcher[:-1], "--main_process_port", free_port(), launcher[-1]]
     done = launch(launcher, folder)
+    gpus = 0 if "--cpu" in launcher or "accelerate_configs/cpu.yaml" in launcher else torch.cuda.device_count()
+    if gpus and world > gpus:
+        assert done.returncode == 1  # the launcher's own
+        assert f"vit-dist: {world} processes were launched on this host, which has {gpus} GPU" in done.stderr
+        return
     assert done.returncode == 0, done.stderr
     assert status(folder)["state"] == "finished"
     start = start_line(folder)
@@ -73,7 +79,8 @@ def test_each_launcher_starts_the_world_it_should(launcher: list[str], world: in
     cores = len(os.sched_getaffinity(0))
     assert start["threads"] == max(1, cores // world)
     assert done.stdout.count("finished") == 1
-    assert f"{world} × cpu, fp32, {start['threads']} threads per process" in done.stdout
+    device = f"{torch.cuda.get_device_name()}, bf16" if gpus else "cpu, fp32"
+    assert f"{world} × {device}, {start['threads']} threads per process" in done.stdout
 
 
 def test_two_machines_train_one_run(tmp_path: Path) -> None:
@@ -115,7 +122,10 @@ def test_a_launch_that_would_silently_run_one_process_is_refused(flags: list[str
 def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = launch([sys.executable, "scripts/train.py"], tmp_path / "run", "--optimizer.name", "adamm", "--lr", "1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "vit-dist: --lr: here it is --optimizer.lr 1\n"
+    assert done.stderr.splitlines() == [
+        "vit-dist: --lr: here it is --optimizer.lr 1",
+        "vit-dist: optimizer.name: no optimizer adamm (did you mean adam?); if timm has it: timm/adamm",
+    ]
     done = launch([sys.executable, "scripts/train.py"], tmp_path / "run", "--data.name", "folder")
     assert (done.returncode, done.stdout, done.stderr) == (
         2,

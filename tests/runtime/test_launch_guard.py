@@ -10,7 +10,7 @@ import torch
 
 from vit_dist.errors import UserError
 from vit_dist.runtime import launch
-from vit_dist.runtime.devices import available_cores, cgroup_quota, resolve_precision, uses_cuda
+from vit_dist.runtime.devices import available_cores, cgroup_quota, resolve_device, resolve_precision, uses_cuda
 
 
 def test_precision_auto_is_a_fixed_rule() -> None:
@@ -42,6 +42,50 @@ def test_precision_follows_the_device(
     else:
         with pytest.raises(UserError, match=r"^train.precision: fp16 needs a CUDA GPU: set bf16 or fp32$"):
             resolve_precision("fp16", device)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "launcher", "device", "chosen"),
+    [
+        (True, None, "auto", "cuda"),
+        (True, "False", "auto", "cuda"),
+        (True, "True", "auto", "cpu"),
+        (True, "true", "cpu", "cpu"),
+        (False, None, "auto", "cpu"),
+        (True, None, "cuda", "cuda"),
+    ],
+)
+def test_the_launchers_cpu_flag_decides_where_the_config_leaves_it_open(
+    cuda: bool, launcher: str | None, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    if launcher is None:
+        monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    else:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", launcher)
+    assert resolve_device(device) == chosen
+    assert uses_cuda(device) == (chosen == "cuda")
+
+
+def test_a_device_that_contradicts_the_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    with pytest.raises(
+        UserError, match=r"^run.device: cuda, and the launcher was asked for the CPU .*drop one of them$"
+    ):
+        resolve_device("cuda")
+
+
+def test_each_process_of_a_host_needs_a_gpu() -> None:
+    launch.check_gpus(2, 2)
+    message = (
+        r"^3 processes were launched on this host, which has {}: launch {} \(--num_processes\), or set run.device cpu$"
+    )
+    with pytest.raises(UserError, match=message.format("1 GPU", 1)):
+        launch.check_gpus(3, 1)
+    with pytest.raises(UserError, match=message.format("2 GPUs", 2)):
+        launch.check_gpus(3, 2)
 
 
 def test_ignored_settings_of_the_launcher_are_noted() -> None:

@@ -26,7 +26,7 @@ from vit_dist.inference.probabilities import predict_pixels
 from vit_dist.inference.splits import open_split
 from vit_dist.models.forward import eval_mode
 from vit_dist.run_folder.predictions import TOP_K
-from vit_dist.runtime.devices import available_cores, find_device
+from vit_dist.runtime.devices import available_cores, resolve_device
 from vit_dist.runtime.runtime import Runtime
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,7 +68,7 @@ class Classifier:
     def __init__(self, trained: TrainedModel, device: torch.device | None = None) -> None:
         """Move a trained model to a device; None: that of its config. Raises UserError."""
         self._trained = trained
-        self.device = find_device(trained.config.run.device) if device is None else device
+        self.device = torch.device(resolve_device(trained.config.run.device)) if device is None else device
         self.precision = precision_of(trained)
         self.classes = list(trained.names)
         self.module: nn.Module = trained.model.to(self.device).eval()

@@ -12,25 +12,33 @@ import torch
 from vit_dist.errors import UserError
 
 
-def check_device(name: str) -> None:
-    """Check that this machine has the device (cuda or mps). Raises UserError."""
-    present = torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
-    if not present:
-        raise UserError(f"run.device: no {name} device here: set run.device auto or cpu")
+def resolve_device(name: str) -> str:
+    """Return cuda, mps or cpu for a `run.device`.
 
-
-def find_device(name: str) -> torch.device:
-    """Return the device of a `run.device` for one process. Raises UserError if this machine does not have it."""
-    if name in ("cuda", "mps"):
-        check_device(name)
+    auto: cpu under `accelerate launch --cpu`, else the best that is here. Raises UserError for one that is not here, or
+    that contradicts the launcher.
+    """
+    on_cpu = _launched_on_cpu()
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name)
+        return "cpu" if on_cpu else next(device for device in present if present[device])
+    if on_cpu and name != "cpu":
+        raise UserError(
+            f"run.device: {name}, and the launcher was asked for the CPU (--cpu, use_cpu): drop one of them"
+        )
+    if not present[name]:
+        raise UserError(f"run.device: no {name} device here: set run.device auto or cpu")
+    return name
 
 
 def uses_cuda(device: str) -> bool:
     """Return whether a run with this `run.device` computes on a CUDA GPU."""
-    return device in ("auto", "cuda") and torch.cuda.is_available()
+    return torch.cuda.is_available() and (device == "cuda" or (device == "auto" and not _launched_on_cpu()))
+
+
+def _launched_on_cpu() -> bool:
+    """Return whether accelerate's launcher was asked for the CPU: `--cpu`, or use_cpu in its config."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
 
 
 def resolve_precision(precision: str, device: str) -> str:

@@ -18,6 +18,15 @@ def check_launch(environ: Mapping[str, str]) -> None:
         )
 
 
+def check_gpus(processes: int, gpus: int) -> None:
+    """Check that each process of this host has a GPU of its own. Raises UserError."""
+    if processes > gpus:
+        raise UserError(
+            f"{processes} processes were launched on this host, which has {gpus} GPU{'s'[: gpus != 1]}: launch {gpus} "
+            "(--num_processes), or set run.device cpu"
+        )
+
+
 def check_world(environ: Mapping[str, str], world_size: int) -> None:
     """Check that as many processes run as the launcher started. Raises UserError."""
     launched = int(environ.get("WORLD_SIZE", "1"))

@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
-from vit_dist.runtime.devices import available_cores, check_device, resolve_precision
+from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
 from vit_dist.runtime.flags import Flags
-from vit_dist.runtime.launch import check_launch, check_world, ignored_settings
+from vit_dist.runtime.launch import check_gpus, check_launch, check_world, ignored_settings
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -44,11 +44,11 @@ class Runtime:
         Raises UserError if fewer processes run than were launched, or the device or precision is not available.
         """
         self.started = time.time()
-        cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        if config.device not in ("auto", "cpu"):
-            check_device(config.device)
+        device = resolve_device(config.device)
         check_launch(os.environ)
         self.local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if device == "cuda":
+            check_gpus(self.local_processes, torch.cuda.device_count())
         self.cores = max(1, available_cores() // self.local_processes)
         self.threads = self.cores if config.threads == "auto" else config.threads
         torch.set_num_threads(self.threads)
@@ -60,7 +60,7 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-        world = PartialState(cpu=cpu)
+        world = PartialState(cpu=device == "cpu")
         self.rank: int = world.process_index
         self.world_size: int = world.num_processes
         self.device: torch.device = world.device
