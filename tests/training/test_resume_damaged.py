@@ -194,7 +194,7 @@ def test_a_finished_run_on_a_read_only_disk_shows_its_summary(
         shutil.copytree(finished, disk / "run", symlinks=True)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, timeout=20)
         assert main(flags(disk / "run", log__level="info")) == 0
-        assert "this run has finished" in capsys.readouterr().out
+        assert "finished before" in capsys.readouterr().out
         assert main(flags(disk / "run", train__duration="8 updates")) == 2
         text = f"vit-dist: run.dir: {disk}/run cannot be written to, and its run has not finished: set another\n"
         assert capsys.readouterr().err == text
@@ -240,10 +240,10 @@ def reclass(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (rename, r"1 gone \(train/cat/03.png\); 1 new \(train/cat/zz.png\)"),
-        (replace_one, r"the images of test are not those of before \(1 of another size \(test/dog/01.png\)\)"),
-        (remove, r"images of (train|val) before, .* now \(1 gone \(train/dog/00.png\)"),
-        (reclass, r"of test are not .*\(2 gone \(test/cat/01.png, test/dog/01.png\); 2 new \(test/cat/09.png, "),
+        (rename, r"1 image added \(train/cat/zz.png\), 1 image removed \(train/cat/03.png\)"),
+        (replace_one, r": 1 image changed \(test/dog/01.png\): bring"),
+        (remove, r": 1 image removed \(train/dog/00.png\)"),
+        (reclass, r": 2 images added \(test/cat/09.png, .*\), 2 images removed \(test/cat/01.png, test/dog/01.png\)"),
     ],
 )
 def test_other_data_under_the_same_config_is_refused_with_what_differs(
@@ -256,8 +256,10 @@ def test_other_data_under_the_same_config_is_refused_with_what_differs(
     change(root)
     with pytest.raises(UserError, match=text) as caught:
         train(on_pictures(tmp_path / "run", root))
-    assert str(caught.value).startswith("data: ")
-    assert str(caught.value).endswith(": bring the old ones back, or set another run.dir or run.name")
+    assert str(caught.value).startswith(f"data: not what {tmp_path / 'run'} was trained on: ")
+    assert str(caught.value).endswith(
+        ": bring the old images back, or set another run.dir or run.name, or none, for a new run"
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -277,7 +279,9 @@ def test_labels_of_a_source_are_part_of_its_identity(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), np.uint8)
     labels = np.arange(60) % 3
     train(config(tmp_path / "run"), source=MemorySource(pixels, labels))
-    with pytest.raises(UserError, match=r"^data: the images of (train|val) are not those of before: bring"):
+    with pytest.raises(
+        UserError, match=r"^data: not what .*/run was trained on: other images of train; other images of val: bring"
+    ):
         train(config(tmp_path / "run"), source=MemorySource(pixels, labels[::-1].copy()))
     train(config(tmp_path / "run"), source=MemorySource(pixels, labels))
 

@@ -523,7 +523,7 @@ def test_patience_ends_a_run_at_the_predicted_evaluation(
     capsys.readouterr()
     assert main(["train", "--config", str(run.folder / "config.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert "this run has finished" in printed
+    assert "finished before" in printed
     assert f"out of patience {60 - predicted} updates early" in printed
     assert f"loss {run.summary['best']['value']:.4g} on val at update {run.summary['best']['update']}" in printed
     assert (run.folder / "metrics.jsonl").read_bytes() == before

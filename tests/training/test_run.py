@@ -283,7 +283,7 @@ def test_files_and_numbers_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     # A finished run returns its summary and does not train again.
     capsys.readouterr()
     again = train(config)
-    assert "this run has finished" in capsys.readouterr().out
+    assert "finished before" in capsys.readouterr().out
     assert again.summary == summary
     assert again.best == run.best
 
@@ -448,7 +448,7 @@ def test_the_warning_level_prints_notes_and_errors_alone(
     train(signalling_digits(tmp_path / "run"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        f"{config.folder}: this run has finished; to continue: --run.dir {config.folder} and a longer --train.duration",
+        f"{config.folder}: finished before; to go on: --run.dir {config.folder} and a longer --train.duration",
         "finished",
     ]
     other = signalling_digits(tmp_path / "run", log__level="warning", optimizer__lr=0.5)

@@ -37,7 +37,7 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     config = resolved.config
     check_place(config.folder, "run.dir" if config.run.dir else "run.name")
     if config.run.resume not in ("auto", "never"):
-        find_resume_point(config)
+        find_resume_point(config, resolved.data, resolved.samples)
     components = build_components(
         config,
         world_size=processes,

@@ -48,6 +48,8 @@ def difference(path: Path, data: LabelledSplits) -> str:
     except (OSError, EOFError, ValueError, csv.Error):
         return ""
     root = _common_folder(data)
+    if not root:
+        return ""
     now = {
         name: (split, str(size), str(label))
         for split, subset in data.splits.items()
@@ -55,17 +57,19 @@ def difference(path: Path, data: LabelledSplits) -> str:
     }
     both = before.keys() & now.keys()
     kinds = {
-        "gone": before.keys() - now.keys(),
-        "new": now.keys() - before.keys(),
-        "of another size": {name for name in both if before[name][1] != now[name][1]},
+        "added": now.keys() - before.keys(),
+        "removed": before.keys() - now.keys(),
+        "changed": {name for name in both if before[name][1] != now[name][1]},
         "of another class": {name for name in both if before[name][2] != now[name][2]},
         "in another split": {name for name in both if before[name][0] != now[name][0]},
     }
-    return "; ".join(f"{len(names):,} {kind} ({_few(names)})" for kind, names in kinds.items() if names)
+    return ", ".join(_count_text(names, kind) for kind, names in kinds.items() if names)
 
 
-def _few(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:2]) + (" …" if len(names) > 2 else "")
+def _count_text(names: set[str], kind: str) -> str:
+    """Return a number of images in words, with the first of them: 3 images added (a.png, b.png …)."""
+    few = ", ".join(sorted(names)[:2]) + (" …" if len(names) > 2 else "")
+    return f"{len(names):,} image{'s' if len(names) > 1 else ''} {kind} ({few})"
 
 
 def _digest(split: Subset, root: str) -> str:

@@ -59,7 +59,7 @@ def claim_folder(
             write_durably(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
             _remove_leftovers(folder)
             point_to_known(folder / "checkpoints", state.position, state.best.update if state.best else None)
-            if not (folder / SAMPLES).exists():
+            if state.position == 0 or not (folder / SAMPLES).exists():
                 write_samples(folder / SAMPLES, data)
         except OSError as error:
             raise UserError(f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir") from None

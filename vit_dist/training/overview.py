@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 
-from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.sources.splits import LabelledSplits
@@ -20,8 +19,8 @@ from vit_dist.training.trainer import Trainer
 from vit_dist.version import __version__
 
 
-def print_overview(trainer: Trainer, notes: list[str], start: Checkpoint | None) -> None:
-    """Print the numbers of a run, where it starts, and notes for the user. start: the checkpoint it resumes from."""
+def print_overview(trainer: Trainer, notes: list[str], start: str) -> None:
+    """Print the numbers of a run, where it starts, in words, and notes for the user."""
     components, runtime, console = trainer.components, trainer.runtime, trainer.console
     config, plan = components.config, components.plan
     console.say(f"vit_dist {__version__}: {config.run.name or trainer.folder.name}")
@@ -30,7 +29,7 @@ def print_overview(trainer: Trainer, notes: list[str], start: Checkpoint | None)
             **plan_rows(components),
             "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
             f"{runtime.threads} threads per process",
-            "starts": f"at update {trainer.state.position}, from {start.path}" if start else "from scratch",
+            "starts": start,
             "folder": str(trainer.folder),
         }
     )

@@ -24,9 +24,10 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 from vit_dist.training.bad_update import BAD_UPDATE, measure_update, what_is_wrong
 from vit_dist.training.components import Components, build_components
+from vit_dist.training.identity import check_same_data, compare
 from vit_dist.training.model_selection import value_of, weights_of
 from vit_dist.training.resolve import resolve
-from vit_dist.training.resume import ResumePoint, compare, resumed_state
+from vit_dist.training.resume import ResumePoint, resumed_state
 from vit_dist.training.setup import build_updater
 from vit_dist.training.streams import build_streams
 from vit_dist.training.update import Updater
@@ -66,7 +67,9 @@ def replay(
             load_pretrained=checkpoint is None,
             trust_code=trust_code,
         )
-        state = resumed_state(ResumePoint(checkpoint, True), components.plan, data, resolved.samples)
+        if checkpoint is not None:
+            check_same_data(checkpoint, data, resolved.samples)
+        state = resumed_state(ResumePoint(checkpoint, True), components.plan)
         again = position - state.position
         updater = build_updater(components, state, checkpoint, runtime)
         stream, evaluation_streams = build_streams(components, runtime)
@@ -102,7 +105,7 @@ def _recorded(config: Config) -> dict[str, Any]:
     if not losses or not norms or type(update) is not int or update < 1 or precision not in ("fp32", "bf16", "fp16"):
         raise UserError(f"{path}: broken: train again, and it is written anew")
     before = Config.from_dict(read_yaml(config.folder / "config.yaml"))
-    compare(before.fields(), config.fields(), config.fields(changes_result=True), config.folder)
+    compare(before, config, config.folder)
     return content
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vit_dist.config.config import Config
-from vit_dist.data.fingerprint import fingerprint
+from vit_dist.data.fingerprint import SAMPLES, difference, fingerprint
 from vit_dist.data.sources.source import Source
-from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.data.sources.splits import SPLITS, LabelledSplits
+from vit_dist.errors import UserError
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import open_splits
 from vit_dist.training.defaults import Choice, choose_defaults
+from vit_dist.training.resume import holds_run, read_config, stored_config
 
 _LONGEST_NAME = 40
+# Of the earlier runs on a folder, so many are looked at: each costs the time to read its config.
+_LOOKED_AT = 5
 
 
 @dataclass(frozen=True)
@@ -24,39 +29,59 @@ class Resolved:
     """A run whose data is open.
 
     config: with the values that were chosen from the data, and with a name unless `run.dir` is set. samples: the
-    fingerprint of the data. choices: the fields that were chosen, and why.
+    fingerprint of the data. choices: the fields that were chosen, and why. notes: lines for the user.
     """
 
     config: Config
     data: LabelledSplits
     samples: Mapping[str, Any]
-    choices: list[Choice]
+    choices: list[Choice] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def resolve(config: Config, source: Source | LabelledSplits | None = None, runtime: Runtime | None = None) -> Resolved:
     """Open the data, choose the fields that `run.auto` lists, and name the run.
 
-    source: used in place of the config's data. runtime: of the ranks that do this together, if it is there; rank 0
-    opens the data first, and chooses for all. Raises UserError.
+    source: used in place of the config's data. runtime: of the ranks that do this together, if there are several; rank
+    0 opens the data first, and decides for all. Raises UserError.
     """
     if runtime is None:
         data = open_splits(config, source)
-        samples, chosen, choices = _describe(config, data)
+        decided = _decide(config, data, source)
     else:
         with runtime.main_first():
             data = open_splits(config, source)
-        samples, chosen, choices = runtime.run_on_main(lambda: _describe(config, data))
-    config = Config.from_dict(chosen)
+        decided = runtime.run_on_main(lambda: _decide(config, data, source))
+    choices = [Choice(**choice) for choice in decided["choices"]]
+    return Resolved(Config.from_dict(decided["config"]), data, decided["samples"], choices, decided["notes"])
+
+
+def _decide(config: Config, data: LabelledSplits, source: Source | LabelledSplits | None) -> dict[str, Any]:
+    """Return the fields of `Resolved` but for the data, as JSON can hold them."""
+    samples, notes = fingerprint(data), []
+    resolved, choices = choose_defaults(_with_stored_choices(config), data)
     if not config.run.name and not config.run.dir:
-        name = f"{_data_name(config, source)}-{config.identity([samples, data.classes])}"
-        config = replace(config, run=replace(config.run, name=name))
-    return Resolved(config, data, samples, [Choice(**choice) for choice in choices])
+        name = _data_name(config, source)
+        run = replace(resolved.run, name=f"{name}-{resolved.identity([samples, data.classes])}")
+        resolved = replace(resolved, run=run)
+        if not holds_run(resolved.folder):
+            notes = list(_other_images(name, resolved, {choice.field for choice in choices}, data))
+    chosen = [asdict(choice) for choice in choices]
+    return {"config": resolved.to_dict(), "samples": samples, "choices": chosen, "notes": notes}
 
 
-def _describe(config: Config, data: LabelledSplits) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Return (fingerprint of the data, config with the chosen values, choices), as JSON can hold them."""
-    config, choices = choose_defaults(config, data)
-    return fingerprint(data), config.to_dict(), [asdict(choice) for choice in choices]
+def _with_stored_choices(config: Config) -> Config:
+    """Return the config with what an earlier start of its run chose: no later rule changes a run that has begun."""
+    auto: tuple[str, ...] = getattr(config.run, "auto", ())
+    before = stored_config(config) if auto else None
+    if before is None:
+        return config
+    values, then = config.to_dict(), before.fields()
+    for name in auto:
+        section, _, key = name.partition(".")
+        values[section][key] = then[name]
+    values["run"]["auto"] = []
+    return Config.from_dict(values)
 
 
 def _data_name(config: Config, source: Source | LabelledSplits | None) -> str:
@@ -65,8 +90,32 @@ def _data_name(config: Config, source: Source | LabelledSplits | None) -> str:
         kind = source.splits["train"].source if isinstance(source, LabelledSplits) else source
         name = type(kind).__name__
     elif config.data.source == "folder":
-        name = Path(os.path.abspath(Path(config.data.root).expanduser())).name
+        root = _root(config)
+        name = root.parent.name if root.name.lower() in SPLITS else root.name
     else:
         name = config.data.source
-    kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name.lower())
-    return kept[:_LONGEST_NAME].strip("._-") or "data"
+    return re.sub(r"[^\w.]+", "-", name.lower())[:_LONGEST_NAME].strip("._-") or "data"
+
+
+def _root(config: Config) -> Path:
+    return Path(os.path.abspath(Path(config.data.root).expanduser()))
+
+
+def _other_images(name: str, config: Config, chosen: set[str], data: LabelledSplits) -> Iterator[str]:
+    """Yield a note if an earlier run with this config is there on other images of the same folder.
+
+    chosen: fields of the config that follow from the data.
+    """
+    folders = [path.parent for path in Path("runs").glob(f"{name}-??????/{SAMPLES}")]
+    folders.sort(key=lambda folder: (folder / SAMPLES).stat().st_mtime, reverse=True)
+    for folder in folders[:_LOOKED_AT]:
+        try:
+            before = read_config(folder)
+        except UserError:
+            continue
+        then, now = (each.fields(changes_result=True) for each in (before, config))
+        same = all(then[field] == now[field] for field in now.keys() - chosen)
+        what = difference(folder / SAMPLES, data) if same and _root(before) == _root(config) else ""
+        if what:
+            yield f"{folder} trained on other images of {config.data.root} (since then {what}): this is a new run"
+            return

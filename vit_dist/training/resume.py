@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,18 +15,15 @@ from vit_dist.checkpointing.manifest import MANIFEST
 from vit_dist.checkpointing.state import Best, TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
-from vit_dist.data.fingerprint import SAMPLES, difference
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import WRITING
 from vit_dist.plan.plan import Plan
-from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.run_folder.metrics import read_history, read_metrics
 from vit_dist.run_folder.status import status
 from vit_dist.run_folder.summary import read_summary
+from vit_dist.training.identity import check_same_data, compare
 
-# Fields of the identity that may change in a run all the same: the first may grow, the second changes no result
-# unless dropout draws by micro-batch. Both are noted.
-_MAY_CHANGE = ("train.duration", "batch.micro_size")
 # All that a folder holds whose run was killed before it had its config.
 _FIRST_FILES = (".lock", f"{WRITING}status.json", "status.json", f"{WRITING}config.yaml")
 
@@ -35,13 +33,15 @@ class ResumePoint:
     """The point from which a run starts.
 
     checkpoint: to resume from; None: from the start. checkpoint_in_folder: whether it is in the run's own folder.
-    best: the best evaluation so far whose checkpoint is whole. finished: whether nothing is left to do. notes: lines
-    for the user. changed: fields that differ, and their new values. whole, broken: checkpoints that were verified.
+    best: the best evaluation so far whose checkpoint is whole. duration: the run's own train.duration, if it has been
+    made longer than the config says; it goes on to that. finished: whether nothing is left to do. notes: lines for the
+    user. changed: fields that differ, and their new values. whole, broken: checkpoints that were verified.
     """
 
     checkpoint: Checkpoint | None = None
     checkpoint_in_folder: bool = False
     best: Best | None = None
+    duration: str = ""
     finished: bool = False
     notes: list[str] = field(default_factory=list)
     changed: dict[str, Any] = field(default_factory=dict)
@@ -69,10 +69,11 @@ def holds_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() or (folder / "checkpoints").is_dir()
 
 
-def find_resume_point(config: Config) -> ResumePoint:
-    """Find where the run of a config starts. Reads only; call it on one process that holds the folder's lock.
+def find_resume_point(config: Config, data: LabelledSplits, samples: Mapping[str, Any]) -> ResumePoint:
+    """Find where the run of a config on its data starts. Reads only; call it on one process.
 
-    Raises UserError if the folder holds another run, or progress without a complete checkpoint, or may not be used.
+    samples: the fingerprint of the data. Raises UserError if the folder holds another run or one on other data,
+    or progress without a complete checkpoint, or may not be used.
     """
     folder = config.folder
     if folder.exists() and not folder.is_dir():
@@ -80,7 +81,7 @@ def find_resume_point(config: Config) -> ResumePoint:
     if not holds_run(folder):
         if folder.is_dir() and any(path.name not in _FIRST_FILES for path in folder.iterdir()):
             raise UserError(f"run.dir: {folder} holds other files: set another, or an empty folder")
-        return _start_elsewhere(config, [], {})
+        return _start_elsewhere(config, data, samples, [], {})
     if config.run.resume == "never":
         raise UserError(f"run.dir: {folder} holds a run: set run.resume auto to resume it, or another run.dir")
     newest, problems = newest_valid(folder / "checkpoints")
@@ -88,26 +89,50 @@ def find_resume_point(config: Config) -> ResumePoint:
     before, note = _config_before(folder, newest)
     changed: dict[str, Any] = {}
     if before is not None:
-        changed, more = compare(before.fields(), config.fields(), config.fields(changes_result=True), folder)
+        changed, more = compare(before, config, folder)
         notes += more
     notes += note
     if newest is None:
         _refuse_lost_progress(folder, problems)
-        return _start_elsewhere(config, notes, changed)
+        return _start_elsewhere(config, data, samples, notes, changed)
+    assert before is not None
+    check_same_data(newest, data, samples)
+    count = len(data.splits["train"])
+    asked, planned = (Plan.from_config(each, count, 1).updates for each in (config, before))
+    if asked < planned:
+        _refuse_shorter(folder, asked, planned)
+        changed.pop("train.duration", None)
+        notes = [line for line in notes if not line.startswith("train.duration: ")]
+    summary = summary_of_finished(folder) if asked <= planned else None
     if config.run.resume != "auto":
         notes.append(f"run.resume: {folder} has a checkpoint of its own and resumes from that")
     best, problems = best_so_far(newest)
     notes += problems
+    if summary is not None and newest.position < summary["updates"]:
+        last = checkpoint_path(newest.path.parent, summary["updates"])
+        notes.append(f"{last}: is not there or broken: the newest complete one is of update {newest.position}")
+    elif summary is None and asked < planned:
+        longer, shorter = before.train.duration, config.train.duration
+        notes.append(f"train.duration: the run was made longer and goes on to {longer}, not {shorter}")
     return ResumePoint(
         checkpoint=newest,
         checkpoint_in_folder=True,
         best=best,
-        finished=summary_of_finished(folder) is not None and "train.duration" not in changed,
+        duration=before.train.duration if asked < planned else "",
+        finished=summary is not None,
         notes=notes,
         changed=changed,
         whole=[newest.path.name, *([checkpoint_path(newest.path.parent, best.update).name] if best else [])],
         broken=[path.name for path in list_checkpoints(folder / "checkpoints") if int(path.name[7:]) > newest.position],
     )
+
+
+def _refuse_shorter(folder: Path, asked: int, planned: int) -> None:
+    """Refuse fewer updates than a run has planned, unless it once began with as few. Raises UserError."""
+    lines, _ = read_history(folder / "metrics.jsonl")
+    begun = {line["plan"]["updates"] for line in lines if line["kind"] == "start"}
+    if begun and asked not in begun:
+        raise UserError(f"train.duration: may only grow: {planned} updates before, {asked} now")
 
 
 def summary_of_finished(folder: Path) -> dict[str, Any] | None:
@@ -129,14 +154,35 @@ def best_so_far(newest: Checkpoint) -> tuple[Best | None, list[str]]:
     return second, [f"{problem}: {kept} the best in its place" for problem in problems[:1]]
 
 
+def read_config(folder: Path) -> Config:
+    """Read the config that the run in a folder was last started with. Raises UserError."""
+    path = folder / "config.yaml"
+    values = read_yaml(path)
+    if not values:
+        raise UserError(f"{path}: is empty")
+    return Config.from_dict(values)
+
+
+def stored_config(config: Config) -> Config | None:
+    """Return the config of the run that a config goes on with, as far as that is known before its data is.
+
+    It is that of the folder which `run.dir` or `run.name` names, else that of the checkpoint in `run.resume`. Raises
+    UserError if there is no checkpoint.
+    """
+    if (config.run.dir or config.run.name) and holds_run(config.folder):
+        with contextlib.suppress(UserError):
+            return read_config(config.folder)
+        newest, _ = newest_valid(config.folder / "checkpoints")
+        return newest.state.config if newest is not None else None
+    if config.run.resume in ("auto", "never"):
+        return None
+    return _open_newest(Path(config.run.resume)).state.config
+
+
 def _config_before(folder: Path, newest: Checkpoint | None) -> tuple[Config | None, list[str]]:
     """Return the config that a run was last started with, and a note if its file is not whole."""
-    stored = folder / "config.yaml"
     try:
-        values = read_yaml(stored)
-        if not values:
-            raise UserError(f"{stored}: is empty")
-        return Config.from_dict(values), []
+        return read_config(folder), []
     except UserError as error:
         if newest is None:
             return None, [f"{one_line(error)}: it is written anew"]
@@ -157,33 +203,17 @@ def _refuse_lost_progress(folder: Path, problems: Sequence[str]) -> None:
         )
 
 
-def _start_elsewhere(config: Config, notes: list[str], changed: dict[str, Any]) -> ResumePoint:
+def _start_elsewhere(
+    config: Config, data: LabelledSplits, samples: Mapping[str, Any], notes: list[str], changed: dict[str, Any]
+) -> ResumePoint:
     """Return the start of a run whose folder has no checkpoint: from scratch, or from that of `run.resume`."""
     if config.run.resume in ("auto", "never"):
         return ResumePoint(notes=notes, changed=changed)
     start = _open_newest(Path(config.run.resume))
-    before = start.state.config
-    changed, more = compare(before.fields(), config.fields(), config.fields(changes_result=True), start.path)
+    changed, more = compare(start.state.config, config, start.path)
+    check_same_data(start, data, samples)
     in_folder = config.folder.absolute() in start.path.absolute().parents
     return ResumePoint(start, in_folder, notes=notes + more, changed=changed)
-
-
-def compare(
-    before: Mapping[str, Any], now: Mapping[str, Any], identity: Mapping[str, Any], path: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Return (fields that differ and their new values, notes). Raises UserError if a field of the identity differs."""
-    changed = {name: value for name, value in now.items() if before.get(name) != value and name != "run.resume"}
-    refused = [
-        f"{name}: {before.get(name)!r} there, {value!r} now"
-        for name, value in changed.items()
-        if name in identity and name not in _MAY_CHANGE
-    ]
-    if refused:
-        raise UserError(
-            f"{path}: holds a run of another config: {'; '.join(refused)}: set another run.dir, or change these back"
-        )
-    notes = [f"{name}: {before.get(name)} before, {changed[name]} now" for name in _MAY_CHANGE if name in changed]
-    return changed, notes
 
 
 def _open_newest(path: Path) -> Checkpoint:
@@ -196,14 +226,10 @@ def _open_newest(path: Path) -> Checkpoint:
     return newest
 
 
-def resumed_state(resume: ResumePoint, plan: Plan, data: LabelledSplits, samples: Mapping[str, Any]) -> TrainState:
-    """Return the state that a run starts with. samples: the fingerprint of its data.
-
-    Raises UserError if the checkpoint is of other data or a longer run.
-    """
+def resumed_state(resume: ResumePoint, plan: Plan) -> TrainState:
+    """Return the state that a run starts with. Raises UserError if the checkpoint is of a longer run."""
     if resume.checkpoint is None:
         return TrainState()
-    check_same_data(resume.checkpoint, data, samples)
     state = dataclasses.replace(resume.checkpoint.state.train_state)
     before = resume.checkpoint.state.updates
     if plan.updates < before:
@@ -216,25 +242,12 @@ def resumed_state(resume: ResumePoint, plan: Plan, data: LabelledSplits, samples
     return state
 
 
-def check_same_data(saved: Checkpoint, data: LabelledSplits, samples: Mapping[str, Any]) -> None:
-    """Check that data is what a checkpoint was trained on: classes, and the samples of each split.
-
-    samples: the fingerprint of the data. Raises UserError that says what differs.
-    """
-    state = saved.state
-    if state.classes != list(data.classes):
-        different = sorted(set(state.classes) ^ set(data.classes)) or ["their order"]
-        counts = f"{len(state.classes)} there, {len(data.classes)} here"
-        raise UserError(f"data: other classes than before ({counts}): {', '.join(different[:5])}")
-    before = state.data or {"train": {"samples": state.samples}}
-    for name, split in before.items():
-        now = samples.get(name, {"samples": 0})
-        if now["samples"] != split["samples"]:
-            what = f"{split['samples']:,} images of {name} before, {now['samples']:,} now"
-        elif now["sha256"] != split.get("sha256", now["sha256"]):
-            what = f"the images of {name} are not those of before"
-        else:
-            continue
-        details = difference(saved.path.parent.parent / SAMPLES, data)
-        more = f" ({details})" if details else ""
-        raise UserError(f"data: {what}{more}: bring the old ones back, or set another run.dir or run.name")
+def start_text(resume: ResumePoint, plan: Plan) -> str:
+    """Return in words where a run starts: new, or at which update and epoch."""
+    if resume.checkpoint is None:
+        return "new run"
+    position, epoch = resume.checkpoint.position, plan.samples_at(resume.checkpoint.position) / plan.samples
+    where = f"update {position:,} of {plan.updates:,} (epoch {epoch:.4g} of {plan.epochs:.4g})"
+    if resume.checkpoint_in_folder:
+        return f"resumed from {where}"
+    return f"new run, from {resume.checkpoint.path}: {where}"

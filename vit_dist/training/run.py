@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from vit_dist.training.bad_update import check_finite, diverged, without_answers
 from vit_dist.training.claim import lock_run
 from vit_dist.training.loop import loop
 from vit_dist.training.resolve import resolve
-from vit_dist.training.resume import ResumePoint, check_same_data, find_resume_point
+from vit_dist.training.resume import ResumePoint, find_resume_point
 from vit_dist.training.setup import setup
 from vit_dist.training.summary import print_summary, summarise
 from vit_dist.training.trainer import Trainer
@@ -115,12 +115,15 @@ def _start(
     config = resolved.config
     lock = lock_run(config.folder, runtime)
     try:
-        resume = ResumePoint.from_dict(runtime.run_on_main(lambda: find_resume_point(config).to_dict()))
+        data, samples = resolved.data, resolved.samples
+        found = runtime.run_on_main(lambda: find_resume_point(config, data, samples).to_dict())
+        resume = ResumePoint.from_dict(found)
         checkpoint = resume.checkpoint
         if resume.finished:
-            assert checkpoint is not None
-            check_same_data(checkpoint, resolved.data, resolved.samples)
-            return _finished_before(config, console, model), True
+            return _finished_before(config, resume, console, model), True
+        if resume.duration:
+            config = replace(config, train=replace(config.train, duration=resume.duration))
+            resolved = replace(resolved, config=config)
         if lock is None and resume.checkpoint_in_folder and runtime.is_main:
             raise UserError(f"run.dir: {config.folder} cannot be written to, and its run has not finished: set another")
         precision: str = config.train.precision
@@ -241,11 +244,14 @@ def _load_best(trainer: Trainer) -> None:
         best.load_average(trainer.updater.average, model)
 
 
-def _finished_before(config: Config, console: Console, model: nn.Module | None) -> Run:
-    """Print the summary of a run that has already finished, and open it."""
+def _finished_before(config: Config, resume: ResumePoint, console: Console, model: nn.Module | None) -> Run:
+    """Open a run that has already finished."""
     folder = config.folder
     summary = read_json(folder / "summary.json")
-    console.say(f"{folder}: this run has finished; to continue: --run.dir {folder} and a longer --train.duration")
+    longer = f", and was made longer: {resume.duration}" if resume.duration else ""
+    console.say(f"{folder}: finished before{longer}; to go on: --run.dir {folder} and a longer --train.duration")
+    for note in resume.notes:
+        console.note(note)
     page, ended = folder / "report" / "index.html", (folder / "summary.json").stat().st_mtime
     current = page.is_file() and page.stat().st_mtime >= ended
     print_summary(console, folder, summary, page if current else None)

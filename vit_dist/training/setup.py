@@ -12,7 +12,6 @@ from torch import nn
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
-from vit_dist.config.config import Config
 from vit_dist.config.values import parse_seconds
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import one_line
@@ -32,7 +31,7 @@ from vit_dist.training.claim import claim_folder
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import print_overview
 from vit_dist.training.resolve import Resolved
-from vit_dist.training.resume import ResumePoint, resumed_state
+from vit_dist.training.resume import ResumePoint, resumed_state, start_text
 from vit_dist.training.streams import build_streams
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import Updater
@@ -53,7 +52,7 @@ def setup(
     lock: of the run's folder, if it held a run. Raises UserError. The folder is written to only once everything else
     has been built.
     """
-    config, data, samples = resolved.config, resolved.data, resolved.samples
+    config, data = resolved.config, resolved.data
     components = build_components(
         config,
         world_size=runtime.world_size,
@@ -64,12 +63,12 @@ def setup(
         load_pretrained=resume.checkpoint is None,
         trust_code=trust_code,
     )
-    state = resumed_state(resume, components.plan, data, samples)
+    state = resumed_state(resume, components.plan)
     updater = build_updater(components, state, resume.checkpoint, runtime)
     streams = build_streams(components, runtime)
     lock = claim_folder(config, runtime, state, lock, data)
     try:
-        return _start(config, runtime, console, resume, lock, samples, components, updater, streams)
+        return _start(resolved, runtime, console, resume, lock, components, updater, streams)
     except BaseException as error:
         if runtime.is_main:
             how = "stopped" if isinstance(error, Stopped) else "failed"
@@ -80,18 +79,17 @@ def setup(
 
 
 def _start(
-    config: Config,
+    resolved: Resolved,
     runtime: Runtime,
     console: Console,
     resume: ResumePoint,
     lock: FolderLock | None,
-    samples: Mapping[str, Any],
     components: Components,
     updater: Updater,
     streams: tuple[Stream, dict[str, EvaluationStream]],
 ) -> Trainer:
     """Put the trainer together in the folder that is now its own, and start its records."""
-    state = updater.state
+    config, state = resolved.config, updater.state
     clock = Clock(state.train_seconds)
     trainer = Trainer(
         components=components,
@@ -106,7 +104,7 @@ def _start(
         clock=clock,
         meter=Meter(components.plan, runtime, clock, flops=components.forward_flops, matmul=matmul_flops(runtime)),
         recorder=_build_recorder(components, state, runtime, console, resumed=resume.checkpoint is not None),
-        checkpointer=_build_checkpointer(components, updater, runtime, resume, samples),
+        checkpointer=_build_checkpointer(components, updater, runtime, resume, resolved.samples),
         save_seconds=parse_seconds(config.checkpoint.every),
         saved=(state.position, state.evaluation_due) if resume.checkpoint_in_folder else None,
     )
@@ -114,7 +112,8 @@ def _start(
     if runtime.is_main:
         with contextlib.suppress(OSError):  # the next save tries again, and says why it fails
             trainer.checkpointer.prune()
-    print_overview(trainer, [*resume.notes, *components.notes], resume.checkpoint)
+    notes = [*resolved.notes, *resume.notes, *components.notes]
+    print_overview(trainer, notes, start_text(resume, components.plan))
     trainer.recorder.trackers.start(state.tracker_run_id, state.position)
     state.tracker_run_id = trainer.recorder.trackers.run_id
     trainer.recorder.record("start", state.position, _start_values(trainer, resume))

@@ -1,0 +1,68 @@
+"""Whether a config and its data are those of a run that has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_dist.checkpointing.checkpoint import Checkpoint
+from vit_dist.config.config import Config
+from vit_dist.data.fingerprint import SAMPLES, difference
+from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.errors import UserError
+
+# Fields of the identity that may change in a run all the same: the first may grow, the second changes no result
+# unless dropout draws by micro-batch. Both are noted.
+_MAY_CHANGE = ("train.duration", "batch.micro_size")
+
+
+def compare(before: Config, now: Config, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return (fields that differ and their new values, notes). Raises UserError if a field of the identity differs."""
+    then, identity = before.fields(), now.fields(changes_result=True)
+    changed = {name: value for name, value in now.fields().items() if then[name] != value and name != "run.resume"}
+    refused = [
+        f"{name}: {then[name]!r} there, {value!r} now"
+        for name, value in changed.items()
+        if name in identity and name not in _MAY_CHANGE
+    ]
+    if refused:
+        raise UserError(
+            f"{path}: holds a run of another config: {'; '.join(refused)}: set another run.dir, or change these back"
+        )
+    notes = [f"{name}: {then[name]} before, {changed[name]} now" for name in _MAY_CHANGE if name in changed]
+    return changed, notes
+
+
+def check_same_data(saved: Checkpoint, data: LabelledSplits, samples: Mapping[str, Any]) -> None:
+    """Check that data is what a checkpoint was trained on: classes, and the samples of each split.
+
+    samples: the fingerprint of the data. Raises UserError that says what differs.
+    """
+    state, what = saved.state, []
+    before = state.data or {"train": {"samples": state.samples}}
+    for name, split in before.items():
+        now = samples.get(name, {"samples": 0})
+        if now["samples"] != split["samples"]:
+            what.append(f"{split['samples']:,} images of {name} before, {now['samples']:,} now")
+        elif now["sha256"] != split.get("sha256", now["sha256"]):
+            what.append(f"other images of {name}")
+    folder = saved.path.parent.parent if saved.path.parent.name == "checkpoints" else saved.path
+    if what:
+        what = [difference(folder / SAMPLES, data) or "; ".join(what)]
+    if state.classes != list(data.classes):
+        new, gone = (
+            [name for name in these if name not in those]
+            for these, those in ((data.classes, state.classes), (state.classes, data.classes))
+        )
+        kinds = [f"{_few(names)} {kind}" for names, kind in ((new, "added"), (gone, "removed")) if names]
+        what.append(f"classes: {', '.join(kinds) or 'in another order'}")
+    if what:
+        raise UserError(
+            f"data: not what {folder} was trained on: {'; '.join(what)}: bring the old images back, "
+            "or set another run.dir or run.name, or none, for a new run"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
