@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,14 @@ def train_one(name: str, settings: str, root: Path, runs: Path, device: str, wor
     flags: Flags = {} if settings == DEFAULT else dict(_HAND_TUNED[name][settings])
     machine: Flags = {
         **{"data.root": str(root), "run.dir": str(runs / f"{name}-{settings.replace(' ', '_')}")},
-        **{"run.threads": 1, "run.device": device, "data.workers": workers, "checkpoint.keep": 1},
-        **{"checkpoint.every": "60 minutes", "log.level": "warning", "log.report": False, "log.trackers": "none"},
+        **{"run.threads": 1, "run.device": device, "data.workers": workers, "train.precision": "fp32"},
+        **{
+            "checkpoint.every": "60 minutes",
+            "checkpoint.keep": 1,
+            "log.level": "warning",
+            "log.report": False,
+            "log.trackers": "none",
+        },
     }
     start = time.perf_counter()
     run = train(Config.load("folder", {**flags, **machine, **extra}))
@@ -150,8 +156,9 @@ def main() -> None:
         "--one", nargs=2, metavar=("SET", "SETTINGS"), help="do this training alone, and print its result"
     )
     args = parser.parse_args()
-    for name, more in (json.loads(args.more.read_text(encoding="utf-8")) if args.more else {}).items():
-        _HAND_TUNED[name] = {**_HAND_TUNED[name], **more}
+    more: dict[str, dict[str, Flags]] = json.loads(args.more.read_text(encoding="utf-8")) if args.more else {}
+    for name, settings_of_set in more.items():
+        _HAND_TUNED[name] = {**_HAND_TUNED[name], **settings_of_set}
     if args.one:
         name, settings = args.one
         root, runs = args.out / "sets" / name, args.out / "runs"
@@ -165,12 +172,12 @@ def main() -> None:
         if args.settings:
             wanted = [pair for pair in wanted if pair[1] in args.settings.split(",")]
         missing = [pair for pair in wanted if pair not in done_before(results)]
-        missing.sort(key=lambda pair: -SETS[pair[0]].images)  # the longest first
+        # The comparison itself first, and its longest trainings first.
+        missing.sort(key=lambda pair: (pair[1] in more.get(pair[0], {}), -SETS[pair[0]].images))
         with ThreadPoolExecutor(args.jobs) as pool:
-            for line in pool.map(lambda pair: _in_process(pair, args), missing):
-                if line:
-                    with results.open("a", encoding="utf-8") as file:
-                        file.write(line + "\n")
+            for done in as_completed([pool.submit(_in_process, pair, args) for pair in missing]):
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(done.result())
     print("\n".join(table(done_before(results))))
 
 
@@ -186,7 +193,7 @@ def _in_process(pair: tuple[str, str], args: argparse.Namespace) -> str:
         return ""
     result = json.loads(lines[-1])
     print(*pair, result["top1"], f"{result['seconds']} s", file=sys.stderr, flush=True)
-    return lines[-1]
+    return f"{lines[-1]}\n"
 
 
 if __name__ == "__main__":

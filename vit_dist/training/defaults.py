@@ -36,8 +36,8 @@ class Facts:
     """What the rule knows of a data set.
 
     images, val: of train and val. side: the median of the images' shorter sides, in pixels, where it was measured.
-    decoded: whether they are pixels in memory. characters: whether the classes are named like digits or letters. sided: whether a class is named
-    after left or right.
+    decoded: whether they are pixels in memory. characters: whether the classes are named like digits or letters.
+    sided: whether a class is named after left or right.
     """
 
     images: int
@@ -134,17 +134,17 @@ def _images(config: Config, facts: Facts) -> Iterator[Choice]:
 
 def _side(facts: Facts) -> tuple[int, str]:
     """Return the side of the input in pixels for training from scratch, and why."""
-    if facts.decoded:
-        return facts.side, "the images' own"
-    if facts.side <= 40:
-        return max(1, facts.side // 4 * 4) if facts.side >= 4 else facts.side, "the images' own"
-    for side, images in ((64, 0), (128, 0), (160, _SMALL), (224, _LARGE / 2)):
-        if facts.images < images:
-            break
-        best = side
-        if facts.side <= side * 1.25:
-            return side, f"close to the images' own of {facts.side}"
-    return best, f"images of {facts.side} pixels, but only {facts.size_text}: cheaper, and learned as well"
+    own = facts.side
+    if facts.decoded or own < 4:
+        return own, "the images' own"
+    if own <= 64:
+        step = 4 if own <= 40 else 8  # so that patches fit
+        return own // step * step, f"close to the images' own {own}"
+    best = next(side for side, images in ((224, _LARGE // 2), (160, _SMALL), (128, 0)) if facts.images >= images)
+    side = next((side for side in (64, 128, 160) if own <= side * 1.25 and side <= best), best)
+    if own <= side * 1.25:
+        return side, f"close to the images' own {own}"
+    return side, f"less than the images' own {own}: faster, and enough for {facts.size_text}"
 
 
 def _patch(side: int) -> int:
