@@ -67,6 +67,8 @@ PRINTED = """\
 plan of small, on {processes} × fp32
   model      vit_tiny, 18.2 k parameters, 140 kFLOP per image forward
   data       train 1,294, test 359, val 144; 10 classes
+  classes    10, train + val + test: smallest 7 (124 + 13 + 42), median 3 (127 + 17 + 39), largest 6 (140 + 13 + 28)
+  sizes      8 × 8 pixels, grey
   images     1 × 8 × 8, mean 0.3053, std 0.376
   run        8 updates of 100 samples = 0.6182 epochs
   batch      micro-batches of 32, {window}
@@ -302,8 +304,8 @@ def test_plan_shows_what_train_shows(
         shown.append([line.split() for line in lines[1:until] + [line for line in lines if "  note: " in line]])
     assert shown[0] == shown[1]
     assert [words[0] for words in shown[0]] == [
-        "model", "data", "images", "run", "batch", "loss", "optimizer", "rate", "augment", "average", "patience",
-        "note:",
+        "model", "data", "classes", "sizes", "images", "run", "batch", "loss", "optimizer", "rate", "augment",
+        "average", "patience", "note:",
     ]  # fmt: skip
 
 

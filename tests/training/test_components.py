@@ -144,6 +144,9 @@ def test_rows_of_a_plan() -> None:
     assert rows(1) == {
         "model": "vit_tiny, 1.8 M parameters, 17.6 GFLOP per image forward",
         "data": "train 1,294, test 359, val 144; 10 classes",
+        "classes": "10, train + val + test: smallest 7 (124 + 13 + 42), median 3 (127 + 17 + 39), "
+        "largest 6 (140 + 13 + 28)",
+        "sizes": "8 × 8 pixels, grey",
         "images": "1 × 8 × 8, mean 0.3053, std 0.376",
         "run": "4853 updates of 32 samples = 120 epochs (the last update has 16 samples)",
         "batch": "micro-batches of 32, 1 per process and update",
@@ -168,6 +171,8 @@ def test_optional_rows_of_a_plan() -> None:
     assert list(shown) == [
         "model",
         "data",
+        "classes",
+        "sizes",
         "images",
         "run",
         "batch",
@@ -177,7 +182,7 @@ def test_optional_rows_of_a_plan() -> None:
         "average",
         "patience",
     ]
-    assert list(shown.values())[3:] == [
+    assert list(shown.values())[5:] == [
         "10 updates of 100 samples = 0.7728 epochs",
         "micro-batches of 32, 2 per process and update, 92 filler slots per update",
         "cross_entropy, smoothing 0.1",

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vit_dist.config.config import Config
+from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError
 from vit_dist.files import check_place
 from vit_dist.formatting import sketch
@@ -52,7 +53,7 @@ def show_plan(config: Config, console: Console, *, processes: int, picture: Path
     precision = resolve_precision(config.train.precision, config.run.device)
     console.say(f"plan of {config.run.name or config.folder.name}, on {processes} × {precision}")
     console.table({**plan_rows(components), "memory": _memory_text(_estimate_memory(components, precision), plan)})
-    for note in [*components.notes, *augment_notes(config, components.data)]:
+    for note in [*components.notes, *survey(components.data).notes, *augment_notes(config, components.data)]:
         console.say(f"  note: {note}")
     console.say("parameters")
     groups = components.optimizer.param_groups

@@ -90,15 +90,14 @@ class DataConfig:
     val_fraction: float = option(
         0.1, "fraction of the training set held out for validation if there is no val split", at_least=0, at_most=0.5
     )
+    classes: Literal["auto", "outer", "inner"] = option(
+        "auto", "classes of a tree animal/cat: outer takes animal, inner animal/cat; auto asks which"
+    )
     image_size: int = option(
         0, "side of the model's input in pixels; 0: the data set's own, 224 for folder", at_least=0
     )
     crop: float = option(
-        0.0,
-        "fraction of the shorter side that the centre crop of evaluation keeps of image files; "
-        "0: the timm model's, else 0.875",
-        at_least=0,
-        at_most=1,
+        0.0, "part of the side that evaluation keeps (centre crop); 0: timm model's, else 0.875", at_least=0, at_most=1
     )
     workers: Union[int, Literal["auto"]] = free("auto", "worker processes that read data, per process", at_least=0)
     timeout: float = free(300.0, "longest time that a worker may spend on one image", above=0, unit="seconds")

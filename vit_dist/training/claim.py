@@ -12,8 +12,10 @@ from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.config import Config
 from vit_dist.data.fingerprint import SAMPLES, write_samples
 from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError
-from vit_dist.files import WRITING, remove, write_durably
+from vit_dist.files import WRITING, remove, write_durably, write_json
+from vit_dist.run_folder.data_facts import FACTS
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.status import write_status
 from vit_dist.runtime.runtime import Runtime
@@ -61,6 +63,7 @@ def claim_folder(
             point_to_known(folder / "checkpoints", state.position, state.best.update if state.best else None)
             if state.position == 0 or not (folder / SAMPLES).exists():
                 write_samples(folder / SAMPLES, data)
+            write_json(folder / FACTS, survey(data).to_dict())
         except OSError as error:
             raise UserError(f"run.dir: {folder} cannot be written: {error.strerror}: set another run.dir") from None
 

@@ -10,6 +10,7 @@ import torch
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.data.sources.survey import survey
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
@@ -33,7 +34,13 @@ def print_overview(trainer: Trainer, notes: list[str], start: str) -> None:
             "folder": str(trainer.folder),
         }
     )
-    for note in [*notes, *augment_notes(config, components.data), *runtime.notes, *_idle_notes(plan, runtime)]:
+    for note in [
+        *notes,
+        *survey(components.data).notes,
+        *augment_notes(config, components.data),
+        *runtime.notes,
+        *_idle_notes(plan, runtime),
+    ]:
         console.note(f"  note: {note}")
 
 
@@ -59,6 +66,7 @@ def plan_rows(components: Components) -> dict[str, str]:
         "model": f"{config.model.name}, {big(components.parameters)} parameters, "
         f"{big(components.forward_flops)}FLOP per image forward",
         "data": f"{splits}; {len(data.classes)} classes",
+        **survey(data).rows(),
         "images": f"{data.channels} × {preprocessing.image_size} × {preprocessing.image_size}, mean {mean}, std {std}",
         "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
         "batch": f"micro-batches of {plan.micro_size}, {plan.micro_batches_per_rank} per process and update{fillers}",

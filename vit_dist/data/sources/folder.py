@@ -1,51 +1,61 @@
-"""Folders of images: class folders, split folders, and the files in them."""
+"""Read a folder of images: find its layout, and list the files of each split and class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vit_dist.data.sources.image_files import MAX_PIXELS, FileSource
-from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, Subset, all_of
+from vit_dist.data.sources.layout import Classes, find_layout
+from vit_dist.data.sources.names import EXTENSIONS, class_of, composed
+from vit_dist.data.sources.scan import Folder, scan
+from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, LeftOut, Subset, all_of
+from vit_dist.data.sources.survey import measure
 from vit_dist.errors import UserError
+from vit_dist.plan.keys import Keys, Purpose, keys
 
-_EXTENSIONS = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
-    *(".ppm", ".pgm"),
-}
+TWICE = "second names of a file in the same class"
 
 
-def read_folder(root: Path, max_pixels: int = MAX_PIXELS) -> LabelledSplits:
-    """Read split folders (train, val, test) of class folders, or class folders directly.
+def read_folder(root: Path, max_pixels: int = MAX_PIXELS, classes: str = "auto") -> LabelledSplits:
+    """Read the images of a folder, whatever its layout of splits and class folders.
 
-    max_pixels: of the largest image that may be decoded. Raises UserError.
+    max_pixels: of the largest image that may be decoded. classes: auto, outer or inner (`data.classes`). Raises
+    UserError, with the tree that was found, for a layout that is not known or could be two.
     """
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}")
-    inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    folders: dict[str, Path] = {}
-    for path in inside:
-        split = SPLITS.get(path.name.lower())
-        if split and split in folders:
-            raise UserError(f"data.root: {folders[split]} and {path} are both the {split} split: keep one")
-        if split:
-            folders[split] = path
-    if folders and "train" not in folders:
-        raise UserError(f"data.root: {root} has {', '.join(folders)} but no train folder")
-    folders = folders or {"train": root}
-    classes = tuple(path.name for path in _class_folders(folders["train"]))
-    if not classes:
-        raise UserError(f"data.root: no class folders with images in {folders['train']}")
-    splits = {}
-    for split, folder in folders.items():
-        unknown = [path.name for path in _class_folders(folder) if path.name not in classes]
-        if unknown:
-            raise UserError(f"data.root: class {unknown[0]} is in {folder} and not in {folders['train']}")
-        splits[split] = all_of(_files(folder, classes, max_pixels))
-    return LabelledSplits(splits, classes, 3, 224, *IMAGENET)
+    found = scan(root)
+    if not found.root.count:
+        looked = f"looked for {', '.join(sorted(EXTENSIONS))}"
+        there = "; ".join(map(str, found.left_out)) or "nothing is there"
+        raise UserError(f"data.root: no images in {root} ({looked}): {there}")
+    layout = find_layout(found.root, classes)
+    names = tuple(sorted(layout.splits["train"]))
+    files = {split: _files(folders, names) for split, folders in layout.splits.items()}
+    left_out, notes = [*layout.left_out, *found.left_out], [*dict.fromkeys(layout.notes)]
+    if found.linked:
+        files, twice, shared = _without_twins(files)
+        if twice:
+            left_out.append(LeftOut(TWICE, len(twice), os.path.relpath(twice[0].path, root)))
+        if shared:
+            first, other = shared[0]
+            notes.append(
+                f"data.root: {len(shared):,} files are there twice, by links, in two splits or classes "
+                f"({first.path} and {other.path}): keep one of each"
+            )
+    sources = {split: _source(listed, max_pixels) for split, listed in files.items()}
+    sizes = measure(sources["train"].paths)
+    if "val" not in sources:
+        sources["train"] = replace(sources["train"], keys=_keys(files["train"], names))
+    splits = {split: all_of(source) for split, source in sources.items()}
+    return LabelledSplits(splits, names, 3, 224, *IMAGENET, sizes, tuple(left_out), tuple(notes))
 
 
 def read_classes(folder: Path, classes: Sequence[str], channels: int, max_pixels: int = MAX_PIXELS) -> Subset:
@@ -53,56 +63,113 @@ def read_classes(folder: Path, classes: Sequence[str], channels: int, max_pixels
 
     Raises UserError.
     """
-    unknown = [name for name in class_folders(folder, classes) if name not in classes]
+    found = _class_folders(folder, classes)
+    known: Classes = {}
+    unknown = []
+    for name, inner in found.items():
+        match = class_of(name, classes)
+        if match is not None:
+            known.setdefault(match, []).extend(inner)
+        elif any(part.count for part in inner):
+            unknown.append(name)
     if unknown:
         others = f"{unknown[0]}, which is no class"
         if unknown[1:]:
             others = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes"
-        known = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
-        raise UserError(f"--folder: {folder} has {others} of the model ({known})")
-    source = _files(folder, classes, max_pixels, "--folder")
-    return all_of(replace(source, mode="L" if channels == 1 else "RGB"))
+        first = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
+        raise UserError(f"--folder: {folder} has {others} of the model ({first})")
+    files = _files(known, classes)
+    if not files:
+        raise UserError(f"--folder: no images in {folder} (looked for {', '.join(sorted(EXTENSIONS))})")
+    return all_of(replace(_source(files, max_pixels), mode="L" if channels == 1 else "RGB"))
 
 
 def class_folders(folder: Path, classes: Sequence[str]) -> list[str]:
     """Return the names of the class folders in a folder, sorted; hidden ones are left out.
 
-    Raises UserError if it is not a folder, or holds splits and not the classes.
+    Raises UserError if it is not a folder, is the folder of one class, or holds splits and not the classes.
     """
-    if not folder.is_dir():
-        raise UserError(f"--folder: no folder {folder}")
-    names = [path.name for path in _class_folders(folder)]
-    splits = [name for name in names if name.lower() in SPLITS and name not in classes]
-    if splits:
-        raise UserError(f"--folder: {folder} has splits in it: give {folder / splits[-1]}")
-    return names
+    return sorted(_class_folders(folder, classes))
 
 
 def image_files(folder: Path) -> list[Path]:
     """Return all images below a folder, recognised by their extensions, sorted."""
-    return sorted(path for path in folder.rglob("*") if _is_image(path.relative_to(folder), folder))
+    return [Path(path) for path, _ in scan(folder).root.files()]
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+class _File(NamedTuple):
+    """An image: its path, its class's number, its path in its class folder, and the file behind all links."""
+
+    path: str
+    label: int
+    below: str
+    real: str
 
 
-def _files(folder: Path, classes: Sequence[str], max_pixels: int, field: str = "data.root") -> FileSource:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        images = image_files(folder / name)
-        paths += images
-        labels += [label] * len(images)
-    if not paths:
-        raise UserError(f"{field}: no images in {folder} (looked for {', '.join(sorted(_EXTENSIONS))})")
-    return FileSource(paths, np.asarray(labels, np.int64), max_pixels=max_pixels)
+def _files(folders: Classes, names: Sequence[str]) -> list[_File]:
+    """Return the images of each class, in the order of the classes."""
+    return [
+        _File(path, label, below, real)
+        for label, name in enumerate(names)
+        for folder in folders.get(name, ())
+        for (path, below), real in zip(folder.files(), folder.real_files(), strict=True)
+    ]
 
 
-def _is_image(path: Path, folder: Path) -> bool:
-    """Return whether a path in a folder is an image, by its extension; not if it is hidden or a folder itself.
+def _source(files: Sequence[_File], max_pixels: int) -> FileSource:
+    labels = np.fromiter((file.label for file in files), np.int64, len(files))
+    return FileSource([Path(file.path) for file in files], labels, max_pixels=max_pixels)
 
-    A dead link or a pipe is one too, so that reading it says what it is: left out here, nobody would miss it.
+
+def _keys(files: Sequence[_File], names: Sequence[str]) -> Keys:
+    """Return a key for each image, of its class's name and its path in the class folder, both in composed form.
+
+    Not of the file's bytes, which would have to be read; nor of the path above the class folder, so that data may be
+    moved.
     """
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in _EXTENSIONS and not (folder / path).is_dir()
+    texts = (f"{names[file.label]}/{composed(file.below)}".encode("utf-8", "surrogateescape") for file in files)
+    hashes = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return keys(0, Purpose.SPLIT, np.frombuffer(hashes, "<u8"))
+
+
+def _without_twins(
+    files: Mapping[str, list[_File]],
+) -> tuple[dict[str, list[_File]], list[_File], list[tuple[_File, _File]]]:
+    """Take each file once in a class, whatever links lead to it.
+
+    Return (the files of each split, those taken out, pairs that are one file in two splits or classes).
+    """
+    kept: dict[str, list[_File]] = {split: [] for split in files}
+    twice, shared = [], []
+    seen: dict[str, tuple[str, _File]] = {}
+    for split, listed in files.items():
+        for file in listed:
+            before, first = seen.setdefault(file.real, (split, file))
+            if first is not file and (before, first.label) == (split, file.label):
+                twice.append(file)
+                continue
+            if first is not file:
+                shared.append((first, file))
+            kept[split].append(file)
+    return kept, twice, shared
+
+
+def _class_folders(folder: Path, classes: Sequence[str]) -> dict[str, list[Folder]]:
+    """Return name → folders of the class folders in a folder, empty ones too; of two levels if the classes are."""
+    if not folder.is_dir():
+        raise UserError(f"--folder: no folder {folder}")
+    root = scan(folder).root
+    splits = [inner for inner in root.folders if inner.name.lower() in SPLITS and class_of(inner.name, classes) is None]
+    if splits:
+        raise UserError(f"--folder: {folder} has splits in it: give {splits[-1].path}")
+    if root.images and not root.folders and class_of(root.name, classes) is not None:
+        raise UserError(f"--folder: {folder} is the folder of one class, {root.name}: give its parent, {folder.parent}")
+    nested = any("/" in name for name in classes)
+    found: dict[str, list[Folder]] = {}
+    for inner in root.folders:
+        parts = inner.folders if nested else []
+        for part in parts:
+            found.setdefault(f"{inner.name}/{part.name}", []).append(part)
+        if not parts:
+            found.setdefault(inner.name, []).append(inner)
+    return {**{composed(name): [] for name in root.empty}, **found}

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vit_dist.errors import UserError, one_line, visible
-from vit_dist.plan.keys import Ints
+from vit_dist.plan.keys import Ints, Keys
 
 # Pillow logs what it raises as well; without a handler that would be printed.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -43,13 +43,15 @@ _KINDS = {
 class FileSource:
     """A source of image files, decoded when they are read.
 
-    mode: Pillow's, RGB or L (grey). max_pixels: of the largest image that is decoded.
+    mode: Pillow's, RGB or L (grey). max_pixels: of the largest image that is decoded. keys: of each image, from its
+    path in the data set, uint64 [length]: what decides whether it is held out as val; None where nothing is held out.
     """
 
     paths: Sequence[Path]
     labels: Ints
     mode: str = "RGB"
     max_pixels: int = MAX_PIXELS
+    keys: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -24,7 +24,14 @@ def open_data(config: DataConfig) -> LabelledSplits:
     if name == "folder" and not config.root:
         raise UserError("data.root: set the folder of your images")
     root = Path(config.root).expanduser() if config.root else default_root() / name
-    data = read_folder(root, config.max_pixels) if name == "folder" else BUILTIN[name](root)
+    if name != "folder":
+        return with_val(BUILTIN[name](root), config.val_fraction)
+    data = read_folder(root, config.max_pixels, config.classes)
+    if len(data.classes) == 1:
+        raise UserError(
+            f"data.root: {root} has one class, {data.classes[0]} ({len(data.splits['train']):,} images): a classifier "
+            "needs two or more, each in a folder of its own"
+        )
     return with_val(data, config.val_fraction)
 
 

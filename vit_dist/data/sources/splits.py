@@ -8,11 +8,15 @@ import numpy as np
 
 from vit_dist.data.sources.source import Source
 from vit_dist.errors import UserError, visible
-from vit_dist.plan.keys import Ints, Purpose, key
+from vit_dist.plan.keys import Ints, Keys, Purpose, key
 from vit_dist.plan.permutation import permute
 
 # Names of folders and flags → the split they mean.
-SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -47,14 +51,29 @@ class LeftOut:
 
     def __str__(self) -> str:
         """Return it in words, safe to show on one line."""
-        return f"{self.count:,} {self.kind} ({visible(self.example)})"
+        return f"{self.kind}: {self.count:,} ({visible(self.example)})"
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """Sides in pixels of a sample of a data set's images, and the share of grey ones among them, 0 to 1.
+
+    smallest and largest: of any side. median: of the shorter sides. sampled: images whose header could be read.
+    """
+
+    sampled: int
+    smallest: int
+    median: int
+    largest: int
+    grey: float
 
 
 @dataclass(frozen=True)
 class LabelledSplits:
     """The data of a run: splits by name, class names, channels, side in pixels, mean and std per channel.
 
-    left_out: what is in its folder and not used. notes: lines for the user on how the folder was read.
+    sizes: of the image files, before they are resized. left_out: what is in their folder and not used. notes: lines for
+    the user on how the folder was read.
     """
 
     splits: dict[str, Subset]
@@ -63,6 +82,7 @@ class LabelledSplits:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    sizes: ImageSizes | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -72,19 +92,42 @@ def all_of(source: Source) -> Subset:
     return Subset(source, np.arange(len(source), dtype=np.int64), np.asarray(source.labels, np.int64))
 
 
-def with_val(data: LabelledSplits, fraction: float) -> LabelledSplits:
-    """Return `data` with a val split: its own, or a keyed part of train that is the same for every seed.
+def with_val(data: LabelledSplits, fraction: float, keys: Keys | None = None) -> LabelledSplits:
+    """Return `data` with a val split: its own, or a part of train that is the same for every seed.
 
-    Raises UserError if a split would be empty.
+    keys: of train's images; by default those that its source has. Held out are the images of each class with the
+    lowest keys (`stratified_split`); without keys, a keyed permutation of all. Raises UserError if a split would be
+    empty.
     """
     if "val" in data.splits or fraction == 0:
         return data
     train = data.splits["train"]
-    held_out = round(fraction * len(train))
-    if not 0 < held_out < len(train):
+    if keys is None:
+        keys = getattr(train.source, "keys", None)
+    if keys is not None:
+        val, rest = stratified_split(train, fraction, keys)
+    elif 0 < (held_out := round(fraction * len(train))) < len(train):
+        val, rest = keyed_split(train, held_out)
+    else:
+        val, rest = train.take(slice(0)), train
+    if not len(val) or not len(rest):
         raise UserError(f"data.val_fraction: {fraction} of {len(train)} images leaves a split empty: set another, or 0")
-    val, rest = keyed_split(train, held_out)
     return replace(data, splits={**data.splits, "train": rest, "val": val})
+
+
+def stratified_split(subset: Subset, fraction: float, keys: Keys) -> tuple[Subset, Subset]:
+    """Split a subset into (held out, rest): of each class, `fraction` of its images, those with the lowest keys.
+
+    At least one image of a class is held out and one kept; of a class of one image, none is held out. keys: uint64
+    [length of the subset]. An image that is added or removed moves at most one other, of its own class.
+    """
+    order = np.lexsort((keys, subset.labels))
+    counts = np.unique(subset.labels, return_counts=True)[1]
+    quota = np.minimum(np.maximum(np.floor(fraction * counts + 0.5).astype(np.int64), 1), counts - 1)
+    rank = np.arange(len(subset)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held_out = np.zeros(len(subset), bool)
+    held_out[order] = rank < np.repeat(quota, counts)
+    return subset.take(np.flatnonzero(held_out)), subset.take(np.flatnonzero(~held_out))
 
 
 def keyed_split(subset: Subset, held_out: int) -> tuple[Subset, Subset]:

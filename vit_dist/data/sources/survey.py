@@ -12,30 +12,15 @@ import numpy as np
 
 from vit_dist.data.sources.image_files import read_header
 from vit_dist.data.sources.source import decoded
-from vit_dist.data.sources.splits import LabelledSplits, LeftOut, Subset
+from vit_dist.data.sources.splits import ImageSizes, LabelledSplits, LeftOut, Subset
 from vit_dist.errors import visible
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.permutation import permute
 
-# The file in a run's folder that keeps the survey of its data.
-SURVEY = "data.json"
-# As many headers are read for the sizes: a keyed sample of train.
-SAMPLED = 500
+_SAMPLED = 500
+# As many classes are all named.
+_FEW_CLASSES = 8
 FEW_IMAGES, SMALL_VAL, TINY, HUGE, UNBALANCED = 10, 50, 32, 4000, 10
-
-
-@dataclass(frozen=True)
-class ImageSizes:
-    """Sides in pixels of a sample of train's images, and the share of grey ones among them, 0 to 1.
-
-    smallest and largest: of any side. median: of the shorter sides. sampled: images whose header could be read.
-    """
-
-    sampled: int
-    smallest: int
-    median: int
-    largest: int
-    grey: float
 
 
 @dataclass(frozen=True)
@@ -77,48 +62,37 @@ class Survey:
 
     def _classes_text(self) -> str:
         """Return the images of each class: all classes if they are few, else the smallest, median and largest."""
-        splits = sorted(self.counts, key=["train", "val", "test"].index)
-        of_class = {
-            name: " + ".join(f"{self.counts[split][number]:,}" for split in splits)
-            for number, name in enumerate(self.classes)
-        }
-        head = f"{len(self.classes)} (images of {' + '.join(splits)})" if len(splits) > 1 else f"{len(self.classes)}"
-        if len(self.classes) <= 10:
-            return f"{head}: " + ", ".join(f"{visible(name)} {text}" for name, text in of_class.items())
-        order = sorted(range(len(self.classes)), key=lambda number: (self.counts["train"][number], number))
-        named = {"smallest": order[0], "median": order[(len(order) - 1) // 2], "largest": order[-1]}
-        few = (
-            f"{what} {visible(self.classes[number])} {of_class[self.classes[number]]}" for what, number in named.items()
+        train = self.counts["train"]
+        splits = [split for split in ("train", "val", "test") if split in self.counts]
+        order = sorted(range(len(train)), key=lambda number: (train[number], number))
+        if len(order) <= _FEW_CLASSES:
+            shown = {self.classes[number]: number for number in range(len(order))}
+        else:
+            named = {"smallest": order[0], "median": order[(len(order) - 1) // 2], "largest": order[-1]}
+            shown = {f"{what} {self.classes[number]}": number for what, number in named.items()}
+        texts = (
+            f"{name} ({' + '.join(f'{self.counts[split][number]:,}' for split in splits)})"
+            for name, number in shown.items()
         )
-        return f"{head}: " + ", ".join(few)
+        return visible(f"{len(order)}, {' + '.join(splits)}: {', '.join(texts)}")
 
 
 def survey(data: LabelledSplits) -> Survey:
-    """Count the images of each class, and measure a keyed sample of train's: at most 500 headers are read."""
+    """Count the images of each class, and word what a person should know of them."""
     counts = {
         name: tuple(np.bincount(split.labels, minlength=len(data.classes)).tolist())
         for name, split in data.splits.items()
     }
-    sizes = _measure(data.splits["train"])
-    notes = [*data.notes, *_count_notes(data.classes, counts)]
-    if sizes is not None and decoded(data.splits["train"].source) is None:
-        notes += _size_notes(sizes)
+    sizes = data.sizes or _sizes_in_memory(data.splits["train"])
+    notes = [*data.notes, *_count_notes(data.classes, counts), *(_size_notes(data.sizes) if data.sizes else [])]
     return Survey(data.classes, counts, sizes, data.left_out, tuple(notes))
 
 
-def _measure(train: Subset) -> ImageSizes | None:
-    pixels = decoded(train.source)
-    if pixels is not None:
-        height, width = pixels.shape[2:]
-        sides = min(height, width), max(height, width)
-        return ImageSizes(len(train), sides[0], sides[0], sides[1], float(pixels.shape[1] == 1))
-    paths: Sequence[Path] | None = getattr(train.source, "paths", None)
-    if paths is None:
-        return None
-    count = min(SAMPLED, len(train))
-    places = permute(np.arange(count, dtype=np.int64), len(train), key(0, Purpose.SURVEY))
-    read = (read_header(paths[index]) for index in train.indices[places].tolist())
-    headers = [header for header in read if header is not None]
+def measure(paths: Sequence[Path]) -> ImageSizes | None:
+    """Measure a keyed sample of image files by their headers, at most 500; None if none can be read."""
+    count = min(_SAMPLED, len(paths))
+    places = permute(np.arange(count, dtype=np.int64), len(paths), key(0, Purpose.SURVEY))
+    headers = [header for place in places.tolist() if (header := read_header(paths[place])) is not None]
     if not headers:
         return None
     shorter = [min(width, height) for width, height, _ in headers]
@@ -129,6 +103,14 @@ def _measure(train: Subset) -> ImageSizes | None:
         largest=max(max(width, height) for width, height, _ in headers),
         grey=sum(grey for _, _, grey in headers) / len(headers),
     )
+
+
+def _sizes_in_memory(train: Subset) -> ImageSizes | None:
+    pixels = decoded(train.source)
+    if pixels is None:
+        return None
+    sides = sorted(pixels.shape[2:])
+    return ImageSizes(len(train), sides[0], sides[0], sides[1], float(pixels.shape[1] == 1))
 
 
 def _sizes_text(sizes: ImageSizes) -> str:

@@ -1,0 +1,74 @@
+"""What the names of files and folders mean: images, splits, classes, and what systems leave behind."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from vit_dist.data.sources.splits import SPLITS
+
+EXTENSIONS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
+    *(".ppm", ".pgm"),
+}
+# Images of cameras and programs that are not decoded here, so that they are not taken for notes.
+NOT_DECODED = {
+    *(".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
+    *(".raf", ".dcm", ".nii", ".eps", ".pdf"),
+}
+# Made by systems and programs; a name that begins with a dot is hidden as well.
+_SYSTEM = {
+    *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db"),
+    *("ehthumbs.db", "desktop.ini", "icon\r", "__pycache__"),
+}
+_WORDS = "|".join(sorted(SPLITS, key=len, reverse=True))
+# Words that say nothing: train_images, images-train, Train2017 and trainset are train.
+_FILL = r"(?:images?|imgs?|photos?|pictures?|data|dataset|set|split|folder|samples?|crops?|jpe?g|png|[\W\d_])*"
+_SPLIT = re.compile(f"{_FILL}({_WORDS}){_FILL}")
+_FILLER = re.compile(_FILL)
+_WORD_INSIDE = re.compile(rf"(?<![^\W\d_])({_WORDS})(?![^\W\d_])")
+
+
+def composed(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC), in which names are compared: macOS keeps accents apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one that a system makes."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def is_filler(name: str) -> bool:
+    """Return whether a folder's name says nothing: images, data, 2017."""
+    return _FILLER.fullmatch(name.casefold()) is not None
+
+
+def split_words(names: Iterable[str]) -> dict[str, str]:
+    """Return name → split of those that mean one: alone (Train, images_val), or in pairs (seg_train and seg_test)."""
+    found: dict[str, str] = {}
+    stems: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for name in names:
+        folded = name.casefold()
+        if match := _SPLIT.fullmatch(folded):
+            found[name] = SPLITS[match[1]]
+        elif match := _WORD_INSIDE.search(folded):
+            stems[folded[: match.start()], folded[match.end() :]][name] = SPLITS[match[1]]
+    for pair in stems.values():
+        if "train" in pair.values() and len(set(pair.values())) > 1:
+            found |= pair
+    return found
+
+
+def class_of(name: str, known: Sequence[str]) -> str | None:
+    """Return the known class that a folder's name means, None if there is none.
+
+    That is the same name in Unicode's composed form, or else the only one that differs from it in case alone.
+    """
+    forms = {composed(other): other for other in known}
+    if composed(name) in forms:
+        return forms[composed(name)]
+    folded = [other for form, other in forms.items() if form.casefold() == composed(name).casefold()]
+    return folded[0] if len(folded) == 1 else None

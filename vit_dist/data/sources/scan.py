@@ -1,0 +1,185 @@
+"""Walk a folder once: the images in and below it, and what is no image, by kind."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vit_dist.data.sources.names import EXTENSIONS, NOT_DECODED, composed, is_hidden
+from vit_dist.data.sources.splits import LeftOut
+from vit_dist.errors import UserError
+
+_TREE_DEPTH = 3
+HIDDEN, LOOPS, EMPTY = "hidden or system files or folders", "links to a folder above them", "folders without images"
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A folder with images in or below it.
+
+    path: as it was reached; real: without links. name: in Unicode's composed form (NFC). entries: its images (name,
+    None) and such folders in it (name, folder), sorted by name. count: images in and below it. links: image that is
+    a link → the file it leads to. empty: names of the folders in it without images.
+    """
+
+    path: str
+    real: str
+    name: str
+    entries: tuple[tuple[str, Folder | None], ...]
+    count: int
+    links: dict[str, str]
+    empty: tuple[str, ...]
+
+    @property
+    def images(self) -> list[str]:
+        """Return the names of the images in this folder itself."""
+        return [name for name, folder in self.entries if folder is None]
+
+    @property
+    def folders(self) -> list[Folder]:
+        """Return the folders in this one that have images in or below them."""
+        return [folder for _, folder in self.entries if folder is not None]
+
+    def files(self, below: str = "") -> Iterator[tuple[str, str]]:
+        """Yield all images in and below it, sorted: (path, path from this folder on, with slashes)."""
+        for name, folder in self.entries:
+            if folder is None:
+                yield f"{self.path}{os.sep}{name}", below + name
+            else:
+                yield from folder.files(f"{below}{name}/")
+
+    def real_files(self) -> Iterator[str]:
+        """Yield, in the order of `files`, the file that each image is when links are followed."""
+        for name, folder in self.entries:
+            if folder is None:
+                yield self.links.get(name) or os.path.join(self.real, name)
+            else:
+                yield from folder.real_files()
+
+    def tree(self, most: int = 4, depth: int = 0) -> Iterator[str]:
+        """Yield lines that show its folders, three levels deep and `most` of each, with the images in them."""
+        images = len(self.images) if depth < _TREE_DEPTH else self.count
+        yield f"{'  ' * (depth + 1)}{self.name}/" + (f"  {images:,} image{'s' * (images != 1)}" if images else "")
+        if depth < _TREE_DEPTH:
+            for folder in self.folders[:most]:
+                yield from folder.tree(max(2, most - 1), depth + 1)
+            if len(self.folders) > most:
+                yield f"{'  ' * (depth + 2)}… and {len(self.folders) - most:,} more folders"
+
+
+@dataclass
+class Scan:
+    """What a walk found: the root, whether it met links, and what it left out, by kind."""
+
+    root: Folder
+    linked: bool
+    left_out: list[LeftOut]
+
+
+@dataclass
+class _Walk:
+    root: str
+    linked: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    endings: dict[str, Counter[str]] = field(default_factory=lambda: {"other": Counter(), "not decoded": Counter()})
+
+    def leave_out(self, kind: str, path: str) -> None:
+        self.counts[kind] += 1
+        self.examples.setdefault(kind, os.path.relpath(path, self.root))
+
+    def visit(self, path: str, real: str, name: str, above: frozenset[str]) -> Folder:
+        """Return a folder with all that is below it. above: the real paths of it and the folders it lies in."""
+        entries: list[tuple[str, Folder | None]] = []
+        links: dict[str, str] = {}
+        empty = []
+        count = 0
+        for entry in _listing(path):
+            if is_hidden(entry.name):
+                self.leave_out(HIDDEN, entry.path)
+            elif _is_folder(entry):
+                folder = self._enter(entry, real, above)
+                if folder is not None and folder.count:
+                    entries.append((entry.name, folder))
+                    count += folder.count
+                elif folder is not None:
+                    empty.append(entry.name)
+            elif self._is_image(entry):
+                entries.append((entry.name, None))
+                count += 1
+                if entry.is_symlink():
+                    self.linked = True
+                    links[entry.name] = os.path.realpath(entry.path)
+        if count:  # of a folder without any, it alone is named
+            for lost in empty:
+                self.leave_out(EMPTY, os.path.join(path, lost))
+        return Folder(path, real, name, tuple(entries), count, links, tuple(empty))
+
+    def _enter(self, entry: os.DirEntry[str], real: str, above: frozenset[str]) -> Folder | None:
+        inside = os.path.join(real, entry.name)
+        if entry.is_symlink():
+            self.linked = True
+            inside = os.path.realpath(entry.path)
+            if any(folder.startswith(os.path.join(inside, "")) for folder in above):
+                above |= {inside}
+        if inside in above:
+            self.leave_out(LOOPS, entry.path)
+            return None
+        return self.visit(entry.path, inside, composed(entry.name), above | {inside})
+
+    def _is_image(self, entry: os.DirEntry[str]) -> bool:
+        ending = os.path.splitext(entry.name)[1].lower()
+        if ending in EXTENSIONS:
+            return True
+        kind = "not decoded" if ending in NOT_DECODED else "other"
+        self.endings[kind][ending or "none"] += 1
+        self.examples.setdefault(kind, os.path.relpath(entry.path, self.root))
+        return False
+
+    def left_out(self) -> list[LeftOut]:
+        found = []
+        texts = {
+            "not decoded": "images of kinds that are not read, convert them to .jpg or .png",
+            "other": "files that are no images by their ending",
+        }
+        for kind, text in texts.items():
+            endings = self.endings[kind]
+            if endings:
+                common = [ending for ending, _ in sorted(endings.items(), key=lambda item: (-item[1], item[0]))]
+                named = ", ".join(common[:3]) + (" …" if len(common) > 3 else "")
+                found.append(LeftOut(f"{text} ({named})", endings.total(), self.examples[kind]))
+        return found + [LeftOut(kind, count, self.examples[kind]) for kind, count in self.counts.items()]
+
+
+def scan(root: Path) -> Scan:
+    """Walk a folder, following links, and sort what is in it: images by their endings, and what is left out.
+
+    Hidden files and folders, and those that systems make, are passed over. A dead link or a pipe with the ending of an
+    image counts as one, so that reading it says what it is: left out here, nobody would miss it. A link to a folder
+    that it lies in is not followed. Raises UserError if a folder cannot be opened.
+    """
+    path, real = str(root), os.path.realpath(root)
+    walk = _Walk(path)
+    folder = walk.visit(path, real, composed(os.path.basename(real)), frozenset({real}))
+    if not folder.count:
+        for name in folder.empty:
+            walk.leave_out(EMPTY, os.path.join(path, name))
+    return Scan(folder, walk.linked, walk.left_out())
+
+
+def _listing(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened: {error.strerror}: mend its permissions, or move it away") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
