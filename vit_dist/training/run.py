@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vit_dist.checkpointing.checkpoint import open_checkpoint
@@ -26,7 +27,7 @@ from vit_dist.inference.load import default_weights, load_run_model
 from vit_dist.inference.prediction import PredictionList
 from vit_dist.run_folder.metrics import Line, read_history
 from vit_dist.run_folder.predictions import TOP_K
-from vit_dist.runtime.devices import find_device
+from vit_dist.runtime.devices import resolve_device
 from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
@@ -262,7 +263,7 @@ def _finished_before(config: Config, resume: ResumePoint, console: Console, mode
     history, problem = read_history(folder / "metrics.jsonl")
     if problem:
         console.note(problem)
-    ready = Classifier(trained, find_device(config.run.device))
+    ready = Classifier(trained, torch.device(resolve_device(config.run.device)))
     return Run(folder, False, history, best, summary, ready, trained.preprocessing)
 
 
