@@ -314,7 +314,7 @@ def test_missing_packages_are_named(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError) as caught:
         export_onnx(trained, tmp_path / "model.onnx", source={})
-    assert str(caught.value) == f"export: needs {', '.join(missing)}: pip install 'vit_dist[onnx]'"
+    assert str(caught.value) == f"export: {', '.join(missing)} not installed: pip install {' '.join(missing)}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -95,7 +95,7 @@ def _require_onnx() -> None:
     """Raise UserError if a package that the export needs is not installed."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"export: needs {', '.join(missing)}: pip install 'vit_dist[onnx]'")
+        raise UserError(f"export: {', '.join(missing)} not installed: pip install {' '.join(missing)}")
 
 
 def _to_onnx(model: _LogitsModel, trained: TrainedModel, preprocess: bool) -> Any:

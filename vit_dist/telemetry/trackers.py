@@ -157,8 +157,7 @@ def check_tracker(name: str) -> None:
     if name in ("auto", "none"):
         return
     if importlib.util.find_spec(name) is None:
-        extra = "'vit_dist[tensorboard]'" if name == "tensorboard" else name
-        raise UserError(f"log.trackers: {name} is not installed: pip install {extra}, or set none")
+        raise UserError(f"log.trackers: {name} is not installed: pip install {name}, or set none")
 
 
 def chosen_trackers(setting: str, environ: Mapping[str, str]) -> tuple[list[str], str | None]:
