@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
 from tests.test_architecture import PACKAGES
+from vit_dist.cli.arguments import parse_arguments
 from vit_dist.cli.commands import USAGES
 from vit_dist.cli.reference import reference
 from vit_dist.config.config import Config
@@ -19,7 +21,7 @@ OTHER_FLAGS = {
     *("--config", "--print_config", "--processes", "--png", "--help", "--version"),
     *("--config_file", "--cpu", "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank"),
     *("--main_process_ip", "--nproc_per_node", "--mixed_precision", "--logdir", "--rounds", "--updates", "--data"),
-    "--saves",
+    *("--saves", "--budget", "--skip"),
     *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--requeue", "--signal", "--section.field"),
 }
 
@@ -45,6 +47,27 @@ def test_flags_in_the_docs_exist(page: Path) -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*[\w]", page.read_text(encoding="utf-8")))
     mapped = {flag for flag in named if flag.startswith(("--model.args.", "--schedule.args.", "--optimizer."))}
     assert sorted(named - own - fields - OTHER_FLAGS - mapped) == []
+
+
+def commands_on(page: Path) -> list[list[str]]:
+    """Return the words of each `vit-dist` command on a page: no `vit-dist`, comments, redirections or ellipses."""
+    text = page.read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
+    spans = re.findall(r"`(vit-dist [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [line.strip() for line in [*blocks, *spans] if line.strip().startswith("vit-dist ")]
+    found = [shlex.split(line.split(" > ")[0], comments=True)[1:] for line in lines]
+    return [[word for word in words if word != "…"] for words in found if "--help" not in words and "|" not in words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_commands_in_the_docs_are_understood(page: Path) -> None:
+    for command, *words in commands_on(page):
+        if command == "checkpoint":
+            command = " ".join([command, *words[:1]])
+            words = words[1:]
+        assert command in [*USAGES, "config"], command
+        if command != "config" and words:  # a command's name alone may stand for it
+            parse_arguments(command, words)
 
 
 def test_readme_links_to_every_page() -> None:
