@@ -141,16 +141,18 @@ def _without_twins(
     """
     kept: dict[str, list[_File]] = {split: [] for split in files}
     twice, shared = [], []
-    seen: dict[str, tuple[str, _File]] = {}
+    seen: dict[str, _File] = {}
     for split, listed in files.items():
+        places: set[tuple[int, str]] = set()
         for file in listed:
-            before, first = seen.setdefault(file.real, (split, file))
-            if first is not file and (before, first.label) == (split, file.label):
+            first = seen.setdefault(file.real, file)
+            if (file.label, file.real) in places:
                 twice.append(file)
                 continue
+            places.add((file.label, file.real))
+            kept[split].append(file)
             if first is not file:
                 shared.append((first, file))
-            kept[split].append(file)
     return kept, twice, shared
 
 

@@ -74,12 +74,12 @@ def _layout_at(root: Folder, here: Folder, classes: str) -> Layout | None:
     if len(set(named.flat.values())) > 1 and not named.others:
         raise _refused(root, f"{_names(named.flat)} hold images and no class folders")
     inside = [folder for folder in here.folders if _has_splits_inside(folder)]
-    nested = [folder for folder in here.folders if (inner := _by_name(folder)).splits and not inner.unclear]
+    nested = [folder for folder in here.folders if _leads_to_splits(folder)]
     if len(here.folders) == 1:
         only = here.folders[0]
         if inside:
             raise _refused(root, f"{_names(only.folders)} in {only.name} hold images and no class folders")
-        if nested or not (here.images or only.images):
+        if _leads_to_splits(only) or (only.folders and not (here.images or only.images)):
             return None
     elif inside:
         return _splits_inside(root, here, inside)
@@ -99,6 +99,14 @@ def _by_name(here: Folder) -> _Named:
         [folder for folder in here.folders if folder not in named],
         [name for name in empty if name in words],
     )
+
+
+def _leads_to_splits(folder: Folder) -> bool:
+    """Return whether a folder holds splits of class folders, or only another one that does."""
+    named = _by_name(folder)
+    if named.splits and not named.unclear:
+        return True
+    return len(folder.folders) == 1 and _leads_to_splits(folder.folders[0])
 
 
 def _is_class(folder: Folder) -> bool:
