@@ -212,13 +212,14 @@ def test_the_first_command_of_a_run_that_was_made_longer(tmp_path: Path, capsys:
 
 def test_a_finished_run_without_its_last_checkpoint_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = photos(tmp_path / "pets")
-    run = train(on(root, train__duration="6 updates"))
+    fields = {"train__duration": "6 updates", "checkpoint__every": "2 updates"}
+    run = train(on(root, **fields))
     shutil.rmtree(run.folder / "checkpoints" / "update_00000006")
     capsys.readouterr()
-    again = train(on(root, train__duration="6 updates"))
+    again = train(on(root, **fields))
     gone = run.folder / "checkpoints" / "update_00000006"
     lines = capsys.readouterr().out.splitlines()
-    assert f"{gone}: is not there or broken: the newest complete one is of update 4" in lines
+    assert lines[1] == f"{gone}: is not there or broken: the newest complete one is of update 4"
     assert again.summary == run.summary
 
 

@@ -31,22 +31,79 @@ def outcomes(values: Sequence[float], warming: int = 0, **evaluate: Any) -> list
     return after_each
 
 
-def test_top1_rises_and_a_tie_is_no_improvement() -> None:
+def test_top1_rises_and_a_tie_is_no_improvement_for_patience() -> None:
     assert outcomes([50, 60, 60, 55, 61, 61], metric="top1", patience=2) == [
         (True, 0, False),
         (True, 0, False),
-        (False, 1, False),
+        (True, 1, False),  # of the same loss, the later is the best
         (False, 2, True),
         (True, 0, False),
-        (False, 1, False),
+        (True, 1, False),
     ]
+
+
+def chosen(evaluations: Sequence[tuple[float, float]], **evaluate: Any) -> list[int]:
+    """Return the number of the best evaluation after each (top1, loss), from 1."""
+    config, state, after_each = EvaluateConfig(**evaluate), TrainState(), []
+    for number, (top1, loss) in enumerate(evaluations):
+        state.position = number + 1
+        update_best(state, config, {"raw": {"loss": loss, "top1": top1, "top5": top1}}, warming=False)
+        assert state.best is not None
+        after_each.append(state.best.update)
+    return after_each
+
+
+def test_a_tie_goes_to_the_lower_loss_and_then_to_the_later() -> None:
+    assert chosen([(74.0, 2.07), (74.0, 1.91), (74.0, 2.0), (74.0, 1.91), (73.0, 1.0)]) == [1, 2, 2, 4, 4]
+    assert chosen([(74.0, 2.07), (74.0, 1.91), (76.0, 5.0), (76.0, 5.5)], metric="top5") == [1, 2, 3, 3]
+    assert chosen([(50.0, 1.0), (60.0, 1.0), (10.0, 1.5)], metric="loss") == [1, 2, 2]
+
+
+def test_the_loss_that_breaks_a_tie_is_saved_and_read_back() -> None:
+    state = TrainState(position=10, applied_updates=10)
+    update_best(state, EvaluateConfig(), {"raw": {"loss": 1.25, "top1": 50.0}}, warming=False)
+    again = TrainState.from_dict(state.to_dict())
+    assert again.best == Best(10, "top1", 50.0, "raw", 1.25)
+    assert not update_best(again, EvaluateConfig(), {"raw": {"loss": 1.5, "top1": 50.0}}, warming=False)
+    # Checkpoints of earlier versions do not say it: then the later of two is the best.
+    values = state.to_dict()
+    del values["best"]["loss"]
+    earlier = TrainState.from_dict(values)
+    assert earlier.best == Best(10, "top1", 50.0, "raw", None)
+    earlier.position = 20
+    assert update_best(earlier, EvaluateConfig(), {"raw": {"loss": 1.5, "top1": 50.0}}, warming=False)
+    assert earlier.best == Best(20, "top1", 50.0, "raw", 1.5)
+
+
+def stale(correct: Sequence[int], images: int, metric: str = "top1", **evaluate: Any) -> list[int]:
+    """Return the evaluations without improvement after each that has `correct` of so many images of val right."""
+    config, state, after_each = EvaluateConfig(metric=metric, **evaluate), TrainState(), []
+    for number, count in enumerate(correct):
+        state.position = number + 1
+        value = 100 * count / images
+        scores = {"raw": {"loss": value if metric == "loss" else 1.0, "top1": value, "top5": value, "seen": images}}
+        update_best(state, config, scores, warming=False)
+        after_each.append(state.evaluations_without_improvement)
+    return after_each
+
+
+@pytest.mark.parametrize("images", [7, 30, 144, 9999])
+def test_a_change_within_one_image_of_val_is_no_improvement_for_patience(images: int) -> None:
+    # A plateau that jitters by one image runs out as one that stands still does.
+    assert stale([4, 5, 4, 3, 5, 4], images) == [0, 1, 2, 3, 4, 5]
+    # Two images are one; also in two steps, for each is compared with the last improvement.
+    assert stale([1, 3, 2, 5], images, metric="top5") == [0, 0, 1, 0]
+    assert stale([1, 2, 3, 4, 5], images) == [0, 1, 0, 1, 0]
+    # A loss has no such noise, and min_delta may ask for more.
+    assert stale([5, 4, 3], images, metric="loss") == [0, 0, 0]
+    assert stale([0, 2, 4], images, min_delta=250 / images) == [0, 1, 0]
 
 
 def test_loss_falls() -> None:
     assert outcomes([2.0, 1.0, 1.0, 1.5, 0.5], metric="loss", patience=2) == [
         (True, 0, False),
         (True, 0, False),
-        (False, 1, False),
+        (True, 1, False),
         (False, 2, True),
         (True, 0, False),
     ]
@@ -115,12 +172,13 @@ def test_a_metric_is_of_the_averaged_weights_if_there_are_any(metric: str, weigh
     assert (weights_of(metric, BOTH), value_of(metric, BOTH)) == (weights, value)
     state = TrainState(position=30)
     assert update_best(state, EvaluateConfig(metric=metric), BOTH, warming=False)
-    assert state.best == Best(update=30, metric=metric, value=value, weights=weights)
+    loss = BOTH[weights]["loss"]
+    assert state.best == Best(update=30, metric=metric, value=value, weights=weights, loss=loss)
     assert state.patience_baseline == value
     assert (weights_of(metric, ALONE), value_of(metric, ALONE)) == ("raw", ALONE["raw"][metric.removeprefix("raw_")])
     alone = TrainState(position=30)
     assert update_best(alone, EvaluateConfig(metric=metric), ALONE, warming=False)
-    assert alone.best == Best(update=30, metric=metric, value=value_of(metric, ALONE), weights="raw")
+    assert alone.best == Best(update=30, metric=metric, value=value_of(metric, ALONE), weights="raw", loss=0.5)
 
 
 def test_raw_metrics_improve_as_the_metric_they_are_named_after() -> None:
@@ -176,7 +234,7 @@ def test_weights_whose_loss_is_not_finite_are_never_the_best_whatever_their_accu
     assert (state.best, state.patience_baseline, state.evaluations_without_improvement) == (None, None, 1)
     assert update_best(state, config, {"raw": {"loss": 2.3, "top1": 9.0}}, warming=False)
     assert not update_best(state, config, {"raw": {"loss": loss, "top1": 99.0}}, warming=False)
-    assert state.best == Best(10, "top1", 9.0, "raw")
+    assert state.best == Best(10, "top1", 9.0, "raw", 2.3)
     # The loss that counts is that of the weights which the metric is of.
     both = {"raw": {"loss": loss, "top1": 99.0}, "ema": {"loss": 1.0, "top1": 50.0}}
     assert update_best(state, config, both, warming=False)

@@ -21,12 +21,16 @@ _SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_grow
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: `value` of `metric` at `update`, of its `weights` (raw or ema)."""
+    """The best evaluation so far: `value` of `metric` at `update`, of its `weights` (raw or ema).
+
+    loss: of the same evaluation, which breaks ties; None in checkpoints that do not say so.
+    """
 
     update: int
     metric: str
     value: float
     weights: str = "raw"
+    loss: float | None = None
 
 
 @dataclass
@@ -85,6 +89,7 @@ class TrainState:
                 metric=inside.text("metric", METRICS),
                 value=inside.number("value", finite=False),
                 weights=inside.text("weights", _WEIGHTS) if inside.has("weights") else "raw",
+                loss=inside.number("loss") if inside.has("loss") else None,
             )
         last_skipped = fields.integers("last_skipped", 1, position) if fields.has("last_skipped") else []
         if len(last_skipped) > skipped:

@@ -262,7 +262,9 @@ class EvaluateConfig:
         0, "evaluations without improvement, after the warmup, that end the run; 0: never", at_least=0
     )
     min_delta: float = option(
-        0.0, "smallest change of the metric that counts as an improvement for patience", at_least=0
+        0.0,
+        "change of the metric above which it is an improvement for patience; never one image of val alone",
+        at_least=0,
     )
 
 

@@ -58,7 +58,7 @@ def _is_best(best: Any) -> bool:
     """Return whether this is None, or an update's value of a metric that can be shown."""
     if not best:
         return best is None or best == {}
-    known = {"update", "metric", "value", "weights"}
+    known = {"update", "metric", "value", "weights", "loss"}
     return (
         known >= best.keys() >= {"update", "metric", "value"}
         and is_count(best["update"])

@@ -67,21 +67,36 @@ def is_improvement(metric: str, value: float, reference: float, min_delta: float
 def update_best(state: TrainState, config: EvaluateConfig, scores: Scores, *, warming: bool) -> bool:
     """Take an evaluation of val into `state`, and return whether it is the best so far.
 
-    Patience counts evaluations that are not better than the last improvement by more than min_delta; none of them
-    while `warming`.
+    Of two with the same value the one with the lower loss is better, and of two with the same loss the later. Patience
+    counts evaluations that are not better than the last improvement by more than min_delta and, for an accuracy, by
+    more than one image, which chance alone may give; none of them while `warming`.
     """
-    metric, value = config.metric, value_of(config.metric, scores)
+    metric, value, weights = config.metric, value_of(config.metric, scores), weights_of(config.metric, scores)
+    loss, min_delta = scores[weights].get("loss"), max(config.min_delta, _noise(metric, scores[weights]))
     first = state.patience_baseline is None and not math.isnan(value)
     if first or (
-        state.patience_baseline is not None and is_improvement(metric, value, state.patience_baseline, config.min_delta)
+        state.patience_baseline is not None and is_improvement(metric, value, state.patience_baseline, min_delta)
     ):
         state.patience_baseline, state.evaluations_without_improvement = value, 0
     elif not warming:
         state.evaluations_without_improvement += 1
-    if math.isnan(value) or (state.best is not None and not is_improvement(metric, value, state.best.value)):
+    if math.isnan(value) or (state.best is not None and not _is_better(metric, value, loss, state.best)):
         return False
-    state.best = Best(state.position, metric, value, weights_of(metric, scores))
+    state.best = Best(state.position, metric, value, weights, loss)
     return True
+
+
+def _noise(metric: str, values: Mapping[str, float | None]) -> float:
+    """Return a change that separates one image from two, in percent; 0 for a loss."""
+    seen = values.get("seen")
+    return 0.0 if metric.endswith("loss") or not seen else 1.5 * 100 / seen
+
+
+def _is_better(metric: str, value: float, loss: float | None, best: Best) -> bool:
+    """Return whether a later evaluation than `best` takes its place."""
+    if value != best.value:
+        return is_improvement(metric, value, best.value)
+    return loss is None or best.loss is None or loss <= best.loss
 
 
 def out_of_patience(state: TrainState, config: EvaluateConfig) -> bool:
