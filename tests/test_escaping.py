@@ -19,9 +19,12 @@ from vit_dist.errors import HIDDEN, UserError, visible
 from vit_dist.export.model_card import model_card
 from vit_dist.formatting import code_span, json_line, markdown, spreadsheet_cell
 from vit_dist.inference.output import ImagePrediction, PredictionWriter
-from vit_dist.report.confusion import confusion_matrix, per_class_accuracy
-from vit_dist.report.drawing import to_svg
+from vit_dist.report.advice import Hint
+from vit_dist.report.confusion import confusion_matrix
+from vit_dist.report.drawing import short, to_svg
+from vit_dist.report.quality import class_rows
 from vit_dist.report.rendering import macro, render
+from vit_dist.run_folder.figures import figures_of
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.run_folder.progress import write_progress
 from vit_dist.telemetry.console import Console
@@ -117,20 +120,21 @@ def test_pages_and_pictures_show_names_as_text(tmp_path: Path) -> None:
     count = len(HOSTILE)
     places = np.arange(count)
     predictions = Predictions(places, places, places[::-1, None].copy(), np.full((count, 1), 0.5, np.float32))
-    svg = to_svg(confusion_matrix(predictions, HOSTILE), "confusion") + to_svg(
-        per_class_accuracy(predictions, HOSTILE), "c"
-    )
+    svg = to_svg(confusion_matrix(predictions, HOSTILE), "confusion")
+    class_table, means = class_rows(figures_of(predictions, count), list(HOSTILE), count)
     rows = [["a", "b"], *([name, name] for name in HOSTILE)]
     html = render(
         "comparison.html", title=HOSTILE[9], names=HOSTILE, verdict=HOSTILE[10], rows=rows, notes=HOSTILE, curves={}
     )
     html += macro("confusion_matrix", predictions.confusion(count).tolist(), HOSTILE)
+    html += macro("class_table", class_table, means) + macro("words", [(name, name) for name in HOSTILE])
+    html += macro("hints", [Hint(name, name, name) for name in HOSTILE])
     page = Page()
     page.feed(svg + html)
     assert not {"script", "img", "b"} & page.tags
     assert not {"onerror", "onload", "src"} & page.attributes
     assert not HIDDEN.search((svg + html).replace("\n", "").encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
-    assert r"$\frac{1}{0}$" in svg
+    assert short(r"$\frac{1}{0}$", 12) in svg
 
 
 def test_markdown_shows_names_as_text() -> None:

@@ -16,9 +16,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.run_folder.handwritten import make_run, some_inputs, some_predictions, start_line, train_line
+from tests.run_folder.handwritten import eval_line, make_run, some_inputs, some_predictions, start_line, train_line
 from vit_dist.report import curves, drawing, grids
-from vit_dist.report.confusion import confusion_matrix, confusions, per_class_accuracy
+from vit_dist.report.confusion import confusion_matrix, confusions
 from vit_dist.report.rendering import macro, render
 from vit_dist.run_folder.predictions import (
     InputExamples,
@@ -124,6 +124,32 @@ def test_curves_show_the_logged_values_and_the_restarts(tmp_path: Path) -> None:
 def test_a_value_that_was_not_logged_is_not_in_the_legend(tmp_path: Path) -> None:
     lines = [start_line(0, 0.0), train_line(10, 1.0, top1=None), start_line(10, 5.0), train_line(20, 6.0, top1=None)]
     assert "train" not in labels(curves.accuracy_curve(read_run(make_run(tmp_path / "run", lines))))
+
+
+def test_the_training_loss_is_smoothed_and_a_spike_does_not_stretch_the_axis(tmp_path: Path) -> None:
+    losses = [2.0 + 0.1 * (-1) ** number for number in range(100)]
+    losses[50] = 1000.0
+    lines = [train_line(10 * number, float(number), loss=loss) for number, loss in enumerate(losses, 1)]
+    best = eval_line(500, 51.0, loss=1.5, best=True)
+    lines = [start_line(0, 0.0), *lines[:50], best, *lines[50:], eval_line(1000, 101.0, loss=2.5)]
+    axes = curves.loss_curve(read_run(make_run(tmp_path / "run", lines)), best).axes[0]
+    raw, smoothed, val, _, mark = axes.lines
+    assert raw.get_ydata().tolist() == losses
+    assert raw.get_alpha() < 0.5
+    assert set(np.round(smoothed.get_ydata(), 9)) <= {1.9, 2.0, 2.1}
+    assert val.get_ydata().tolist() == [1.5, 2.5]
+    assert [mark.get_xdata().tolist(), mark.get_ydata().tolist()] == [[50.0], [1.5]]
+    assert mark.get_label() == "best, epoch 50"
+    assert 1.0 < axes.get_ylim()[0] < 1.5
+    assert 2.5 < axes.get_ylim()[1] < 3.0
+    assert labels(curves.loss_curve(read_run(tmp_path / "run"))) == ["train, smoothed", "val"]
+
+
+def test_peak_memory_is_in_mebibytes(tmp_path: Path) -> None:
+    lines = [start_line(0, 0.0), train_line(10, 1.0, peak_memory_bytes=3 * 2**20), train_line(20, 2.0)]
+    axes = curves.memory_curve(read_run(make_run(tmp_path / "run", lines))).axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [3.0, 1.0]
+    assert axes.get_ylim()[0] == 0
 
 
 def test_time_bars_are_labelled_with_seconds_and_percentages() -> None:
@@ -316,43 +342,6 @@ def make_predictions(
     return Predictions(np.arange(len(pairs)), label, top, probability)
 
 
-def test_per_class_accuracy_has_the_worst_class_on_top() -> None:
-    # a: 1 of 2, b: 2 of 2, c: none at all, d: 1 of 3
-    predictions = make_predictions([(0, 0), (0, 1), (1, 1), (1, 1), (3, 3), (3, 0), (3, 0)], 4)
-    axes = per_class_accuracy(predictions, ["a", "b", "c", "d"]).axes[0]
-    named = {
-        round(position): text.get_text()
-        for position, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
-    }
-    assert [named[position] for position in (2, 1, 0)] == ["d", "a", "b"]
-    [dots] = axes.lines
-    assert [dots.get_marker(), dots.get_linestyle()] == ["o", "None"]
-    assert dots.get_ydata().tolist() == [2, 1, 0]
-    assert dots.get_xdata().tolist() == pytest.approx([100 / 3, 50, 100])
-    assert [text.get_text() for text in axes.texts] == ["\u00a0\u00a033.3", "\u00a0\u00a050.0", "\u00a0\u00a0100.0"]
-    positions = [text.get_position() for text in axes.texts]
-    assert [position[1] for position in positions] == [2, 1, 0]
-    assert [position[0] for position in positions] == pytest.approx([100 / 3, 50, 100])
-    assert not axes.patches
-
-
-@pytest.mark.parametrize(("right", "low"), [(99, 90), (92, 90), (91, 80), (50, 40), (11, 0), (0, 0)])
-def test_the_axis_of_per_class_accuracy_begins_below_the_worst_class(right: int, low: int) -> None:
-    pairs = [(0, 0)] * right + [(0, 1)] * (100 - right) + [(1, 1)]
-    axes = per_class_accuracy(make_predictions(pairs, 2), ["a", "b"]).axes[0]
-    assert axes.get_xlim() == pytest.approx((low, 100 + 0.14 * (100 - low)))
-    assert [axes.get_xticks()[0] >= low, axes.get_xticks()[-1]] == [True, 100]
-
-
-def test_only_the_worst_thirty_classes_are_shown() -> None:
-    # Class k has k right predictions and 50 - k predictions of class 0.
-    pairs = [(k, k if number < k else 0) for k in range(1, 41) for number in range(50)]
-    axes = per_class_accuracy(make_predictions(pairs, 41), [f"class {k}" for k in range(41)]).axes[0]
-    texts = [text.get_text() for text in axes.get_yticklabels()]
-    assert sorted(texts) == sorted(f"class {k}" for k in range(1, 31))
-    assert axes.get_xlabel() == "top1, %, the worst 30 of 40"
-
-
 def test_confusions_are_the_most_frequent_pairs() -> None:
     pairs = [(0, 1)] * 3 + [(2, 0)] * 5 + [(1, 2)] * 3 + [(0, 0)] * 9 + [(1, 0)]
     names = ["a", "b", "c"]
@@ -389,9 +378,7 @@ def test_long_names_are_shortened_in_the_middle() -> None:
 def test_class_names_are_shortened_in_drawings(tmp_path: Path) -> None:
     names = ["a class of a rather long name, 1", "a class of a rather long name, 2", "c"]
     saved = some_predictions(names)
-    axes = per_class_accuracy(saved.predictions, names).axes[0]
     shortened = ["a class of…ong name, 1", "a class of…ong name, 2", "c"]
-    assert sorted(text.get_text() for text in axes.get_yticklabels()) == shortened
     axes = confusion_matrix(saved.predictions, names).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a cla…ame, 1", "a cla…ame, 2", "c"]
     both = (np.arange(3.0), np.arange(1.0, 4.0))
@@ -405,7 +392,7 @@ def test_class_names_are_shortened_in_drawings(tmp_path: Path) -> None:
 def test_names_are_drawn_literally(tmp_path: Path, name: str) -> None:
     """Matplotlib would take text between dollar signs for a formula."""
     saved = some_predictions([name, "bee", "cat"])
-    svg = drawing.to_svg(per_class_accuracy(saved.predictions, saved.metadata["classes"]), "classes")
+    svg = drawing.to_svg(confusion_matrix(saved.predictions, saved.metadata["classes"]), "classes")
     texts = [element.text.strip() for element in ElementTree.fromstring(svg).iter() if element.text]
     assert name in texts
     grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(saved))
@@ -429,7 +416,7 @@ def test_letters_that_the_font_lacks_cause_no_warning(tmp_path: Path) -> None:
     saved = some_predictions(["猫", "🐝", "cat"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = per_class_accuracy(saved.predictions, saved.metadata["classes"])
+        figure = confusion_matrix(saved.predictions, saved.metadata["classes"])
         assert "猫" in drawing.to_svg(figure, "classes")
         drawing.save_png(figure, tmp_path / "classes.png")
         grids.draw_tiles(tmp_path / "tiles.png", grids.mistake_tiles(saved))

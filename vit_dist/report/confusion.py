@@ -1,42 +1,17 @@
-"""Pictures of a split's predictions: the confusion matrix and per-class accuracy.
+"""Which classes are taken for which: the confusion matrix as a picture, and the most frequent mistakes.
 
 Up to 25 classes the page shows the matrix as a table instead, by the macro in templates/macros.html.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_dist.report.drawing import BLUE, FAINT, INK, literal, new_figure, short
+from vit_dist.report.drawing import INK, literal, new_figure, short
 from vit_dist.run_folder.predictions import Predictions
-
-_WORST = 30  # classes shown, at most
-
-
-def per_class_accuracy(predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Draw the top-1 accuracy of each class in percent, worst first, at most 30. Dots: the axis may not start at 0."""
-    seen, right = predictions.per_class(len(classes))
-    present = np.flatnonzero(seen)
-    share = 100 * right[present] / seen[present]
-    order = np.argsort(share, kind="stable")[:_WORST]
-    names = [literal(short(classes[present[row]])) for row in order]
-    figure, axes = new_figure(4.8, max(1.6, 0.2 * len(order) + 0.7))
-    places = np.arange(len(order))[::-1]
-    low = 10 * max(0, math.floor((float(share[order].min()) - 2) / 10))
-    axes.hlines(places, low, share[order], color=FAINT, alpha=0.4, linewidth=1)
-    axes.plot(share[order], places, "o", color=BLUE, markersize=5)
-    axes.set_yticks(places, names, fontsize=8)
-    few = f", the worst {_WORST} of {len(share)}" if len(share) > _WORST else ""
-    axes.set(xlim=(low, 100 + 0.14 * (100 - low)), xlabel=f"top1, %{few}")
-    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100])
-    for place, value in zip(places, share[order], strict=True):
-        axes.text(value, place, f"\u00a0\u00a0{value:.1f}", va="center", fontsize=7, color=INK)
-    axes.grid(False)
-    return figure
 
 
 def confusion_matrix(predictions: Predictions, classes: Sequence[str]) -> Figure:

@@ -26,10 +26,17 @@ from vit_dist.report.drawing import (
     save_png,
     short,
 )
-from vit_dist.run_folder.metrics import Floats
+from vit_dist.report.smoothing import rolling_median
+from vit_dist.run_folder.metrics import Floats, Line
 from vit_dist.run_folder.record import RunRecord
 
 _BINS = 600
+# In inches: loss and accuracy stand side by side and are read first.
+_LARGE = (5.4, 3.4)
+# A smoothed point is the median of this part of the points on both sides.
+_SMOOTHED = 40
+# Evaluations up to which each has its dot.
+_MARKED = 60
 
 
 @dataclass(frozen=True)
@@ -62,27 +69,31 @@ def thin(x: Floats, y: Floats, bins: int = _BINS) -> Thinned:
         )
 
 
-def loss_curve(run: RunRecord) -> Figure:
-    """Draw the loss on train, and on val by the raw and the EMA weights."""
-    figure, axes = new_figure()
-    _train(axes, run, "loss")
-    _evaluations(axes, run, "loss")
+def loss_curve(run: RunRecord, best: Line | None = None) -> Figure:
+    """Draw the loss on train, smoothed and faintly as it is, and on val by the raw and the EMA weights.
+
+    best: the evaluation to mark. The axis ends above the smoothed curves: what is beyond it, as spikes, is cut off.
+    """
+    figure, axes = new_figure(*_LARGE)
+    train = _train(axes, run, "loss")
+    _evaluations(axes, run, "loss", best)
+    _fit_axis(axes, [*train, *_values(run, "loss")])
     return _finished(figure, axes, run, "loss")
 
 
-def accuracy_curve(run: RunRecord) -> Figure:
-    """Draw top-1 accuracy in percent on train, and on val by the raw and the EMA weights."""
-    figure, axes = new_figure()
+def accuracy_curve(run: RunRecord, best: Line | None = None) -> Figure:
+    """Draw top-1 accuracy in percent on train, and on val by the raw and the EMA weights. best: to be marked."""
+    figure, axes = new_figure(*_LARGE)
     _train(axes, run, "top1")
-    _evaluations(axes, run, "top1")
+    _evaluations(axes, run, "top1", best)
     axes.set_ylim(None, 101)
-    return _finished(figure, axes, run, "top1, %")
+    return _finished(figure, axes, run, "accuracy (top-1), %")
 
 
 def rate_curve(run: RunRecord) -> Figure:
     """Draw the learning rate."""
     figure, axes = new_figure()
-    _train(axes, run, "lr")
+    _line(axes, run.metrics.train["epoch"], run.metrics.train["lr"], BLUE, "")
     axes.set_ylim(0, None)
     return _finished(figure, axes, run, "learning rate")
 
@@ -90,7 +101,7 @@ def rate_curve(run: RunRecord) -> Figure:
 def norm_curve(run: RunRecord) -> Figure:
     """Draw the gradient norm of an update, before clipping."""
     figure, axes = new_figure()
-    _train(axes, run, "grad_norm")
+    _line(axes, run.metrics.train["epoch"], run.metrics.train["grad_norm"], BLUE, "gradient norm")
     clip = run.config.optimizer.clip_norm
     if clip:
         axes.axhline(clip, color=ORANGE, linestyle=":", label=f"clipped at {clip:g}")
@@ -125,6 +136,16 @@ def utilisation_curve(run: RunRecord) -> Figure:
     axes.set_ylim(0, None)
     axes.set(xlabel=f"{unit} of training", ylabel="%")
     _legend(axes)
+    return figure
+
+
+def memory_curve(run: RunRecord) -> Figure:
+    """Draw the peak memory so far, in MiB, over training time."""
+    figure, axes = new_figure()
+    scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
+    _line(axes, run.train_seconds / scale, run.metrics.train["peak_memory_bytes"] / 2**20, BLUE, "")
+    axes.set_ylim(0, None)
+    axes.set(xlabel=f"{unit} of training", ylabel="MiB")
     return figure
 
 
@@ -184,9 +205,19 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return (3600.0, "hours") if seconds > 7200 else (60.0, "minutes") if seconds > 180 else (1.0, "seconds")
 
 
-def _train(axes: Axes, run: RunRecord, name: str) -> None:
-    if not np.isnan(run.metrics.train[name]).all():  # as top1 is with mixed targets
-        _line(axes, run.metrics.train["epoch"], run.metrics.train[name], BLUE, "train")
+def _train(axes: Axes, run: RunRecord, name: str) -> list[float]:
+    """Draw a series of train: smoothed, and faint as it is. Return the smoothed values."""
+    values = run.metrics.train[name]
+    thinned = thin(run.metrics.train["epoch"], np.where(np.isfinite(values), values, np.nan))
+    if not len(thinned.x):  # as top1 is with mixed targets
+        return []
+    width = 2 * (len(thinned.x) // _SMOOTHED) + 1
+    smoothed = rolling_median(thinned.mean, width)
+    if width > 1:
+        axes.fill_between(thinned.x, thinned.low, thinned.high, color=BLUE, alpha=0.1, linewidth=0)
+        axes.plot(thinned.x, thinned.mean, color=BLUE, alpha=0.25, linewidth=0.8)
+    axes.plot(thinned.x, smoothed, color=BLUE, label="train, smoothed" if width > 1 else "train", linewidth=1.8)
+    return [float(value) for value in smoothed]
 
 
 def _line(axes: Axes, x: Floats, y: Floats, colour: str, label: str) -> None:
@@ -196,12 +227,34 @@ def _line(axes: Axes, x: Floats, y: Floats, colour: str, label: str) -> None:
         axes.fill_between(thinned.x, thinned.low, thinned.high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _evaluations(axes: Axes, run: RunRecord, name: str) -> None:
+def _evaluations(axes: Axes, run: RunRecord, name: str, best: Line | None) -> None:
     for weights, colour, label in (("raw", ORANGE, "val"), ("ema", PURPLE, "val, EMA weights")):
         lines = run.evaluations("val", weights)
         if lines:
             values = [float(line[name]) for line in lines]
-            axes.plot([line["epoch"] for line in lines], values, color=colour, marker=".", markersize=4, label=label)
+            marker = "." if len(lines) <= _MARKED else ""
+            axes.plot(
+                [line["epoch"] for line in lines], values, color=colour, marker=marker, label=label, linewidth=1.8
+            )
+    if best is not None:
+        axes.axvline(best["epoch"], color=GREEN, linestyle=":", linewidth=1)
+        label = f"best, epoch {best['epoch']:.4g}"
+        axes.plot(
+            best["epoch"], float(best[name]), "o", color=GREEN, markersize=7, fillstyle="none", mew=1.8, label=label
+        )
+
+
+def _values(run: RunRecord, name: str) -> list[float]:
+    return [float(line[name]) for weights in ("raw", "ema") for line in run.evaluations("val", weights)]
+
+
+def _fit_axis(axes: Axes, values: list[float]) -> None:
+    """Let the axis end above these values, however high a single line of train may be."""
+    finite = [value for value in values if np.isfinite(value)]
+    if finite:
+        low, high = min(finite), max(finite)
+        space = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+        axes.set_ylim(max(0.0, low - 2 * space) if low >= 0 else low - space, high + space)
 
 
 def _finished(figure: Figure, axes: Axes, run: RunRecord, label: str) -> Figure:

@@ -76,8 +76,11 @@ def _drawing(style: Any) -> Iterator[None]:
         yield
 
 
-def to_svg(figure: Figure, name: str) -> str:
-    """Return the figure as an SVG element, as wide as its place and in the page's colours. name: its label."""
+def to_svg(figure: Figure, name: str, label: str = "") -> str:
+    """Return the figure as an SVG element, as wide as its place and in the page's colours.
+
+    name: of its own on the page. label: what a screen reader says of it, `name` by default.
+    """
     text = io.StringIO()
     with _drawing({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -85,7 +88,9 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg class="chart" role="img" aria-label="{name}" viewBox="\1">', svg
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        rf'<svg class="chart" role="img" aria-label="{label or name}" viewBox="\1">',
+        svg,
     )
     prefix = re.sub(r"\W", "_", name)
     svg = re.sub(r"<[^>]+>", lambda tag: _adapt_tag(tag[0], prefix), svg)

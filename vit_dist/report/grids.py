@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from vit_dist.report.drawing import FAINT, GREEN, INK, RED, literal, save_png, short
+from vit_dist.report.faults import suspected_labels
 from vit_dist.run_folder.predictions import InputExamples, Pixels, SavedPredictions
 
 _SMALL = 64  # pixels
@@ -20,12 +21,16 @@ class Tile:
     """An image, uint8 [channels, height, width], with its caption.
 
     right: whether it was classified correctly; None if that is not known. truth: the true class, shown if it was not.
+    path: of its file, if it has one; place: the end of that. suspected: whether its label is.
     """
 
     pixels: Pixels
     caption: str
     right: bool | None = None
     truth: str = ""
+    path: str = ""
+    place: str = ""
+    suspected: bool = False
 
     @property
     def is_small(self) -> bool:
@@ -35,8 +40,12 @@ class Tile:
 
 def mistake_tiles(saved: SavedPredictions) -> list[Tile]:
     """Return the mistakes made with the most confidence, most confident first."""
-    pairs = zip(saved.captions(), saved.pictures, strict=True)
-    return [Tile(pixels, caption, False, truth) for (caption, truth), pixels in pairs]
+    suspected = set(suspected_labels(saved.predictions).tolist())
+    rows = zip(saved.picture_rows.tolist(), saved.captions(), saved.pictures, saved.paths, strict=True)
+    return [
+        Tile(pixels, caption, False, truth, path, "/".join(Path(path).parts[-3:]), row in suspected)
+        for row, (caption, truth), pixels, path in rows
+    ]
 
 
 def input_tiles(inputs: InputExamples) -> list[Tile]:

@@ -1,4 +1,7 @@
-"""The report of one run: a page that opens from the disk, and its pictures."""
+"""The report of one run: a page that opens from the disk, and its pictures.
+
+It answers three questions in this order: how good is it, what is wrong, what next.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,30 @@ from matplotlib.figure import Figure
 
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
-from vit_dist.formatting import big, duration, loss_text, weights_text
-from vit_dist.report import curves, grids
-from vit_dist.report.confusion import confusion_matrix, confusions, per_class_accuracy
+from vit_dist.formatting import loss_text
+from vit_dist.report import about, curves, grids
+from vit_dist.report.advice import hints
+from vit_dist.report.confusion import confusion_matrix, confusions
 from vit_dist.report.drawing import save_png, to_svg
-from vit_dist.report.measures import RunFigures, run_figures
+from vit_dist.report.faults import findings
+from vit_dist.report.measures import run_figures
+from vit_dist.report.quality import Result, best_evaluation, class_rows, result_of, tiles, verdict
 from vit_dist.report.rendering import render
 from vit_dist.run_folder.metrics import Line
-from vit_dist.run_folder.predictions import SavedPredictions
 from vit_dist.run_folder.record import RunRecord, read_run
 from vit_dist.version import __version__
 
 # Classes up to which the confusion matrix is a table; and up to which it is a picture.
 _TABLE_CLASSES, _PICTURE_CLASSES = 25, 100
+# Classes that the table shows at once, and those that it shows when it is unfolded.
+_WORST_CLASSES, _MOST_CLASSES = 25, 1000
 _LATEST_EVALUATIONS, _MOST_EVALUATIONS = 25, 100
-_CAPTIONS = {
-    "loss": "Loss (validation: plain cross entropy)",
-    "accuracy": "Top-1 accuracy",
-    "rate": "Learning rate",
-    "gradient_norm": "Gradient norm, before clipping",
+_LEARNING = {"loss": "Loss", "accuracy": "Accuracy"}
+_TRAINING = {"rate": "Learning rate", "gradient_norm": "Gradient norm, before clipping"}
+_MACHINE = {
     "throughput": "Throughput: images per second, all devices",
     "utilisation": "Device utilisation",
+    "memory": "Peak memory so far",
     "seconds": "Time breakdown",
 }
 
@@ -62,43 +68,19 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
     return page
 
 
-def headline(figures: RunFigures) -> dict[str, str]:
-    """Return the numbers at the top of the page: name → text."""
-    shown: dict[str, str] = {}
-    if figures.test_top1 is not None:
-        shown["top1 on test"] = f"{figures.test_top1:.2f} %"
-    if figures.test_top5 is not None:
-        shown["top5 on test"] = f"{figures.test_top5:.2f} %"
-    if figures.test_loss is not None:
-        shown["loss on test"] = loss_text(figures.test_loss)
-    best = figures.best
-    if best:
-        value = loss_text(best["value"]) if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
-        shown[f"best {best['metric']} on val, update {best['update']:,}"] = value
-    if figures.seconds is not None and figures.epochs is not None:
-        shown["updates"] = figures.updates_text
-        shown["epochs"] = f"{figures.epochs:.4g}"
-        shown["training"] = duration(figures.seconds)
-        shown["an epoch"] = f"{figures.seconds / figures.epochs:.3g} s"
-        shown["images/s"] = f"{figures.samples_per_second:,.0f}"
-    if figures.mfu is not None:
-        shown["MFU, median"] = f"{100 * figures.mfu:.1f} %"
-    if figures.memory_bytes:
-        shown["peak memory"] = f"{figures.memory_bytes / 2**20:,.0f} MiB"
-    shown["parameters"] = big(figures.parameters)
-    return shown
-
-
 def _drawings(run: RunRecord) -> Mapping[str, Callable[[RunRecord], Figure]]:
     """Return the run's pictures: file name → function that draws it."""
     drawings: dict[str, Callable[[RunRecord], Figure]] = {}
+    best = best_evaluation(run)
+    best = best if best is not None and best["best"] else None
     if len(run.metrics.train["update"]):
-        drawings = {"loss": curves.loss_curve, "accuracy": curves.accuracy_curve, "rate": curves.rate_curve}
-        drawings |= {"gradient_norm": curves.norm_curve, "throughput": curves.throughput_curve}
-        drawings |= {"utilisation": curves.utilisation_curve, "seconds": lambda run: curves.time_bars(run.seconds)}
+        drawings["loss"] = lambda run: curves.loss_curve(run, best)
+        drawings["accuracy"] = lambda run: curves.accuracy_curve(run, best)
+        drawings |= {"rate": curves.rate_curve, "gradient_norm": curves.norm_curve}
+        drawings |= {"throughput": curves.throughput_curve, "utilisation": curves.utilisation_curve}
+        drawings |= {"memory": curves.memory_curve, "seconds": lambda run: curves.time_bars(run.seconds)}
     if run.predictions is not None:
         predictions, classes = run.predictions.predictions, run.predictions.metadata["classes"]
-        drawings["classes"] = lambda run: per_class_accuracy(predictions, classes)
         if len(classes) <= _PICTURE_CLASSES:
             drawings["confusion"] = lambda run: confusion_matrix(predictions, classes)
     return drawings
@@ -114,21 +96,35 @@ def _write_grids(run: RunRecord, out: Path) -> None:
 
 def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
     """Return what page.html shows; texts are escaped there."""
-    figures = run_figures(run)
-    svgs = {name: Markup(to_svg(figure, name)) for name, figure in pictures.items()}
+    result = result_of(run)
+    labels = {**_LEARNING, **_TRAINING, **_MACHINE, "confusion": "Confusion matrix"}
+    svgs = {name: Markup(to_svg(figure, name, labels.get(name, ""))) for name, figure in pictures.items()}
+
+    def charts(captions: Mapping[str, str]) -> dict[str, Markup]:
+        return {caption: svgs[name] for name, caption in captions.items() if name in svgs}
+
     return {
         "title": f"{run.name}: report",
         "name": run.name,
         "state": run.state,
-        "machine": figures.machine,
+        "state_kind": run.state.partition(":")[0],
         "started": _started(run),
         "now": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
         "version": __version__,
-        "headline": headline(figures),
-        "warnings": list(_warnings(run)),
-        "curves": {caption: svgs[name] for name, caption in _CAPTIONS.items() if name in svgs},
-        "has_train_lines": len(run.metrics.train["update"]) > 0,
-        "predictions": _predictions(run.predictions, svgs) if run.predictions else None,
+        "about": about.about_rows(run, run_figures(run)),
+        "starts_in_words": about.starts_in_words(run),
+        "verdict": verdict(result) if result else "Not evaluated yet.",
+        "headline": tiles(result) if result else [],
+        "learning": charts(_LEARNING),
+        "loss_note": about.loss_note(run),
+        "classes": _classes(result),
+        "findings": [(finding.name, finding.text) for finding in findings(run, result)],
+        "confusion": _confusion(run, svgs),
+        "mistakes": grids.mistake_tiles(run.predictions) if run.predictions else [],
+        "hints_to_show": hints(run),
+        "no_hints": "Nothing stands out." if result else "Too early to tell: nothing has been evaluated yet.",
+        "training": charts(_TRAINING),
+        "machine": charts(_MACHINE),
         "inputs": _inputs(run),
         "evaluations": _evaluations(run),
         "starts": [["from update", "when", "machine", "threads", "versions", "changed"], *_starts(run)],
@@ -142,33 +138,28 @@ def _started(run: RunRecord) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(lines[0]["time"])) if lines else "at a time that is lost"
 
 
-def _warnings(run: RunRecord) -> Iterator[str]:
-    """Yield what a curve does not show: losses that are not finite, skipped updates, damaged files."""
-    yield from run.problems
-    train = run.metrics.train
-    lost = train["update"][~np.isfinite(train["loss"])]
-    if len(lost):
-        more = f", and in {len(lost)} lines in all" if len(lost) > 1 else ""
-        yield f"The training loss is not finite at update {lost[0]:,.0f}{more}."
-    skipped = train["skipped_updates"][-1:]
-    if len(skipped) and skipped[0] > 0:
-        yield f"Updates skipped because their loss or gradient was not finite: {skipped[0]:,.0f}."
+def _classes(result: Result | None) -> dict[str, Any] | None:
+    """Return the table of the classes: those to show at once, and the rest."""
+    if result is None or result.figures is None:
+        return None
+    rows, means = class_rows(result.figures, result.classes, _MOST_CLASSES)
+    rest = rows[_WORST_CLASSES:]
+    all_of = "all" if len(rows) == int(np.count_nonzero(result.figures.support)) else "the worst"
+    more = f"The other {len(rest):,} of {all_of} {len(rows):,} classes"
+    return {"rows": rows[:_WORST_CLASSES], "means": means, "rest": rest, "more": more}
 
 
-def _predictions(saved: SavedPredictions, svgs: Mapping[str, Markup]) -> dict[str, Any]:
-    """Return the section on a split's predictions: accuracy of each class, confusion matrix, mistakes."""
-    about, predictions = saved.metadata, saved.predictions
-    classes = about["classes"]
+def _confusion(run: RunRecord, svgs: Mapping[str, Markup]) -> dict[str, Any] | None:
+    """Return which classes are taken for which."""
+    if run.predictions is None:
+        return None
+    predictions, classes = run.predictions.predictions, run.predictions.metadata["classes"]
+    frequent = [[truth, name, f"{times:,}"] for truth, name, times in confusions(predictions, classes)]
     return {
-        "split": about["split"],
-        "summary": f"{len(predictions):,} images by the {weights_text(about['weights'])} of update "
-        f"{about['update']:,}: {predictions.top1():.2f} % correct",
         "classes": classes,
-        "per_class": svgs.get("classes", ""),
         "counts": predictions.confusion(len(classes)).tolist() if len(classes) <= _TABLE_CLASSES else None,
-        "confusion": svgs.get("confusion"),
-        "frequent": [[truth, name, f"{times:,}"] for truth, name, times in confusions(predictions, classes)],
-        "mistakes": grids.mistake_tiles(saved),
+        "picture": svgs.get("confusion"),
+        "frequent": frequent,
     }
 
 

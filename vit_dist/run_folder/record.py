@@ -15,6 +15,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_saved_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
+from vit_dist.run_folder.data_facts import DataFacts, read_data_facts
 from vit_dist.run_folder.lines import ascending, is_whole
 from vit_dist.run_folder.lock import is_held
 from vit_dist.run_folder.metrics import Floats, Line, Metrics, damaged_lines, read_columns, spanned_updates
@@ -52,7 +53,7 @@ class RunRecord:
     """A run, finished or not, as its folder shows it. summary: empty until it is finished.
 
     start: its last `start` line; what else shows the same, if that is lost. data: the fingerprint of its splits, empty
-    before the first checkpoint. problems: what of the folder is damaged.
+    before the first checkpoint. problems: what of the folder is damaged. facts: what it keeps of its data.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class RunRecord:
     start: Line
     data: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    facts: DataFacts | None = None
 
     def evaluations(self, split: str, weights: str) -> list[Line]:
         """Return the evaluations of one split by one kind of weights (raw, ema), in order."""
@@ -164,6 +166,7 @@ def read_run(folder: Path, *, images: bool = True) -> RunRecord:
         start=start,
         data=_fingerprint(saved),
         problems=problems,
+        facts=read_data_facts(folder),
     )
 
 
