@@ -179,3 +179,27 @@ def test_one_class_is_refused_before_the_folder_is_touched(image_folder: Path, t
         train(config(tmp_path / "run"), source=source)
     assert str(error.value) == "data: has one class, ant: a classifier needs two or more"
     assert not (tmp_path / "run").exists()
+
+
+def test_val_stays_as_it_was_when_images_are_added() -> None:
+    """By the names of files in any order, else by their places in the list."""
+
+    def held_out(source: object) -> list[int]:
+        val = from_source(source, DataConfig(val_fraction=0.25)).splits["val"]
+        assert np.bincount(val.labels).tolist() == [len(val) // 2] * 2
+        return val.indices.tolist()
+
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 1, 4, 4), dtype=np.uint8)
+    labels = np.arange(48) % 2
+    few, more = (held_out(MemorySource(pixels[:length], labels[:length])) for length in (40, 48))
+    assert len(few) == 10
+    assert len(set(few) - set(more)) <= 2
+    paths = [Path(f"/data/{label}/{number}.png") for number, label in enumerate(labels)]
+
+    class Named(MemorySource):
+        @property
+        def paths(self) -> list[Path]:
+            return paths if len(self.labels) == 48 and self.labels[0] == 0 else paths[::-1]
+
+    names = {paths[index] for index in held_out(Named(pixels, labels))}
+    assert names == {paths[::-1][index] for index in held_out(Named(pixels[::-1], labels[::-1]))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,32 @@ def test_a_folder_of_splits_is_refused_as_a_folder_of_classes(tmp_path: Path, sp
     with pytest.raises(UserError) as error:
         read_classes(tmp_path, ["ant"], 3)
     assert str(error.value) == f"--folder: {tmp_path} has splits in it: give {tmp_path / hint}"
+
+
+def test_the_folder_of_one_class_is_answered_with_its_parent(tmp_path: Path) -> None:
+    picture(tmp_path / "Ant" / "a.png")
+    for name in ("Ant", "Ant/"):
+        with pytest.raises(UserError) as error:
+            read_classes(tmp_path / name, ["ant", "bee"], 3)
+        assert str(error.value) == (
+            f"--folder: {tmp_path / 'Ant'} is the folder of one class, Ant: give its parent, {tmp_path}"
+        )
+    assert files(read_classes(tmp_path, ["ant", "bee"], 3)).labels.tolist() == [0]
+
+
+def test_class_folders_may_differ_from_the_models_classes_in_case_and_unicode_form(tmp_path: Path) -> None:
+    for name in ("CAT", unicodedata.normalize("NFD", "thé"), "__MACOSX"):
+        picture(tmp_path / name / "a.png")
+    (tmp_path / "unknown").mkdir()
+    assert files(read_classes(tmp_path, ["thé", "cat"], 3)).labels.tolist() == [0, 1]
+
+
+def test_class_folders_of_two_levels_are_those_of_a_model_with_such_classes(tmp_path: Path) -> None:
+    for name in ("animal/cat", "animal/dog", "plant"):
+        picture(tmp_path / name / "a.png")
+    assert class_folders(tmp_path, ["animal/dog", "animal/cat", "plant"]) == ["animal/cat", "animal/dog", "plant"]
+    assert files(read_classes(tmp_path, ["animal/dog", "animal/cat", "plant"], 3)).labels.tolist() == [0, 1, 2]
+    assert files(read_classes(tmp_path, ["animal", "plant"], 3)).labels.tolist() == [0, 0, 1]
 
 
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:

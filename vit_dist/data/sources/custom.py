@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.source import Pixels, decoded, read_image
-from vit_dist.data.sources.splits import IMAGENET, LabelledSplits, all_of, with_val
+from vit_dist.data.sources.splits import IMAGENET, LabelledSplits, all_of, name_keys, with_val
 from vit_dist.errors import UserError
-from vit_dist.plan.keys import Ints
+from vit_dist.plan.keys import Ints, Keys, Purpose, keys
 
 _HALF = ((0.5,), (0.5,))
 
 
 def from_source(source: Any, config: DataConfig) -> LabelledSplits:
-    """Make train, and a keyed val split by `data.val_fraction`, of one source.
+    """Make train, and a val split of `data.val_fraction` of each class, by key, of one source.
 
     Class names are the source's `classes` if it has them, else the labels' numbers. Channels are those of its first
     image. The side is `data.image_size`, else that of `pixels`, else 224; mean and std are the config's, else
@@ -45,7 +46,20 @@ def from_source(source: Any, config: DataConfig) -> LabelledSplits:
         )
     mean, std = IMAGENET if channels == 3 else _HALF
     side = config.image_size or (pixels.shape[2] if pixels is not None else 224)
-    return with_val(LabelledSplits({"train": all_of(source)}, classes, channels, side, mean, std), config.val_fraction)
+    splits = {"train": all_of(source)}
+    return with_val(LabelledSplits(splits, classes, channels, side, mean, std), config.val_fraction, _keys(source))
+
+
+def _keys(source: Any) -> Keys:
+    """Return a key for each image, which decides whether it is held out as val.
+
+    Of its file's name and folder, so that the list may change; without files of its index, so that images may be added
+    at the end.
+    """
+    paths: Sequence[Any] | None = getattr(source, "paths", None)
+    if paths is None:
+        return keys(0, Purpose.SPLIT, np.arange(len(source), dtype=np.int64))
+    return name_keys("/".join(Path(path).parts[-2:]) for path in paths)
 
 
 def _check_labels(source: Any) -> Ints:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +14,10 @@ from vit_dist.data.sources.image_files import MAX_PIXELS, FileSource
 from vit_dist.data.sources.layout import Classes, find_layout
 from vit_dist.data.sources.names import EXTENSIONS, class_of, composed
 from vit_dist.data.sources.scan import Folder, scan
-from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, LeftOut, Subset, all_of
+from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, LeftOut, Subset, all_of, name_keys
 from vit_dist.data.sources.survey import measure
 from vit_dist.errors import UserError
-from vit_dist.plan.keys import Keys, Purpose, keys
+from vit_dist.plan.keys import Keys
 
 TWICE = "second names of a file in the same class"
 
@@ -122,14 +121,12 @@ def _source(files: Sequence[_File], max_pixels: int) -> FileSource:
 
 
 def _keys(files: Sequence[_File], names: Sequence[str]) -> Keys:
-    """Return a key for each image, of its class's name and its path in the class folder, both in composed form.
+    """Return a key for each image, of its class's name and its path in the class folder.
 
     Not of the file's bytes, which would have to be read; nor of the path above the class folder, so that data may be
     moved.
     """
-    texts = (f"{names[file.label]}/{composed(file.below)}".encode("utf-8", "surrogateescape") for file in files)
-    hashes = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-    return keys(0, Purpose.SPLIT, np.frombuffer(hashes, "<u8"))
+    return name_keys(f"{names[file.label]}/{composed(file.below)}" for file in files)
 
 
 def _without_twins(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from vit_dist.data.sources.source import Source
 from vit_dist.errors import UserError, visible
 from vit_dist.plan.keys import Ints, Keys, Purpose, key
+from vit_dist.plan.keys import keys as keys_of
 from vit_dist.plan.permutation import permute
 
 # Names of folders and flags → the split they mean.
@@ -128,6 +131,12 @@ def stratified_split(subset: Subset, fraction: float, keys: Keys) -> tuple[Subse
     held_out = np.zeros(len(subset), bool)
     held_out[order] = rank < np.repeat(quota, counts)
     return subset.take(np.flatnonzero(held_out)), subset.take(np.flatnonzero(~held_out))
+
+
+def name_keys(names: Iterable[str]) -> Keys:
+    """Return a key for each name, for `stratified_split`: the same ones in any list."""
+    hashes = (hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names)
+    return keys_of(0, Purpose.SPLIT, np.frombuffer(b"".join(hashes), "<u8"))
 
 
 def keyed_split(subset: Subset, held_out: int) -> tuple[Subset, Subset]:
