@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,25 @@ def test_a_run_is_named_after_its_data_set_or_source_unless_it_has_a_name() -> N
     ]
     assert [name.rpartition("-")[0] for name in names] == ["memorysource"] * 2
     assert names[0] != names[1]
+
+
+def test_a_run_that_has_begun_keeps_what_was_chosen_for_it(tmp_path: Path) -> None:
+    root = photos(tmp_path / "pets")
+    auto = ("optimizer.lr", "augment.flip")
+    begun = Config.from_dict(on(root, run__name="mine", optimizer__lr=0.125, augment__flip=0.25).to_dict())
+    assert train(replace(begun, run=replace(begun.run, auto=()))).folder == Path("runs/mine")
+    # As if a later version had another rule, or more images made another choice.
+    named = on(root, run__name="mine")
+    asks = replace(named, run=replace(named.run, auto=auto))
+    later = resolve(asks).config
+    assert (later.optimizer.lr, later.augment.flip, later.run.auto) == (0.125, 0.25, ())
+    elsewhere = replace(asks, run=replace(asks.run, name="", resume="runs/mine"))
+    assert resolve(elsewhere).config.optimizer.lr == 0.125
+    longer = train(replace(asks, train=replace(asks.train, duration="4 updates")))
+    assert [line["update"] for line in longer.history if line["kind"] == "start"] == [0, 3]
+    # What a person sets is not taken from there, and is refused.
+    with pytest.raises(UserError, match=r"holds a run of another config: optimizer.lr: 0.125 there, 0.5 now"):
+        train(on(root, run__name="mine", augment__flip=0.25, optimizer__lr=0.5, train__duration="4 updates"))
 
 
 def trained_name(root: str) -> str:

@@ -16,11 +16,7 @@ free = partial(option, changes_result=False, at_inference=True)
 class RunConfig:
     """The run: name, folder, seed and hardware."""
 
-    name: str = option(
-        "",
-        "name of the run; empty: the data's name and six hex digits of the config and the data",
-        changes_result=False,
-    )
+    name: str = option("", "name of the run; empty: that of the data, and six hex digits", changes_result=False)
     dir: str = option("", "folder of the run; empty: runs/<run.name>", changes_result=False)
     seed: int = option(0, "seed of every random draw", at_least=0, below=2**63, at_inference=True)
     resume: str = option(
@@ -262,9 +258,7 @@ class EvaluateConfig:
         0, "evaluations without improvement, after the warmup, that end the run; 0: never", at_least=0
     )
     min_delta: float = option(
-        0.0,
-        "change of the metric above which it is an improvement for patience; never one image of val alone",
-        at_least=0,
+        0.0, "change of the metric above which patience sees an improvement; never one image of val alone", at_least=0
     )
 
 

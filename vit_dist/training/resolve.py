@@ -72,12 +72,11 @@ def _decide(config: Config, data: LabelledSplits, source: Source | LabelledSplit
 
 def _with_stored_choices(config: Config) -> Config:
     """Return the config with what an earlier start of its run chose: no later rule changes a run that has begun."""
-    auto: tuple[str, ...] = getattr(config.run, "auto", ())
-    before = stored_config(config) if auto else None
+    before = stored_config(config) if config.run.auto else None
     if before is None:
         return config
     values, then = config.to_dict(), before.fields()
-    for name in auto:
+    for name in config.run.auto:
         section, _, key = name.partition(".")
         values[section][key] = then[name]
     values["run"]["auto"] = []
