@@ -181,7 +181,7 @@ def _overfitting(case: _Case) -> str | None:
     losses = np.asarray([line["loss"] for line in val])
     lowest, end = int(losses.argmin()), float(np.median(losses[-3:]))
     rise = end - losses[lowest]
-    if rise > max(LOSS_RISE * losses[lowest], LOSS_RISE_ABSOLUTE):
+    if lowest < len(losses) - 3 and rise > max(LOSS_RISE * losses[lowest], LOSS_RISE_ABSOLUTE):
         return (
             f"val's loss was lowest, {losses[lowest]:.3g}, at epoch {val[lowest]['epoch']:.3g}, and ends at {end:.3g}; "
             f"the training loss ends at {end_of(case.losses):.3g}"
