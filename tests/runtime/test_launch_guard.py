@@ -90,11 +90,14 @@ def test_each_process_of_a_host_needs_a_gpu() -> None:
 
 def test_ignored_settings_of_the_launcher_are_noted() -> None:
     environ = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR"
     assert list(launch.ignored_settings(environ, "fp32")) == [
         "the launcher's mixed_precision bf16 is not used: train.precision decides, fp32",
+        "the launcher's dynamo_backend inductor is not used: the model is not compiled",
         "the launcher's gradient_accumulation_steps 4 is not used: batch.global_size and micro_size decide",
     ]
-    assert list(launch.ignored_settings({"ACCELERATE_MIXED_PRECISION": "no"}, "bf16")) == []
+    off = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+    assert list(launch.ignored_settings(off, "bf16")) == []
     assert list(launch.ignored_settings({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16")) == []
 
 
@@ -102,10 +105,67 @@ def test_a_world_other_than_the_launched_one_is_refused() -> None:
     launched = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
     with pytest.raises(UserError, match=r"^accelerate launch was asked for several processes"):
         launch.check_launch(launched)
-    launch.check_launch({**launched, "WORLD_SIZE": "2"})
+    launch.check_launch({**launched, **WORLD})
     launch.check_launch({"MASTER_ADDR": "a cluster's script exports this"})
     with pytest.raises(UserError, match=r"^the launcher started 2 processes and 1 found each other: see WORLD_SIZE$"):
         launch.check_world({"WORLD_SIZE": "2"}, 1)
+
+
+WORLD = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "there", "missing"),
+    [
+        ({"RANK": "1"}, "RANK", "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({name: value for name, value in WORLD.items() if name != "LOCAL_RANK"}, "RANK, WORLD_SIZE", "LOCAL_RANK"),
+        ({"WORLD_SIZE": "4", "MASTER_ADDR": "node0"}, "WORLD_SIZE", "RANK, LOCAL_RANK, MASTER_PORT"),
+    ],
+)
+def test_half_an_environment_is_explained_by_every_process(environ: dict[str, str], there: str, missing: str) -> None:
+    assert launch.is_first_process(environ)
+    with pytest.raises(UserError) as caught:
+        launch.check_launch(environ)
+    assert str(caught.value) == (
+        f"half of a launcher's environment: {there} without {missing}: start with torchrun or accelerate launch, or, "
+        f"for one process, unset {there}"
+    )
+
+
+def test_the_first_process_of_a_whole_world_speaks() -> None:
+    launch.check_launch(WORLD)
+    assert not launch.is_first_process(WORLD)
+    assert launch.is_first_process({**WORLD, "RANK": "0"})
+    assert launch.is_first_process({})
+
+
+@pytest.mark.parametrize(
+    ("variable", "program"),
+    [("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "mpirun")],
+)
+def test_tasks_that_do_not_know_of_each_other_are_refused(variable: str, program: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^{program} started 4 tasks \({variable}\), and none would know of the others: "
+    ):
+        launch.check_launch({variable: "4"})
+    launch.check_launch({variable: "1"})
+    launch.check_launch({variable: "4", **WORLD})  # torchrun in each task
+    launch.check_launch({"SLURM_NTASKS": "4"})  # a batch script, of which there is one
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
+    ],
+)
+def test_what_the_launcher_asks_for_and_we_lack_is_refused(variable: str, name: str) -> None:
+    with pytest.raises(UserError, match=rf"^the launcher asks for {name}, which vit_dist does not support: "):
+        launch.check_launch({**WORLD, variable: "true"})
+    launch.check_launch({**WORLD, variable: "false"})
 
 
 def test_cores_are_limited_by_the_cgroups_quota(tmp_path: Path) -> None:

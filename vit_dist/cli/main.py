@@ -20,6 +20,7 @@ from vit_dist.errors import ModelError, UserError
 from vit_dist.files import user_path
 from vit_dist.formatting import weights_text
 from vit_dist.inference.output import FORMATS
+from vit_dist.runtime.launch import is_first_process
 from vit_dist.version import __version__
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _run(arguments: list[str]) -> int:
     try:
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process(os.environ):
             with contextlib.suppress(OSError):
                 for line in str(error).splitlines():
                     print(f"vit-dist: {line}", file=sys.stderr)
@@ -267,7 +268,7 @@ def _load(arguments: Arguments) -> TrainedModel:
 
     name, weights = arguments.positionals[0], arguments.flags.get("--weights", "")
     trained = load_model(name, weights=weights, overrides=arguments.config, trust_code=_trusts(arguments))
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process(os.environ):
         for note in trained.notes:
             print(f"vit-dist: note: {note}", file=sys.stderr)
     return trained

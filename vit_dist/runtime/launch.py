@@ -7,14 +7,55 @@ from collections.abc import Iterator, Mapping
 from vit_dist.errors import UserError
 
 _LAUNCHED_BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
+_WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_RENDEZVOUS = (*_WORLD, "MASTER_ADDR", "MASTER_PORT")
+# The number of tasks that a scheduler or MPI has started this process among.
+_TASKS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
+_NOT_SUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker's own launcher",
+}
+
+
+def missing_from_world(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables of a launched process that are missing, if there are some of them and not all."""
+    return [name for name in _RENDEZVOUS if name not in environ] if any(name in environ for name in _WORLD) else []
+
+
+def is_first_process(environ: Mapping[str, str]) -> bool:
+    """Return whether this process speaks: rank 0, or one that a stale or half environment calls another."""
+    return environ.get("RANK", "0") == "0" or bool(missing_from_world(environ))
 
 
 def check_launch(environ: Mapping[str, str]) -> None:
-    """Refuse a launch that silently starts one process where several were asked for. Raises UserError."""
+    """Refuse a launch that would not start what was asked for. Raises UserError."""
+    missing = missing_from_world(environ)
+    if missing:
+        there = ", ".join(name for name in _WORLD if name in environ)
+        raise UserError(
+            f"half of a launcher's environment: {there} without {', '.join(missing)}: start with torchrun or "
+            f"accelerate launch, or, for one process, unset {there}"
+        )
     if _LAUNCHED_BY_ACCELERATE in environ and "MASTER_ADDR" in environ and "WORLD_SIZE" not in environ:
         raise UserError(
             "accelerate launch was asked for several processes or machines and started a single one: "
             "use --config_file accelerate_configs/multi_gpu.yaml (it runs on CPUs too), not --cpu or MULTI_CPU"
+        )
+    for variable, program in _TASKS.items():
+        tasks = environ.get(variable, "1")
+        if "WORLD_SIZE" not in environ and "MASTER_ADDR" not in environ and tasks.isdecimal() and int(tasks) > 1:
+            raise UserError(
+                f"{program} started {tasks} tasks ({variable}), and none would know of the others: start one task a "
+                "host, and in it torchrun or accelerate launch (docs/many_gpus.md)"
+            )
+    asked = [name for variable, name in _NOT_SUPPORTED.items() if environ.get(variable, "").lower() in ("true", "1")]
+    if asked:
+        raise UserError(
+            f"the launcher asks for {' and '.join(asked)}, which vit_dist does not support: each process holds the "
+            "whole model (DDP): use accelerate_configs/multi_gpu.yaml, or take it out of your accelerate config"
         )
 
 
@@ -39,6 +80,9 @@ def ignored_settings(environ: Mapping[str, str], precision: str) -> Iterator[str
     mixed_precision = environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed_precision not in ("no", precision):
         yield f"the launcher's mixed_precision {mixed_precision} is not used: train.precision decides, {precision}"
+    dynamo = environ.get(_LAUNCHED_BY_ACCELERATE, "no")
+    if dynamo.lower() != "no":
+        yield f"the launcher's dynamo_backend {dynamo.lower()} is not used: the model is not compiled"
     steps = environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":
         yield f"the launcher's gradient_accumulation_steps {steps} is not used: batch.global_size and micro_size decide"

@@ -44,8 +44,8 @@ class Runtime:
         Raises UserError if fewer processes run than were launched, or the device or precision is not available.
         """
         self.started = time.time()
-        device = resolve_device(config.device)
         check_launch(os.environ)
+        device = resolve_device(config.device)
         self.local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if device == "cuda":
             check_gpus(self.local_processes, torch.cuda.device_count())
@@ -81,6 +81,7 @@ class Runtime:
         self._accelerator = Accelerator(
             cpu=self.device.type == "cpu",
             mixed_precision=_ACCELERATE_PRECISION[self.precision],
+            dynamo_backend="no",  # else the launcher's would compile the model, and change its numbers and names
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
