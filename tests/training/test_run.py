@@ -274,8 +274,9 @@ def test_files_and_numbers_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert summary == run.summary
     best = min(evaluations[:3], key=lambda line: line["loss"])
     assert summary["best"] == {
-        "update": best["update"], "metric": "loss", "value": best["loss"], "weights": "raw",
+        "update": best["update"], "metric": "loss", "value": best["loss"], "weights": "raw", "loss": best["loss"],
     }  # fmt: skip
+    assert summary["best_epoch"] == best["epoch"]
     assert os.readlink(folder / "checkpoints" / "best") == f"update_{best['update']:08d}"
     assert summary["test"]["top1"] == evaluations[-1]["top1"]
     assert summary["final"]["top1"] == evaluations[-2]["top1"]
@@ -445,11 +446,11 @@ def test_the_warning_level_prints_notes_and_errors_alone(
     train(config)
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "")
-    train(signalling_digits(tmp_path / "run"))
+    again = train(signalling_digits(tmp_path / "run"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         f"{config.folder}: finished before; to go on: --run.dir {config.folder} and a longer --train.duration",
-        "finished",
+        f"finished: {again.summary['test']['top1']:.1f} % on test" + lines[1][lines[1].index(" (±") :],
     ]
     other = signalling_digits(tmp_path / "run", log__level="warning", optimizer__lr=0.5)
     assert main(arguments_of(other, tmp_path / "config.yaml")) == 2
@@ -480,7 +481,7 @@ def test_a_report_is_written_at_the_end_and_its_failure_does_not_fail_the_run(
     assert lines[0].startswith("vit_dist ")
     assert FLIPPED in lines
     main_lines = [line for line in lines if line.startswith(("update", "val", "test", "finished"))]
-    assert [line.split("  ")[0].split(": loss")[0] for line in main_lines] == [
+    assert [line.split("  ")[0].split(": loss")[0].split(": 1")[0] for line in main_lines] == [
         "update 4/8",
         "update 8/8",
         "val, raw weights of update 8",
@@ -543,6 +544,11 @@ def test_the_summary_names_only_a_current_report(
     assert of(2, log__report=True) == of(2) == [row]
     # Made longer without a report, the run has an outdated one.
     assert of(4) == []
+    assert page.is_file()
+    # Opened again, it is drawn: a process that was killed while it drew has left it undone.
+    assert of(4, log__report=True) == [row]
+    page.unlink()
+    assert of(4, log__report=True) == [row]
     assert page.is_file()
 
     def failing(self: Run, out: Path | None = None) -> Path:

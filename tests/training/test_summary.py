@@ -39,7 +39,7 @@ def printed(capsys: pytest.CaptureFixture[str], report: Path | None = None, **ch
 
 def test_summary_of_a_run_with_best_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys) == [
-        "finished",
+        "finished: 97.5 % on test",
         "  trained   20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
         "  overhead  7.0 s of evaluation, 0.4 s of saving; 1 h 02 min in all",
         "  best      top1 98.12 % on val at update 240",
@@ -100,7 +100,17 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_accuracy_on_test_has_its_margin(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {"split": "test", "top1_interval": [96.0, 98.4]}
-    assert (
-        printed(capsys, figures=figures)[4] == "  test      top1 97.50 % (±1.5), loss 0.1235, of the best raw weights"
-    )
-    assert "±" not in printed(capsys, figures={**figures, "split": "val"})[4]
+    assert printed(capsys, figures=figures)[0] == "finished: 97.5 % on test (±1.5)"
+    assert printed(capsys, figures={**figures, "split": "val"})[0] == "finished: 97.5 % on test"
+
+
+def test_without_test_the_headline_is_of_val(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"split": "val", "top1_interval": [96.0, 99.0]}
+    assert printed(capsys, test=None, figures=figures)[0] == "finished: 98.1 % on val (±2.1)"
+    assert printed(capsys, test=None)[0] == "finished: 98.1 % on val"
+    assert printed(capsys, test=None, figures=figures, best={**SUMMARY["best"], "metric": "loss"})[0] == "finished"
+    assert printed(capsys, test=None, best=None)[0] == "finished"
+
+
+def test_the_best_has_its_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, best_epoch=16.0)[3] == "  best      top1 98.12 % on val at update 240 (epoch 16)"

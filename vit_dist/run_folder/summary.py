@@ -44,7 +44,7 @@ def is_sound(summary: Mapping[str, Any]) -> bool:
     return (
         each(_COUNTS, is_count)
         and each(_NUMBERS, lambda value: is_number(value) and value >= 0)
-        and each(_RATES, lambda value: value is None or (is_number(value) and value >= 0))
+        and each((*_RATES, "best_epoch"), lambda value: value is None or (is_number(value) and value >= 0))
         and each(_TEXTS, lambda value: isinstance(value, str))
         and summary.get("weights", "raw") in ("raw", "ema")
         and each(_MAPPINGS, lambda value: value is None or isinstance(value, dict))

@@ -38,7 +38,7 @@ from vit_dist.training.loop import loop
 from vit_dist.training.resolve import resolve
 from vit_dist.training.resume import ResumePoint, find_resume_point
 from vit_dist.training.setup import setup
-from vit_dist.training.summary import print_summary, summarise
+from vit_dist.training.summary import current_report, print_summary, summarise
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import DivergedError
 
@@ -95,8 +95,11 @@ def train(
             run, finished_before = _start(config, runtime, console, model, source, trust_code=trust_code)
     finally:
         runtime.end()
-    if runtime.is_main and not run.stopped and not finished_before:
-        print_summary(console, run.folder, run.summary, _write_report(run, console) if config.log.report else None)
+    if runtime.is_main and not run.stopped:
+        page = current_report(run.folder) if finished_before else None
+        if page is None and config.log.report:  # a process that was killed at its end has not drawn it
+            page = _write_report(run, console)
+        print_summary(console, run.folder, run.summary, page)
     return run
 
 
@@ -253,9 +256,6 @@ def _finished_before(config: Config, resume: ResumePoint, console: Console, mode
     console.say(f"{folder}: finished before{longer}; to go on: --run.dir {folder} and a longer --train.duration")
     for note in resume.notes:
         console.note(note)
-    page, ended = folder / "report" / "index.html", (folder / "summary.json").stat().st_mtime
-    current = page.is_file() and page.stat().st_mtime >= ended
-    print_summary(console, folder, summary, page if current else None)
     best = Best(**summary["best"]) if summary["best"] else None
     trained = load_run_model(folder, "run.dir", model, named=config.model.name)
     for note in trained.notes:

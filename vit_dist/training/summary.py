@@ -57,6 +57,7 @@ def summarise(
         "median_samples_per_second": float(np.median(rates)) if rates else None,
         "weights": weights,
         "best": asdict(state.best) if state.best else None,
+        "best_epoch": plan.samples_at(state.best.update) / plan.samples if state.best else None,
         "final": {name: on_val[-1][name] for name in ("loss", "top1", "top5")} if on_val else None,
         "test": {**test, "loss": json_number(test["loss"])} if test else None,
         "figures": {"split": "test" if test else "val", **figures_of(predictions, len(components.data.classes)).brief()}
@@ -87,10 +88,11 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     if best:
         value = f"{best['value']:.4g}" if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
         rows["best"] = f"{best['metric']} {value} on val at update {best['update']}" + (
-            f", {weights}" if summary["weights"] == "ema" else ""
+            (f" (epoch {summary['best_epoch']:.4g})" if summary.get("best_epoch") is not None else "")
+            + (f", {weights}" if summary["weights"] == "ema" else "")
         )
     if test:
-        rows["test"] = f"top1 {test['top1']:.2f} %{_margin_text(summary)}, loss {loss_text(test['loss'])}, of the " + (
+        rows["test"] = f"top1 {test['top1']:.2f} %, loss {loss_text(test['loss'])}, of the " + (
             f"best {weights}" if best else f"last {weights}"
         )
     rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"
@@ -100,16 +102,28 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     if report is not None:
         rows["report"] = f"{report}: open it in a browser"
     rows["next"] = f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx"
-    console.say("finished")
+    console.say(f"finished{_headline(summary)}")
     console.table(rows)
 
 
-def _margin_text(summary: dict[str, Any]) -> str:
-    """Return how far chance may move the accuracy on test: ` (±1.1)`; nothing in summaries of earlier versions."""
-    figures = summary.get("figures")
-    if not figures or figures["split"] != "test":
+def current_report(folder: Path) -> Path | None:
+    """Return the page of a finished run's report, if it was drawn after the run had finished."""
+    page = folder / "report" / "index.html"
+    drawn = page.is_file() and page.stat().st_mtime >= (folder / "summary.json").stat().st_mtime
+    return page if drawn else None
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    """Return the accuracy with how far chance may move it: `: 97.2 % on test (±1.1)`; nothing if it is not known."""
+    figures, test, best = summary.get("figures"), summary["test"], summary["best"] or {}
+    if test:
+        split, top1 = "test", test["top1"]
+    elif best.get("metric") in ("top1", "raw_top1"):
+        split, top1 = "val", best["value"]
+    else:
         return ""
-    return f" (±{margin(summary['test']['top1'], figures['top1_interval']):.1f})"
+    chance = f" (±{margin(top1, figures['top1_interval']):.1f})" if figures and figures["split"] == split else ""
+    return f": {top1:.1f} % on {split}{chance}"
 
 
 def _goodput_text(summary: dict[str, Any]) -> str:
