@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.export.models import small_model
+from tests.report.runs import comparison_page
 from vit_dist.errors import HIDDEN, UserError, visible
 from vit_dist.export.model_card import model_card
 from vit_dist.formatting import code_span, json_line, markdown, spreadsheet_cell
@@ -23,7 +24,7 @@ from vit_dist.report.advice import Hint
 from vit_dist.report.confusion import confusion_matrix
 from vit_dist.report.drawing import short, to_svg
 from vit_dist.report.quality import class_rows
-from vit_dist.report.rendering import macro, render
+from vit_dist.report.rendering import macro
 from vit_dist.run_folder.figures import figures_of
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.run_folder.progress import write_progress
@@ -122,10 +123,7 @@ def test_pages_and_pictures_show_names_as_text(tmp_path: Path) -> None:
     predictions = Predictions(places, places, places[::-1, None].copy(), np.full((count, 1), 0.5, np.float32))
     svg = to_svg(confusion_matrix(predictions, HOSTILE), "confusion")
     class_table, means = class_rows(figures_of(predictions, count), list(HOSTILE), count)
-    rows = [["a", "b"], *([name, name] for name in HOSTILE)]
-    html = render(
-        "comparison.html", title=HOSTILE[9], names=HOSTILE, verdict=HOSTILE[10], rows=rows, notes=HOSTILE, curves={}
-    )
+    html = comparison_page(HOSTILE[9], HOSTILE[10], HOSTILE)
     html += macro("confusion_matrix", predictions.confusion(count).tolist(), HOSTILE)
     html += macro("class_table", class_table, means) + macro("words", [(name, name) for name in HOSTILE])
     html += macro("hints", [Hint(name, name, name) for name in HOSTILE])

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.run_folder.handwritten import (
-    eval_line,
-    make_run,
-    start_line,
-    train_line,
-)
+from tests.run_folder.handwritten import eval_line, make_run, some_inputs, start_line, train_line
 from tests.sharing import made_once
 from tests.training.test_run import digits
 from vit_dist import train
+from vit_dist.report.comparison import Row
 from vit_dist.report.page import write_report
+from vit_dist.report.rendering import render
+from vit_dist.report.speed import SpeedSection
+from vit_dist.run_folder.predictions import INPUTS, write_inputs
 
 
 def summary(**changes: Any) -> dict[str, Any]:
@@ -41,6 +41,17 @@ def finished_run(folder: Path, *, losses: Any = (3.0, 2.0, 1.0), every: int = 10
     return make_run(folder, lines, state="finished", summary=summary(**more), **fields)
 
 
+def finished_run_on(folder: Path, samples: int = 480, classes: str = "", **fields: Any) -> Path:
+    """Write a finished run on `samples` images, with input examples if `classes` has names; return its folder."""
+    finished_run(folder, **fields)
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    text = text.replace('"plan": {"samples": 480', f'"plan": {{"samples": {samples}')
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    if classes:
+        write_inputs(folder / INPUTS, some_inputs(classes))
+    return folder
+
+
 def reported_run(factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run on the digits with EMA and its report; train it once for all modules.
 
@@ -54,3 +65,14 @@ def reported_run(factory: pytest.TempPathFactory) -> Path:
         assert write_report(folder) == folder / "report" / "index.html"
 
     return made_once(factory, "a run of digits", make)
+
+
+def comparison_page(title: str, verdict: str, texts: Sequence[str]) -> str:
+    """Return the page of a comparison whose every text is one of these."""
+    rows = [Row(list(texts), kind) for kind in ("best", "noise")]
+    speed = SpeedSection(title, [list(texts), list(texts)], list(texts), {})
+    return render(
+        "comparison.html",
+        **{"title": title, "verdict": verdict, "head": texts, "rows": rows, "notes": texts, "against": title},
+        **{"curves": {}, "classes": None, "speed": speed, "speed_curves": {}},
+    )

@@ -16,10 +16,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.report.runs import comparison_page
 from tests.run_folder.handwritten import eval_line, make_run, some_inputs, some_predictions, start_line, train_line
 from vit_dist.report import curves, drawing, grids
 from vit_dist.report.confusion import confusion_matrix, confusions
-from vit_dist.report.rendering import macro, render
+from vit_dist.report.rendering import macro
 from vit_dist.run_folder.predictions import (
     InputExamples,
     Predictions,
@@ -470,8 +471,8 @@ def test_a_table_and_a_page_are_escaped() -> None:
     table = ElementTree.fromstring(macro("table", [["a", "<i>"], ["1", "&"]], text=(1,)))
     assert [cell.text for cell in table.iter("th")] == ["a", "<i>"]
     assert [(cell.text, cell.get("class")) for cell in table.iter("td")] == [("1", None), ("&", "text")]
-    page = render("comparison.html", title="<b>&", names=[], verdict="", rows=[[""]], notes=["<p>"], curves={})
-    assert "<p>&lt;p&gt;</p>" in page
+    page = comparison_page("<b>&", "", ["<p>"])
+    assert '<p class="note">&lt;p&gt;</p>' in page
     assert "<title>&lt;b&gt;&amp;</title>" in page
     assert page.startswith("<!doctype html>")
     assert 'name="viewport"' in page

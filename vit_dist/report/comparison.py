@@ -1,10 +1,11 @@
-"""Several runs in comparison: how fast, how accurate, and how far their losses diverge."""
+"""Several runs in comparison: which is best, what differs, curves, classes; then how fast they were."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -12,67 +13,88 @@ from markupsafe import Markup
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
 from vit_dist.formatting import duration, markdown
-from vit_dist.report import curves
+from vit_dist.report import curves, speed
+from vit_dist.report.confusion import difference_bars
+from vit_dist.report.differences import changed_fields, data_names
 from vit_dist.report.drawing import save_png, to_svg
-from vit_dist.report.measures import (
-    Divergence,
-    RunFigures,
-    compare_configs,
-    divergence,
-    loss_divergence,
-    run_figures,
-    verdict,
-)
+from vit_dist.report.measures import run_figures
+from vit_dist.report.ranking import accuracy, difference, ranked, value_text, verdict
 from vit_dist.report.rendering import render
+from vit_dist.run_folder.figures import figures_of
 from vit_dist.run_folder.metrics import Floats
-from vit_dist.run_folder.record import RunRecord, read_run
+from vit_dist.run_folder.record import RunRecord, best_line, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_FIELDS = 8  # columns of fields that differ
+_MOST_CLASSES = 20
+_MOST_NAMES = 3  # in the title
+_AGAINST = "against the best"
 _CAPTIONS = {
-    "loss_over_updates": "Loss over updates (faint: training, dots: validation)",
-    "loss_over_time": "Loss over training time",
-    "accuracy_over_time": "Top-1 accuracy on val over training time",
-    "divergence": "Divergence of the losses from the first run's",
+    "loss": "Loss (faint: training, dots: validation)",
+    "accuracy": "Top-1 accuracy, % (faint: training, dots: validation)",
+    "classes": "Recall of the classes in which the best two differ most",
+    **speed.CAPTIONS,
 }
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in the table: its cells; how it is against the best, a class of style.css: best, better, worse, noise."""
+
+    cells: list[str]
+    kind: str
 
 
 def write_comparison(
     folders: Sequence[Path], out: Path, say: Callable[[str], None] = lambda text: None
 ) -> tuple[Path, str]:
-    """Write comparison.html, comparison.md and PNGs of several runs, each compared with the first.
+    """Write comparison.html, comparison.md and PNGs of several runs; return the page and the Markdown text.
 
-    say: is told what of the runs is damaged and left out. Return the page and the Markdown text. Raises UserError.
+    The table and the curves begin with the best run; speeds are compared with the first one that is given. say: is
+    told what of the runs is damaged and left out. Raises UserError.
     """
-    runs = [read_run(folder) for folder in folders]
-    for problem in [problem for run in runs for problem in run.problems]:
+    given = [read_run(folder) for folder in folders]
+    for problem in [problem for run in given for problem in run.problems]:
         say(problem)
-    names = distinct_names([run.name for run in runs], [str(run.folder) for run in runs])
-    divergences = [divergence(runs[0], run) for run in runs[1:]]
-    pictures = _pictures(runs, names, divergences)
-    rows, notes = _rows(runs, names), [*compare_configs(runs, names), *loss_divergence(names, divergences)]
-    others = zip(runs[1:], names[1:], strict=True)
-    sentence = " ".join(verdict([runs[0], run], [names[0], name]) for run, name in others)
-    text = _markdown(rows, sentence, notes, list(pictures))
+    given_names = distinct_names([run.name for run in given], [str(run.folder) for run in given])
+    order = ranked(given)
+    runs, names = [given[place] for place in order], [given_names[place] for place in order]
+    head, rows, notes = _table(runs, names)
+    section = speed.compare_speed(given, given_names, order)
+    pictures = {**_pictures(runs, names), **section.pictures}
+    values: dict[str, Any] = {
+        "verdict": verdict(runs, names),
+        "head": head,
+        "rows": rows,
+        "notes": notes,
+        "speed": section,
+    }
+    text = _markdown(values, pictures)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures.items():
             save_png(figure, out / f"{name}.png")
         write_text(out / "comparison.md", text)
+        svgs = {name: Markup(to_svg(figure, name)) for name, figure in pictures.items()}
         page = render(
             "comparison.html",
-            title=f"{' · '.join(names)}: comparison",
-            names=names,
-            verdict=sentence,
-            rows=rows,
-            notes=notes,
-            curves={_CAPTIONS[name]: Markup(to_svg(figure, name)) for name, figure in pictures.items()},
+            title=_title(names),
+            against=_AGAINST,
+            curves={_CAPTIONS[name]: svgs[name] for name in ("loss", "accuracy") if name in svgs},
+            classes=svgs.get("classes"),
+            speed_curves={_CAPTIONS[name]: svgs[name] for name in section.pictures},
+            **values,
         )
         write_text(out / "comparison.html", page)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
     return out / "comparison.html", text
+
+
+def _title(names: Sequence[str]) -> str:
+    return f"Comparison of {' · '.join(names) if len(names) <= _MOST_NAMES else f'{len(names)} runs'}"
 
 
 def distinct_names(names: Sequence[str], folders: Sequence[str]) -> list[str]:
@@ -87,86 +109,114 @@ def distinct_names(names: Sequence[str], folders: Sequence[str]) -> list[str]:
     return [f"{tail} ({number})" for number, tail in enumerate(folders, 1)]
 
 
-def _rows(runs: Sequence[RunRecord], names: Sequence[str]) -> list[list[str]]:
-    """Return the table: a column for each run, the first row its head; rows that no run can fill are left out."""
-    figures = [run_figures(run) for run in runs]
-    first = figures[0]
-
-    def row(name: str, text: Callable[[RunFigures], str | None]) -> list[str]:
-        return [name, *(text(run) or "–" for run in figures)]
-
-    def number(value: float | None, spec: str, scale: float = 1.0, unit: str = "") -> str | None:
-        return None if value is None else f"{value * scale:{spec}}{unit}"
-
+def _table(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[list[str], list[Row], list[str]]:
+    """Return the head and the rows of the table of runs, and notes on it; columns that no run fills are left out."""
+    data, figures = data_names(runs), [run_figures(run) for run in runs]
+    fields = changed_fields(runs)
+    shown, hidden = list(fields)[:_MOST_FIELDS], list(fields)[_MOST_FIELDS:]
+    same = len(set(data)) == 1
+    known = same and (figures[0].best is not None or accuracy(runs[0], "test") is not None)
+    compared = [None, *(difference(runs[0], run) if known else None for run in runs[1:])]
+    tests = [str(accuracy(run, "test") or _percent(run_figures(run).test_top1)) for run in runs]
+    metric = figures[0].metric
+    columns = {
+        "run": list(names),
+        "data": data if not same else [],
+        **{name: fields[name] for name in shown},
+        f"best {metric} on val": [_best_text(run, metric) for run in runs],
+        "top1 on val": [_percent(line["top1"] if (line := best_line(run)) else None) for run in runs],
+        "top1 on test (95 % interval)": tests,
+        _AGAINST: ["best" if known else "", *(str(each or "") for each in compared[1:])],
+        "epochs": [f"{run.epochs:.4g}" if run.epochs is not None else "" for run in figures],
+        "time": [duration(run.total_seconds) for run in figures],
+        "state": [] if all(run.summary for run in runs) else [run.state_word for run in runs],
+    }
+    if metric.removeprefix("raw_") == "top1":
+        columns.pop("top1 on val")
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
     rows = [
-        ["", *names],
-        row("machine", lambda run: run.machine),
-        row("updates", lambda run: run.updates_text),
-        row("seconds an epoch", lambda run: number(run.epoch_seconds, ".3g")),
-        row("training", lambda run: None if run.seconds is None else duration(run.seconds)),
-        row("in all", lambda run: duration(run.total_seconds)),
-        row("images/s", lambda run: number(run.samples_per_second, ",.0f")),
-        row("MFU", lambda run: number(run.mfu, ".1f", 100, " %")),
-        row("peak memory, MiB", lambda run: number(run.memory_bytes, ",.0f", 2**-20)),
-        row(f"best {first.metric} on val", lambda run: number(run.best["value"] if run.best else None, ".4g")),
-        row("top1 on test, %", lambda run: number(run.test_top1, ".2f")),
-        row("top5 on test, %", lambda run: number(run.test_top5, ".2f")),
-        row("speed, times the first", lambda run: _ratio(first.epoch_seconds, run.epoch_seconds)),
-        row("minutes saved", lambda run: _minutes_saved(first, run)),
+        Row([cell or "–" for cell in cells], "best" if known and not number else each.kind if each else "")
+        for number, (cells, each) in enumerate(zip(zip(*columns.values(), strict=True), compared, strict=True))
     ]
-    return [row for row in rows if set(row[1:]) != {"–"}]
+    notes = []
+    if any(compared):
+        paired = all(each.on_same for each in compared if each)
+        how = "McNemar's test on the images that both classified" if paired else "intervals that do not overlap"
+        notes.append(f"Beyond noise: by {how}, at 95 %. Another seed would move the figures as well.")
+    if hidden:
+        notes.append(f"Also different: {', '.join(hidden)}.")
+    if not fields:
+        notes.append("The configs differ in nothing that can change the result.")
+    return list(columns), rows, notes
 
 
-def _ratio(first: float | None, other: float | None) -> str | None:
-    return f"{first / other:.3g}" if first and other else None
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"
 
 
-def _minutes_saved(first: RunFigures, other: RunFigures) -> str | None:
-    """Return the minutes that a whole run took less than the first, if both made as many updates."""
-    if first.updates != other.updates:
-        return None
-    return f"{round((first.total_seconds - other.total_seconds) / 60, 1) + 0.0:.1f}"
+def _best_text(run: RunRecord, metric: str) -> str:
+    best = run_figures(run).best
+    if best is None:
+        return ""
+    return value_text(best) if best["metric"] == metric else f"{best['metric']} {value_text(best)}"
 
 
-def _pictures(runs: Sequence[RunRecord], names: Sequence[str], divergences: Sequence[Divergence]) -> dict[str, Figure]:
-    """Draw the comparison: file name → picture."""
-    longest = max((float(run.train_seconds[-1]) for run in runs if len(run.train_seconds)), default=0.0)
-    scale, unit = curves.time_unit(longest)
+def _pictures(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Figure]:
+    """Draw loss and accuracy over epochs, and the classes in which the best two differ: file name → picture."""
 
-    def series(run: RunRecord, name: str, *, time: bool) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-        train, evaluated = run.metrics.train, run.evaluations("val", "raw")
-        at = np.asarray([line["update"] for line in evaluated], np.float64)
-        values = np.asarray([float(line[name]) for line in evaluated], np.float64)
-        x = run.train_seconds / scale if time else train["update"]
-        if time and len(x):
-            at = np.interp(at, train["update"], x)
-        return (x, train[name]), (at, values)
-
-    def curve(name: str, label: str, *, time: bool) -> Figure:
-        lines = [(title, series(run, name, time=time)) for title, run in zip(names, runs, strict=True)]
-        return curves.comparison_curve(lines, f"{unit} of training" if time else "update", label)
+    def series(run: RunRecord, name: str) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+        train, evaluated = run.metrics.train, speed.evaluations(run)
+        at = np.asarray([line["epoch"] for line in evaluated], np.float64)
+        return (train["epoch"], train[name]), (at, np.asarray([float(line[name]) for line in evaluated], np.float64))
 
     pictures = {
-        "loss_over_updates": curve("loss", "loss", time=False),
-        "loss_over_time": curve("loss", "loss", time=True),
-        "accuracy_over_time": curve("top1", "top1, %", time=True),
+        name: curves.comparison_curve(
+            [(title, series(run, field)) for title, run in zip(names, runs, strict=True)], "epoch", label
+        )
+        for name, field, label in (("loss", "loss", "loss"), ("accuracy", "top1", "top1, %"))
     }
-    # A logarithmic axis has no place for losses that are exactly the same.
-    drawable = [(each.differences > 0) & np.isfinite(each.differences) for each in divergences]
-    diverged = [
-        (name, each.updates[mask], each.differences[mask])
-        for name, each, mask in zip(names[1:], divergences, drawable, strict=True)
-        if mask.any()
-    ]
-    if diverged:
-        pictures["divergence"] = curves.divergence_curve(diverged)
+    if len({*data_names(runs[:2])}) == 1 and (classes := class_differences(*runs[:2])):
+        pictures["classes"] = difference_bars(classes, names[0], names[1])
     return pictures
 
 
-def _markdown(rows: Sequence[Sequence[str]], sentence: str, notes: Sequence[str], pictures: Sequence[str]) -> str:
-    cells = [[markdown(cell) for cell in row] for row in rows]
-    lines = [cells[0], ["---", *["---:"] * (len(cells[0]) - 1)], *cells[1:]]
-    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    shown = "\n".join(f"![{_CAPTIONS[name]}]({name}.png)" for name in pictures)
-    points = "".join(f"- {markdown(line)}\n" for line in notes)
-    return f"# Comparison\n\n**{markdown(sentence)}**\n\n{body}\n{points}\n{shown}\n"
+def class_differences(best: RunRecord, second: RunRecord) -> list[tuple[str, int, float]]:
+    """Return (class, its images, percentage points by which the best run's recall is above the second's).
+
+    At most 20 classes, the largest differences first; none if the runs did not keep predictions of one split.
+    """
+    kept = [run.predictions for run in (best, second) if run.predictions is not None]
+    if len(kept) < 2 or any(kept[0].metadata[name] != kept[1].metadata[name] for name in ("split", "classes")):
+        return []
+    classes = kept[0].metadata["classes"]
+    one, two = (figures_of(each.predictions, len(classes)) for each in kept)
+    points = np.nan_to_num(one.recall - two.recall)
+    order = np.argsort(-np.abs(points), kind="stable")[:_MOST_CLASSES]
+    return [(classes[at], int(one.support[at]), float(points[at])) for at in order.tolist() if points[at]]
+
+
+def _markdown(values: dict[str, Any], pictures: dict[str, Figure]) -> str:
+    section = values["speed"]
+
+    def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        lines = [[markdown(cell) for cell in row] for row in (head, *rows)]
+        lines.insert(1, ["---", *["---:"] * (len(head) - 1)])
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def points(lines: Sequence[str]) -> str:
+        return "".join(f"- {markdown(line)}\n" for line in lines)
+
+    def shown(names: Sequence[str]) -> str:
+        return "\n".join(f"![{_CAPTIONS[name]}]({name}.png)" for name in names)
+
+    quality = [name for name in pictures if name not in section.pictures]
+    parts = [
+        f"# Comparison\n\n**{markdown(values['verdict'])}**\n",
+        table(values["head"], [row.cells for row in values["rows"]]),
+        points(values["notes"]),
+        f"{shown(quality)}\n",
+        f"## {section.title}\n\n{table(section.rows[0], section.rows[1:])}",
+        points(section.notes),
+        f"{shown(list(section.pictures))}\n",
+    ]
+    return "\n".join(filter(None, parts))

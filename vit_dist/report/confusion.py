@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from vit_dist.report.drawing import INK, literal, new_figure, short
+from vit_dist.report.drawing import BLUE, FAINT, INK, ORANGE, literal, new_figure, short
 from vit_dist.run_folder.predictions import Predictions
 
 
@@ -43,3 +43,21 @@ def confusions(predictions: Predictions, classes: Sequence[str], count: int = 10
         (classes[pair // len(classes)], classes[pair % len(classes)], int(often))
         for pair, often in zip(pairs[order].tolist(), times[order].tolist(), strict=True)
     ]
+
+
+def difference_bars(classes: Sequence[tuple[str, int, float]], best: str, second: str) -> Figure:
+    """Draw by how many percentage points two runs' recall of classes differs: (class, its images, points) each."""
+    figure, axes = new_figure(6.4, max(1.6, 0.22 * len(classes) + 0.8))
+    rows = np.arange(len(classes))[::-1]
+    points = [value for _, _, value in classes]
+    axes.barh(rows, points, color=[BLUE if value > 0 else ORANGE for value in points], height=0.6)
+    axes.set_yticks(rows, [f"{literal(short(name))} ({images:,})" for name, images, _ in classes], fontsize=8)
+    for row, value in zip(rows, points, strict=True):
+        side = "left" if value > 0 else "right"
+        axes.text(value, row, f"\u00a0{value:+.1f}\u00a0", va="center", ha=side, fontsize=7, color=INK)
+    axes.axvline(0, color=FAINT, linewidth=0.9)
+    axes.margins(x=0.15)
+    axes.set(xlabel=f"recall: points by which {literal(short(best))} is above {literal(short(second))}")
+    axes.set_ylabel("class (images)")
+    axes.grid(False)
+    return figure

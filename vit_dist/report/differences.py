@@ -22,27 +22,26 @@ def data_name(config: Config) -> str:
 
 def data_names(runs: Sequence[RunRecord]) -> list[str]:
     """Return a name for the data of each run; other data of the same name is numbered: pets, pets (2)."""
-    names: list[str] = []
-    kinds: dict[str, list[RunRecord]] = {}
+    kinds: list[tuple[RunRecord, str]] = []
     for run in runs:
-        name = data_name(run.config)
-        known = kinds.setdefault(name, [])
-        number = next((at for at, other in enumerate(known) if same_data(run, other)), len(known))
-        if number == len(known):
-            known.append(run)
-        names.append(f"{name} ({number + 1})" if number else name)
-    return names
+        if not any(same_data(run, other) for other, _ in kinds):
+            name = data_name(run.config)
+            number = 1 + sum(data_name(other.config) == name for other, _ in kinds)
+            kinds.append((run, f"{name} ({number})" if number > 1 else name))
+    return [next(name for other, name in kinds if same_data(run, other)) for run in runs]
 
 
 def same_data(first: RunRecord, other: RunRecord) -> bool:
     """Return whether two runs have the same data: by its fingerprint or, before a checkpoint, as far as is known."""
     if first.data and other.data:
         return first.data == other.data
-    classes = [run.inputs.metadata["classes"] for run in (first, other) if run.inputs is not None]
+    seen = [
+        (run.inputs.metadata["classes"], run.inputs.pixels.shape[1]) for run in (first, other) if run.inputs is not None
+    ]
     one, two = (
         (data_name(run.config), run.config.data.val_fraction, run.start["plan"]["samples"]) for run in (first, other)
     )
-    return one == two and all(names == classes[0] for names in classes)
+    return one == two and all(each == seen[0] for each in seen)
 
 
 def changed_fields(runs: Sequence[RunRecord], without: Collection[str] = ()) -> dict[str, list[str]]:

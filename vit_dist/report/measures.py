@@ -1,4 +1,4 @@
-"""The figures of runs, and what a comparison says of them: configs, divergence of the losses, a verdict."""
+"""The figures of runs, and what a comparison says of their speed and of how far their losses diverge."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from vit_dist.report.differences import same_data
 from vit_dist.run_folder.figures import interval, margin
 from vit_dist.run_folder.metrics import Floats
 from vit_dist.run_folder.record import RunRecord, best_of
-
-# Accuracies that differ by no more than this, in percent, are called the same.
-_SAME_ACCURACY = 0.5
 
 
 @dataclass(frozen=True)
@@ -125,31 +122,15 @@ def divergence(first: RunRecord, other: RunRecord) -> Divergence:
         return Divergence(updates, np.abs(b - a) / np.maximum(np.abs(a), 1e-12), subject)
 
 
-def verdict(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
-    """Return one sentence on the last run in comparison with the first."""
-    first, last = run_figures(runs[0]), run_figures(runs[-1])
-    unfinished = [name for name, run in zip(names, runs, strict=True) if not run.summary]
-    if unfinished:
-        return f"Not finished yet: {', '.join(unfinished)}; the figures below are of the updates made so far."
-    if not same_data(runs[0], runs[-1]):
-        return f"{names[-1]} has other data than {names[0]}: speeds and accuracies cannot be compared."
-    if first.epoch_seconds is None or last.epoch_seconds is None:
-        return "One of the runs has not measured anything."
-    speed = (
-        f"{names[-1]} ({last.machine}) {_pace(first.epoch_seconds / last.epoch_seconds)} {names[0]} "
-        f"({first.machine}): {last.epoch_seconds:.3g} s against {first.epoch_seconds:.3g} s"
+def speed_sentence(first: RunRecord, other: RunRecord, names: tuple[str, str]) -> str | None:
+    """Return how fast another run is compared with the first; None if one has measured nothing."""
+    one, two = run_figures(first), run_figures(other)
+    if one.epoch_seconds is None or two.epoch_seconds is None:
+        return None
+    return (
+        f"{names[1]} ({two.machine}) {_pace(one.epoch_seconds / two.epoch_seconds)} {names[0]} ({one.machine}): "
+        f"{two.epoch_seconds:.3g} s against {one.epoch_seconds:.3g} s."
     )
-    split, a, b = "test", first.test_top1, last.test_top1
-    if a is None:
-        split, a, b = "val", *(run.best["value"] if run.best else None for run in (first, last))
-    if a is None or b is None:
-        return f"{speed}."
-    if split == "val" and not first.metric.endswith(("top1", "top5")):
-        return f"{speed}; {first.metric} on val is {b:.4g} against {a:.4g}."
-    values = f"({b:.2f} % against {a:.2f} % on {split})"
-    if abs(a - b) <= _SAME_ACCURACY:
-        return f"{speed}, to the same accuracy within {_SAME_ACCURACY} points {values}."
-    return f"{speed}, and ends {abs(b - a):.2f} points {'better' if b > a else 'worse'} {values}."
 
 
 def _pace(ratio: float) -> str:
@@ -160,24 +141,10 @@ def _pace(ratio: float) -> str:
     return faster if ratio >= 1 else f"needs {1 / ratio:.3g} times as long for an epoch as"
 
 
-def compare_configs(runs: Sequence[RunRecord], names: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence for each other run: whether it saw the same samples as the first."""
-    first = runs[0].config.fields(changes_result=True)
-    for run, name in zip(runs[1:], names[1:], strict=True):
-        fields = run.config.fields(changes_result=True)
-        differ = [field for field in first if first[field] != fields[field]]
-        samples = runs[0].start["plan"]["samples"], run.start["plan"]["samples"]
-        if not differ and samples[0] == samples[1]:
-            yield (
-                f"{name} and {names[0]} have one identity ({runs[0].config.identity()}): "
-                "the same batches, augmentations and learning rates, update for update."
-            )
-        elif not differ:
-            yield f"{name} has {samples[1]:,} training images, {names[0]} {samples[0]:,}: the streams are not the same."
-        else:
-            changes = ", ".join(f"{field} {first[field]} → {fields[field]}" for field in differ[:6])
-            more = f" and {len(differ) - 6} more" if len(differ) > 6 else ""
-            yield f"{name} is another run than {names[0]}: {changes}{more}."
+def same_stream(first: RunRecord, other: RunRecord) -> bool:
+    """Return whether two runs have the same batches, augmentations and learning rates, update for update."""
+    one, two = (run.config.fields(changes_result=True) for run in (first, other))
+    return one == two and same_data(first, other)
 
 
 def loss_divergence(names: Sequence[str], divergences: Sequence[Divergence]) -> Iterator[str]:

@@ -251,10 +251,17 @@ def _start_from(summary: dict[str, Any], saved: dict[str, Any]) -> Line | None:
     return line if is_whole(line) else None
 
 
+def best_line(run: RunRecord) -> Line | None:
+    """Return the line of the best evaluation so far; None without one."""
+    evaluations = (line for line in run.metrics.other_lines if line["kind"] == "eval")
+    name = run.config.evaluate.metric.removeprefix("raw_")
+    lines = [line for line in evaluations if line["split"] == "val" and line["best"] and line[name] is not None]
+    return lines[-1] if lines else None
+
+
 def best_of(run: RunRecord) -> dict[str, Any] | None:
     """Return the update, metric and value of the best evaluation so far; None without one."""
-    evaluations = (line for line in run.metrics.other_lines if line["kind"] == "eval")
-    metric = run.config.evaluate.metric
-    name = metric.removeprefix("raw_")
-    lines = [line for line in evaluations if line["split"] == "val" and line["best"] and line[name] is not None]
-    return {"update": lines[-1]["update"], "metric": metric, "value": float(lines[-1][name])} if lines else None
+    metric, line = run.config.evaluate.metric, best_line(run)
+    if line is None:
+        return None
+    return {"update": line["update"], "metric": metric, "value": float(line[metric.removeprefix("raw_")])}
