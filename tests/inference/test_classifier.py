@@ -91,7 +91,7 @@ def forms(path: Path) -> dict[str, Any]:
 def test_an_image_in_any_form_is_the_same_to_the_bit(model: Classifier, image_folder: Path) -> None:
     path = image_folder / "train" / "bee" / "04.png"
     expected = model.predict(path)
-    pixels = EvaluationTransform(0.875)(Image.open(path).convert("RGB"), 0, 16)
+    pixels = EvaluationTransform(model._trained.preprocessing.crop)(Image.open(path).convert("RGB"), 0, 16)
     prepared = model.preprocess(path)
     assert torch.equal(prepared, model._trained.preprocessing.normalise(pixels[None])[0])
     for name, image in forms(path).items():
@@ -162,8 +162,8 @@ FORMS = "give a path, a PIL image, or a uint8 array or tensor, or a list of thes
         ([b"abc"], f"images: bytes is no image: {FORMS}"),
         (
             [np.zeros((4, 4, 3), np.uint8), torch.zeros(3, 4, 4)],
-            "images[1]: has float32 values: give the image itself, uint8 from 0 to 255, neither scaled nor normalised: "
-            "vit_dist does both",
+            "images[1]: has float32 values: give the image itself, uint8 from 0 to 255, without ToTensor, scaling or "
+            "normalising, which vit_dist does",
         ),
         (np.zeros((4, 4), np.int64), "images[0]: has int64 values: give uint8, from 0 to 255"),
         (
@@ -277,3 +277,23 @@ def test_half_precision_is_that_of_training(model: Classifier, run: Path, image_
     assert np.array_equal(half.predict(files).probabilities, logits.softmax(1).numpy())
     assert not np.array_equal(half.predict(files).probabilities, model.predict(files).probabilities)
     assert half.embed(files).dtype == np.float32
+
+
+def test_evaluating_a_source_maps_its_classes_to_the_models(model: Classifier, image_folder: Path) -> None:
+    files = sorted((image_folder / "valid").rglob("*.png"))
+    labels = [path.parent.name for path in files]
+    expected = model.evaluate(image_folder / "valid")
+    pairs = list(zip(files, labels, strict=True))
+    for source in (pairs, {"test": pairs, "train": pairs[:3]}, {"path": files, "label": labels}):
+        assert model.evaluate(source).to_dict() | {"seconds": 0} == expected.to_dict() | {"seconds": 0}
+    bees = [pair for pair in pairs if pair[1] == "bee"]
+    predicted = model.predict([path for path, _ in bees])
+    assert model.evaluate(bees).top1 == pytest.approx(100 * np.mean([label == "bee" for label in predicted.labels]))
+    square = np.random.default_rng(0).integers(0, 256, (9, 20, 20, 3), dtype=np.uint8)
+    numbers = model.predict(square).numbers
+    assert model.evaluate((square, numbers)).top1 == 100  # cropped as `predict` does
+    assert model.evaluate({"train": (square[:3], numbers[:3]), "val": (square, numbers)}, split="train").seen == 3
+    with pytest.raises(UserError, match=r"^source: class dog is not one of the 3 classes \(ant, bee, cat\)$"):
+        model.evaluate([(files[0], "dog")])
+    with pytest.raises(UserError, match=r"^split: there is no split val; known: train$"):
+        model.evaluate(pairs, split="val")

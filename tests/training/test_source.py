@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vit_dist import Config, UserError, train
 from vit_dist.config.fields import AugmentConfig, DataConfig, RunConfig
@@ -119,8 +121,9 @@ ZEROS = np.zeros((3, 1, 4, 4), np.uint8)
     [
         (
             Bare(),
-            "source: Bare has no __len__, image: it needs __len__(), labels (class numbers) and image(index), which "
-            "returns a PIL image",
+            "source: Bare has no __len__, image: give (images, labels), a torch Dataset, a table or a list of paths "
+            "with labels, or an object with __len__(), labels (class numbers) and image(index), which returns a PIL "
+            "image",
         ),
         (
             Database([Path("a"), Path("b")], [0]),
@@ -203,3 +206,61 @@ def test_val_stays_as_it_was_when_images_are_added() -> None:
 
     names = {paths[index] for index in held_out(Named(pixels, labels))}
     assert names == {paths[::-1][index] for index in held_out(Named(pixels[::-1], labels[::-1]))}
+
+
+class Pictures(Dataset[tuple[Image.Image, int]]):
+    """A torch Dataset of a user's own; readers: the processes in which its images were read."""
+
+    classes = ("ant", "bee", "cat")
+
+    def __init__(self, image_folder: Path, split: str, log: Path) -> None:
+        self.files = sorted((image_folder / split).rglob("*.png"))
+        self.targets = [self.classes.index(path.parent.name) for path in self.files]
+        self.log = log
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        (self.log / str(os.getpid())).touch()
+        return Image.open(self.files[index]).convert("RGB"), self.targets[index]
+
+
+def last_weights(folder: Path) -> bytes:
+    return (folder / "checkpoints" / "last" / "model.safetensors").read_bytes()
+
+
+def test_a_dataset_trains_as_the_folder_of_its_images_and_in_workers(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "readers").mkdir()
+    splits = {split: Pictures(image_folder, split, tmp_path / "readers") for split in ("train", "valid")}
+    in_folder = train(Config.load("folder", {**FIELDS, "run.dir": str(tmp_path / "f"), "data.root": str(image_folder)}))
+    alone = train(config(tmp_path / "alone"), source=splits)
+    assert [path.name for path in (tmp_path / "readers").iterdir()] == [str(os.getpid())]
+    with_workers = train(config(tmp_path / "workers", **{"data.workers": 2}), source=splits)
+    assert len(list((tmp_path / "readers").iterdir())) > 1
+    assert last_weights(alone.folder) == last_weights(with_workers.folder) == last_weights(in_folder.folder)
+    assert alone.summary["best"] == in_folder.summary["best"]
+    measured = alone.model.evaluate(splits["valid"])
+    assert (measured.seen, measured.top1) == (21, alone.model.evaluate(image_folder / "valid").top1)
+
+
+def test_arrays_train_and_the_same_call_resumes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8), np.arange(60) % 3
+    named = Config.load("digits", {**FIELDS, "run.dir": ""})
+    run = train(named, source=(images, labels))
+    assert run.folder.parent == Path("runs")
+    assert run.folder.name.startswith("arrays-")
+    assert Config.load(run.folder / "config.yaml").data.name == "folder"
+    with pytest.raises(UserError, match=r"^data.root: this model does not say its data"):
+        run.model.evaluate()
+    assert train(named, source=(images, labels)).summary == run.summary
+    assert train(named, source=(255 - images, labels)).folder != run.folder
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2)
+    assert train(named, source=(tensors, torch.from_numpy(labels))).folder == run.folder
+    seen = run.model.evaluate((images, labels))
+    assert seen.top1 == pytest.approx(100 * (run.predict(images).numbers == labels).mean())
+    with pytest.raises(UserError) as error:
+        train(Config.load("folder", {**FIELDS, "data.root": str(tmp_path)}), source=(images, labels))
+    assert str(error.value) == f"data.root: {tmp_path} is set, and a source is given too: leave one of them out"

@@ -78,7 +78,8 @@ class Reader:
         if self.transform is None:
             held = decoded(self.subset.source)
             assert held is not None
-            return self.batch(torch.from_numpy(held[self.subset.indices[slots.index]]), slots, {})
+            held = np.ascontiguousarray(held[self.subset.indices[slots.index]])
+            return self.batch(torch.from_numpy(held), slots, {})
         pixels = np.empty((len(slots.index), *self.shape(slots.image_size or self.image_size)), np.uint8)
         slots, bad = self.read_into(pixels, slots)
         return self.batch(torch.from_numpy(pixels), slots, bad)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.arrays import ArraySource
+from vit_dist.data.sources.custom import numbered, open_parts
 from vit_dist.data.sources.images import ImageList, list_images
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import SPLITS, Subset
 from vit_dist.data.workers import worker_count
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, nearest
+from vit_dist.files import user_path
 from vit_dist.formatting import weights_text
 from vit_dist.inference.batches import read_batches
 from vit_dist.inference.evaluation import Evaluation, evaluate_subset, precision_of
@@ -100,15 +105,15 @@ class Classifier:
         return self._in_batches(images, features)[0]
 
     def evaluate(self, source: Any = None, *, split: str = "") -> Evaluation:
-        """Return the exact loss and accuracies on a folder of class folders, or on the data of the model's run.
+        """Return the exact loss and accuracies on labelled images, by default those of the model's run.
 
-        split: of the run's data; by default test, else val. Raises UserError, also if there are other classes.
+        source: a folder of class folders, or anything that `train` takes as its source. split: of those that the data
+        has; by default test, else val, else train. Raises UserError, also for classes that the model does not have.
         """
         threads = torch.get_num_threads()
         runtime = Runtime(self._trained.config.run, self.precision)
         try:
-            opened = open_split(self._trained, split, None if source is None else Path(source))
-            return evaluate_subset(self._trained, opened.subset, runtime, keep=TOP_K)
+            return evaluate_subset(self._trained, self._open(source, split), runtime, keep=TOP_K)
         finally:
             runtime.end()
             torch.set_num_threads(threads)
@@ -128,6 +133,22 @@ class Classifier:
     @property
     def _mode(self) -> str:
         return "L" if self._trained.channels == 1 else "RGB"
+
+    def _open(self, source: Any, split: str) -> Subset:
+        """Return the labelled images of a source, or of the run's data. Raises UserError."""
+        trained = self._trained
+        if source is None or (isinstance(source, (str, Path)) and user_path(str(source), "source").is_dir()):
+            return open_split(trained, split, None if source is None else user_path(str(source), "source")).subset
+        parts = open_parts(source, trained.config.data.max_pixels)
+        name = SPLITS.get(split, split) or next(known for known in ("test", "val", "train") if known in parts)
+        if name not in parts:
+            raise UserError(f"split: there is no split {split}{nearest(split, sorted(parts))}")
+        own = set(parts[name].classes or ()) <= set(trained.classes)
+        subset = numbered(parts[name], trained.classes if own else trained.names, self._mode)
+        made, images = trained.preprocessing, subset.source
+        if type(images) is MemorySource and (made.crop, made.image_size) != (1, images.pixels.shape[2]):
+            subset = replace(subset, source=ArraySource(images.pixels, images.labels, self._mode))
+        return subset
 
     def _in_batches(self, images: Any, compute: Callable[[Tensor], Tensor]) -> tuple[Floats, list[str]]:
         """Return what is computed of the pixels of each image, float32 [images, …], and the name of each image."""

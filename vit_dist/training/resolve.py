@@ -11,7 +11,6 @@ from typing import Any
 
 from vit_dist.config.config import Config
 from vit_dist.data.fingerprint import SAMPLES, difference, fingerprint
-from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import SPLITS, LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.runtime.runtime import Runtime
@@ -39,12 +38,14 @@ class Resolved:
     notes: list[str] = field(default_factory=list)
 
 
-def resolve(config: Config, source: Source | LabelledSplits | None = None, runtime: Runtime | None = None) -> Resolved:
+def resolve(config: Config, source: Any = None, runtime: Runtime | None = None) -> Resolved:
     """Open the data, choose the fields that `run.auto` lists, and name the run.
 
-    source: used in place of the config's data. runtime: of the ranks that do this together, if there are several; rank
-    0 opens the data first, and decides for all. Raises UserError.
+    source: used in place of the config's data, in any form that `open_splits` takes. runtime: of the ranks that do this
+    together, if there are several; rank 0 opens the data first, and decides for all. Raises UserError.
     """
+    if source is not None and not isinstance(source, LabelledSplits):
+        config = _without_data(config)
     if runtime is None:
         data = open_splits(config, source)
         decided = _decide(config, data, source)
@@ -56,12 +57,19 @@ def resolve(config: Config, source: Source | LabelledSplits | None = None, runti
     return Resolved(Config.from_dict(decided["config"]), data, decided["samples"], choices, decided["notes"])
 
 
-def _decide(config: Config, data: LabelledSplits, source: Source | LabelledSplits | None) -> dict[str, Any]:
+def _without_data(config: Config) -> Config:
+    """Return the config of a run on a source: it names no data that could be opened later. Raises UserError."""
+    if config.data.root:
+        raise UserError(f"data.root: {config.data.root} is set, and a source is given too: leave one of them out")
+    return replace(config, data=replace(config.data, name="folder"))
+
+
+def _decide(config: Config, data: LabelledSplits, source: Any) -> dict[str, Any]:
     """Return the fields of `Resolved` but for the data, as JSON can hold them."""
     samples, notes = fingerprint(data), []
     resolved, choices = choose_defaults(_with_stored_choices(config), data)
     if not config.run.name and not config.run.dir:
-        name = _data_name(config, source)
+        name = _data_name(config, source, data)
         run = replace(resolved.run, name=f"{name}-{resolved.identity([samples, data.classes])}")
         resolved = replace(resolved, run=run)
         if not holds_run(resolved.folder):
@@ -83,11 +91,10 @@ def _with_stored_choices(config: Config) -> Config:
     return Config.from_dict(values)
 
 
-def _data_name(config: Config, source: Source | LabelledSplits | None) -> str:
+def _data_name(config: Config, source: Any, data: LabelledSplits) -> str:
     """Return what a run on this data is called: after its folder, data set or class, in characters for a file name."""
     if source is not None:
-        kind = source.splits["train"].source if isinstance(source, LabelledSplits) else source
-        name = type(kind).__name__
+        name = data.name or type(data.splits["train"].source).__name__
     elif config.data.source == "folder":
         root = _root(config)
         name = root.parent.name if root.name.lower() in SPLITS else root.name

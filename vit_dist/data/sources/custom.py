@@ -1,56 +1,131 @@
-"""A source of the user's own: check it, and make splits of it."""
+"""Data of the user's own, in any form that Python programs hold it in: checked, and made into splits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vit_dist.config.fields import DataConfig
-from vit_dist.data.sources.source import Pixels, decoded, read_image
-from vit_dist.data.sources.splits import IMAGENET, LabelledSplits, all_of, name_keys, with_val
-from vit_dist.errors import UserError
-from vit_dist.plan.keys import Ints, Keys, Purpose, keys
+from vit_dist.data.sources.arrays import ArraySource, array_source
+from vit_dist.data.sources.datasets import DatasetSource
+from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.labelled import Labelled, labelled_files, open_labelled, open_listing
+from vit_dist.data.sources.listing import Listing
+from vit_dist.data.sources.source import MemorySource, Pixels, Source, decoded, read_image
+from vit_dist.data.sources.splits import (
+    IMAGENET,
+    SPLITS,
+    ImageSizes,
+    LabelledSplits,
+    Subset,
+    all_of,
+    name_keys,
+    with_val,
+)
+from vit_dist.data.sources.survey import measure, sizes_of
+from vit_dist.errors import UserError, nearest
+from vit_dist.plan.keys import Keys, Purpose, keys
 
 _HALF = ((0.5,), (0.5,))
 
 
 def from_source(source: Any, config: DataConfig) -> LabelledSplits:
-    """Make train, and a val split of `data.val_fraction` of each class, by key, of one source.
+    """Make splits of labelled images in any form (docs/python.md lists them), or of a dictionary of splits of them.
 
-    Class names are the source's `classes` if it has them, else the labels' numbers. Channels are those of its first
-    image. The side is `data.image_size`, else that of `pixels`, else 224; mean and std are the config's, else
-    ImageNet's for RGB and 0.5 for grey. Raises UserError, naming what is missing or wrong.
+    Without val, a keyed part of train is held out, by `data.val_fraction`. Class names are the source's if it has them,
+    else the labels' numbers. Files have three channels; arrays, Datasets and other objects as many as their images. The
+    side is `data.image_size`, else that of images which are equal squares, in arrays and Datasets, else 224; mean and
+    std are ImageNet's for RGB, 0.5 for grey. Raises UserError, naming what is missing or wrong.
     """
-    missing = [name for name in ("__len__", "labels", "image") if not hasattr(source, name)]
-    if missing or not callable(source.image):
-        names = ", ".join(missing) or "image(index), a method"
-        raise UserError(
-            f"source: {type(source).__name__} has no {names}: it needs __len__(), labels (class numbers) and "
-            "image(index), which returns a PIL image"
-        )
-    labels = _check_labels(source)
-    classes = _class_names(source, int(labels.max()))
-    pixels = _check_pixels(source)
-    image = read_image(source, 0)
-    mode = getattr(image, "mode", None)
-    if mode not in ("L", "RGB"):
-        kind = mode if isinstance(mode, str) else type(image).__name__
-        raise UserError(f"source.image: must return PIL images of mode RGB or L, not {kind}")
+    parts = open_parts(source, config.max_pixels)
+    train = parts.get("train")
+    if train is None:
+        raise UserError(f"source: has {', '.join(parts)} but no train")
+    classes = train.classes or _numbers(train)
+    pixels = _check_pixels(train)
+    mode = _mode(train)
     channels = 3 if mode == "RGB" else 1
     if pixels is not None and pixels.shape[1] != channels:
-        raise UserError(
-            f"source.pixels: have {pixels.shape[1]} channels, and source.image(0) is {mode}: make them alike"
-        )
+        field, have = train.field, f"have {pixels.shape[1]} channels"
+        raise UserError(f"{field}.pixels: {have}, and {field}.image(0) is {mode}: make them alike")
     mean, std = IMAGENET if channels == 3 else _HALF
-    side = config.image_size or (pixels.shape[2] if pixels is not None else 224)
-    splits = {"train": all_of(source)}
-    return with_val(LabelledSplits(splits, classes, channels, side, mean, std), config.val_fraction, _keys(source))
+    side = config.image_size or (pixels.shape[2] if pixels is not None else _side(train.source))
+    splits = {name: numbered(part, classes, mode) for name, part in parts.items()}
+    data = LabelledSplits(splits, classes, channels, side, mean, std, _sizes(train.source), name=train.name)
+    return with_val(data, config.val_fraction, _keys(train.source))
 
 
-def _keys(source: Any) -> Keys:
+def open_parts(source: Any, max_pixels: int) -> dict[str, Labelled]:
+    """Open labelled images in any form, by split; those that say no split are train. Raises UserError."""
+    if isinstance(source, Mapping) and any(str(name).lower() in SPLITS for name in source):
+        parts: dict[str, Labelled] = {}
+        for key, part in source.items():
+            split = SPLITS.get(str(key).lower())
+            if split is None or split in parts:
+                twice = f"is a second {split} split" if split else f"is no split{nearest(str(key), sorted(SPLITS))}"
+                raise UserError(f"source: {key} {twice}")
+            parts[split] = open_labelled(part, f"source[{key!r}]", max_pixels)
+        return parts
+    listing = open_listing(source, "source")
+    if listing is None:
+        return {"train": open_labelled(source, "source", max_pixels)}
+    return _by_split(*listing, max_pixels)
+
+
+def numbered(part: Labelled, classes: Sequence[str], mode: str) -> Subset:
+    """Return all of a part, its labels numbered as in `classes`, its images in a mode (L, RGB) if it can choose.
+
+    Raises UserError for a class that is not among them.
+    """
+    subset, source = all_of(part.source), part.source
+    if isinstance(source, (ArraySource, DatasetSource, FileSource)):
+        source = replace(source, mode=mode)
+    elif type(source) is MemorySource:
+        source = array_source(source.pixels, source.labels, mode)
+    number_of = {name: number for number, name in enumerate(classes)}
+    if part.classes is None:
+        largest = int(subset.labels.max())
+        if largest >= len(classes):
+            raise UserError(f"{part.field}: has class {largest}, and there are {len(classes)} classes, numbered from 0")
+        return replace(subset, source=source)
+    used = sorted({part.classes[number] for number in np.unique(subset.labels).tolist()})
+    unknown = [name for name in used if name not in number_of]
+    if unknown:
+        known = ", ".join(classes[:5]) + (" …" if classes[5:] else "")
+        raise UserError(f"{part.field}: class {unknown[0]} is not one of the {len(classes)} classes ({known})")
+    numbers = np.asarray([number_of.get(name, -1) for name in part.classes], np.int64)
+    return replace(subset, source=source, labels=numbers[subset.labels])
+
+
+def _by_split(listing: Listing, name: str, max_pixels: int) -> dict[str, Labelled]:
+    """Return the parts of a listing by the split of each file, if it says it. Raises UserError."""
+    if listing.splits is None:
+        return {"train": labelled_files(listing, name, "source", max_pixels)}
+    unknown = [split for split in listing.splits if split.lower() not in SPLITS]
+    if unknown:
+        raise UserError(f"source: {unknown[0]} is no split{nearest(unknown[0], sorted(SPLITS))}")
+    rows: dict[str, list[int]] = {}
+    for row, split in enumerate(listing.splits):
+        rows.setdefault(SPLITS[split.lower()], []).append(row)
+    parts = {
+        split: Listing([listing.paths[row] for row in of_split], [listing.labels[row] for row in of_split])
+        for split, of_split in rows.items()
+    }
+    return {split: labelled_files(part, name, f"source, split {split}", max_pixels) for split, part in parts.items()}
+
+
+def _sizes(source: Source) -> ImageSizes | None:
+    """Return the sizes of a source's images, if it has files or has been looked at."""
+    if isinstance(source, DatasetSource):
+        return sizes_of(source.sizes)
+    return measure(source.paths) if isinstance(source, FileSource) else None
+
+
+def _keys(source: Source) -> Keys:
     """Return a key for each image, which decides whether it is held out as val.
 
     Of its file's name and folder, so that the list may change; without files of its index, so that images may be added
@@ -62,51 +137,42 @@ def _keys(source: Any) -> Keys:
     return name_keys("/".join(Path(path).parts[-2:]) for path in paths)
 
 
-def _check_labels(source: Any) -> Ints:
-    """Return the labels as int64 [length]. Raises UserError."""
-    length, labels = len(source), np.asarray(source.labels)
-    if not length:
-        raise UserError("source: has no images")
-    if labels.shape != (length,) or not np.issubdtype(labels.dtype, np.integer):
+def _side(source: Source) -> int:
+    """Return the side of a Dataset's images in pixels if those looked at are equal squares, else 224."""
+    sizes = source.sizes if isinstance(source, DatasetSource) else ()
+    sides = {side for width, height, _ in sizes for side in (width, height)}
+    return sides.pop() if len(sides) == 1 else 224
+
+
+def _mode(part: Labelled) -> str:
+    """Return L or RGB: that of a source which chooses it, else that of its first image. Raises UserError."""
+    if isinstance(part.source, (ArraySource, DatasetSource, FileSource)):
+        return part.source.mode
+    image = read_image(part.source, 0)
+    mode = getattr(image, "mode", None)
+    if mode not in ("L", "RGB"):
+        kind = mode if isinstance(mode, str) else type(image).__name__
+        raise UserError(f"{part.field}.image: must return PIL images of mode RGB or L, not {kind}")
+    return str(mode)
+
+
+def _numbers(part: Labelled) -> tuple[str, ...]:
+    """Return the numbers up to the largest label as class names. Raises UserError."""
+    largest = int(np.max(part.source.labels))
+    if largest >= len(part.source):
         raise UserError(
-            f"source.labels: must be one class number, 0 or more, for each of its {length} images, "
-            f"not {labels.dtype} {list(labels.shape)}"
+            f"{part.field}.labels: go up to {largest} for {len(part.source)} images: number the classes from 0 on, or "
+            f"give {part.field}.classes"
         )
-    if labels.min() < 0:
-        index = int(labels.argmin())
-        raise UserError(f"source.labels: must be 0 or more, not {labels[index]} (image {index})")
-    return labels.astype(np.int64)
+    return tuple(str(number) for number in range(largest + 1))
 
 
-def _class_names(source: Any, largest: int) -> tuple[str, ...]:
-    """Return the names of a source's classes, up to its largest label at least. Raises UserError."""
-    names: Sequence[str] | None = getattr(source, "classes", None)
-    if names is None:
-        if largest >= len(source):
-            raise UserError(
-                f"source.labels: go up to {largest} for {len(source)} images: number the classes from 0 on, or give "
-                "source.classes"
-            )
-        return tuple(str(number) for number in range(largest + 1))
-    if isinstance(names, str) or not isinstance(names, Sequence) or len(set(names)) != len(names):
-        raise UserError("source.classes: must be a list of different names")
-    if len(names) <= largest:
-        raise UserError(f"source.classes: has {len(names)} names, and source.labels go up to {largest}")
-    return tuple(map(str, names))
-
-
-def _check_pixels(source: Any) -> Pixels | None:
+def _check_pixels(part: Labelled) -> Pixels | None:
     """Return the source's decoded pixels, if it has them. Raises UserError."""
-    pixels = decoded(source)
+    pixels, length = decoded(part.source), len(part.source)
     if pixels is None:
         return None
     shape, dtype = list(np.shape(pixels)), getattr(pixels, "dtype", type(pixels).__name__)
-    if (
-        dtype != np.uint8
-        or len(shape) != 4
-        or shape[0] != len(source)
-        or shape[1] not in (1, 3)
-        or shape[2] != shape[3]
-    ):
-        raise UserError(f"source.pixels: must be uint8 [{len(source)}, 1 or 3, side, side], not {dtype} {shape}")
+    if dtype != np.uint8 or len(shape) != 4 or shape[0] != length or shape[1] not in (1, 3) or shape[2] != shape[3]:
+        raise UserError(f"{part.field}.pixels: must be uint8 [{length}, 1 or 3, side, side], not {dtype} {shape}")
     return pixels

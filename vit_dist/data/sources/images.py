@@ -81,8 +81,8 @@ def _one_by_one(images: Any) -> Iterator[Any]:
         raise UserError(f"images: {type(images).__name__} is no image: give {_FORMS}, or a list of these")
 
 
-def to_pil(image: Any, name: str, mode: str) -> Image.Image:
-    """Return an image in memory as a PIL image of a mode, L or RGB.
+def to_pil(image: Any, name: str, mode: str = "") -> Image.Image:
+    """Return an image in memory as a PIL image of a mode, L or RGB; empty: its own, of 8 bits.
 
     image: a PIL image of any mode; or an array or tensor, uint8, or uint16 whose 65,535 is white, [height, width],
     [height, width, channels] or [channels, height, width] with 1, 3 or 4 (RGBA) channels. Where the first and the last
@@ -94,7 +94,7 @@ def to_pil(image: Any, name: str, mode: str) -> Image.Image:
         plain = Image.fromarray(_bytes(image, name))
     else:
         raise UserError(f"{name}: is {type(image).__name__}: give {_FORMS}")
-    return plain if plain.mode == mode else plain.convert(mode)
+    return plain.convert(mode) if mode not in ("", plain.mode) else plain
 
 
 def check_dtype(array: Any, name: str) -> NDArray[Any]:
@@ -104,8 +104,8 @@ def check_dtype(array: Any, name: str) -> NDArray[Any]:
         return values
     if values.dtype.kind == "f":
         raise UserError(
-            f"{name}: has {values.dtype} values: give the image itself, uint8 from 0 to 255, neither scaled nor "
-            "normalised: vit_dist does both"
+            f"{name}: has {values.dtype} values: give the image itself, uint8 from 0 to 255, without ToTensor, scaling "
+            "or normalising, which vit_dist does"
         )
     raise UserError(f"{name}: has {values.dtype} values: give uint8, from 0 to 255")
 

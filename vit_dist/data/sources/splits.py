@@ -75,8 +75,8 @@ class ImageSizes:
 class LabelledSplits:
     """The data of a run: splits by name, class names, channels, side in pixels, mean and std per channel.
 
-    sizes: of the image files, before they are resized. left_out: what is in their folder and not used. notes: lines for
-    the user on how the folder was read.
+    sizes: of the images, before they are resized. left_out: what is in their folder and not used. notes: lines for the
+    user on how the folder was read. name: what a run on it is called after, if not after the config's data.
     """
 
     splits: dict[str, Subset]
@@ -88,6 +88,7 @@ class LabelledSplits:
     sizes: ImageSizes | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
+    name: str = ""
 
 
 def all_of(source: Source) -> Subset:

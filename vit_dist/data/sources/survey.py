@@ -93,6 +93,11 @@ def measure(paths: Sequence[Path]) -> ImageSizes | None:
     count = min(_SAMPLED, len(paths))
     places = permute(np.arange(count, dtype=np.int64), len(paths), key(0, Purpose.SURVEY))
     headers = [header for place in places.tolist() if (header := read_header(paths[place])) is not None]
+    return sizes_of(headers)
+
+
+def sizes_of(headers: Sequence[tuple[int, int, bool]]) -> ImageSizes | None:
+    """Return the sizes of images given (width, height, whether grey) of each; None without images."""
     if not headers:
         return None
     shorter = [min(width, height) for width, height, _ in headers]

@@ -1,0 +1,142 @@
+"""Sources made of a torch Dataset, or of a Hugging Face one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+
+from vit_dist.data.sources.images import to_pil
+from vit_dist.data.sources.listing import LABELS, column, plain_label
+from vit_dist.errors import UserError, one_line
+from vit_dist.plan.keys import Ints
+
+# Lists of (file, label) that torchvision's folders have.
+_FILES = ("samples", "imgs")
+_IMAGES = ("image", "img", "pixels", "picture", "x")
+# How often the first item is read: one that is mirrored at random comes out the same each time once in 128.
+_READS = 8
+_LOOKED_AT = 16
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A source of the items of a Dataset: (image, label, …), or dictionaries.
+
+    image_key: where the image is in an item. mode: Pillow's, RGB or L (grey), of the images that it gives. sizes:
+    (width, height, whether grey) of some of them. paths: the file of each, if the Dataset has them.
+    """
+
+    dataset: Any
+    labels: Ints
+    image_key: Any
+    mode: str
+    sizes: tuple[tuple[int, int, bool], ...]
+    paths: Sequence[Path] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """Return an image in the source's mode. Raises UserError that names its number."""
+        return to_pil(self.dataset[index][self.image_key], f"source[{index}]", self.mode)
+
+
+def dataset_source(dataset: Any, field: str) -> tuple[DatasetSource, list[Any], Sequence[str] | None]:
+    """Return the source of a Dataset, still without labels, its labels (numbers or names) and its class names, if any.
+
+    Labels come from its `targets` or `labels`, or its column of labels; else every item is read once. Raises UserError
+    for one that gives other images each time, or floats, in one line that says what to change.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, (IterableDataset, DataLoader)) or not hasattr(dataset, "__len__"):
+        raise UserError(
+            f"{field}: {kind} cannot be read in any order: give a Dataset with a length and items by number"
+        )
+    if not len(dataset):
+        raise UserError(f"{field}: has no images")
+    image_key, label_key = _keys(_item(dataset, 0, field), field, kind)
+    _check_repeatable(dataset, image_key, field, kind)
+    labels = _labels(dataset, label_key)
+    if labels is None or len(labels) != len(dataset) or plain_label(labels[0]) != plain_label(dataset[0][label_key]):
+        labels = [_item(dataset, index, field)[label_key] for index in range(len(dataset))]
+    files = _attribute(dataset, _FILES)
+    paths = [Path(pair[0]) for pair in files] if files is not None and len(files) == len(dataset) else None
+    nothing, sizes = np.zeros(len(dataset), np.int64), _sizes(dataset, image_key, field)
+    mode = "L" if all(grey for _, _, grey in sizes) else "RGB"
+    source = DatasetSource(dataset, nothing, image_key, mode, sizes, paths)
+    return source, [plain_label(label) for label in labels], _classes(dataset, label_key)
+
+
+def _item(dataset: Any, index: int, field: str) -> Any:
+    """Return an item. Raises UserError that names it for whatever the Dataset raises."""
+    try:
+        return dataset[index]
+    except Exception as error:
+        raise UserError(f"{field}[{index}]: cannot be read ({type(error).__name__}: {one_line(error, 200)})") from error
+
+
+def _keys(item: Any, field: str, kind: str) -> tuple[Any, Any]:
+    """Return where the image and the label are in an item. Raises UserError."""
+    if isinstance(item, Mapping):
+        names = list(item)
+        return column(names, _IMAGES, field, "images"), column(names, LABELS, field, "labels")
+    if isinstance(item, (tuple, list)) and len(item) >= 2:
+        return 0, 1
+    raise UserError(f"{field}: an item of {kind} is {type(item).__name__}: it must be (image, label)")
+
+
+def _check_repeatable(dataset: Any, key: Any, field: str, kind: str) -> None:
+    """Check that an image is the same each time. Raises UserError."""
+    first = [np.asarray(to_pil(_item(dataset, 0, field)[key], f"{field}[0]")) for _ in range(_READS)]
+    if any(not np.array_equal(first[0], other) for other in first[1:]):
+        raise UserError(
+            f"{field}: {kind}[0] is another image each time it is read: take random transforms out of the Dataset and "
+            "set augment.* instead, which any machine repeats"
+        )
+
+
+def _sizes(dataset: Any, key: Any, field: str) -> tuple[tuple[int, int, bool], ...]:
+    """Return (width, height, whether grey) of a few images, spread over the Dataset."""
+    places = np.unique(np.linspace(0, len(dataset) - 1, _LOOKED_AT).astype(int)).tolist()
+    images = [to_pil(_item(dataset, place, field)[key], f"{field}[{place}]") for place in places]
+    return tuple((*image.size, image.mode in ("1", "L", "LA")) for image in images)
+
+
+def _labels(dataset: Any, key: Any) -> Sequence[Any] | None:
+    """Return the labels that a Dataset holds beside its images, if it does."""
+    if isinstance(dataset, TensorDataset):
+        return list(dataset.tensors[1].tolist()) if len(dataset.tensors) > 1 else None
+    if hasattr(dataset, "column_names") and isinstance(key, str):
+        return list(dataset[key])
+    return _attribute(dataset, ("targets", "labels"))
+
+
+def _attribute(dataset: Any, names: Sequence[str]) -> list[Any] | None:
+    """Return the first of some attributes with an entry for each item, of a Dataset or of those that it is made of."""
+    if isinstance(dataset, Subset):
+        whole = _attribute(dataset.dataset, names)
+        return None if whole is None else [whole[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_attribute(part, names) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else [entry for part in parts for entry in part or ()]
+    for name in names:
+        values = getattr(dataset, name, None)
+        if values is not None and hasattr(values, "__len__") and len(values) == len(dataset):
+            return list(values)
+    return None
+
+
+def _classes(dataset: Any, key: Any) -> Sequence[str] | None:
+    """Return the names of a Dataset's classes, if it has them."""
+    while isinstance(dataset, (Subset, ConcatDataset)):
+        dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
+    features = getattr(dataset, "features", None)
+    named = features[key] if isinstance(features, Mapping) and key in features else dataset
+    names = getattr(named, "classes", None) or getattr(named, "names", None)
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) else None

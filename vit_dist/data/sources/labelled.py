@@ -1,0 +1,137 @@
+"""Labelled images of the user's own, in any form that Python programs hold them in, opened and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vit_dist.data.sources.arrays import array_source, is_arrays, read_images
+from vit_dist.data.sources.datasets import dataset_source
+from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.listing import Listing, from_pairs, from_table, plain_label, read_csv
+from vit_dist.data.sources.source import Source
+from vit_dist.errors import UserError
+from vit_dist.files import user_path
+from vit_dist.plan.keys import Ints
+
+_KNOWN = "give (images, labels), a torch Dataset, a table or a list of paths with labels, or an object with __len__(), "
+_KNOWN += "labels (class numbers) and image(index), which returns a PIL image"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images as they were given.
+
+    classes: the names that the source's labels number; None if only the numbers are known. field: what errors call it.
+    name: of the data, for people.
+    """
+
+    source: Source
+    classes: tuple[str, ...] | None
+    field: str
+    name: str
+
+
+def open_labelled(value: Any, field: str, max_pixels: int) -> Labelled:
+    """Open labelled images of any form but splits. Raises UserError."""
+    listing = open_listing(value, field)
+    if listing is not None:
+        return labelled_files(*listing, field, max_pixels)
+    if is_arrays(value):
+        images = read_images(value[0], f"{field}[0]")
+        labels, classes = _number(list(value[1]), len(images), f"{field}[1]")
+        mode = "L" if images.shape[1] == 1 else "RGB"
+        return Labelled(array_source(images, labels, mode), classes, field, "arrays")
+    if isinstance(value, (np.ndarray, Tensor)):
+        raise UserError(f"{field}: is an array without labels: give (images, labels)")
+    missing = [name for name in ("__len__", "labels", "image") if not hasattr(value, name)]
+    if missing and (hasattr(value, "__getitem__") or hasattr(value, "__iter__")):
+        source, given, names = dataset_source(value, field)
+        labels, classes = _number(given, len(source), f"{field}.labels")
+        of_numbers = None if names is None else _named(names, int(labels.max()), field)
+        return Labelled(replace(source, labels=labels), classes or of_numbers, field, _kind(value))
+    if missing or not callable(value.image):
+        names = ", ".join(missing) or "image(index), a method"
+        raise UserError(f"{field}: {type(value).__name__} has no {names}: {_KNOWN}")
+    names = getattr(value, "classes", None)
+    labels = _check_labels(value, field)
+    return Labelled(value, None if names is None else _named(names, int(labels.max()), field), field, _kind(value))
+
+
+def open_listing(value: Any, field: str) -> tuple[Listing, str] | None:
+    """Return the files, labels and name of a listing in any form; None for anything else. Raises UserError."""
+    if isinstance(value, (str, Path)):
+        path = user_path(str(value), field)
+        if path.is_dir():
+            raise UserError(f"{field}: {path} is a folder: set data.root to it, without a source")
+        if not path.is_file():
+            raise UserError(f"{field}: {path} is not there: give a CSV file with columns path and label")
+        return read_csv(path, field), path.stem
+    if isinstance(value, Mapping):
+        return from_table(value, list(value), field), "table"
+    columns = getattr(value, "columns", None)
+    if columns is not None and hasattr(value, "__getitem__"):
+        return from_table(value, list(columns), field), "table"
+    if isinstance(value, (list, tuple)) and not is_arrays(value):
+        return from_pairs(value, field), "listing"
+    return None
+
+
+def labelled_files(listing: Listing, name: str, field: str, max_pixels: int) -> Labelled:
+    labels, classes = _number(listing.labels, len(listing.paths), f"{field}, labels")
+    return Labelled(FileSource(listing.paths, labels, max_pixels=max_pixels), classes, field, name)
+
+
+def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple[str, ...] | None]:
+    """Return labels as class numbers int64 [length], and their names in order if they are names. Raises UserError."""
+    plain = [plain_label(label) for label in labels]
+    if len(plain) != length:
+        raise UserError(f"{field}: has {len(plain)} labels for {length} images")
+    if all(isinstance(label, str) for label in plain):
+        names, numbers = np.unique(np.asarray(plain), return_inverse=True)
+        return numbers.astype(np.int64), tuple(map(str, names))
+    odd = next((label for label in plain if isinstance(label, bool) or not isinstance(label, (int, np.integer))), None)
+    if odd is not None:
+        raise UserError(f"{field}: must be class numbers or names, not {odd!r}, {type(odd).__name__}")
+    return _not_negative(np.asarray(plain, np.int64), field), None
+
+
+def _kind(value: Any) -> str:
+    """Return what an object is called after: its class, or that of the Dataset that it is a part of."""
+    while hasattr(value, "dataset") and hasattr(value, "indices"):
+        value = value.dataset
+    return type(value).__name__
+
+
+def _check_labels(source: Any, field: str) -> Ints:
+    """Return the labels as int64 [length]. Raises UserError."""
+    length, labels = len(source), np.asarray(source.labels)
+    if not length:
+        raise UserError(f"{field}: has no images")
+    if labels.shape != (length,) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{field}.labels: must be one class number, 0 or more, for each of its {length} images, "
+            f"not {labels.dtype} {list(labels.shape)}"
+        )
+    return _not_negative(labels.astype(np.int64), f"{field}.labels")
+
+
+def _not_negative(labels: Ints, field: str) -> Ints:
+    if labels.min() < 0:
+        index = int(labels.argmin())
+        raise UserError(f"{field}: must be 0 or more, not {labels[index]} (image {index})")
+    return labels
+
+
+def _named(names: Any, largest: int, field: str) -> tuple[str, ...]:
+    """Return the names of a source's classes, up to its largest label at least. Raises UserError."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or len(set(names)) != len(names):
+        raise UserError(f"{field}.classes: must be a list of different names")
+    if len(names) <= largest:
+        raise UserError(f"{field}.classes: has {len(names)} names, and {field}.labels go up to {largest}")
+    return tuple(map(str, names))
