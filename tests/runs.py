@@ -35,6 +35,8 @@ PICTURES: dict[str, Any] = {
     "model.patch_size": 8,
     "batch.global_size": 14,
     "batch.micro_size": 14,
+    "data.crop": 0.875,
+    "optimizer.lr": 0.02,
     "schedule.warmup": "2 updates",
     "train.duration": "15 updates",
     "evaluate.every": "5 updates",
