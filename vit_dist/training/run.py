@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config
 from vit_dist.config.values import parse_seconds
 from vit_dist.data.preprocessing import Preprocessing
-from vit_dist.data.sources.source import Source
-from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import json_values, read_json, write_json
 from vit_dist.inference.classifier import Classifier
@@ -31,6 +30,7 @@ from vit_dist.runtime.devices import resolve_device
 from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
+from vit_dist.telemetry.recorder import Callback, check_callbacks
 from vit_dist.training.artifacts import save_inputs, save_predictions, trained_model
 from vit_dist.training.bad_update import check_finite, diverged, without_answers
 from vit_dist.training.claim import lock_run
@@ -73,17 +73,22 @@ class Run:
 def train(
     config: Config,
     model: nn.Module | None = None,
-    source: Source | LabelledSplits | None = None,
+    source: Any = None,
     *,
+    on_update: Callback | None = None,
+    on_evaluation: Callback | None = None,
     trust_code: bool = False,
 ) -> Run:
     """Train, or resume the run in the config's folder; a finished run is returned as it is.
 
     model: used in place of the config's model, from the weights that it has. source: used in place of the config's
-    data: any object with __len__(), labels and image(index) (see `Source`), of which val is held out, or splits.
+    data: (images, labels), a torch Dataset, a listing or table of files, any object with __len__(), labels and
+    image(index), or a dictionary of splits of these; docs/python.md has all of them. on_update, on_evaluation: called
+    on rank 0 with the lines of metrics.jsonl that are written every `log.every` updates, and after evaluations.
     trust_code: run a function that the run of the config's teacher names as its model.
     Raises UserError (a ValueError) for a mistake of the user's, never exits, restores signal handlers.
     """
+    callbacks = check_callbacks(on_update=on_update, on_evaluation=on_evaluation)
     if config.log.level == "debug":
         logging.basicConfig(level=logging.DEBUG)
         for chatty in ("matplotlib", "PIL"):
@@ -92,7 +97,9 @@ def train(
     try:
         console = Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
         with runtime.flags.on_signals():
-            run, finished_before = _start(config, runtime, console, model, source, trust_code=trust_code)
+            run, finished_before = _start(
+                config, runtime, console, model, source, callbacks=callbacks, trust_code=trust_code
+            )
     finally:
         runtime.end()
     if runtime.is_main and not run.stopped:
@@ -108,8 +115,9 @@ def _start(
     runtime: Runtime,
     console: Console,
     model: nn.Module | None,
-    source: Source | LabelledSplits | None,
+    source: Any,
     *,
+    callbacks: Mapping[str, Callback],
     trust_code: bool,
 ) -> tuple[Run, bool]:
     """Train from where the run's folder says; return the run, and whether it had finished before."""
@@ -136,6 +144,8 @@ def _start(
         runtime.use_precision(precision, config.run.device)
         trainer = setup(resolved, runtime, console, resume, lock, model, trust_code=trust_code)
         lock = None  # the trainer's
+        if runtime.is_main:
+            trainer.recorder.callbacks = callbacks
     finally:
         if lock is not None:
             lock.release()
