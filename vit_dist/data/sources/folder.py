@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_dist.data.sources.image_files import MAX_PIXELS, FileSource
+from vit_dist.data.sources.image_files import MAX_PIXELS, FilePaths, FileSource
 from vit_dist.data.sources.layout import Classes, find_layout
 from vit_dist.data.sources.names import EXTENSIONS, class_of, composed
 from vit_dist.data.sources.scan import Folder, scan
@@ -37,7 +37,7 @@ def read_folder(root: Path, max_pixels: int = MAX_PIXELS, classes: str = "auto")
         raise UserError(f"data.root: no images in {root} ({looked}): {there}")
     layout = find_layout(found.root, classes)
     names = tuple(sorted(layout.splits["train"]))
-    files = {split: _files(folders, names) for split, folders in layout.splits.items()}
+    files = {split: _files(folders, names, linked=found.linked) for split, folders in layout.splits.items()}
     left_out, notes = [*layout.left_out, *found.left_out], [*dict.fromkeys(layout.notes)]
     if found.linked:
         files, twice, shared = _without_twins(files)
@@ -102,22 +102,25 @@ class _File(NamedTuple):
     path: str
     label: int
     below: str
-    real: str
+    real: str = ""
 
 
-def _files(folders: Classes, names: Sequence[str]) -> list[_File]:
-    """Return the images of each class, in the order of the classes."""
-    return [
-        _File(path, label, below, real)
-        for label, name in enumerate(names)
-        for folder in folders.get(name, ())
-        for (path, below), real in zip(folder.files(), folder.real_files(), strict=True)
-    ]
+def _files(folders: Classes, names: Sequence[str], *, linked: bool = False) -> list[_File]:
+    """Return the images of each class, in the order of the classes. linked: look up the files behind links."""
+    files = []
+    for label, name in enumerate(names):
+        for folder in folders.get(name, ()):
+            if linked:
+                both = zip(folder.files(), folder.real_files(), strict=True)
+                files += [_File(path, label, below, real) for (path, below), real in both]
+            else:
+                files += [_File(path, label, below) for path, below in folder.files()]
+    return files
 
 
 def _source(files: Sequence[_File], max_pixels: int) -> FileSource:
     labels = np.fromiter((file.label for file in files), np.int64, len(files))
-    return FileSource([Path(file.path) for file in files], labels, max_pixels=max_pixels)
+    return FileSource(FilePaths([file.path for file in files]), labels, max_pixels=max_pixels)
 
 
 def _keys(files: Sequence[_File], names: Sequence[str]) -> Keys:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, overload
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -37,6 +37,25 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+class FilePaths(Sequence[Path]):
+    """Paths of many files, kept as text: a million objects take a gigabyte, and seconds to make."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        """Return a path, or those of a slice."""
+        names = self.names[index]
+        return Path(names) if isinstance(names, str) else FilePaths(names)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ class _Walk:
         return self.visit(entry.path, inside, composed(entry.name), above | {inside})
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
-        ending = os.path.splitext(entry.name)[1].lower()
+        stem, dot, ending = entry.name.rpartition(".")
+        ending = dot + ending.lower() if stem else ""
         if ending in EXTENSIONS:
             return True
         kind = "not decoded" if ending in NOT_DECODED else "other"
