@@ -425,9 +425,10 @@ def test_a_split_has_a_name_samples_and_the_names_of_its_classes(image_folder: P
 @pytest.mark.parametrize("words", ["--folder", "--data.root"])
 def test_folders_named_by_numbers_are_the_classes_of_these_numbers(words: str, tmp_path: Path) -> None:
     for number in range(11):
-        path = tmp_path / "data" / "train" / str(number) / "a.png"
-        path.parent.mkdir(parents=True)
-        Image.new("RGB", (32, 32)).save(path)
+        for name in ("a", "b"):
+            path = tmp_path / "data" / "train" / str(number) / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32)).save(path)
     root = tmp_path / "data"
     trained = load_model(str(numbered_model(tmp_path / "numbers", 11)), overrides={"data.root": str(root)})
     split = open_split(trained, "", root / "train") if words == "--folder" else open_split(trained, "train", None)
@@ -651,10 +652,12 @@ def test_another_number_of_training_images_prints_a_note(
 def test_a_split_of_other_images_than_the_run_had_prints_a_note(
     held_out_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As many images, one of them renamed: the val split is drawn anew, with images that were trained on."""
+    """As many images, one of val renamed: another takes its place there, which was trained on."""
     run, renamed = held_out_run / "run", tmp_path / "renamed"
     shutil.copytree(held_out_run / "data", renamed)
-    (renamed / "ant" / "00.png").rename(renamed / "ant" / "zz.png")
+    val = open_data(DataConfig(root=str(renamed), val_fraction=0.2)).splits["val"]
+    assert isinstance(val.source, FileSource)
+    val.source.paths[val.indices[0]].rename(renamed / "ant" / "zz.png")
     note = "note: the images of val are not those that the run had: some of them may have been trained on\n"
     result = command(capsys, "evaluate", run, "--data.root", renamed, "--split", "val")
     assert (result.code, result.err) == (0, "")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vit_dist.data.sources.image_files import FilePaths
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.files import replacing
@@ -88,14 +89,20 @@ def _digest(split: Subset, root: str) -> str:
 
 def _samples(split: Subset, root: str) -> Iterator[Sample]:
     """Yield (name, bytes, class) of each sample of a split of files."""
-    paths: Sequence[Path] = split.source.paths  # type: ignore[attr-defined]
-    for index, label in zip(split.indices.tolist(), split.labels.tolist(), strict=True):
-        path = str(paths[index])
+    plain = isinstance(getattr(split.source, "paths", None), FilePaths)  # without ".." and doubled slashes
+    for path, label in zip(_paths(split), split.labels.tolist(), strict=True):
         try:
             size = os.stat(path).st_size
         except OSError:
             size = 0
-        yield os.path.relpath(path, root), size, label
+        yield path[len(root) :] if plain and path.startswith(root) else os.path.relpath(path, root), size, label
+
+
+def _paths(split: Subset) -> list[str]:
+    """Return the path of each sample of a split of files."""
+    paths: Sequence[Path] = split.source.paths  # type: ignore[attr-defined]
+    names = paths.names if isinstance(paths, FilePaths) else paths
+    return [str(names[index]) for index in split.indices.tolist()]
 
 
 def _common_folder(data: LabelledSplits) -> str:
@@ -105,7 +112,7 @@ def _common_folder(data: LabelledSplits) -> str:
         paths: Sequence[Path] | None = getattr(split.source, "paths", None)
         if paths is None or decoded(split.source) is not None:
             return ""
-        names = [str(paths[index]) for index in split.indices.tolist()]
+        names = _paths(split)
         ends += [min(names), max(names)] if names else []
     common = os.path.commonpath([os.path.dirname(name) for name in ends])
     return os.path.join(common, "") or os.path.join(".", "")

@@ -233,7 +233,7 @@ def test_hidden_files_and_folders_named_like_images_are_left_out(tmp_path: Path)
     (tmp_path / "dog" / "folder.png").mkdir()
     source = read_folder(tmp_path).splits["train"].source
     assert isinstance(source, FileSource)
-    assert source.paths == [tmp_path / "dog" / "a.png"]
+    assert list(source.paths) == [tmp_path / "dog" / "a.png"]
 
 
 # The class folders that a model is asked about
@@ -415,7 +415,7 @@ def test_further_endings_are_found_and_read(tmp_path: Path, ending: str) -> None
     path.parent.mkdir()
     Image.new("RGB", (16, 16), (200, 100, 50)).save(path, kind)
     source = files(read_folder(tmp_path).splits["train"])
-    assert source.paths == [path]
+    assert list(source.paths) == [path]
     image = source.image(0)
     assert (image.mode, image.size) == ("RGB", (16, 16))
     np.testing.assert_allclose(np.asarray(image)[8, 8], (200, 100, 50), atol=6)
