@@ -32,6 +32,7 @@ from tests.processes import run_world
 from tests.runs import PICTURES, QUIET, digits_as_files, train_digits_run, train_pictures_run
 from vit_dist import Config, train
 from vit_dist.cli import main
+from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
