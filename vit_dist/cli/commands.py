@@ -119,7 +119,7 @@ USAGES = {
         "with PNGs next to it; also while the run is going on. For several runs: a comparison as a page, Markdown and "
         "PNGs.",
         {"--out": ("DIR", "folder of the page; default: RUN/report, or comparison for several runs")},
-        {"RUN": "the folder of a run; of several, the others are compared with the first"},
+        {"RUN": "the folder of a run; several are compared"},
         1,
         None,
     ),

@@ -27,7 +27,12 @@ def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
     of 0 bytes.
     """
     root = _common_folder(data)
-    return {name: {"samples": len(split), "sha256": _digest(split, root)} for name, split in data.splits.items()}
+    return {name: _of_split(split, root) for name, split in data.splits.items()}
+
+
+def split_fingerprint(data: LabelledSplits, name: str) -> dict[str, Any]:
+    """Return what `fingerprint` says of one split, without a look at the files of the others."""
+    return _of_split(data.splits[name], _common_folder(data))
 
 
 def write_samples(path: Path, data: LabelledSplits) -> None:
@@ -71,6 +76,10 @@ def _count_text(names: set[str], kind: str) -> str:
     """Return a number of images in words, with the first of them: 3 images added (a.png, b.png …)."""
     few = ", ".join(sorted(names)[:2]) + (" …" if len(names) > 2 else "")
     return f"{len(names):,} image{'s' if len(names) > 1 else ''} {kind} ({few})"
+
+
+def _of_split(split: Subset, root: str) -> dict[str, Any]:
+    return {"samples": len(split), "sha256": _digest(split, root)}
 
 
 def _digest(split: Subset, root: str) -> str:
