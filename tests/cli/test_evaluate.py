@@ -28,6 +28,7 @@ from tests.cli.commands import (
     predict_by_hand,
     resize_and_crop,
 )
+from tests.data.sources.trees import plant
 from tests.processes import run_world
 from tests.runs import PICTURES, QUIET, digits_as_files, train_digits_run, train_pictures_run
 from vit_dist import Config, train
@@ -335,11 +336,11 @@ def test_unusable_folders_and_splits_are_rejected(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd" / "3").mkdir(parents=True)
-    (tmp_path / "odd" / "thirteen").mkdir()
+    plant(tmp_path / "odd", {"thirteen": 1, "without images": 0})
     assert refused(capsys, run, "--folder", tmp_path / "odd") == (
         f"vit-dist: --folder: {tmp_path / 'odd'} has thirteen, which is no class of the model (0, 1, 2, 3, 4 …)\n"
     )
-    (tmp_path / "odd" / "twelve").mkdir()
+    plant(tmp_path / "odd", {"twelve": 1})
     assert refused(capsys, run, "--folder", tmp_path / "odd") == (
         f"vit-dist: --folder: {tmp_path / 'odd'} has thirteen and 1 more, which are no classes of the model "
         "(0, 1, 2, 3, 4 …)\n"
