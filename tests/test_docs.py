@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tests.runs import train_pictures_run
 from tests.test_architecture import PACKAGES
 from vit_dist.cli.arguments import parse_arguments
 from vit_dist.cli.commands import USAGES
@@ -106,3 +110,27 @@ def test_config_reference_shows_defaults_and_leaves_empty_ones_blank() -> None:
     assert rows["data.root"][2] == ""
     assert rows["optimizer.lr"][2] == "`0.001`"
     assert "`empty`" not in reference()
+
+
+def test_python_examples_run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run the blocks of docs/python.md one after the other, without reports, in a folder with their files."""
+    run = train_pictures_run(tmp_path_factory, image_folder)
+    shutil.copytree(run, tmp_path / "runs" / "pets-3f40a2", symlinks=True)
+    shutil.copytree(image_folder / "train", tmp_path / "photos")
+    Image.open(image_folder / "valid" / "cat" / "00.png").save(tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 11
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks):
+        quick = block.replace('{"train.duration"', '{"log.report": False, "run.threads": 1, "train.duration"')
+        exec(compile(quick, f"block {number} of python.md", "exec"), names)
+    assert names["predictions"].images[0] == "cat.jpg"
+    assert len(names["predictions"]) == 21
+    assert names["features"].shape == (60, 24)
+    assert names["nearest"][0] == 0
+    assert names["measured"].seen == 3
+    assert [update for update, _ in names["losses"]] == [5, 10, 15, 20]
