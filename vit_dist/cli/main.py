@@ -101,7 +101,8 @@ def _run(arguments: list[str]) -> int:
         if is_first_process(os.environ):
             with contextlib.suppress(OSError):
                 for line in str(error).splitlines():
-                    print(f"vit-dist: {line}", file=sys.stderr)
+                    own = line.startswith("  ")  # it goes on with the line above
+                    print(line if own else f"vit-dist: {line}", file=sys.stderr)
         return 1 if isinstance(error, ModelError) else MISTAKE
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,7 +18,7 @@ from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError
 
-WORKS = "what works: CLASS/*.jpg for each class, or train/CLASS/*.jpg with val/CLASS/*.jpg and test/CLASS/*.jpg"
+WORKS = "  what works: CLASS/*.jpg for each class, or train/CLASS/*.jpg with val/CLASS/*.jpg and test/CLASS/*.jpg"
 
 
 def counts(data: LabelledSplits) -> dict[str, dict[str, int]]:
@@ -127,15 +127,15 @@ def test_names_that_hold_the_word_of_a_split_are_classes(tmp_path: Path, name: s
 def test_a_split_or_a_class_is_asked(tmp_path: Path) -> None:
     folders = {"bus": 2, "car": 2, "train/electric": 1, "train/steam": 1}
     assert refusal(tmp_path, folders) == [
-        "train holds folders, and bus, car stand beside it: is it the train split or a class? A split: rename bus, car "
-        "to val or test, or move it away. A class: set data.classes outer",
-        "found:",
-        f"  {tmp_path.name}/",
-        "    bus/  2 images",
-        "    car/  2 images",
-        "    train/",
-        "      electric/  1 image",
-        "      steam/  1 image",
+        "train holds folders, and bus, car stand beside it: if it is the train split, move bus, car away or rename to "
+        "val or test; if it is a class, set data.classes outer",
+        "  found:",
+        f"    {tmp_path.name}/",
+        "      bus/  2 images",
+        "      car/  2 images",
+        "      train/",
+        "        electric/  1 image",
+        "        steam/  1 image",
         WORKS,
     ]
     assert read(tmp_path, {}, "outer") == {"train": {"bus": 2, "car": 2, "train": 2}}
@@ -145,7 +145,9 @@ def test_a_split_by_another_name_beside_train_is_asked(tmp_path: Path) -> None:
     """Left out, nobody would miss it; beside two known splits it is left out and said."""
     folders = {f"{split}/{name}": 2 for split in ("train", "holdout") for name in TWO}
     reason = refusal(tmp_path, folders)[0]
-    assert reason.startswith("train holds folders, and holdout stands beside it: is it the train split or a class?")
+    assert reason.startswith(
+        "train holds folders, and holdout stands beside it: if it is the train split, move holdout "
+    )
     data = read_folder(plant(tmp_path, {"test/cat": 1}))
     assert {split: sum(row.values()) for split, row in counts(data).items()} == {"train": 4, "test": 1}
     assert left_out(data) == ["folders beside the splits: 1 (holdout, 4 images)"]
@@ -173,7 +175,7 @@ def test_a_split_by_another_name_beside_train_is_asked(tmp_path: Path) -> None:
         ),
         (
             {"animal/cat": 1, "animal/dog": 2, "vehicle/car": 1, "vehicle/bus": 1},
-            "the folders in it hold folders, not images: set data.classes inner for the classes animal/cat, animal/dog "
+            "animal, vehicle hold folders, not images: set data.classes inner for the classes animal/cat, animal/dog "
             "…, or data.classes outer for the classes animal, vehicle",
         ),
     ],
@@ -183,7 +185,7 @@ def test_other_layouts_are_refused_with_the_tree_that_was_found(
 ) -> None:
     lines = refusal(tmp_path, folders)
     assert lines[0] == reason
-    assert lines[1:3] == ["found:", f"  {tmp_path.name}/"]
+    assert lines[1:3] == ["  found:", f"    {tmp_path.name}/"]
     assert lines[-1] == WORKS
     assert len(lines) < 16
 

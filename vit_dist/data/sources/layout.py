@@ -138,9 +138,9 @@ def _splits_outside(root: Folder, here: Folder, named: _Named, classes: str) -> 
     if named.unclear:
         raise _refused(
             root,
-            f"{first.name} holds folders, and {others} {'stands' if len(named.others) == 1 else 'stand'} beside it: is "
-            f"it the {split} split or a class? A split: rename {others} to val or test, or move it away. A class: set "
-            "data.classes outer",
+            f"{first.name} holds folders, and {others} {'stands' if len(named.others) == 1 else 'stand'} beside it: if "
+            f"it is the {split} split, move {others} away or rename to val or test; if it is a class, set data.classes "
+            "outer",
         )
     if named.empty:
         raise _refused(root, f"{named.empty[0]} has no images: fill it, or remove it")
@@ -207,12 +207,13 @@ def _class_folders(root: Folder, folder: Folder, classes: str, layout: Layout) -
     groups = [inner for inner in folder.folders if len(inner.folders) > 1 and 2 * len(inner.images) < inner.count]
     if groups and classes == "auto":
         first = groups[0]
+        names = _names(folder.folders)
         finer = ", ".join(f"{first.name}/{inner.name}" for inner in first.folders[:2])
         if not any(other.images for other in folder.folders if other not in groups):
             raise _refused(
                 root,
-                f"the folders in it hold folders, not images: set data.classes inner for the classes {finer} …, or "
-                f"data.classes outer for the classes {_names(folder.folders)}",
+                f"{names} {_hold(folder.folders)} folders, not images: set data.classes inner for the classes {finer} …, "
+                f"or data.classes outer for the classes {names}",
             )
         layout.notes.append(
             f"data.root: the folders in {first.path} ({_names(first.folders)}) are one class, {first.name}; for the "
@@ -286,4 +287,5 @@ def _hold(folders: Sequence[Folder]) -> str:
 
 
 def _refused(root: Folder, why: str) -> UserError:
-    return UserError("\n".join([f"data.root: {root.path}: {why}", "found:", *root.tree(), _WORKS]))
+    tree = (f"    {line}" for line in root.tree())
+    return UserError("\n".join([f"data.root: {root.path}: {why}", "  found:", *tree, f"  {_WORKS}"]))

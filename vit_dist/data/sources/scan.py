@@ -62,12 +62,12 @@ class Folder:
     def tree(self, most: int = 4, depth: int = 0) -> Iterator[str]:
         """Yield lines that show its folders, three levels deep and `most` of each, with the images in them."""
         images = len(self.images) if depth < _TREE_DEPTH else self.count
-        yield f"{'  ' * (depth + 1)}{self.name}/" + (f"  {images:,} image{'s' * (images != 1)}" if images else "")
+        yield f"{'  ' * depth}{self.name}/" + (f"  {images:,} image{'s' * (images != 1)}" if images else "")
         if depth < _TREE_DEPTH:
             for folder in self.folders[:most]:
                 yield from folder.tree(max(2, most - 1), depth + 1)
             if len(self.folders) > most:
-                yield f"{'  ' * (depth + 2)}… and {len(self.folders) - most:,} more folders"
+                yield f"{'  ' * (depth + 1)}… and {len(self.folders) - most:,} more folders"
 
 
 @dataclass
