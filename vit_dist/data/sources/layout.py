@@ -212,8 +212,8 @@ def _class_folders(root: Folder, folder: Folder, classes: str, layout: Layout) -
         if not any(other.images for other in folder.folders if other not in groups):
             raise _refused(
                 root,
-                f"{names} {_hold(folder.folders)} folders, not images: set data.classes inner for the classes {finer} …, "
-                f"or data.classes outer for the classes {names}",
+                f"{names} {_hold(folder.folders)} folders, not images: set data.classes inner for the classes "
+                f"{finer} …, or data.classes outer for the classes {names}",
             )
         layout.notes.append(
             f"data.root: the folders in {first.path} ({_names(first.folders)}) are one class, {first.name}; for the "
