@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.run_folder.handwritten import make_run, start_line, train_line
+from tests.run_folder.handwritten import eval_line, make_run, start_line, train_line
 from vit_dist import Config
 from vit_dist.files import write_json
 from vit_dist.report.about import about_rows, loss_note, nearest_recipe, smoothing_floor, starts_in_words
@@ -79,10 +79,12 @@ def test_starts_are_told_with_how_the_ones_before_ended(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_makes_the_training_loss_harder_is_said(tmp_path: Path, fields: dict[str, Any], expected: str) -> None:
-    folder = make_run(tmp_path / "run", [start_line(0, 0.0)], **fields)
+    folder = make_run(tmp_path / "run", [start_line(0, 0.0), eval_line(10, 1.0)], **fields)
     names = [str(number) for number in range(10)]
     write_json(folder / FACTS, {"classes": names, "counts": {"train": dict.fromkeys(names, 3)}})
     assert loss_note(read_run(folder)) == expected
+    bare = read_run(make_run(tmp_path / "without val", [start_line(0, 0.0)], **fields))
+    assert loss_note(bare) == "There is no validation loss to compare the training loss with."
 
 
 def test_the_floor_of_label_smoothing_is_the_entropy_of_its_targets() -> None:

@@ -87,5 +87,14 @@ def test_classes_that_are_missed_and_suspected_labels_are_named(tmp_path: Path) 
     texts = dict(found(tmp_path / "few", [start_line(0, 0.0)], saved_few))
     assert texts["Labels"] == (
         "1 label looks wrong on test: the model is at least 80% sure of another class, as sure as it usually is of "
-        "that class’s own images, and gives the label under 5%. Look at them below."
+        "that class’s own images, and gives the label under 5%. Look at those below."
     )
+
+
+def test_a_failed_run_and_one_without_val_say_so(tmp_path: Path) -> None:
+    failed = make_run(tmp_path / "failed", [start_line(0, 0.0)], state="failed", reason="20 updates were skipped")
+    assert [finding.text for finding in findings(read_run(failed), None)] == ["It failed: 20 updates were skipped"]
+    lines = [start_line(0, 0.0), train_line(10, 1.0)]
+    whole = make_run(tmp_path / "whole", lines, state="finished", summary={"updates": 10})
+    [missing] = findings(read_run(whole), None)[-1:]
+    assert missing.name == "Validation set"

@@ -66,9 +66,10 @@ def test_tiles_are_of_an_even_number_and_have_top5_where_it_means_something() ->
     assert [name for _, name, _ in few] == [
         *("accuracy on test", "baseline", "macro F1", "balanced accuracy", "images wrong", "loss on test"),
     ]  # fmt: skip
-    assert [value for value, _, _ in few] == ["97.00 %", "10.00 %", "97.00 %", "97.00 %", "30 of 1,000", "0.1632"]
+    assert [value for value, _, _ in few] == ["97.00 %", "10.00 %", "97.00 %", "97.00 %", "30", "0.1632"]
     assert few[0][2] == "±1.3 (95 % interval)"
     assert few[1][2] == "always “class 0”"
+    assert few[4][2] == "of 1,000 on test"
     many = [name for _, name, _ in tiles(result(97, [100] * 11, top5=99.9))]
     assert many[2] == "top-5 accuracy"
     assert len(many) == 6

@@ -12,6 +12,7 @@ import numpy as np
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
 from vit_dist.formatting import big, duration
+from vit_dist.report.drawing import short
 from vit_dist.report.measures import RunFigures
 from vit_dist.report.quality import class_names
 from vit_dist.run_folder.metrics import Line
@@ -42,7 +43,7 @@ def _data(run: RunRecord) -> str:
     text = f"{config.root if config.source == 'folder' else config.source}: {listed} images"
     if names:
         text += f" of {len(names):,} class{'es' if len(names) > 1 else ''}"
-        text += f" ({', '.join(names[:4])}{' …' if len(names) > 4 else ''})"
+        text += f" ({', '.join(map(short, names[:4]))}{' …' if len(names) > 4 else ''})"
     if facts is not None and facts.sizes is not None and facts.sizes[0] != facts.sizes[2]:
         text += f"; sides of {facts.sizes[0]:,} to {facts.sizes[2]:,} pixels, median {facts.sizes[1]:,}"
     if run.inputs is not None:
@@ -59,7 +60,7 @@ def _model(run: RunRecord) -> str:
         text += ", the head alone" if model.linear_probe else ""
     else:
         text += ", trained from scratch"
-    return text + (f", taught by {loss.teacher}" if loss.teacher else "")
+    return text + (f", distilled from {loss.teacher}" if loss.teacher else "")
 
 
 def _recipe(config: Config) -> str:
@@ -75,7 +76,9 @@ def _recipe(config: Config) -> str:
 
 
 def _value(value: object) -> str:
-    if value in ("", None, [], ()):
+    if value is None:
+        return "default"
+    if value in ("", [], ()):
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -97,11 +100,11 @@ def nearest_recipe(config: Config) -> tuple[str, list[tuple[str, tuple[object, o
 
 def _training(run: RunRecord, figures: RunFigures) -> str:
     config, size = run.config, run.config.batch.global_size
-    text = f"{figures.updates_text} updates of {size} images"
+    text = f"{figures.updates_text} updates of {size:,} images"
     if figures.epochs is not None and figures.seconds is not None:
         text += f" = {figures.epochs:.4g} epochs, in {duration(figures.seconds)}"
         pace = figures.epoch_seconds
-        text += f" ({pace:.3g} s an epoch, {figures.samples_per_second:,.0f} images/s)" if pace else ""
+        text += f" ({duration(pace)} an epoch, {figures.samples_per_second:,.0f} images/s)" if pace else ""
     text += f"; {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.schedule.name}"
     return text + (f"; EMA of the weights, {config.train.ema:g}" if config.train.ema else "")
 
@@ -148,6 +151,8 @@ def _hardware(line: Line) -> str:
 def loss_note(run: RunRecord) -> str:
     """Return in words why the training loss is not val's loss on other images."""
     parts = list(_loss_parts(run))
+    if not run.evaluations("val", "raw"):
+        return "There is no validation loss to compare the training loss with."
     if not parts:
         return "Both losses are plain cross entropy; that on train is the mean since the last line."
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

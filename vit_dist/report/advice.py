@@ -36,7 +36,7 @@ STILL_FALLING, LAST_PART, NEAR_THE_END = 0.03, 0.25, 0.9
 EVALUATIONS = 5
 FEW_OF_A_CLASS, SMALL_VAL = 10, 100
 # The largest class, in times the smallest; and the points of accuracy that rare classes cost.
-UNBALANCED, UNBALANCED_POINTS = 10, 5.0
+UNBALANCED, UNBALANCED_POINTS = 5, 5.0
 # The part of training time spent waiting for images, and the seconds of training from which it matters.
 WAITING, WORTH_SECONDS = 0.2, 60.0
 
@@ -210,7 +210,7 @@ def _regularisation(case: _Case) -> str:
 
 def _still_improving(case: _Case) -> Hint | None:
     val = [line for line in case.val if isinstance(line["loss"], float)]
-    if not case.finished or not case.may_gain or len(val) < EVALUATIONS or _overfitting(case):
+    if not case.finished or not case.may_gain or len(val) < EVALUATIONS or _overfitting(case) or _few_updates(case):
         return None
     ended = val[-1]["epoch"]
     before = next(line for line in reversed(val) if line["epoch"] <= (1 - LAST_PART) * ended or line is val[0])

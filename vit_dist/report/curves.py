@@ -151,7 +151,7 @@ def memory_curve(run: RunRecord) -> Figure:
 
 def time_bars(spent: Mapping[str, float]) -> Figure:
     """Draw the time breakdown: seconds by activity."""
-    figure, axes = new_figure(4.8, 2.2)
+    figure, axes = new_figure(height=2.2)
     names, total = list(spent), sum(spent.values()) or 1.0
     axes.barh(names[::-1], [spent[name] for name in names[::-1]], color=[*SERIES[: len(names)]][::-1], height=0.6)
     for row, name in enumerate(names[::-1]):
@@ -280,5 +280,5 @@ def _legend(axes: Axes) -> None:
             handlelength=1.4,
             labelcolor=INK,
             frameon=False,
-            fontsize=8,
+            fontsize=9,
         )

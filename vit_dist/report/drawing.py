@@ -43,7 +43,7 @@ _STYLE: Any = {
 }
 
 
-def new_figure(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
+def new_figure(width: float = 5.4, height: float = 2.9) -> tuple[Figure, Axes]:
     """Return a figure, in inches, and its axes."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vit_dist.plan.keys import Ints
+from vit_dist.report.drawing import short
 from vit_dist.report.quality import Result, val_evaluations
 from vit_dist.report.smoothing import end_of
 from vit_dist.run_folder.predictions import Predictions
@@ -29,12 +30,17 @@ class Finding:
 def findings(run: RunRecord, result: Result | None) -> list[Finding]:
     """Return what is wrong with a run, and with its model, in words."""
     found = [Finding("Files", problem) for problem in run.problems]
+    if run.status.get("state") == "failed":
+        found.append(Finding("The run", f"It failed: {run.status.get('reason', 'nobody knows why')}"))
     found += [Finding("Training", text) for text in _training(run)]
     if result is not None and result.loss in ("nan", "inf", "-inf"):
         text = (
             f"The loss on {result.split} is {result.loss}: the model gives no answers, and its accuracy says nothing."
         )
         found.append(Finding("Training", text))
+    if run.summary and not val_evaluations(run):
+        text = "There is none, so nothing chose among the weights, or warned of overfitting: the last ones count."
+        found.append(Finding("Validation set", text))
     if gap := _gap(run):
         found.append(Finding("Train and val", gap))
     if result is not None and result.figures is not None:
@@ -75,13 +81,13 @@ def _classes(result: Result) -> Iterator[tuple[str, str]]:
     assert figures is not None
     never = figures.never_predicted
     if len(never):
-        names = ", ".join(classes[number] for number in never[:_NAMED].tolist())
+        names = ", ".join(short(classes[number]) for number in never[:_NAMED].tolist())
         more = " …" if len(never) > _NAMED else ""
         count = "1 class is" if len(never) == 1 else f"{len(never):,} classes are"
         yield "Never predicted", f"{count} never the answer: {names}{more}."
     worst = [number for number in figures.worst(3).tolist() if figures.f1[number] < 100]
     if worst and len(classes) > 2:
-        texts = (f"{classes[number]} ({figures.recall[number]:.0f} % found)" for number in worst)
+        texts = (f"{short(classes[number])} ({figures.recall[number]:.0f} % found)" for number in worst)
         yield "Worst classes", f"{', '.join(texts)}, by F1."
 
 
@@ -93,7 +99,7 @@ def _suspected(predictions: Predictions, run: RunRecord) -> str:
     labels = "1 label looks" if count == 1 else f"{count:,} labels look"
     return (
         f"{labels} wrong on {split}: the model is at least {SURE:.0%} sure of another class, as sure as it "
-        f"usually is of that class’s own images, and gives the label under {UNLIKELY:.0%}. Look at them below."
+        f"usually is of that class’s own images, and gives the label under {UNLIKELY:.0%}. Look at those below."
     )
 
 

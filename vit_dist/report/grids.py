@@ -43,7 +43,7 @@ def mistake_tiles(saved: SavedPredictions) -> list[Tile]:
     suspected = set(suspected_labels(saved.predictions).tolist())
     rows = zip(saved.picture_rows.tolist(), saved.captions(), saved.pictures, saved.paths, strict=True)
     return [
-        Tile(pixels, caption, False, truth, path, "/".join(Path(path).parts[-3:]), row in suspected)
+        Tile(pixels, caption, False, truth, path, "/".join(Path(path).parts[-2:]), row in suspected)
         for row, (caption, truth), pixels, path in rows
     ]
 

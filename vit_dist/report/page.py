@@ -21,11 +21,12 @@ from vit_dist.formatting import loss_text
 from vit_dist.report import about, curves, grids
 from vit_dist.report.advice import hints
 from vit_dist.report.confusion import confusion_matrix, confusions
-from vit_dist.report.drawing import save_png, to_svg
+from vit_dist.report.drawing import save_png, short, to_svg
 from vit_dist.report.faults import findings
 from vit_dist.report.measures import run_figures
-from vit_dist.report.quality import Result, best_evaluation, class_rows, result_of, tiles, verdict
+from vit_dist.report.quality import Result, best_evaluation, class_rows, result_of, tiles, val_evaluations, verdict
 from vit_dist.report.rendering import render
+from vit_dist.report.smoothing import end_of
 from vit_dist.run_folder.metrics import Line
 from vit_dist.run_folder.record import RunRecord, read_run
 from vit_dist.version import __version__
@@ -97,7 +98,7 @@ def _write_grids(run: RunRecord, out: Path) -> None:
 def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
     """Return what page.html shows; texts are escaped there."""
     result = result_of(run)
-    labels = {**_LEARNING, **_TRAINING, **_MACHINE, "confusion": "Confusion matrix"}
+    labels = {**_LEARNING, **_TRAINING, **_MACHINE, **_alternatives(run), "confusion": "Confusion matrix"}
     svgs = {name: Markup(to_svg(figure, name, labels.get(name, ""))) for name, figure in pictures.items()}
 
     def charts(captions: Mapping[str, str]) -> dict[str, Markup]:
@@ -122,7 +123,8 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
         "confusion": _confusion(run, svgs),
         "mistakes": grids.mistake_tiles(run.predictions) if run.predictions else [],
         "hints_to_show": hints(run),
-        "no_hints": "Nothing stands out." if result else "Too early to tell: nothing has been evaluated yet.",
+        "progress": _progress(run),
+        "no_hints": "Nothing stands out." if result else "Nothing has been evaluated yet.",
         "training": charts(_TRAINING),
         "machine": charts(_MACHINE),
         "inputs": _inputs(run),
@@ -132,10 +134,32 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
     }
 
 
+def _alternatives(run: RunRecord) -> dict[str, str]:
+    """Return what the two large charts show, for those who cannot see them."""
+    texts, val = {}, val_evaluations(run)[-1:]
+    for name, measure, unit in (("loss", "loss", ""), ("accuracy", "top1", " %")):
+        train = end_of(run.metrics.train[measure])
+        ends = [] if train is None else [f"{train:.3g}{unit} on train"]
+        ends += [f"{float(line[measure]):.3g}{unit} on val" for line in val]
+        texts[name] = f"{name.capitalize()} over epochs" + (f"; at the end {', '.join(ends)}" if ends else "")
+    return texts
+
+
 def _started(run: RunRecord) -> str:
     """Return when the run was started first."""
     lines = run.metrics.other_lines[:1]
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(lines[0]["time"])) if lines else "at a time that is lost"
+
+
+def _progress(run: RunRecord) -> str:
+    """Return how a run that has not finished goes on; empty for one that has."""
+    state, text = run.state.partition(":")[0], run_figures(run).updates_text
+    return {
+        "running": f"The run goes on: {text} updates are done.",
+        "stopped": f"The same command goes on from where it stopped: {text} updates are done.",
+        "killed": f"The same command goes on from the last checkpoint: {text} updates were done.",
+        "failed": f"Mend what made it fail; then the same command goes on: {text} updates were done.",
+    }.get(state, "")
 
 
 def _classes(result: Result | None) -> dict[str, Any] | None:
@@ -154,7 +178,7 @@ def _confusion(run: RunRecord, svgs: Mapping[str, Markup]) -> dict[str, Any] | N
     if run.predictions is None:
         return None
     predictions, classes = run.predictions.predictions, run.predictions.metadata["classes"]
-    frequent = [[truth, name, f"{times:,}"] for truth, name, times in confusions(predictions, classes)]
+    frequent = [[short(truth), short(name), f"{times:,}"] for truth, name, times in confusions(predictions, classes)]
     return {
         "classes": classes,
         "counts": predictions.confusion(len(classes)).tolist() if len(classes) <= _TABLE_CLASSES else None,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_dist.formatting import loss_text
+from vit_dist.report.drawing import short
 from vit_dist.run_folder.figures import Figures, Interval, figures_of, interval, margin
 from vit_dist.run_folder.metrics import Line
 from vit_dist.run_folder.record import RunRecord
@@ -159,7 +160,7 @@ def tiles(result: Result) -> list[tuple[str, str, str]]:
     if result.baseline is not None:
         commonest = ""
         if figures is not None:
-            commonest = f"always “{result.classes[figures.majority_class]}”"
+            commonest = f"always “{short(result.classes[figures.majority_class])}”"
         shown.append((f"{result.baseline:.2f} %", "baseline", commonest or "the commonest class"))
     if result.top5 is not None and len(result.classes) > TOP5_CLASSES:
         shown.append((f"{result.top5:.2f} %", "top-5 accuracy", "among the five likeliest"))
@@ -168,7 +169,7 @@ def tiles(result: Result) -> list[tuple[str, str, str]]:
         shown.append((f"{figures.macro['f1']:.2f} %", "macro F1", f"{low:.1f} to {high:.1f}"))
         shown.append((f"{figures.balanced_accuracy:.2f} %", "balanced accuracy", "all classes count alike"))
     wrong = result.seen - round(result.top1 * result.seen / 100)
-    shown.append((f"{wrong:,} of {result.seen:,}", "images wrong", f"on {result.split}"))
+    shown.append((f"{wrong:,}", "images wrong", f"of {result.seen:,} on {result.split}"))
     if len(shown) % 2:
         update = f"of update {result.update:,}"
         shown.append((loss_text(result.loss), f"loss on {result.split}", update))
@@ -209,7 +210,7 @@ def _most_frequent_mistakes(figures: Figures, classes: list[str]) -> dict[int, s
     order = np.argsort(-times, kind="stable")
     texts: dict[int, str] = {}
     for truth, predicted, often in zip(*pairs[:, order].tolist(), times[order].tolist(), strict=True):
-        texts.setdefault(truth, f"{classes[predicted]} ({often:,}×)")
+        texts.setdefault(truth, f"{short(classes[predicted])} ({often:,}×)")
     return texts
 
 
