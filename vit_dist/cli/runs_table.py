@@ -14,7 +14,7 @@ from vit_dist.run_folder.record import RunRecord
 # Columns that are left out if the terminal is too narrow, the first one first.
 _SPARE = ("when", "time", "epochs", "model", "data", "best")
 _NUMBERS = ("test %", "epochs", "time")
-_NARROWEST = {"name": 14, "changed": 12, "data": 6, "model": 8}
+_NARROWEST = {"name": 14, "changed": 16, "data": 6, "model": 8}
 
 
 @dataclass(frozen=True)
@@ -72,20 +72,21 @@ def table_lines(rows: Sequence[Row], width: int | None) -> list[str]:
 
 
 def _fit(columns: dict[str, list[str]], width: int) -> None:
-    """Cut the cells of a table, and remove columns, until it is at most `width` wide."""
+    """Remove columns of a table, and cut the cells of what is left, until it is at most `width` wide."""
+    widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
 
-    def too_wide() -> int:
-        return sum(max(map(len, (name, *cells))) + 2 for name, cells in columns.items()) - 2 - width
+    def excess(least: bool) -> int:
+        """Return by how much the table is too wide, with all cells cut as far as they may be, or as they are."""
+        cut = {name: min(wide, _NARROWEST.get(name, wide)) for name, wide in widths.items()} if least else widths
+        return sum(wide + 2 for wide in cut.values()) - 2 - width
 
-    for spare in (*_SPARE, ""):
-        for name, least in _NARROWEST.items():
-            if too_wide() > 0 and name in columns:
-                longest = max(map(len, (name, *columns[name])))
-                limit = max(least, longest - too_wide())
-                columns[name] = [_cut(cell, limit) for cell in columns[name]]
-        if too_wide() <= 0:
-            return
-        columns.pop(spare, None)
+    for spare in _SPARE:
+        if excess(least=True) > 0 and spare in columns:
+            del columns[spare], widths[spare]
+    for name, least in _NARROWEST.items():
+        if name in columns and widths[name] > least:
+            widths[name] = max(least, widths[name] - max(0, excess(least=False)))
+            columns[name] = [_cut(cell, widths[name]) for cell in columns[name]]
 
 
 def _cut(text: str, length: int) -> str:
