@@ -61,10 +61,10 @@ SMALL = [
     *("--run.name", "small", "--run.device", "cpu", "--train.precision", "fp32", "--model.width", "32"),
     *("--model.depth", "2", "--batch.global_size", "100", "--train.duration", "8 updates", "--schedule.name", "wsd"),
     *("--schedule.warmup", "2 updates", "--schedule.cooldown", "2 updates", "--train.ema", "0.99"),
-    *("--evaluate.patience", "3", "--optimizer.overrides.head.lr", "1e-4"),
+    *("--evaluate.patience", "3", "--optimizer.overrides.head.lr", "1e-4", "--run.threads", "2"),
 ]
 PRINTED = """\
-plan of small, on {processes} × fp32
+plan of small: new run
   model      vit_tiny, 18.2 k parameters, 140 kFLOP per image forward
   data       train 1,294, test 359, val 144; 10 classes
   classes    10, train + val + test: smallest 7 (124 + 13 + 42), median 3 (127 + 17 + 39), largest 6 (140 + 13 + 28)
@@ -77,8 +77,10 @@ plan of small, on {processes} × fp32
   rate       wsd, lr 0.003, warmup 2 updates, cooldown 2 updates
   average    of the weights, decay 0.99 per update
   patience   3 evaluations of loss
+  machine    {processes} × cpu, fp32, 2 threads per process
   memory     about X MiB per process, on top of what Python, torch and the device need: weights 0.1 MiB, \
 gradients 0.1 MiB, optimizer 0.1 MiB, average 0.1 MiB, activations of 32 slots X MiB
+  folder     runs/small
 parameters
   not decayed        20 tensors, 928 values, weight decay 0, peak rate 0.003
   decayed            9 tensors, 16,896 values, weight decay 0.5, peak rate 0.003
@@ -93,7 +95,6 @@ rate over 0.6182 epochs: first 0.0015, highest 0.003, last 0.0015
            ┤████████
            ┤████████
          0 ┤████████
-picture: {picture}
 """
 
 
@@ -109,12 +110,12 @@ def picture(path: Path) -> tuple[str | None, tuple[int, int], int]:
 @pytest.mark.parametrize(
     ("arguments", "processes", "window", "name"),
     [
-        ([], 1, "4 per process and update, 28 filler slots per update", "plan.png"),
-        (["--processes", "3"], 3, "2 per process and update, 92 filler slots per update", "plan.png"),
+        ([], 1, "4 per process and update, 28 filler slots per update", ""),
+        (["--processes", "3"], 3, "2 per process and update, 92 filler slots per update", ""),
         (["--processes=2", "--png", "rate.PNG"], 2, "2 per process and update, 28 filler slots per update", "rate.PNG"),
     ],
 )
-def test_plan_prints_every_number_draws_the_rate_and_trains_nothing(
+def test_plan_prints_every_number_and_writes_nothing_but_the_picture_asked_for(
     arguments: list[str],
     processes: int,
     window: str,
@@ -128,24 +129,97 @@ def test_plan_prints_every_number_draws_the_rate_and_trains_nothing(
     printed = capsys.readouterr()
     assert printed.err == ""
     shown = re.sub(r"(?<=about |slots )\d+\.\d(?= MiB)", "X", printed.out)
-    assert shown == PRINTED.format(processes=processes, window=window, picture=name)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    drawn = f"picture: {name}\n" if name else ""
+    assert shown == PRINTED.format(processes=processes, window=window) + drawn
+    assert [path.name for path in tmp_path.iterdir()] == ([name] if name else [])
+    if not name:
+        return
     kind, size, colours = picture(tmp_path / name)
     assert (kind, size) == ("PNG", (1200, 525))
     assert colours > 10
 
 
-def test_plan_leaves_a_runs_folder_alone(
+def test_a_picture_takes_the_place_of_an_earlier_one_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    photo, text = tmp_path / "photo.png", tmp_path / "text.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    text.write_text("words")
+    before = {path: path.read_bytes() for path in (photo, text)}
+    for path in before:
+        assert main(["plan", *SMALL, "--png", path.name]) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err) == (
+            "",
+            f"vit-dist: --png: {path.name} is there, and is no picture of a plan: name another file\n",
+        )
+    assert {path: path.read_bytes() for path in before} == before
+    for schedule in ("wsd", "constant"):
+        assert main(["plan", *SMALL, "--schedule.name", schedule, "--png", "rate.png"]) == 0
+        capsys.readouterr()
+
+
+def test_plan_says_what_train_would_do_in_the_folder_and_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def first_line(*more: str) -> str:
+        assert main(["plan", *SMALL, "--run.threads", "1", *more]) == 0
+        return capsys.readouterr().out.splitlines()[0]
+
+    assert first_line() == "plan of small: new run"
+    assert main(["train", *SMALL, "--log.report", "false", "--log.trackers", "none"]) == 0
     run = tmp_path / "runs" / "small"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text("optimizer:\n  lr: 1.0\n")
-    assert main(["plan", *SMALL]) == 0
-    assert capsys.readouterr().out.startswith("plan of small, on 1 × fp32\n")
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]
-    assert (run / "config.yaml").read_text() == "optimizer:\n  lr: 1.0\n"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    capsys.readouterr()
+    assert first_line() == "plan of small: finished before"
+    assert first_line("--train.duration", "16 updates") == (
+        "plan of small: resumed from update 8 of 16 (epoch 0.6182 of 1.236)"
+    )
+    # What train refuses there, plan refuses with the same words.
+    for flags in (["--optimizer.lr", "0.5"], ["--run.resume", "never"], ["--data.val_fraction", "0.2"],
+                  ["--train.duration", "7 updates"]):  # fmt: skip
+        errors = []
+        for command in ("plan", "train"):
+            assert main([command, *SMALL, *flags]) == 2
+            errors.append(capsys.readouterr().err)
+        assert errors[0] == errors[1] != ""
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_plan_shows_what_is_chosen_for_the_data(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--data.root", str(image_folder), "--model.depth", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("plan of pictures-")
+    start = lines.index("  chosen for this data; a flag sets each otherwise:")
+    chosen = [line.split()[0] for line in lines[start + 1 :] if line.startswith("    ")]
+    assert "batch.global_size" in chosen
+    assert "model.depth" not in chosen
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+def test_measure_times_updates_and_writes_nothing(
+    ema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *SMALL, "--train.ema", ema, "--run.threads", "1", "--measure"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("measured over "))
+    assert re.fullmatch(r"measured over [1-5] updates on cpu, fp32", lines[start])
+    rows = {line.split("  ")[1]: line.rpartition("  ")[2] for line in lines[start + 1 :]}
+    assert list(rows) == ["update", "epoch", "test once", "val once", "run", "bound by", "memory"]
+    assert re.fullmatch(r"[\d.e-]+ s, [\d,]+ images/s", rows["update"])
+    assert re.fullmatch(r"about .*: training .*, evaluation .*; saving and the report not counted", rows["run"])
+    assert rows["memory"].endswith(" MiB at most, of the whole process")
+    assert list(tmp_path.iterdir()) == []
+    assert main(["plan", *SMALL, "--measure", "--processes", "2"]) == 2
+    assert capsys.readouterr().err.startswith("vit-dist: --measure: times one process: drop --processes")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +246,7 @@ def test_plan_leaves_a_runs_folder_alone(
         (["--schedule.name", "cosin"], "schedule.name: no schedule cosin (did you mean cosine?)"),
         (
             ["--optimizer.name", "sdg"],
-            "optimizer.name: no optimizer sdg (did you mean sgd?)",
+            "optimizer.name: no optimizer sdg; known: adamw, adam, sgd, muon, timm/NAME; if timm has it: timm/sdg",
         ),
         (
             ["--model.name", "vit_tny"],
@@ -247,7 +321,8 @@ def huge(update: int) -> float:
         (["--loss.teacher", "none"], "loss.teacher: none is neither a run's folder with a checkpoint"),
         (["--optimizer.overrides.haed.lr", "1e-4"], "optimizer.overrides.haed: matches no parameter"),
         (["--schedule.name", "OneCycleLR", "--schedule.args", "{pct_start: 2}"], "schedule.args: OneCycleLR over"),
-        (["--config", "digits", "--model.pretrained", "weights.pth"], "model.pretrained: weights.pth does not exist"),
+        (["--config", "digits", "--model.pretrained", "weights.pth"],
+         "model.pretrained: weights.pth: a pickle is never read: "),
         (["--loss.name", "os:getcwd", "--loss.label_smoothing", "0"],
          "loss.name: os:getcwd fails on outputs [2, 10] and class numbers [2]: TypeError: "),
         (["--loss.name", "torch:add"], "loss.name: torch:add fails on outputs [2, 10] and class numbers [2]: "),

@@ -90,11 +90,12 @@ USAGES = {
     ),
     "plan": Usage(
         "Show what `train` with the same flags would do, without training or touching the run's folder: every number "
-        f"of the run, its memory, the curve of its learning rate. {_RECIPE}",
+        f"of the run, its memory, the curve of its learning rate, with --measure how long it takes. {_RECIPE}",
         {
             **_CONFIG_FLAGS,
             "--processes": ("N", "processes to plan for (default: 1)"),
-            "--png": ("FILE", "picture of the learning rate (default: plan.png)"),
+            "--measure": ("", "time a few updates and evaluations on this machine: seconds per epoch and in all"),
+            "--png": ("FILE", "also draw the learning rate"),
         },
         {},
         0,

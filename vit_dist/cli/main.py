@@ -140,8 +140,8 @@ def _train(words: list[str]) -> int:
 
 def _plan(words: list[str]) -> int:
     arguments = parse_arguments("plan", words)
-    picture = arguments.path("--png") or Path("plan.png")
-    if picture.suffix.lower() != ".png":
+    picture, measure = arguments.path("--png"), "--measure" in arguments.flags
+    if picture is not None and picture.suffix.lower() != ".png":
         raise UserError(f"--png: the picture is a PNG: name it FILE.png, not {picture}")
     config = arguments.load_config()
     if _print_config(arguments, config):
@@ -150,7 +150,9 @@ def _plan(words: list[str]) -> int:
     from vit_dist.telemetry.console import Console
 
     processes = int(arguments.flags.get("--processes", "1"))
-    show_plan(config, Console(speaks=True), processes=processes, picture=picture, trust_code=_trusts(arguments))
+    trust_code = _trusts(arguments)
+    console = Console(speaks=True)
+    show_plan(config, console, processes=processes, picture=picture, measure=measure, trust_code=trust_code)
     return 0
 
 

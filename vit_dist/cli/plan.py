@@ -1,4 +1,4 @@
-"""The `plan` command: show a run's numbers, memory and learning rate without training."""
+"""The `plan` command: show what `train` would do, without training: numbers, memory, learning rate, time."""
 
 from __future__ import annotations
 
@@ -10,61 +10,104 @@ from pathlib import Path
 import torch
 
 from vit_dist.config.config import Config
-from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError
-from vit_dist.files import check_place
-from vit_dist.formatting import sketch
+from vit_dist.formatting import duration, size_text, sketch
 from vit_dist.models.build import drop_path_depth
+from vit_dist.models.pretrained import timm_weights_are_here
 from vit_dist.optim.rate_curve import rate_curve
 from vit_dist.plan.plan import Plan
-from vit_dist.report.curves import draw_rates
-from vit_dist.runtime.devices import resolve_precision
+from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
 from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
 from vit_dist.training.components import Components, build_components
-from vit_dist.training.overview import augment_notes, plan_rows
-from vit_dist.training.resolve import resolve
-from vit_dist.training.resume import find_resume_point
+from vit_dist.training.overview import augment_notes, choice_lines, plan_rows
+from vit_dist.training.resolve import Resolved, find_start, resolve
+from vit_dist.training.resume import ResumePoint, resumed_state, start_text
+
+# Seconds of updates that are timed, and the share of them spent waiting above which the data is too slow.
+_MEASURED, _WAITS = 10.0, 0.1
 
 
-def show_plan(config: Config, console: Console, *, processes: int, picture: Path, trust_code: bool = False) -> None:
-    """Print the plan of a config on `processes` processes, and draw its learning rate into a PNG.
+def show_plan(
+    config: Config,
+    console: Console,
+    *,
+    processes: int = 1,
+    picture: Path | None = None,
+    measure: bool = False,
+    trust_code: bool = False,
+) -> None:
+    """Print the plan of a config on `processes` processes. Nothing is written but the picture.
 
-    trust_code: run a function that the run of the config's teacher names as its model.
-    Raises UserError for everything that `train` refuses, except what depends on the machine, the
-    network or what is in the run's folder.
+    picture: PNG of the learning rate. measure: time a few updates on this machine. trust_code: run a function that the
+    run of the config's teacher names as its model. Raises UserError for everything that `train` refuses.
     """
-    resolved = resolve(config)
+    if picture is not None:
+        _check_picture(picture)
+    if measure and processes > 1:
+        raise UserError("--measure: times one process: drop --processes, or time a short run under the launcher")
+    device = resolve_device(config.run.device)
+    resolved, resume = find_start(resolve(config))
     config = resolved.config
-    check_place(config.folder, "run.dir" if config.run.dir else "run.name")
-    if config.run.resume not in ("auto", "never"):
-        find_resume_point(config, resolved.data, resolved.samples)
-    components = build_components(
-        config,
-        world_size=processes,
-        device=torch.device("cpu"),
-        autocast=contextlib.nullcontext,
-        source=resolved.data,
-        load_pretrained=config.model.pretrained != "timm",  # a plan downloads no weights
-        trust_code=trust_code,
-    )
+    precision = resolve_precision(resume.precision(config), config.run.device)
+    components = _build(resolved, resume, processes, trust_code=trust_code)
     plan = components.plan
+    state = resumed_state(resume, plan)
+    if resume.checkpoint is not None and not resume.finished:
+        resume.checkpoint.check_fits(components.model, components.optimizer)
     rates = rate_curve(components.schedule, plan)
-    precision = resolve_precision(config.train.precision, config.run.device)
-    console.say(f"plan of {config.run.name or config.folder.name}, on {processes} × {precision}")
-    console.table({**plan_rows(components), "memory": _memory_text(_estimate_memory(components, precision), plan)})
-    for note in [*components.notes, *survey(components.data).notes, *augment_notes(config, components.data)]:
+    memory = _estimate_memory(components, precision)
+    console.say(f"plan of {config.run.name or config.folder.name}: {start_text(resume, plan)}")
+    rows = {
+        **plan_rows(components),
+        "machine": _machine_text(config, processes, device, precision),
+        "memory": _memory_text(memory, plan),
+        "folder": str(config.folder),
+    }
+    console.table(rows)
+    for line in choice_lines(resolved.choices):
+        console.say(line)
+    for note in [*resolved.notes, *resume.notes, *components.notes, *augment_notes(config, components.data)]:
         console.say(f"  note: {note}")
     console.say("parameters")
     groups = components.optimizer.param_groups
     console.table({group["name"]: _group_text(group, components.lr) for group in groups})
-    _show_rates(config, components, rates, console, picture)
+    _show_rates(config, components, rates, console)
+    if picture is not None:
+        _draw_rates(picture, components, rates)
+        console.say(f"picture: {picture}")
+    if measure:
+        _show_speed(resolved, resume, state.position, console, trust_code=trust_code)
 
 
-def _show_rates(
-    config: Config, components: Components, rates: Sequence[float], console: Console, picture: Path
-) -> None:
-    """Print the curve of the learning rate and draw it into a PNG. Raises UserError."""
+def _build(resolved: Resolved, resume: ResumePoint, processes: int, *, trust_code: bool) -> Components:
+    """Build the parts of the run on the CPU, as `train` does. No weights are downloaded. Raises UserError."""
+    named = resolved.config.model
+    begins = resume.checkpoint is None
+    here = named.pretrained != "timm" or not begins or timm_weights_are_here(named.name)
+    components = build_components(
+        resolved.config,
+        world_size=processes,
+        device=torch.device("cpu"),
+        autocast=contextlib.nullcontext,
+        source=resolved.data,
+        load_pretrained=begins and here,
+        trust_code=trust_code,
+    )
+    if not here:
+        components.notes.append("model.pretrained: train downloads timm's weights first")
+    return components
+
+
+def _machine_text(config: Config, processes: int, device: str, precision: str) -> str:
+    """Return the device of each process, the precision and the threads in words, as a run's overview has them."""
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    threads = max(1, available_cores() // processes) if config.run.threads == "auto" else config.run.threads
+    return f"{processes} × {name}, {precision}, {threads} threads per process"
+
+
+def _show_rates(config: Config, components: Components, rates: Sequence[float], console: Console) -> None:
+    """Print the curve of the learning rate."""
     plan = components.plan
     over = f"{plan.epochs:.4g} epochs" if len(rates) == plan.updates else f"the first {len(rates):,} updates"
     console.say(f"rate over {over}: first {rates[0]:.3g}, highest {max(rates):.3g}, last {rates[-1]:.3g}")
@@ -74,12 +117,82 @@ def _show_rates(
         )
     for line in sketch(rates):
         console.say(line)
+
+
+def _check_picture(path: Path) -> None:
+    """Check that a picture may be written: to a new file, or over one of an earlier plan. Raises UserError."""
+    if path.is_dir():
+        raise UserError(f"--png {path}: cannot be written: Is a directory: name another file")
+    if not path.exists():
+        return
+    from vit_dist.report.curves import is_rate_picture
+
+    if not is_rate_picture(path):
+        raise UserError(f"--png: {path} is there, and is no picture of a plan: name another file")
+
+
+def _draw_rates(path: Path, components: Components, rates: Sequence[float]) -> None:
+    """Draw the curve of the learning rate into a PNG. Raises UserError."""
+    from vit_dist.report.curves import draw_rates
+
+    plan, schedule = components.plan, components.config.schedule
     epochs = [plan.samples_at(update) / plan.samples for update in range(len(rates))]
     try:
-        draw_rates(picture, epochs, rates, f"{config.schedule.name}, peak {components.lr:.3g}")
+        draw_rates(path, epochs, rates, f"{schedule.name}, peak {components.lr:.3g}")
     except OSError as error:
-        raise UserError(f"--png {picture}: cannot be written: {error.strerror}: name another file") from None
-    console.say(f"picture: {picture}")
+        raise UserError(f"--png {path}: cannot be written: {error.strerror}: name another file") from None
+
+
+def _show_speed(resolved: Resolved, resume: ResumePoint, position: int, console: Console, *, trust_code: bool) -> None:
+    """Time some updates on this machine, and print how long the run takes. Raises UserError."""
+    from vit_dist.runtime.runtime import Runtime
+    from vit_dist.training.speed import measure_speed
+
+    config = resolved.config
+    runtime = Runtime(config.run, resume.precision(config))
+    try:
+        components = build_components(
+            config,
+            world_size=1,
+            device=runtime.device,
+            autocast=runtime.autocast,
+            source=resolved.data,
+            load_pretrained=False,  # other weights take as long
+            trust_code=trust_code,
+        )
+        speed = measure_speed(components, runtime, _MEASURED)
+    finally:
+        runtime.end()
+    plan = components.plan
+    position = plan.updates if resume.finished else position
+    training, evaluating = speed.training_seconds(plan, position), speed.evaluating_seconds(plan, position)
+    rest = f" from update {position}" if position else ""
+    whole = {
+        "run": f"about {duration(training + evaluating)}{rest}: training {duration(training)}, "
+        f"evaluation {duration(evaluating)}; saving and the report not counted"
+    }
+    console.say(f"measured over {speed.updates} updates on {runtime.device_name}, {runtime.precision}")
+    console.table(
+        {
+            "update": f"{speed.update_seconds:.3g} s, {speed.samples_per_second:,.0f} images/s",
+            "epoch": duration(plan.samples / speed.samples_per_second),
+            **{f"{name} once": duration(value) for name, value in speed.passes.items()},
+            **({} if resume.finished else whole),
+            "bound by": _bound_text(speed.waiting),
+            "memory": f"{size_text(speed.memory)} at most, "
+            + ("on the GPU" if runtime.device.type == "cuda" else "of the whole process"),
+        }
+    )
+
+
+def _bound_text(waiting: float) -> str:
+    """Return what the time of an update goes to. waiting: the share of it in which images are waited for."""
+    if waiting < _WAITS:
+        return f"computing: images are waited for {waiting:.0%} of the time"
+    return (
+        f"reading images: they are waited for {waiting:.0%} of the time; more data.workers, smaller files or a faster "
+        "disk may help"
+    )
 
 
 def _estimate_memory(components: Components, precision: str) -> Memory:

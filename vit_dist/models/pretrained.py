@@ -16,6 +16,7 @@ from vit_dist.models.timm_models import pretrained_cfg
 from vit_dist.models.weights import check_finite, read_tensors
 
 _PATCHES, _POSITIONS = "patch_embed.proj.weight", "pos_embed"
+_HUB_FILE = "model.safetensors"
 _LISTED = 5
 
 
@@ -23,14 +24,27 @@ def timm_weights(name: str) -> Path:
     """Return the safetensors file of a timm model's pretrained weights, downloaded once. Raises UserError."""
     from huggingface_hub import hf_hub_download
 
+    place = _hub_id(name)
+    try:
+        return Path(hf_hub_download(place, _HUB_FILE))
+    except Exception as error:  # of many kinds: no network, no such file, no permission
+        reason = one_line(error, 200)
+        raise UserError(f"model.pretrained: {place} cannot be downloaded ({reason}): give a file") from None
+
+
+def timm_weights_are_here(name: str) -> bool:
+    """Return whether a timm model's pretrained weights were downloaded before. Raises UserError if timm has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(_hub_id(name), _HUB_FILE), str)
+
+
+def _hub_id(name: str) -> str:
+    """Return where the Hugging Face Hub has a timm model's weights. Raises UserError if timm has none."""
     cfg = pretrained_cfg(name)
     if cfg is None or not cfg.hf_hub_id:
         raise UserError(f"model.pretrained: timm has no safetensors weights for {name}: give a file")
-    try:
-        return Path(hf_hub_download(cfg.hf_hub_id, "model.safetensors"))
-    except Exception as error:  # of many kinds: no network, no such file, no permission
-        reason = one_line(error, 200)
-        raise UserError(f"model.pretrained: {cfg.hf_hub_id} cannot be downloaded ({reason}): give a file") from None
+    return str(cfg.hf_hub_id)
 
 
 def load_pretrained(model: nn.Module, path: Path, *, new_head: bool) -> list[str]:

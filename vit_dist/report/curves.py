@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from PIL import Image
 
 from vit_dist.formatting import duration
 from vit_dist.report.drawing import (
@@ -31,6 +32,7 @@ from vit_dist.run_folder.metrics import Floats, Line
 from vit_dist.run_folder.record import RunRecord
 
 _BINS = 600
+_RATES_TITLE = "learning rate of a plan"
 # In inches: loss and accuracy stand side by side and are read first.
 _LARGE = (5.4, 3.4)
 # A smoothed point is the median of this part of the points on both sides.
@@ -193,11 +195,20 @@ def divergence_curve(divergences: Sequence[tuple[str, Floats, Floats]]) -> Figur
 
 
 def draw_rates(path: Path, epochs: Sequence[float], rates: Sequence[float], title: str) -> None:
-    """Write a PNG of the learning rate over epochs. Raises OSError."""
+    """Write a PNG of the learning rate over epochs, by which `is_rate_picture` knows it again. Raises OSError."""
     figure, axes = new_figure(8, 3.5)
     axes.plot(epochs, rates, color=BLUE)
     axes.set(title=title, xlabel="epoch", ylabel="learning rate", xlim=(0, max(*epochs, 1e-9)), ylim=(0, None))
-    save_png(figure, path)
+    save_png(figure, path, title=_RATES_TITLE)
+
+
+def is_rate_picture(path: Path) -> bool:
+    """Return whether a file is a PNG that `draw_rates` wrote."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Title") == _RATES_TITLE
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

@@ -50,10 +50,11 @@ def new_figure(width: float = 5.4, height: float = 2.9) -> tuple[Figure, Axes]:
         return figure, figure.subplots()
 
 
-def save_png(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """Write a PNG atomically. Raises OSError."""
+def save_png(figure: Figure, path: Path, dpi: int = 150, title: str = "") -> None:
+    """Write a PNG atomically, with a title in its metadata if there is one. Raises OSError."""
     with replacing(path) as hidden, _drawing(_STYLE):
-        figure.savefig(hidden, dpi=dpi, format="png", facecolor="white")
+        metadata = {"Title": title} if title else None
+        figure.savefig(hidden, dpi=dpi, format="png", facecolor="white", metadata=metadata)
 
 
 def short(text: str, length: int = 22) -> str:

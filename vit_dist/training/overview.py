@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -16,6 +16,7 @@ from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import Components
+from vit_dist.training.defaults import Choice
 from vit_dist.training.trainer import Trainer
 from vit_dist.version import __version__
 
@@ -42,6 +43,15 @@ def print_overview(trainer: Trainer, notes: list[str], start: str) -> None:
         *_idle_notes(plan, runtime),
     ]:
         console.note(f"  note: {note}")
+
+
+def choice_lines(choices: Sequence[Choice]) -> list[str]:
+    """Return the fields that were chosen from the data and why, a line each."""
+    if not choices:
+        return []
+    width = max(len(f"{choice.field} {choice.value}") for choice in choices)
+    lines = [f"    {f'{choice.field} {choice.value}':<{width}}  {choice.reason}" for choice in choices]
+    return ["  chosen for this data; a flag sets each otherwise:", *lines]
 
 
 def plan_rows(components: Components) -> dict[str, str]:

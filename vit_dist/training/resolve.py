@@ -13,10 +13,11 @@ from vit_dist.config.config import Config
 from vit_dist.data.fingerprint import SAMPLES, difference, fingerprint
 from vit_dist.data.sources.splits import SPLITS, LabelledSplits
 from vit_dist.errors import UserError
+from vit_dist.files import check_place
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import open_splits
 from vit_dist.training.defaults import Choice, choose_defaults
-from vit_dist.training.resume import holds_run, read_config, stored_config
+from vit_dist.training.resume import ResumePoint, find_resume_point, holds_run, read_config, stored_config
 
 _LONGEST_NAME = 40
 # Of the earlier runs on a folder, so many are looked at: each costs the time to read its config.
@@ -62,6 +63,26 @@ def _without_data(config: Config) -> Config:
     if config.data.root:
         raise UserError(f"data.root: {config.data.root} is set, and a source is given too: leave one of them out")
     return replace(config, data=replace(config.data, name="folder"))
+
+
+def find_start(resolved: Resolved, runtime: Runtime | None = None) -> tuple[Resolved, ResumePoint]:
+    """Find where a run starts; return it with the duration that it was given since, and the point.
+
+    Raises UserError for a folder that it may not, or cannot, go on in.
+    """
+
+    def find() -> dict[str, Any]:
+        config = resolved.config
+        resume = find_resume_point(config, resolved.data, resolved.samples)
+        if not resume.finished:
+            check_place(config.folder, "run.dir" if config.run.dir else "run.name")
+        return resume.to_dict()
+
+    resume = ResumePoint.from_dict(find() if runtime is None else runtime.run_on_main(find))
+    if not resume.duration:
+        return resolved, resume
+    config = resolved.config
+    return replace(resolved, config=replace(config, train=replace(config.train, duration=resume.duration))), resume
 
 
 def _decide(config: Config, data: LabelledSplits, source: Any) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class ResumePoint:
     whole: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
+    def precision(self, config: Config) -> str:
+        """Return the `train.precision` that the run goes on in: auto is what it was."""
+        precision: str = config.train.precision
+        return self.checkpoint.state.precision if precision == "auto" and self.checkpoint is not None else precision
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, the checkpoint by its path."""
         plain = {name: getattr(self, name) for name in vars(self)}
@@ -243,7 +248,9 @@ def resumed_state(resume: ResumePoint, plan: Plan) -> TrainState:
 
 
 def start_text(resume: ResumePoint, plan: Plan) -> str:
-    """Return in words where a run starts: new, or at which update and epoch."""
+    """Return in words where a run starts: new, at which update and epoch, or that it has finished."""
+    if resume.finished:
+        return "finished before"
     if resume.checkpoint is None:
         return "new run"
     position, epoch = resume.checkpoint.position, plan.samples_at(resume.checkpoint.position) / plan.samples

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from vit_dist.training.artifacts import save_inputs, save_predictions, trained_m
 from vit_dist.training.bad_update import check_finite, diverged, without_answers
 from vit_dist.training.claim import lock_run
 from vit_dist.training.loop import loop
-from vit_dist.training.resolve import resolve
-from vit_dist.training.resume import ResumePoint, find_resume_point
+from vit_dist.training.resolve import find_start, resolve
+from vit_dist.training.resume import ResumePoint
 from vit_dist.training.setup import setup
 from vit_dist.training.summary import current_report, print_summary, summarise
 from vit_dist.training.trainer import Trainer
@@ -124,24 +124,15 @@ def _start(
     runtime.flags.raises = True
     runtime.flags.limit(parse_seconds(config.run.time_limit) or math.inf)
     resolved = resolve(config, source, runtime)
-    config = resolved.config
-    lock = lock_run(config.folder, runtime)
+    lock = lock_run(resolved.config.folder, runtime)
     try:
-        data, samples = resolved.data, resolved.samples
-        found = runtime.run_on_main(lambda: find_resume_point(config, data, samples).to_dict())
-        resume = ResumePoint.from_dict(found)
-        checkpoint = resume.checkpoint
+        resolved, resume = find_start(resolved, runtime)
+        config = resolved.config
         if resume.finished:
             return _finished_before(config, resume, console, model), True
-        if resume.duration:
-            config = replace(config, train=replace(config.train, duration=resume.duration))
-            resolved = replace(resolved, config=config)
         if lock is None and resume.checkpoint_in_folder and runtime.is_main:
             raise UserError(f"run.dir: {config.folder} cannot be written to, and its run has not finished: set another")
-        precision: str = config.train.precision
-        if precision == "auto" and checkpoint is not None:
-            precision = checkpoint.state.precision
-        runtime.use_precision(precision, config.run.device)
+        runtime.use_precision(resume.precision(config), config.run.device)
         trainer = setup(resolved, runtime, console, resume, lock, model, trust_code=trust_code)
         lock = None  # the trainer's
         if runtime.is_main:
