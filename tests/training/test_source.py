@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from vit_dist import Config, UserError, train
 from vit_dist.config.fields import AugmentConfig, DataConfig, RunConfig
+from vit_dist.data.fingerprint import fingerprint
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.folder import read_folder
@@ -264,3 +265,12 @@ def test_arrays_train_and_the_same_call_resumes_them(tmp_path: Path, monkeypatch
     with pytest.raises(UserError) as error:
         train(Config.load("folder", {**FIELDS, "data.root": str(tmp_path)}), source=(images, labels))
     assert str(error.value) == f"data.root: {tmp_path} is set, and a source is given too: leave one of them out"
+
+
+def test_other_images_with_the_same_labels_are_other_data(image_folder: Path) -> None:
+    source = database(image_folder)
+    first, again = (fingerprint(from_source(source, DataConfig())) for _ in range(2))
+    assert first == again
+    assert {name: split["samples"] for name, split in first.items()} == {"train": 54, "val": 6}
+    source.image = lambda index: Image.new("RGB", (20, 20))  # type: ignore[method-assign]
+    assert fingerprint(from_source(source, DataConfig())) != first

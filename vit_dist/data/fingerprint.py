@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -10,21 +11,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vit_dist.data.sources.image_files import FilePaths
-from vit_dist.data.sources.source import decoded
+from vit_dist.data.sources.source import decoded, read_image
 from vit_dist.data.sources.splits import LabelledSplits, Subset
+from vit_dist.errors import UserError
 from vit_dist.files import replacing
+from vit_dist.plan.keys import Purpose, key
+from vit_dist.plan.permutation import permute
 
 # Of each sample of each split: the split, its name, the size of its file in bytes and the number of its class.
 SAMPLES = "samples.csv.gz"
 Sample = tuple[str, int, int]
+_SAMPLED = 16  # images of a source without files
 
 
 def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
-    """Return (samples, sha256) of each split: of names, file sizes and classes, and of pixels held in memory.
+    """Return (samples, sha256) of each split: of names, file sizes and classes, or of pixels held in memory.
 
-    Names are relative to the folder that holds all files, so that data may be moved. A file that is gone counts as one
-    of 0 bytes.
+    Of a source that has neither, of the classes and a few of its images. Names are relative to the folder that holds all
+    files, so that data may be moved. A file that is gone counts as one of 0 bytes.
     """
     root = _common_folder(data)
     return {name: _of_split(split, root) for name, split in data.splits.items()}
@@ -93,7 +100,18 @@ def _digest(split: Subset, root: str) -> str:
             digest.update(f"{name}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
     else:
         digest.update(split.labels.tobytes())
+        _add_few_images(digest, split)
     return digest.hexdigest()
+
+
+def _add_few_images(digest: Any, split: Subset) -> None:
+    """Add a few images of a source that has neither files nor pixels: to read all may take as long as an epoch."""
+    places = permute(np.arange(min(_SAMPLED, len(split)), dtype=np.int64), len(split), key(0, Purpose.FINGERPRINT))
+    for index in split.indices[places].tolist():
+        with contextlib.suppress(UserError):  # one that cannot be read is told when it is its turn
+            image = read_image(split.source, index)
+            digest.update(f"{index}\0{image.mode}\0{image.size}\n".encode())
+            digest.update(image.tobytes())
 
 
 def _samples(split: Subset, root: str) -> Iterator[Sample]:

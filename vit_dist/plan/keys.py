@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     GRID = 12
     REPLACEMENT = 13
     SURVEY = 14
+    FINGERPRINT = 15
 
 
 def key(*parts: int) -> int:
