@@ -30,8 +30,8 @@ _SAMPLED = 16  # images of a source without files
 def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
     """Return (samples, sha256) of each split: of names, file sizes and classes, or of pixels held in memory.
 
-    Of a source that has neither, of the classes and a few of its images. Names are relative to the folder that holds all
-    files, so that data may be moved. A file that is gone counts as one of 0 bytes.
+    Of a source that has neither, of the classes and a few of its images. Names are relative to the folder that holds
+    all files, so that data may be moved. A file that is gone counts as one of 0 bytes.
     """
     root = _common_folder(data)
     return {name: _of_split(split, root) for name, split in data.splits.items()}
