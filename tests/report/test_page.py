@@ -536,6 +536,9 @@ def test_the_report_of_a_million_lines_is_small(
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         for update in range(1, count + 1):
             file.write(line % (float(update), update, update / 10, 100.0 if update == 654_321 else 2.0))
+        for number in range(1, 11):  # without evaluations there are no hints to compute
+            update = count // 10 * number
+            file.write(json.dumps(eval_line(update, 1e6 + number, best=True, loss=2.0 - 0.1 * number)) + "\n")
     read_seconds: list[float] = []
 
     def timed_read_run(folder: Path) -> RunRecord:
