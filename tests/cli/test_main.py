@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,8 @@ from torch import nn
 from tests.conftest import REPOSITORY
 from vit_dist.cli import main
 from vit_dist.cli.aliases import TRAIN_ALIASES
-from vit_dist.cli.arguments import help_text, parse_arguments
+from vit_dist.cli.arguments import parse_arguments
+from vit_dist.cli.help import COMMANDS, EXAMPLES, help_text
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import RECIPES
 from vit_dist.config.schema import all_options
@@ -287,7 +290,14 @@ def test_mistakes_exit_with_code_2_and_one_line_each_on_rank_0(
     printed = capsys.readouterr()
     assert printed.err == "".join(f"vit-dist: {line}\n" for line in text.splitlines())
     assert printed.out == ""
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "",
+        "MASTER_PORT": "",
+    }.items():
+        monkeypatch.setenv(name, value)
     assert main(["train", *arguments]) == 2
     assert capsys.readouterr().err == ""
 
@@ -297,11 +307,14 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"vit-dist {__version__}\n"
     for asked in ([], ["--help"], ["-h"]):
         assert main(asked) == 0
-        assert capsys.readouterr().out.startswith(
+        printed = capsys.readouterr().out
+        assert printed.startswith(
             "usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n"
-            "  train      train a Vision Transformer, or resume the run in its folder\n"
-            "  plan       show what a run would do, without training: numbers, memory, learning rate\n"
+            "Train Vision Transformers that classify images, and use them.\n\n"
+            "  vit-dist train                               # handwritten digits that come with it: a minute\n"
         )
+        assert "\n  train       train a Vision Transformer, or go on with a run that was stopped\n" in printed
+        assert [line.split()[0] for line in printed.splitlines()[10:-2]] == list(COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +373,10 @@ def test_help_of_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         "usage: vit-dist plan [--config RECIPE|FILE] [--print_config] [--trust_code] [--processes N] "
         "[--png FILE] [--section.field VALUE …]"
     )
-    assert rest.startswith(
+    assert [line.split("  # ")[0].strip() for line in rest.splitlines()[:3]] == [
+        command for command, _ in EXAMPLES["plan"]
+    ]
+    assert rest.partition("\n\n")[2].startswith(
         "Show what `train` with the same flags would do, without training or touching the run's folder: every number "
         "of the run, its memory, the curve of its learning rate. --config takes a shipped recipe ("
     )
@@ -476,3 +492,24 @@ def test_config_schema_prints_the_json_schema(capsys: pytest.CaptureFixture[str]
     assert main(["config", "shema"]) == 2
     line = "vit-dist: config: takes schema alone, not shema; see vit-dist config --help\n"
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_in_the_help_are_commands_that_parse(name: str) -> None:
+    for line, _ in EXAMPLES[name]:
+        words = shlex.split(line)
+        assert words[: 1 + len(name.split())] == ["vit-dist", *name.split()]
+        given = parse_arguments(name, words[1 + len(name.split()) :])
+        if name in ("train", "plan"):
+            given.load_config()
+
+
+def test_the_flags_for_the_first_hour_come_before_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    headings = re.findall(r"^([a-z ]+):$", printed, re.MULTILINE)
+    assert headings[:3] == ["options", "for a start", "run"]
+    start = printed.partition("\nfor a start:\n")[2].partition("\nrun:\n")[0]
+    assert {"--data.root", "--train.duration", "--model.pretrained"} <= set(re.findall(r"--[\w.]+", start))
+    assert printed.count("  --data.root X ") == 1

@@ -80,7 +80,9 @@ def test_each_launcher_starts_the_world_it_should(launcher: list[str], world: in
     assert start["threads"] == max(1, cores // world)
     assert done.stdout.count("finished") == 1
     device = f"{torch.cuda.get_device_name()}, bf16" if gpus else "cpu, fp32"
-    assert f"{world} × {device}, {start['threads']} threads per process" in done.stdout
+    threads = f"{start['threads']} thread{'s' if start['threads'] > 1 else ''}"
+    where = f"{device}, {threads}" if world == 1 else f"{world} × {device}, {threads} each"
+    assert f"  on       {where}\n" in done.stdout
 
 
 def test_two_machines_train_one_run(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_pipe_whose_reader_goes_does_not_end_the_run(unbuffered: str, tmp_path
     )
     assert run.stdout is not None
     assert run.stderr is not None
-    assert run.stdout.readline().startswith("vit_dist ")
+    assert run.stdout.readline().startswith("run: new run")
     run.stdout.close()  # as `head -1` does
     assert run.stderr.read() == ""
     assert run.wait(80) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -478,21 +479,23 @@ def test_a_report_is_written_at_the_end_and_its_failure_does_not_fail_the_run(
 
     assert not train(config).stopped
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("vit_dist ")
+    assert lines[0].startswith("run: resumed from update 3 of 8 (epoch 0.")
     assert FLIPPED in lines
-    main_lines = [line for line in lines if line.startswith(("update", "val", "test", "finished"))]
-    assert [line.split("  ")[0].split(": loss")[0].split(": 1")[0] for line in main_lines] == [
+    main_lines = [line for line in lines if line.startswith(("first", "update", "epoch", "val", "test", "finished"))]
+    assert [re.split(r"  | after|:", line)[0] for line in main_lines] == [
+        "first update",
         "update 4/8",
         "update 8/8",
-        "val, raw weights of update 8",
+        "epoch 0.3",
         "test, raw weights of update 8",
         "finished",
     ]
     page = folder / "report" / "index.html"
     assert page.read_text().lstrip().startswith("<!")
-    assert [line.split() for line in lines[-2:]] == [
+    assert [line.split() for line in lines[-5:-2]] == [
         ["report", *f"{page}: open it in a browser".split()],
-        ["next", *f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx".split()],
+        ["next"],
+        [*f"vit-dist predict {folder} IMAGE … classify images of your own".split()],
     ]
 
     (copy / "report").write_text("not a folder")
@@ -505,7 +508,7 @@ def test_a_report_is_written_at_the_end_and_its_failure_does_not_fail_the_run(
     assert [line for line in printed if line.strip().startswith("report")] == [
         f"report: {copy / 'report'} cannot be written: File exists"
     ]
-    assert printed[-1].split()[:3] == ["next", "vit-dist", "predict"]
+    assert printed[-1].split()[:3] == ["vit-dist", "export", str(copy)]
     assert status(copy)["state"] == "finished"
     assert read_json(copy / "summary.json")["test"] == read_json(folder / "summary.json")["test"]
     assert (copy / "report").read_text() == "not a folder"
@@ -533,7 +536,7 @@ def test_the_summary_names_only_a_current_report(
     monkeypatch.setattr(Run, "report", drawn)
     folder = tmp_path / "run"
     page = folder / "report" / "index.html"
-    row = f"report    {page}: open it in a browser"
+    row = f"report   {page}: open it in a browser"
 
     def of(length: int, **more: Any) -> list[str]:
         train(digits(folder, train__duration=f"{length} updates", schedule__warmup="0%", **more))

@@ -27,7 +27,12 @@ SUMMARY: dict[str, Any] = {
 }
 
 
-NEXT = "  next      vit-dist predict runs/mine [IMAGE …]; evaluate runs/mine; export runs/mine model.onnx"
+NEXT = [
+    "next",
+    "  vit-dist predict runs/mine IMAGE …    classify images of your own",
+    "  vit-dist report runs/mine             draw the report again",
+    "  vit-dist export runs/mine model.onnx  a file for other programs",
+]
 
 
 def printed(capsys: pytest.CaptureFixture[str], report: Path | None = None, **changes: Any) -> list[str]:
@@ -40,56 +45,63 @@ def printed(capsys: pytest.CaptureFixture[str], report: Path | None = None, **ch
 def test_summary_of_a_run_with_best_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys) == [
         "finished: 97.5 % on test",
-        "  trained   20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
-        "  overhead  7.0 s of evaluation, 0.4 s of saving; 1 h 02 min in all",
-        "  best      top1 98.12 % on val at update 240",
-        "  test      top1 97.50 %, loss 0.1235, of the best raw weights",
-        "  memory    1,536 MiB at most",
-        "  files     runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last, checkpoints/best",
-        NEXT,
+        "  trained  20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
+        "  time     1 h 02 min in all; evaluation 7.0 s, saving 0.4 s",
+        "  best     top1 98.12 % on val at update 240",
+        "  test     top1 97.50 %, loss 0.1235, of the best raw weights",
+        "  memory   1,536 MiB at most",
+        "  results  runs/mine",
+        *NEXT,
     ]
 
 
 def test_the_summary_says_where_the_time_went(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = {"updates": 90.0, "waiting": 6.0, "evaluating": 1.0, "saving": 0.01, "starting": 3.0, "repeated": 0.0}
     assert printed(capsys, seconds={**seconds, "other": 0.0, "downtime": 60.0}, goodput=0.9)[3] == (
-        "  goodput   90% of the time was updates; waiting 6.0 s, starting 3.0 s, evaluating 1.0 s; "
+        "  goodput  90% of the time was updates; waiting 6.0 s, starting 3.0 s, evaluating 1.0 s; "
         "down for 1 min 00 s between starts"
     )
     assert printed(capsys, seconds={**dict.fromkeys(seconds, 0.0), "downtime": 0.0}, goodput=1.0)[3] == (
-        "  goodput   100% of the time was updates"
+        "  goodput  100% of the time was updates"
     )
 
 
 def test_the_summary_names_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path("runs/mine/report/index.html")
-    assert printed(capsys, page)[-2:] == [f"  report    {page}: open it in a browser", NEXT]
+    assert printed(capsys, page)[-5:] == [f"  report   {page}: open it in a browser", *NEXT]
+
+
+def test_the_paths_of_the_next_commands_are_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(Console(speaks=True), Path("my runs/a"), SUMMARY, None)
+    assert capsys.readouterr().out.splitlines()[-3] == (
+        "  vit-dist predict 'my runs/a' IMAGE …    classify images of your own"
+    )
 
 
 def test_summary_of_a_run_without_val(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, best=None)[3:] == [
-        "  test      top1 97.50 %, loss 0.1235, of the last raw weights",
-        "  memory    1,536 MiB at most",
-        "  files     runs/mine: progress.md, summary.json, metrics.jsonl, checkpoints/last",
-        NEXT,
+        "  test     top1 97.50 %, loss 0.1235, of the last raw weights",
+        "  memory   1,536 MiB at most",
+        "  results  runs/mine",
+        *NEXT,
     ]
     assert printed(capsys, best=None, weights="ema")[3] == (
-        "  test      top1 97.50 %, loss 0.1235, of the last EMA weights"
+        "  test     top1 97.50 %, loss 0.1235, of the last EMA weights"
     )
-    assert printed(capsys, best=None, test=None)[3] == "  memory    1,536 MiB at most"
+    assert printed(capsys, best=None, test=None)[3] == "  memory   1,536 MiB at most"
 
 
 def test_the_summary_says_if_weights_are_averaged(capsys: pytest.CaptureFixture[str]) -> None:
     best = {"update": 240, "metric": "loss", "value": 0.0123456, "weights": "ema"}
     assert printed(capsys, best=best, weights="ema")[3:5] == [
-        "  best      loss 0.01235 on val at update 240, EMA weights",
-        "  test      top1 97.50 %, loss 0.1235, of the best EMA weights",
+        "  best     loss 0.01235 on val at update 240, EMA weights",
+        "  test     top1 97.50 %, loss 0.1235, of the best EMA weights",
     ]
 
 
 def test_the_summary_says_if_patience_ran_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, updates=255, epochs=17.0)[1] == (
-        "  trained   17 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s); out of patience 45 updates early"
+        "  trained  17 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s); out of patience 45 updates early"
     )
 
 
@@ -113,4 +125,4 @@ def test_without_test_the_headline_is_of_val(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_best_has_its_epoch(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed(capsys, best_epoch=16.0)[3] == "  best      top1 98.12 % on val at update 240 (epoch 16)"
+    assert printed(capsys, best_epoch=16.0)[3] == "  best     top1 98.12 % on val at update 240 (epoch 16)"

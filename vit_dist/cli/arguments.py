@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from vit_dist.cli.advice import is_known, unknown_flags, word_advice
 from vit_dist.cli.commands import RUN_COLUMNS, RUN_STATES, USAGES, Usage
+from vit_dist.cli.help import build_parser
 from vit_dist.config.config import Config
 from vit_dist.config.option import Option
 from vit_dist.config.recipe import parse_yaml
-from vit_dist.config.schema import all_options, inference_fields, sections
-from vit_dist.config.values import describe, merged
+from vit_dist.config.schema import all_options
+from vit_dist.config.values import merged
 from vit_dist.errors import UserError, either, one_line
 from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
@@ -57,7 +56,7 @@ def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
     if wrong:
         raise UserError("\n".join([*wrong, *_further_problems(command, usage, fields, rest, mappings)]))
     try:
-        space = vars(_parser(command, usage, fields).parse_intermixed_args(rest))
+        space = vars(build_parser(command, usage, fields).parse_intermixed_args(rest))
     except argparse.ArgumentError as error:
         if error.argument_name is None:
             raise UserError(f"{one_line(error)}: words that begin with a dash go after --") from None
@@ -166,53 +165,3 @@ def _take_mappings(words: list[str], names: Sequence[str]) -> dict[str, dict[str
             raise UserError(f"{flag}: must be a mapping, as {{name: value}}, not {text!r}")
         taken[field] = merged(taken.get(field, {}), value)
     return taken
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises its errors, in all versions of Python, instead of printing them."""
-
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)
-
-
-def _parser(command: str, usage: Usage, fields: Mapping[str, Option]) -> _Parser:
-    meanings = "\n".join(f"  {name:<8} {meaning}" for name, meaning in usage.positionals.items())
-    description = textwrap.fill(usage.description, shutil.get_terminal_size().columns - 2, break_on_hyphens=False)
-    parser = _Parser(
-        prog=f"vit-dist {command}",
-        usage=f"vit-dist {command} {usage}",
-        description=f"{description}\n\n{meanings}".rstrip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("positionals", nargs="*", help=argparse.SUPPRESS)
-    for flag, (value, meaning) in usage.flags.items():
-        if value:
-            parser.add_argument(flag, dest=flag, metavar=value, help=meaning)
-        else:
-            parser.add_argument(flag, dest=flag, action="store_true", help=meaning)
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, option in fields.items():
-        title, about = _group(name, usage, fields)
-        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title, about))
-        text = help_text(option, default=not usage.positionals)
-        group.add_argument(f"--{name}", dest=name, metavar="X", help=text.replace("%", "%%"))
-    return parser
-
-
-def _group(name: str, usage: Usage, fields: Mapping[str, Option]) -> tuple[str, str | None]:
-    """Return title and description of the group of flags that a field is shown in."""
-    if not usage.positionals:
-        section = name.split(".")[0]
-        return section, sections()[section].__doc__
-    allowed = ", ".join(name for name in inference_fields() if name in fields)
-    return "fields of the config", f"for a run, which fixes the others: {allowed}" if allowed else "fixed by a run"
-
-
-def help_text(option: Option, *, default: bool) -> str:
-    """Return the description of a field with its bounds or choices and, if asked for, its default."""
-    limits = describe(option.type) if get_origin(option.type) is Literal else str(option.bounds)
-    shown = f"default: {option.shown_default() or 'empty'}" if default else ""
-    details = "; ".join(part for part in (limits, shown) if part)
-    return f"{option.description} ({details})" if details else option.description

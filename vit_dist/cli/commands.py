@@ -141,7 +141,8 @@ USAGES = {
     ),
     "predict": Usage(
         "Classify images, preprocessed as the model was trained. Without IMAGE and --split: 16 samples of the test "
-        "split, and a picture of them. Samples without a file are named by their number in the data set.",
+        "split, and a picture of them. Samples without a file are named by their number in the data set. Exit code 1 "
+        "if an image cannot be read: its row says why, and the others are classified.",
         {
             "--split": ("NAME", "all of train, val or test of the model's data"),
             "--top": ("N", "classes to show, default 3"),

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from vit_dist.cli.advice import command_advice
 from vit_dist.cli.arguments import Arguments, parse_arguments
-from vit_dist.cli.streams import drop_unwritten
+from vit_dist.cli.help import COMMANDS, overview
+from vit_dist.cli.streams import drop_unwritten, print_error
 from vit_dist.config.config import Config
 from vit_dist.errors import ModelError, UserError
 from vit_dist.files import user_path
@@ -28,18 +29,6 @@ if TYPE_CHECKING:
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 
-
-_HELP = {
-    "train": "train a Vision Transformer, or resume the run in its folder",
-    "plan": "show what a run would do, without training: numbers, memory, learning rate",
-    "runs": "list the runs in a folder with their results, sorted and filtered",
-    "report": "draw the report of a run, or compare several runs",
-    "evaluate": "evaluate a model on a split or a folder, exactly, on any number of processes",
-    "predict": "classify files, folders, patterns or a split; or 16 test images, drawn to predictions.png",
-    "export": "export a model to ONNX, or to a folder for timm and the Hugging Face Hub",
-    "checkpoint": "list, verify or prune the checkpoints of a run",
-    "config": "print the JSON schema of the config, for editors",
-}
 
 _CONFIG_HELP = """usage: vit-dist config schema
 
@@ -71,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     answers = not {"-h", "--help", "--print_config"}.isdisjoint(arguments)
     if lost and (answers or arguments[:1] != ["train"]):  # a run's results are in its folder
         with contextlib.suppress(OSError):
-            print(f"vit-dist: standard output: cannot be written: {lost}", file=sys.stderr)
+            print_error(f"standard output: cannot be written: {lost}")
         code = code or 1
     drop_unwritten(sys.stderr)
     return code
@@ -82,7 +71,7 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"vit-dist {__version__}")
         return 0
-    if not arguments or arguments[0] not in _HELP:
+    if not arguments or arguments[0] not in COMMANDS:
         return _overview(arguments)
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
@@ -101,8 +90,7 @@ def _run(arguments: list[str]) -> int:
         if is_first_process(os.environ):
             with contextlib.suppress(OSError):
                 for line in str(error).splitlines():
-                    own = line.startswith("  ")  # it goes on with the line above
-                    print(line if own else f"vit-dist: {line}", file=sys.stderr)
+                    print_error(line)
         return 1 if isinstance(error, ModelError) else MISTAKE
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -111,10 +99,9 @@ def _run(arguments: list[str]) -> int:
 
 def _overview(arguments: list[str]) -> int:
     if arguments and arguments[0] not in ("-h", "--help"):
-        print(f"vit-dist: {arguments[0]}: {command_advice(arguments, list(_HELP))}", file=sys.stderr)
+        print_error(f"{arguments[0]}: {command_advice(arguments, list(COMMANDS))}")
         return MISTAKE
-    lines = [f"  {name:<11}{meaning}" for name, meaning in _HELP.items()]
-    print("usage: vit-dist COMMAND [--help]\n       vit-dist --version\n\n" + "\n".join(lines))
+    print(overview())
     return 0
 
 
@@ -128,14 +115,21 @@ def _train(words: list[str]) -> int:
 
         replay(config, trust_code=_trusts(arguments))
         return 0
-    from vit_dist.runtime.flags import Stopped
-    from vit_dist.training.run import train
+    from vit_dist.telemetry.console import Console
 
+    console = Console(speaks=is_first_process(os.environ), level=config.log.level, may_fail=True)
+    console.phase("starting")
     try:
-        return STOPPED if train(config, trust_code=_trusts(arguments)).stopped else 0
-    except Stopped:
-        print("vit-dist: stopped before the first update; the same command starts again", file=sys.stderr)
-        return STOPPED
+        from vit_dist.runtime.flags import Stopped
+        from vit_dist.training.run import train
+
+        try:
+            return STOPPED if train(config, trust_code=_trusts(arguments), console=console).stopped else 0
+        except Stopped:
+            print("vit-dist: stopped before the first update; the same command starts again", file=sys.stderr)
+            return STOPPED
+    finally:
+        console.stop()
 
 
 def _plan(words: list[str]) -> int:
@@ -220,7 +214,7 @@ def _predict(words: list[str]) -> int:
     from vit_dist.cli.predict import predict
     from vit_dist.telemetry.console import Console
 
-    predict(
+    whole = predict(
         _load(arguments),
         arguments.positionals[1:],
         Console(speaks=True, stream=sys.stderr),
@@ -230,7 +224,7 @@ def _predict(words: list[str]) -> int:
         out=out,
         png=arguments.path("--png"),
     )
-    return 0
+    return 0 if whole else 1
 
 
 def _export(words: list[str]) -> int:

@@ -38,11 +38,11 @@ def predict(
     format: str = "table",
     out: Path | None = None,
     png: Path | None = None,
-) -> None:
+) -> bool:
     """Predict images by name, or a split if no name is given; 16 keyed samples of test if neither is.
 
     format: table, jsonl or csv, to `out` or to the standard output. png: a grid of the first 64. Notes and a summary
-    go to `console`. Raises UserError.
+    go to `console`. Return whether all images could be read. Raises UserError.
     """
     png = png or (None if names or split else Path("predictions.png"))
     _check_flags(names, split, out, png)
@@ -65,7 +65,7 @@ def predict(
         with _open_output(out) as file:
             classes = opened.classes if opened else trained.names
             writer = PredictionWriter(file, format, top=top, labelled=not names, images=images, classes=classes)
-            first, accuracy = _write(console.counted(predictions, len(images)), writer)
+            first, bad, accuracy = _write(console.counted(predictions, len(images), printed=out is None), writer)
         seconds = time.perf_counter() - start
         if png is not None:
             _draw(trained, first, png, opened.subset if opened else None)
@@ -73,6 +73,7 @@ def predict(
             console.say(f"{png}: {count} as a picture")
         speed = _speed(len(images), seconds)
         console.say("; ".join(part for part in (f"{out}: written" if out else "", accuracy, speed) if part))
+        return not bad
     finally:
         runtime.end()
 
@@ -112,8 +113,8 @@ def _open_output(out: Path | None) -> Iterator[TextIO]:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
 
 
-def _write(predictions: Iterable[ImagePrediction], writer: PredictionWriter) -> tuple[list[ImagePrediction], str]:
-    """Write all predictions; return the first that could be read, and the accuracy and errors in words.
+def _write(predictions: Iterable[ImagePrediction], writer: PredictionWriter) -> tuple[list[ImagePrediction], int, str]:
+    """Write all predictions; return the first that could be read, how many could not, and both figures in words.
 
     Raises UserError if no image could be read.
     """
@@ -131,7 +132,7 @@ def _write(predictions: Iterable[ImagePrediction], writer: PredictionWriter) -> 
         raise UserError("predict: none of the images could be read")
     parts = [f"{right:,} of {labelled:,} right, {right / labelled:.2%}"] if labelled else []
     parts += [f"{bad:,} could not be read"] if bad else []
-    return first, ", ".join(parts)
+    return first, bad, ", ".join(parts)
 
 
 def _draw(trained: TrainedModel, predictions: Sequence[ImagePrediction], png: Path, subset: Subset | None) -> None:

@@ -1,9 +1,10 @@
-"""Standard output and error at the end of a command."""
+"""Standard output and error: mistakes in red, and what cannot be written at the end of a command."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import TextIO
 
 
@@ -23,3 +24,10 @@ def drop_unwritten(stream: TextIO | None) -> str | None:
     except ValueError:  # closed
         return None
     return None
+
+
+def print_error(line: str) -> None:
+    """Print a mistake to standard error; in red on a terminal, unless NO_COLOR is set. Raises OSError."""
+    red = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    text = line if line.startswith("  ") else f"vit-dist: {line}"  # it goes on with the line above
+    print(f"\x1b[31m{text}\x1b[0m" if red else text, file=sys.stderr)

@@ -24,6 +24,7 @@ def loop(trainer: Trainer) -> bool:
             trainer.console.note(str(error))
             _save(trainer)
             return False
+        trainer.console.tick(state.position)
         state.evaluation_due = "val" in trainer.evaluation_streams and plan.due(state.position, plan.evaluate_every)
         trainer.ask_to_save_by_the_clock()
         agreed = trainer.runtime.flags.agreed()

@@ -10,7 +10,7 @@ import torch
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.sources.splits import LabelledSplits
-from vit_dist.data.sources.survey import survey
+from vit_dist.data.sources.survey import Survey, survey
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
@@ -18,31 +18,82 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import Components
 from vit_dist.training.defaults import Choice
 from vit_dist.training.trainer import Trainer
-from vit_dist.version import __version__
 
 
-def print_overview(trainer: Trainer, notes: list[str], start: str) -> None:
-    """Print the numbers of a run, where it starts, in words, and notes for the user."""
+def print_overview(trainer: Trainer, choices: Sequence[Choice], notes: Sequence[str], start: str) -> None:
+    """Print what a run trains on what, how long, what was chosen for it, where it starts, and notes for the user.
+
+    start: `new run`, or what it goes on from, in words.
+    """
     components, runtime, console = trainer.components, trainer.runtime, trainer.console
     config, plan = components.config, components.plan
-    console.say(f"vit_dist {__version__}: {config.run.name or trainer.folder.name}")
-    console.table(
-        {
-            **plan_rows(components),
-            "machine": f"{runtime.world_size} × {runtime.device_name}, {runtime.precision}, "
-            f"{runtime.threads} threads per process",
-            "starts": start,
-            "folder": str(trainer.folder),
-        }
-    )
-    for note in [
-        *notes,
-        *survey(components.data).notes,
-        *augment_notes(config, components.data),
-        *runtime.notes,
-        *_idle_notes(plan, runtime),
-    ]:
+    if not runtime.is_main:
+        return
+    facts = survey(components.data)
+    name = config.run.name or trainer.folder.name
+    console.say(f"{name}: {start}", "bold")
+    threads = f"{runtime.threads} thread{'s' if runtime.threads > 1 else ''}"
+    devices = runtime.device_name if runtime.world_size == 1 else f"{runtime.world_size} × {runtime.device_name}"
+    rows = {
+        "trains": f"{config.model.name}, {big(components.parameters)} parameters"
+        + (_origin(config) if start == "new run" else ""),
+        **data_rows(config, facts),
+        "input": _input_text(components),
+        "length": _length_text(components),
+        "on": f"{devices}, {runtime.precision}, {threads}" + (" each" if runtime.world_size > 1 else ""),
+        "results": str(trainer.folder),
+    }
+    console.table(rows)
+    for line in choice_lines(choices):
+        console.say(line)
+    for note in [*notes, *facts.notes, *augment_notes(config, components.data), *runtime.notes]:
         console.note(f"  note: {note}")
+    for note in _idle_notes(plan, runtime):
+        console.note(f"  note: {note}")
+    console.say("  vit-dist plan with the same flags shows every number", "dim")
+
+
+def data_rows(config: Config, facts: Survey) -> dict[str, str]:
+    """Return what there is to train on, by name: images of each split and class, and their sizes."""
+    uses = {"train": "images to train on", "val": "for validation", "test": "for the test at the end"}
+    parts = [f"{facts.total(split):,} {use}" for split, use in uses.items() if facts.total(split)]
+    where = config.data.root if config.data.source == "folder" else config.data.source
+    return {"data": f"{where}: {', '.join(parts)}", **facts.rows()}
+
+
+def choice_lines(choices: Sequence[Choice]) -> list[str]:
+    """Return the fields that were chosen from the data and why, a line each."""
+    if not choices:
+        return []
+    width = max(len(f"{choice.field} {choice.value}") for choice in choices)
+    lines = [f"    {f'{choice.field} {choice.value}':<{width}}  {choice.reason}" for choice in choices]
+    return ["  chosen for this data; a flag sets each otherwise:", *lines]
+
+
+def _origin(config: Config) -> str:
+    """Return where the weights of a new run come from."""
+    if config.model.pretrained == "timm":
+        return ", from timm's pretrained weights"
+    return f", from {config.model.pretrained}" if config.model.pretrained else ", from random weights"
+
+
+def _input_text(components: Components) -> str:
+    """Return what an image is for the model."""
+    side, channels = components.preprocessing.image_size, components.data.channels
+    colour = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
+    return f"{side} × {side} pixels, {colour}"
+
+
+def _length_text(components: Components) -> str:
+    """Return how much is trained, in updates and epochs, and how often it is evaluated."""
+    plan, evaluate = components.plan, components.config.evaluate
+    text = f"{plan.updates:,} updates of {plan.global_size:,} images = {plan.epochs:.4g} epochs"
+    if "val" not in components.data.splits:
+        return text
+    every = float(plan.evaluate_every / plan.samples)
+    interval = "every epoch" if every == 1 else f"every {every:.3g} epochs"
+    patience = f", ends after {evaluate.patience} without a better {evaluate.metric}" if evaluate.patience else ""
+    return f"{text}; evaluated {interval}, best by {evaluate.metric}{patience}"
 
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:

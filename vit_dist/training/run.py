@@ -78,6 +78,7 @@ def train(
     on_update: Callback | None = None,
     on_evaluation: Callback | None = None,
     trust_code: bool = False,
+    console: Console | None = None,
 ) -> Run:
     """Train, or resume the run in the config's folder; a finished run is returned as it is.
 
@@ -85,8 +86,9 @@ def train(
     data: (images, labels), a torch Dataset, a listing or table of files, any object with __len__(), labels and
     image(index), or a dictionary of splits of these; docs/python.md has all of them. on_update, on_evaluation: called
     on rank 0 with the lines of metrics.jsonl that are written every `log.every` updates, and after evaluations.
-    trust_code: run a function that the run of the config's teacher names as its model.
-    Raises UserError (a ValueError) for a mistake of the user's, never exits, restores signal handlers.
+    trust_code: run a function that the run of the config's teacher names as its model. console: prints, in place of
+    one for the standard output. Raises UserError (a ValueError) for a mistake of the user's, never exits, restores
+    signal handlers.
     """
     callbacks = check_callbacks(on_update=on_update, on_evaluation=on_evaluation)
     if config.log.level == "debug":
@@ -94,13 +96,14 @@ def train(
         for chatty in ("matplotlib", "PIL"):
             logging.getLogger(chatty).setLevel(logging.INFO)
     runtime = Runtime(config.run, None)
+    console = console or Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
     try:
-        console = Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
         with runtime.flags.on_signals():
             run, finished_before = _start(
                 config, runtime, console, model, source, callbacks=callbacks, trust_code=trust_code
             )
     finally:
+        console.stop()
         runtime.end()
     if runtime.is_main and not run.stopped:
         page = current_report(run.folder) if finished_before else None
@@ -123,6 +126,7 @@ def _start(
     """Train from where the run's folder says; return the run, and whether it had finished before."""
     runtime.flags.raises = True
     runtime.flags.limit(parse_seconds(config.run.time_limit) or math.inf)
+    console.phase("opening the data")
     resolved = resolve(config, source, runtime)
     lock = lock_run(resolved.config.folder, runtime)
     try:
@@ -145,12 +149,15 @@ def _start(
 
 def _write_report(run: Run, console: Console) -> Path | None:
     """Write the run's report. The process group has ended: an error here must not make a finished run fail."""
+    console.phase("drawing the report")
     try:
         return run.report()
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"report: {type(error).__name__}: "
         console.note(f"{kind}{one_line(error, 200)}")
         return None
+    finally:
+        console.stop()
 
 
 def _run(trainer: Trainer) -> Run:
@@ -161,7 +168,9 @@ def _run(trainer: Trainer) -> Run:
         with contextlib.suppress(Stopped):
             trainer.write_status("running")
             save_inputs(trainer)
-            trainer.console.start(trainer.components.plan, trainer.state.position)
+            images = {name: stream.length for name, stream in trainer.evaluation_streams.items()}
+            ema = trainer.updater.average is not None
+            trainer.console.start(trainer.components.plan, trainer.state.position, images, ema=ema)
             trainer.runtime.flags.raises = False
             if _make_updates(trainer):
                 summary = _finish(trainer)

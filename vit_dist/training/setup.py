@@ -53,6 +53,7 @@ def setup(
     has been built.
     """
     config, data = resolved.config, resolved.data
+    console.phase("building the model")
     components = build_components(
         config,
         world_size=runtime.world_size,
@@ -113,7 +114,7 @@ def _start(
         with contextlib.suppress(OSError):  # the next save tries again, and says why it fails
             trainer.checkpointer.prune()
     notes = [*resolved.notes, *resume.notes, *components.notes]
-    print_overview(trainer, notes, start_text(resume, components.plan))
+    print_overview(trainer, resolved.choices, notes, start_text(resume, components.plan))
     trainer.recorder.trackers.start(state.tracker_run_id, state.position)
     state.tracker_run_id = trainer.recorder.trackers.run_id
     trainer.recorder.record("start", state.position, _start_values(trainer, resume))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -70,40 +71,44 @@ def summarise(
 
 
 def print_summary(console: Console, folder: Path, summary: dict[str, Any], report: Path | None) -> None:
-    """Print the summary of a finished run, its report's path if it has one, and what to do next."""
-    best, test = summary["best"], summary["test"]
-    early = summary["updates"] < summary["planned_updates"]
-    weights = weights_text(summary["weights"])
+    """Print the result of a finished run, where its files are, its report's path if it has one, and what to do next."""
+    best, test, skipped = summary["best"], summary["test"], summary.get("skipped_updates")
+    early = summary["planned_updates"] - summary["updates"]
+    which = f"{'best' if best else 'last'} {weights_text(summary['weights'])}"
+    console.say(f"finished{_headline(summary)}", "bold green")
     rows = {
         "trained": f"{summary['epochs']:.4g} epochs in {duration(summary['train_seconds'])} "
         f"({summary['seconds_per_epoch']:.1f} s an epoch, {summary['samples_per_second']:,.0f} images/s)"
-        + (f"; out of patience {summary['planned_updates'] - summary['updates']} updates early" if early else ""),
-        "overhead": f"{duration(summary['evaluate_seconds'])} of evaluation, "
-        f"{duration(summary['save_seconds'])} of saving; {duration(summary['total_seconds'])} in all",
+        + (f"; out of patience {early} updates early" if early > 0 else ""),
+        "time": f"{duration(summary['total_seconds'])} in all; evaluation {duration(summary['evaluate_seconds'])}, "
+        f"saving {duration(summary['save_seconds'])}",
     }
     if "seconds" in summary:  # not in those of earlier versions
         rows["goodput"] = _goodput_text(summary)
-    if skipped := summary.get("skipped_updates"):
+    if skipped:
         rows["skipped"] = f"{skipped} update{'s' if skipped > 1 else ''} whose loss or gradient was not finite"
     if best:
         value = f"{best['value']:.4g}" if best["metric"].endswith("loss") else f"{best['value']:.2f} %"
         rows["best"] = f"{best['metric']} {value} on val at update {best['update']}" + (
             (f" (epoch {summary['best_epoch']:.4g})" if summary.get("best_epoch") is not None else "")
-            + (f", {weights}" if summary["weights"] == "ema" else "")
+            + (", EMA weights" if summary["weights"] == "ema" else "")
         )
     if test:
-        rows["test"] = f"top1 {test['top1']:.2f} %, loss {loss_text(test['loss'])}, of the " + (
-            f"best {weights}" if best else f"last {weights}"
-        )
+        rows["test"] = f"top1 {test['top1']:.2f} %, loss {loss_text(test['loss'])}, of the {which}"
     rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"
-    rows["files"] = f"{folder}: progress.md, summary.json, metrics.jsonl, checkpoints/last" + (
-        ", checkpoints/best" if best else ""
-    )
+    rows["results"] = str(folder)
     if report is not None:
         rows["report"] = f"{report}: open it in a browser"
-    rows["next"] = f"vit-dist predict {folder} [IMAGE …]; evaluate {folder}; export {folder} model.onnx"
-    console.say(f"finished{_headline(summary)}")
     console.table(rows)
+    console.say("next", "bold")
+    quoted = shlex.quote(str(folder))
+    console.table(
+        {
+            f"vit-dist predict {quoted} IMAGE …": "classify images of your own",
+            f"vit-dist report {quoted}": "draw the report again",
+            f"vit-dist export {quoted} model.onnx": "a file for other programs",
+        }
+    )
 
 
 def current_report(folder: Path) -> Path | None:

@@ -86,6 +86,7 @@ class Trainer:
         self.state.evaluation_due = False
         best, notes = take_evaluation(results, self.state, self.updater.schedule, config, warming=warming)
         self.record_evaluations("val", results, self.state.position, best=best)
+        self.console.evaluated(self.state.position)
         for note in notes:
             self.console.say(note)
         if self.runtime.is_main:
@@ -99,6 +100,7 @@ class Trainer:
 
         keep: the weights (raw or ema) whose predictions the result keeps.
         """
+        self.console.phase(f"evaluating {split}")
         results, average = {"raw": self.evaluate_weights(split, TOP_K if keep == "raw" else 0)}, self.updater.average
         if average is not None:
             with average.swapped():
