@@ -371,18 +371,19 @@ def test_help_of_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     usage, _, rest = printed.partition("\n\n")
     assert usage == (
         "usage: vit-dist plan [--config RECIPE|FILE] [--print_config] [--trust_code] [--processes N] "
-        "[--png FILE] [--section.field VALUE …]"
+        "[--measure] [--png FILE] [--section.field VALUE …]"
     )
     assert [line.split("  # ")[0].strip() for line in rest.splitlines()[:3]] == [
         command for command, _ in EXAMPLES["plan"]
     ]
     assert rest.partition("\n\n")[2].startswith(
         "Show what `train` with the same flags would do, without training or touching the run's folder: every number "
-        "of the run, its memory, the curve of its learning rate. --config takes a shipped recipe ("
+        "of the run, its memory, the curve of its learning rate, with --measure how long it takes. --config takes a "
+        "shipped recipe ("
     )
     unwrapped = " ".join(rest.split())
     assert "--processes N processes to plan for (default: 1)" in unwrapped
-    assert "--png FILE picture of the learning rate (default: plan.png)" in unwrapped
+    assert "--png FILE also draw the learning rate" in unwrapped
     for name, option in all_options():
         assert f"--{name} X {help_text(option, default=True)}" in unwrapped
         assert f"--{name} X {option.description}" in unwrapped

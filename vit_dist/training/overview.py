@@ -96,15 +96,6 @@ def _length_text(components: Components) -> str:
     return f"{text}; evaluated {interval}, best by {evaluate.metric}{patience}"
 
 
-def choice_lines(choices: Sequence[Choice]) -> list[str]:
-    """Return the fields that were chosen from the data and why, a line each."""
-    if not choices:
-        return []
-    width = max(len(f"{choice.field} {choice.value}") for choice in choices)
-    lines = [f"    {f'{choice.field} {choice.value}':<{width}}  {choice.reason}" for choice in choices]
-    return ["  chosen for this data; a flag sets each otherwise:", *lines]
-
-
 def plan_rows(components: Components) -> dict[str, str]:
     """Return the numbers of a run, by name, that do not depend on the machine."""
     config, data, plan = components.config, components.data, components.plan
