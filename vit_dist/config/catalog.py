@@ -19,8 +19,7 @@ AUTO = (
     *("data.image_size", "data.crop"),
     *("batch.global_size", "batch.micro_size", "optimizer.lr", "train.duration"),
     *("augment.crop_min", "augment.flip", "augment.auto", "augment.shift", "augment.rotate", "augment.scale"),
-    *("augment.mixup", "augment.cutmix", "loss.label_smoothing"),
-    "evaluate.every",
+    *("augment.mixup", "loss.label_smoothing", "evaluate.every"),
 )
 
 

@@ -75,7 +75,8 @@ def _model_problems(config: Schema) -> Iterator[str]:
     model = config.model
     ours = not is_timm(model.name) and ":" not in model.name
     if ours:
-        yield from vit_problems(model, config.data.image_size)
+        undecided = {"model.patch_size", "data.image_size"} & set(config.run.auto)
+        yield from vit_problems(model, 0 if undecided else config.data.image_size)
         stride = model.patch_stride or model.patch_size
         for side in dict.fromkeys(_sides(config)):
             if side % stride:

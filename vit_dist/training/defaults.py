@@ -15,8 +15,8 @@ from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.sources.survey import survey
 
-_SMALL, _LARGE = 10_000, 200_000  # training images: up to the one a set is small, from the other on large
-_FEWEST_UPDATES = 2_000
+SMALL, _LARGE = 10_000, 200_000  # training images: up to the one a set is small, from the other on large
+FEWEST_UPDATES = 2_000
 _FEWEST_FINE_TUNING = 500
 _EVALUATIONS = 40
 _DIGITS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
@@ -75,11 +75,14 @@ def choose_defaults(config: Config, data: LabelledSplits) -> tuple[Config, list[
     The rule reads the config and the data alone, never the machine. A field that it leaves as it is, since the model
     decides it, is no choice. What follows from another field follows from its value in the config, whoever set it.
     """
-    if not config.run.auto:
-        return config, []
-    facts, choices = Facts.of(data), []
-    for choose in (_model, _images, _batch, _rate, _duration, _augmentation, _evaluation):
-        made = [choice for choice in choose(config, facts) if choice.field in config.run.auto]
+    return choose(config, Facts.of(data)) if config.run.auto else (config, [])
+
+
+def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
+    """Return the config with the fields of `run.auto` chosen for a data set of these facts, and the choices."""
+    choices: list[Choice] = []
+    for rule in (_model, _images, _batch, _rate, _duration, _augmentation, _evaluation):
+        made = [choice for choice in rule(config, facts) if choice.field in config.run.auto]
         config = _with(config, made)
         choices += made
     return replace(config, run=replace(config.run, auto=())), choices
@@ -107,9 +110,11 @@ def _model(config: Config, facts: Facts) -> Iterator[Choice]:
         yield Choice("model.name", "vit_small", f"from scratch on {facts.size_text}")
         return
     yield Choice("model.name", "vit_tiny", f"from scratch on {facts.size_text}")
-    if facts.images < _SMALL:
-        reason = f"six narrow blocks are enough for {facts.size_text}"
-        for name, value in (("width", 128), ("depth", 6), ("heads", 4)):
+    if facts.images < SMALL:
+        reason = f"narrow and not deep, for {facts.size_text}"
+        width = config.model.width or 128
+        heads = next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
+        for name, value in (("width", width), ("depth", 6), ("heads", heads)):
             yield Choice(f"model.{name}", value, reason)
 
 
@@ -140,7 +145,7 @@ def _side(facts: Facts) -> tuple[int, str]:
     if own <= 64:
         step = 4 if own <= 40 else 8  # so that patches fit
         return own // step * step, f"close to the images' own {own}"
-    best = next(side for side, images in ((224, _LARGE // 2), (160, _SMALL), (128, 0)) if facts.images >= images)
+    best = next(side for side, images in ((224, _LARGE // 2), (160, SMALL), (128, 0)) if facts.images >= images)
     side = next((side for side in (64, 128, 160) if own <= side * 1.25 and side <= best), best)
     if own <= side * 1.25:
         return side, f"close to the images' own {own}"
@@ -155,10 +160,14 @@ def _patch(side: int) -> int:
     return nearest if nearest >= wanted / 2 else 16
 
 
+def batch_size(images: int, most: int = 1024) -> int:
+    """Return the batch for a set: a power of two that grows with its root, at most a quarter of it, at least 2."""
+    return _power_of_two(min(1.5 * math.sqrt(images), images / 4, most))
+
+
 def _batch(config: Config, facts: Facts) -> Iterator[Choice]:
-    """Choose the batch: a power of two that grows with the root of the set, and is at most a quarter of it."""
-    most = 256 if config.model.pretrained else 1024
-    size = _power_of_two(min(1.5 * math.sqrt(facts.images), facts.images / 4, most))
+    """Choose the batch, and micro-batches that fit into a small memory."""
+    size = batch_size(facts.images, 256 if config.model.pretrained else 1024)
     yield Choice("batch.global_size", size, f"{facts.size_text}: {facts.images // size:,} updates an epoch")
     if "batch.global_size" not in config.run.auto:
         size = config.batch.global_size
@@ -195,7 +204,7 @@ def _duration(config: Config, facts: Facts) -> Iterator[Choice]:
     if config.model.pretrained:
         epochs, fewest = 20, _FEWEST_FINE_TUNING
     else:
-        epochs, fewest = (90 if facts.images >= 500_000 else 100), _FEWEST_UPDATES
+        epochs, fewest = (90 if facts.images >= 500_000 else 100), FEWEST_UPDATES
     updates = epochs * facts.images / config.batch.global_size
     if updates < fewest:
         reason = f"{epochs} epochs of {facts.size_text} would be only {math.ceil(updates):,} updates"

@@ -1,0 +1,77 @@
+"""Notes on settings that fit a data set badly, whoever set them; each names the field and what to set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vit_dist.config.catalog import is_timm
+from vit_dist.config.config import Config
+from vit_dist.config.values import parse_size
+from vit_dist.data.sources.source import decoded
+from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.data.sources.survey import survey
+from vit_dist.plan.plan import Plan
+from vit_dist.training.defaults import FEWEST_UPDATES, SMALL, batch_size
+
+_FEW_UPDATES, _FEW_EVALUATIONS = 10, 5
+# So many times the images' own side; less is common, since patches must fit.
+_ENLARGED = 3
+
+
+def advice(config: Config, data: LabelledSplits) -> Iterator[str]:
+    """Yield notes on the settings of a run over this data. Reads the config and the data alone. Raises UserError."""
+    plan = Plan.from_config(config, len(data.splits["train"]), 1)
+    yield from _on_length(config, plan, has_val="val" in data.splits)
+    yield from _on_model(config, data)
+    size, micro = config.batch.global_size, config.batch.micro_size
+    if micro > size + size % 2:
+        yield f"batch.micro_size: {micro - size} of its {micro} slots are never used: set {size + size % 2}"
+
+
+def _on_length(config: Config, plan: Plan, *, has_val: bool) -> Iterator[str]:
+    """Yield notes on batch and duration, and on how often is evaluated."""
+    size, images = plan.global_size, plan.samples
+    fitting = batch_size(images)
+    if size > images:
+        yield f"batch.global_size: {size} is more than the {images:,} training images: set {fitting}"
+    if plan.updates < _FEW_UPDATES:
+        smaller = f"batch.global_size {fitting} or " if fitting < size else ""
+        yield (
+            f"train.duration: {config.train.duration} of {images:,} images make only {plan.updates} updates, too few "
+            f'to learn from: set {smaller}train.duration "{FEWEST_UPDATES} updates"'
+        )
+    elif has_val and plan.total_samples / plan.evaluate_every < _FEW_EVALUATIONS:
+        yield (
+            f"evaluate.every: {config.evaluate.every} leave fewer than {_FEW_EVALUATIONS} evaluations to choose the "
+            "best weights from: set 5%"
+        )
+
+
+def _on_model(config: Config, data: LabelledSplits) -> Iterator[str]:
+    """Yield notes on what a model from scratch can learn from these images."""
+    model, images = config.model, len(data.splits["train"])
+    if model.pretrained:
+        return
+    if model.freeze or model.linear_probe:
+        field = "linear_probe" if model.linear_probe else "freeze"
+        yield f"model.{field}: frozen parameters stay random without model.pretrained: set that, or leave {field} out"
+    if decoded(data.splits["train"].source) is not None or data.channels != 3:
+        return
+    if images < SMALL:
+        yield (
+            f"training from scratch on {images:,} images: on so few, pretrained weights are far more accurate: "
+            "--model.pretrained timm --model.name timm/vit_small_patch16_224"
+        )
+    if not is_timm(model.name):
+        yield from _on_sides(config, data)
+
+
+def _on_sides(config: Config, data: LabelledSplits) -> Iterator[str]:
+    """Yield a note if the input is far larger than the images."""
+    sizes = survey(data).sizes
+    side = max([config.data.image_size or data.image_size, *(parse_size(text)[0] for text in config.augment.sizes)])
+    if sizes is not None and side > _ENLARGED * sizes.median:
+        yield (
+            f"data.image_size: {side} enlarges images of {sizes.median} pixels {side / sizes.median:.0f} times, which "
+            "takes time and shows nothing more"
+        )
