@@ -225,10 +225,10 @@ def test_notes_on_settings_that_fit_badly(tmp_path: Path) -> None:
     assert notes(data, {**good, "batch.global_size": 64, "batch.micro_size": 64}) == [
         "batch.global_size: 64 is more than the 30 training images: set 4", scratch]  # fmt: skip
     assert notes(data, {**good, "train.duration": "1 epochs"}) == [
-        "train.duration: 1 epochs of 30 images make only 8 updates, too few to learn from: "
+        "train.duration: 1 epochs of 30 images, 4 in an update, are only 8 updates, too few to learn from: "
         'set train.duration "2000 updates"', scratch]  # fmt: skip
     assert notes(data, {**good, "batch.global_size": 16, "train.duration": "2 epochs", "batch.micro_size": 16}) == [
-        "train.duration: 2 epochs of 30 images make only 4 updates, too few to learn from: "
+        "train.duration: 2 epochs of 30 images, 16 in an update, are only 4 updates, too few to learn from: "
         'set batch.global_size 4 or train.duration "2000 updates"', scratch]  # fmt: skip
     assert notes(data, {**good, "evaluate.every": "20 epochs"}) == [
         "evaluate.every: 20 epochs leave fewer than 5 evaluations to choose the best weights from: set 5%", scratch,

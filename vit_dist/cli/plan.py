@@ -19,8 +19,9 @@ from vit_dist.plan.plan import Plan
 from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
 from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
+from vit_dist.training.advice import advice
 from vit_dist.training.components import Components, build_components
-from vit_dist.training.overview import augment_notes, choice_lines, plan_rows
+from vit_dist.training.overview import choice_lines, plan_rows
 from vit_dist.training.resolve import Resolved, find_start, resolve
 from vit_dist.training.resume import ResumePoint, resumed_state, start_text
 
@@ -67,7 +68,7 @@ def show_plan(
     console.table(rows)
     for line in choice_lines(resolved.choices):
         console.say(line)
-    for note in [*resolved.notes, *resume.notes, *components.notes, *augment_notes(config, components.data)]:
+    for note in [*resolved.notes, *resume.notes, *components.notes, *advice(config, components.data)]:
         console.say(f"  note: {note}")
     console.say("parameters")
     groups = components.optimizer.param_groups

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vit_dist.config.catalog import is_timm
 from vit_dist.config.config import Config
-from vit_dist.config.values import parse_size
+from vit_dist.config.values import Length, parse_size
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.sources.survey import survey
@@ -23,6 +23,8 @@ def advice(config: Config, data: LabelledSplits) -> Iterator[str]:
     plan = Plan.from_config(config, len(data.splits["train"]), 1)
     yield from _on_length(config, plan, has_val="val" in data.splits)
     yield from _on_model(config, data)
+    if config.augment.flip and set(data.classes) == {str(digit) for digit in range(10)}:
+        yield "augment.flip: flipping digits makes them unreadable: set augment.flip 0"
     size, micro = config.batch.global_size, config.batch.micro_size
     if micro > size + size % 2:
         yield f"batch.micro_size: {micro - size} of its {micro} slots are never used: set {size + size % 2}"
@@ -34,11 +36,11 @@ def _on_length(config: Config, plan: Plan, *, has_val: bool) -> Iterator[str]:
     fitting = batch_size(images)
     if size > images:
         yield f"batch.global_size: {size} is more than the {images:,} training images: set {fitting}"
-    if plan.updates < _FEW_UPDATES:
+    if plan.updates < _FEW_UPDATES and Length.parse(config.train.duration).unit != "updates":
         smaller = f"batch.global_size {fitting} or " if fitting < size else ""
         yield (
-            f"train.duration: {config.train.duration} of {images:,} images make only {plan.updates} updates, too few "
-            f'to learn from: set {smaller}train.duration "{FEWEST_UPDATES} updates"'
+            f"train.duration: {config.train.duration} of {images:,} images, {size} in an update, are "
+            f'only {plan.updates} updates, too few to learn from: set {smaller}train.duration "{FEWEST_UPDATES} updates"'
         )
     elif has_val and plan.total_samples / plan.evaluate_every < _FEW_EVALUATIONS:
         yield (

@@ -9,12 +9,12 @@ import torch
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig
-from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.sources.survey import Survey, survey
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
+from vit_dist.training.advice import advice
 from vit_dist.training.components import Components
 from vit_dist.training.defaults import Choice
 from vit_dist.training.trainer import Trainer
@@ -46,7 +46,7 @@ def print_overview(trainer: Trainer, choices: Sequence[Choice], notes: Sequence[
     console.table(rows)
     for line in choice_lines(choices):
         console.say(line)
-    for note in [*notes, *facts.notes, *augment_notes(config, components.data), *runtime.notes]:
+    for note in [*notes, *facts.notes, *advice(config, components.data), *runtime.notes]:
         console.note(f"  note: {note}")
     for note in _idle_notes(plan, runtime):
         console.note(f"  note: {note}")
@@ -136,12 +136,6 @@ def plan_rows(components: Components) -> dict[str, str]:
     if config.evaluate.patience:
         rows["patience"] = f"{config.evaluate.patience} evaluations of {config.evaluate.metric}"
     return rows
-
-
-def augment_notes(config: Config, data: LabelledSplits) -> Iterator[str]:
-    """Yield notes on augmentation that is likely a mistake."""
-    if config.augment.flip and set(data.classes) == {str(i) for i in range(10)}:
-        yield "augment.flip: flipping digits makes them unreadable: set augment.flip 0"
 
 
 def _idle_notes(plan: Plan, runtime: Runtime) -> Iterator[str]:

@@ -15,7 +15,6 @@ from vit_dist.data.sources.splits import SPLITS, LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.files import check_place
 from vit_dist.runtime.runtime import Runtime
-from vit_dist.training.advice import advice
 from vit_dist.training.components import open_splits
 from vit_dist.training.defaults import Choice, choose_defaults
 from vit_dist.training.resume import ResumePoint, find_resume_point, holds_run, read_config, stored_config
@@ -96,7 +95,6 @@ def _decide(config: Config, data: LabelledSplits, source: Any) -> dict[str, Any]
         resolved = replace(resolved, run=run)
         if not holds_run(resolved.folder):
             notes = list(_other_images(name, resolved, {choice.field for choice in choices}, data))
-    notes += advice(resolved, data)
     chosen = [asdict(choice) for choice in choices]
     return {"config": resolved.to_dict(), "samples": samples, "choices": chosen, "notes": notes}
 
