@@ -36,12 +36,13 @@ def _on_length(config: Config, plan: Plan, *, has_val: bool) -> Iterator[str]:
     fitting = batch_size(images)
     if size > images:
         yield f"batch.global_size: {size} is more than the {images:,} training images: set {fitting}"
-    if plan.updates < _FEW_UPDATES and Length.parse(config.train.duration).unit != "updates":
-        smaller = f"batch.global_size {fitting} or " if fitting < size else ""
-        yield (
-            f"train.duration: {config.train.duration} of {images:,} images, {size} in an update, are "
-            f'only {plan.updates} updates, too few to learn from: set {smaller}train.duration "{FEWEST_UPDATES} updates"'
-        )
+    if plan.updates < _FEW_UPDATES:
+        if Length.parse(config.train.duration).unit != "updates":
+            smaller = f"batch.global_size {fitting} or " if fitting < size else ""
+            yield (
+                f"train.duration: {config.train.duration} of {images:,} images, {size} in an update, are only "
+                f'{plan.updates} updates, too few to learn from: set {smaller}train.duration "{FEWEST_UPDATES} updates"'
+            )
     elif has_val and plan.total_samples / plan.evaluate_every < _FEW_EVALUATIONS:
         yield (
             f"evaluate.every: {config.evaluate.every} leave fewer than {_FEW_EVALUATIONS} evaluations to choose the "
