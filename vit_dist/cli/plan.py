@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vit_dist.config.config import Config
+from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError
 from vit_dist.formatting import duration, size_text, sketch
 from vit_dist.models.build import drop_path_depth
@@ -68,7 +69,8 @@ def show_plan(
     console.table(rows)
     for line in choice_lines(resolved.choices):
         console.say(line)
-    for note in [*resolved.notes, *resume.notes, *components.notes, *advice(config, components.data)]:
+    known = [*resolved.notes, *resume.notes, *components.notes, *survey(components.data).notes]
+    for note in [*known, *advice(config, components.data)]:
         console.say(f"  note: {note}")
     console.say("parameters")
     groups = components.optimizer.param_groups
