@@ -17,13 +17,14 @@ from vit_dist.cli import main
 from vit_dist.errors import UserError
 from vit_dist.files import read_json, write_json
 from vit_dist.report.page import write_report
+from vit_dist.run_folder.data_facts import FACTS
 from vit_dist.run_folder.lines import ascending
 from vit_dist.run_folder.metrics import read_columns, read_history, read_metrics
 from vit_dist.run_folder.predictions import INPUTS, PREDICTIONS
 from vit_dist.run_folder.record import COLUMNS, read_run
 from vit_dist.run_folder.summary import read_summary
 
-FILES = ("metrics.jsonl", "summary.json", "status.json", "config.yaml", PREDICTIONS, INPUTS)
+FILES = ("metrics.jsonl", "summary.json", "status.json", "config.yaml", FACTS, PREDICTIONS, INPUTS)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_a_report_of_a_damaged_run_names_what_is_damaged(
     whole = read_run(run)
     damage(run / name, how)
     record = read_run(run)
-    optional = how == "missing" and name in (PREDICTIONS, INPUTS)
+    optional = how == "missing" and name in (FACTS, PREDICTIONS, INPUTS)
     assert (record.problems == []) == optional
     assert all(name in problem for problem in record.problems)
     # What is not damaged is what it was.

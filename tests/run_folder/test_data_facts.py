@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vit_dist.errors import UserError
 from vit_dist.run_folder.data_facts import FACTS, read_data_facts
 
 SIZES = {"sampled": 4, "smallest": 28, "median": 32, "largest": 500, "grey": 0.0}
@@ -19,8 +20,9 @@ WHOLE: dict[str, Any] = {
 
 
 def write(folder: Path, content: Any) -> Path:
-    (folder / FACTS).write_text(json.dumps(content), encoding="utf-8")
-    return folder
+    path = folder / FACTS
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
 def test_counts_are_in_the_order_of_the_classes(tmp_path: Path) -> None:
@@ -49,10 +51,14 @@ def test_sizes_may_be_unknown(sizes: Any, tmp_path: Path) -> None:
         {"counts": {"train": [1, 2]}},
     ],
 )  # fmt: skip
-def test_a_damaged_file_says_nothing(change: dict[str, Any], tmp_path: Path) -> None:
-    assert read_data_facts(write(tmp_path, {**WHOLE, **change})) is None
+def test_a_damaged_file_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path, {**WHOLE, **change})
+    with pytest.raises(UserError) as caught:
+        read_data_facts(path)
+    assert str(caught.value) == f"{path}: is damaged: what it says of the data is left out"
 
 
-def test_a_missing_file_and_one_of_another_type_say_nothing(tmp_path: Path) -> None:
-    assert read_data_facts(tmp_path) is None
-    assert read_data_facts(write(tmp_path, [1, 2])) is None
+def test_a_missing_file_says_nothing_and_one_of_another_type_is_damaged(tmp_path: Path) -> None:
+    assert read_data_facts(tmp_path / FACTS) is None
+    with pytest.raises(UserError):
+        read_data_facts(write(tmp_path, [1, 2]))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
 from vit_dist.plan.keys import Ints
 from vit_dist.run_folder.lines import is_count
@@ -32,16 +33,14 @@ class DataFacts:
         return {split: int(counts.sum()) for split, counts in self.counts.items()}
 
 
-def read_data_facts(folder: Path) -> DataFacts | None:
-    """Read the data.json of a run's folder; None if it is missing, as in runs of earlier versions, or damaged."""
-    content = read_json_or_empty(folder / FACTS)
+def read_data_facts(path: Path) -> DataFacts | None:
+    """Read a data.json; None if there is none, as in runs of earlier versions. Raises UserError if it is damaged."""
+    if not path.is_file():
+        return None
+    content = read_json_or_empty(path)
     classes, counts = content.get("classes"), content.get("counts")
-    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-        return None
-    if not isinstance(counts, dict) or not all(_are_counts(each, classes) for each in counts.values()):
-        return None
-    if "train" not in counts:
-        return None
+    if not (isinstance(classes, list) and isinstance(counts, dict) and _are_counts(counts, classes)):
+        raise UserError(f"{path}: is damaged: what it says of the data is left out")
     arrays = {split: np.asarray([each[name] for name in classes], np.int64) for split, each in counts.items()}
     return DataFacts(classes, arrays, _sides(content.get("sizes")))
 
@@ -52,5 +51,13 @@ def _sides(sizes: Any) -> tuple[int, int, int] | None:
     return sizes["smallest"], sizes["median"], sizes["largest"]
 
 
-def _are_counts(counts: Any, classes: list[str]) -> bool:
-    return isinstance(counts, dict) and all(is_count(counts.get(name)) for name in classes)
+def _are_counts(counts: dict[str, Any], classes: list[Any]) -> bool:
+    """Return whether the classes are names, and each split, train among them, has a count of each."""
+    return (
+        bool(classes)
+        and all(isinstance(name, str) for name in classes)
+        and "train" in counts
+        and all(
+            isinstance(each, dict) and all(is_count(each.get(name)) for name in classes) for each in counts.values()
+        )
+    )

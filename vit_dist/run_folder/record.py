@@ -15,7 +15,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_saved_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
-from vit_dist.run_folder.data_facts import DataFacts, read_data_facts
+from vit_dist.run_folder.data_facts import FACTS, DataFacts, read_data_facts
 from vit_dist.run_folder.lines import ascending, is_whole
 from vit_dist.run_folder.lock import is_held
 from vit_dist.run_folder.metrics import Floats, Line, Metrics, damaged_lines, read_columns, spanned_updates
@@ -166,7 +166,7 @@ def read_run(folder: Path, *, images: bool = True) -> RunRecord:
         start=start,
         data=_fingerprint(saved),
         problems=problems,
-        facts=read_data_facts(folder),
+        facts=_whole(read_data_facts, folder / FACTS, problems),
     )
 
 
