@@ -53,11 +53,6 @@ def _sides(sizes: Any) -> tuple[int, int, int] | None:
 
 def _are_counts(counts: dict[str, Any], classes: list[Any]) -> bool:
     """Return whether the classes are names, and each split, train among them, has a count of each."""
-    return (
-        bool(classes)
-        and all(isinstance(name, str) for name in classes)
-        and "train" in counts
-        and all(
-            isinstance(each, dict) and all(is_count(each.get(name)) for name in classes) for each in counts.values()
-        )
-    )
+    if not classes or not all(isinstance(name, str) for name in classes) or "train" not in counts:
+        return False
+    return all(isinstance(each, dict) and all(is_count(each.get(name)) for name in classes) for each in counts.values())
