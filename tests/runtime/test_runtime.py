@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,34 @@ def test_run_on_main_returns_its_result_or_error_on_all_ranks(world: int, tmp_pa
         assert result["error"] == "run.dir: rank 0 of é cannot write:\nset another"
         assert result["nothing"] is None
         assert result["ran"] == (["work", "fail", "last"] if rank == 0 else [])
+
+
+def results_of_run_on_all() -> dict[str, Any]:
+    runtime = Runtime(RunConfig(device="cpu", threads=1))
+
+    def work(failing: tuple[int, ...]) -> int:
+        if runtime.rank in failing:
+            raise UserError(f"data.root: rank {runtime.rank} has none")
+        return runtime.rank * 10
+
+    result: dict[str, Any] = {"values": runtime.gather({"é" * runtime.rank: runtime.rank}), "errors": []}
+    result["own"] = [runtime.run_on_all(lambda: work(())), runtime.run_main_first(lambda: work(()))]
+    for failing in ((1,), (0, 1), (0,)):
+        for run in (runtime.run_on_all, runtime.run_main_first):
+            with pytest.raises(UserError) as caught:
+                run(lambda ranks=failing: work(ranks))  # type: ignore[misc]
+            result["errors"].append(str(caught.value))
+    runtime.end()
+    return result
+
+
+def test_an_error_of_any_rank_is_raised_on_all(tmp_path: Path) -> None:
+    for rank, result in enumerate(run_world(2, results_of_run_on_all, tmp_path)):
+        assert result["values"] == [{"": 0}, {"é": 1}]
+        assert result["own"] == [rank * 10, rank * 10]
+        first, second = "data.root: rank 0 has none", "data.root: rank 1 has none"
+        elsewhere = f"process 1 on {socket.gethostname()}: {second}"
+        assert result["errors"] == [elsewhere, elsewhere, first, first, first, first]
 
 
 def test_run_on_main_raises_other_errors_as_they_are() -> None:

@@ -44,8 +44,7 @@ def run_evaluate(
     runtime = Runtime(trained.config.run, precision_of(trained))
     try:
         console.speaks = runtime.is_main
-        with runtime.main_first():
-            opened = open_split(trained, split, folder)
+        opened = runtime.run_main_first(lambda: open_split(trained, split, folder))
         for note in opened.notes:
             console.note(f"  note: {note}")
         result = evaluate_subset(trained, opened.subset, runtime, keep=1)

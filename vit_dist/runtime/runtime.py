@@ -6,12 +6,12 @@ No other package imports torch.distributed or builds an Accelerator; they take a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
+from vit_dist.runtime.exchange import broadcast_value, gather_values
 from vit_dist.runtime.flags import Flags
 from vit_dist.runtime.launch import check_gpus, check_launch, check_world, ignored_settings
+
+Result = TypeVar("Result")
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -158,14 +161,29 @@ class Runtime:
         """Return rank 0's value, which JSON must be able to hold, on every rank."""
         if self._host_group is None:
             return value
-        text = json.dumps(value).encode() if self.is_main else b""
-        length = torch.tensor([len(text)])
-        dist.broadcast(length, src=0, group=self._host_group)
-        content = torch.zeros(int(length.item()), dtype=torch.uint8)
-        if self.is_main:
-            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        dist.broadcast(content, src=0, group=self._host_group)
-        return json.loads(content.numpy().tobytes())
+        return broadcast_value(value, self._host_group, is_main=self.is_main)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, which JSON must be able to hold, by rank, on every rank."""
+        if self._host_group is None:
+            return [value]
+        return gather_values(value, self._host_group, self.world_size)
+
+    def run_on_all(self, work: Callable[[], Result]) -> Result:
+        """Run `work` on every rank and return its own result on each.
+
+        A UserError on any of them is raised on all, with the rank and host that it comes from unless it is of rank 0.
+        """
+        failure, result = "", []
+        try:
+            result = [work()]
+        except UserError as error:
+            failure = str(error)
+        failures = self.gather([failure, socket.gethostname()])
+        for rank, (text, host) in enumerate(failures):
+            if text:
+                raise UserError(f"process {rank} on {host}: {text}" if rank else text)
+        return result[0]
 
     def run_on_main(self, work: Callable[[], Any]) -> Any:
         """Run `work` on rank 0 and return its result, which JSON must be able to hold, on every rank.
@@ -183,16 +201,19 @@ class Runtime:
             raise UserError(result["failure"])
         return result["value"]
 
-    @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Run the block on rank 0 before the other ranks, so that a download happens once."""
-        if not self.is_main:
-            self.barrier()
-        try:
-            yield
-        finally:
-            if self.is_main:
+    def run_main_first(self, work: Callable[[], Result]) -> Result:
+        """Run `work` on rank 0, then on the others, so that a download happens once; else as `run_on_all`."""
+
+        def in_turn() -> Result:
+            if not self.is_main:
                 self.barrier()
+            try:
+                return work()
+            finally:
+                if self.is_main:
+                    self.barrier()
+
+        return self.run_on_all(in_turn)
 
     def copy_scalar_async(self, value: Tensor) -> Callable[[], float]:
         """Start to copy a scalar to the host; the function returned waits for that copy alone and gives its value."""

@@ -51,8 +51,7 @@ def resolve(config: Config, source: Any = None, runtime: Runtime | None = None) 
         data = open_splits(config, source)
         decided = _decide(config, data, source)
     else:
-        with runtime.main_first():
-            data = open_splits(config, source)
+        data = runtime.run_main_first(lambda: open_splits(config, source))
         decided = runtime.run_on_main(lambda: _decide(config, data, source))
     choices = [Choice(**choice) for choice in decided["choices"]]
     return Resolved(Config.from_dict(decided["config"]), data, decided["samples"], choices, decided["notes"])

@@ -34,6 +34,7 @@ from vit_dist.telemetry.recorder import Callback, check_callbacks
 from vit_dist.training.artifacts import save_inputs, save_predictions, trained_model
 from vit_dist.training.bad_update import check_finite, diverged, without_answers
 from vit_dist.training.claim import lock_run
+from vit_dist.training.handshake import check_same_samples, check_same_start
 from vit_dist.training.loop import loop
 from vit_dist.training.resolve import find_start, resolve
 from vit_dist.training.resume import ResumePoint
@@ -127,7 +128,9 @@ def _start(
     runtime.flags.raises = True
     runtime.flags.limit(parse_seconds(config.run.time_limit) or math.inf)
     console.phase("opening the data")
+    check_same_start(config, runtime)
     resolved = resolve(config, source, runtime)
+    check_same_samples(resolved.data, runtime)
     lock = lock_run(resolved.config.folder, runtime)
     try:
         resolved, resume = find_start(resolved, runtime)

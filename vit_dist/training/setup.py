@@ -29,6 +29,7 @@ from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
 from vit_dist.training.claim import claim_folder
 from vit_dist.training.components import Components, build_components
+from vit_dist.training.handshake import check_shared_folder
 from vit_dist.training.overview import print_overview
 from vit_dist.training.resolve import Resolved
 from vit_dist.training.resume import ResumePoint, resumed_state, start_text
@@ -69,6 +70,7 @@ def setup(
     streams = build_streams(components, runtime)
     lock = claim_folder(config, runtime, state, lock, data)
     try:
+        check_shared_folder(config.folder, runtime)
         return _start(resolved, runtime, console, resume, lock, components, updater, streams)
     except BaseException as error:
         if runtime.is_main:
