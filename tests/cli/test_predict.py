@@ -55,10 +55,11 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def predict_json(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str, Any]]:
-    """Return the predictions of a command that succeeds."""
+    """Return the predictions of a command; its exit code is 1 if some images have none, else 0."""
     result = command(capsys, "predict", *words, "--format", "jsonl")
-    assert result.code == 0, result.err
-    return [json.loads(line) for line in result.out.splitlines()]
+    predictions = [json.loads(line) for line in result.out.splitlines()]
+    assert result.code == int(any("error" in prediction for prediction in predictions)), result.err
+    return predictions
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -265,7 +266,7 @@ def test_unreadable_images_are_reported_in_their_rows_and_the_others_predicted(
     table = result.out.splitlines()[1:]
     assert len(table) == 6
     assert ["cannot be decoded (" in row for row in table] == [True, False, True, False, False, True]
-    assert result.code == 0
+    assert result.code == 1
     assert result.err.startswith("3 could not be read; 6 images in ")
 
 
@@ -274,7 +275,7 @@ def test_unreadable_images_are_left_out_of_the_picture(
 ) -> None:
     good = sorted((files / "5").iterdir())[0]
     result = command(capsys, "predict", run, *unreadable_images(tmp_path), good, "--png", "grid.png")
-    assert result.code == 0
+    assert result.code == 1
     assert "grid.png: the first 1 as a picture" in result.err
     assert Image.open("grid.png").size[0] < 400
 

@@ -298,7 +298,7 @@ def test_two_processes_write_the_same_files_as_one_and_rank_1_prints_nothing(tmp
     first, second = run_world(2, printed_by, tmp_path / "logs", str(tmp_path / "two"))
     assert second == ["", ""]
     lines = first[0].splitlines()
-    assert lines[0].startswith("vit_dist ")
+    assert lines[0] == "two: new run"
     assert len([line for line in lines if line.startswith("finished")]) == 1
     assert "2 × cpu" in first[0]
     printed_by(str(tmp_path / "one"))

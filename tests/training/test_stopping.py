@@ -208,7 +208,7 @@ def test_a_stop_after_the_folder_was_claimed_is_told_as_stopped(
     write = sys.stdout.write
 
     def stopping(text: str) -> int:
-        if text.startswith("vit_dist "):
+        if text.startswith("run: new run"):
             os.kill(os.getpid(), signal.SIGTERM)
         return write(text)
 
