@@ -16,9 +16,10 @@ from torch import nn
 
 import vit_dist
 from tests.cli.commands import command, write_timm_folder
-from tests.runs import train_digits_run, train_pictures_run
-from vit_dist import Classifier, UserError
+from tests.runs import DIGITS, QUIET, train_digits_run, train_pictures_run
+from vit_dist import Classifier, Config, UserError, train
 from vit_dist.data.augmentation.transforms import EvaluationTransform
+from vit_dist.data.sources.open import open_data
 from vit_dist.files import read_json
 from vit_dist.inference.load import load_model
 from vit_dist.models.forward import eval_mode
@@ -297,3 +298,20 @@ def test_evaluating_a_source_maps_its_classes_to_the_models(model: Classifier, i
         model.evaluate([(files[0], "dog")])
     with pytest.raises(UserError, match=r"^split: there is no split val; known: train$"):
         model.evaluate(pairs, split="val")
+
+
+def test_images_are_resized_as_the_decoded_ones_of_training_were(tmp_path: Path) -> None:
+    config = Config.load("digits", {**DIGITS, **QUIET, "data.image_size": 20, "run.dir": str(tmp_path / "run")})
+    run = train(config)
+    test = open_data(config.data).splits["test"]
+    images = test.source.pixels[test.indices]  # type: ignore[attr-defined]
+    expected = run.model.evaluate()
+    assert expected.predictions is not None
+    for model in (run.model, vit_dist.load(tmp_path / "run", device="cpu")):
+        predictions = model.predict(images)
+        chosen = np.take_along_axis(predictions.probabilities, expected.predictions.top, axis=1)
+        np.testing.assert_allclose(chosen, expected.predictions.probability, atol=0.005)
+        source = model.evaluate((images, test.labels))
+        assert source.loss == pytest.approx(expected.loss, rel=1e-3)
+    saved = read_json(tmp_path / "run" / "checkpoints" / "last" / "state.json")["preprocessing"]
+    assert saved["interpolation"] == "bilinear"

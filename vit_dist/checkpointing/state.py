@@ -8,7 +8,7 @@ from typing import Any
 from vit_dist.checkpointing.fields import Fields
 from vit_dist.config.catalog import METRICS
 from vit_dist.config.config import Config
-from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.preprocessing import INTERPOLATIONS, Preprocessing
 from vit_dist.errors import UserError, one_line
 from vit_dist.optim.schedules import PLATEAU, schedule_metric
 
@@ -228,7 +228,10 @@ def _preprocessing(fields: Fields, channels: int) -> Preprocessing:
     crop = fields.number("crop", 0)
     if not 0 < crop <= 1 or 0 in std:
         raise ValueError("preprocessing: crop must be above 0 and 1 at most, and std above 0")
-    return Preprocessing(fields.integer("image_size", 1, _LARGEST_SIDE), tuple(mean), tuple(std), crop)
+    side = fields.integer("image_size", 1, _LARGEST_SIDE)
+    known = fields.has("interpolation")  # not in the states of earlier versions
+    interpolation = fields.text("interpolation", INTERPOLATIONS) if known else "bicubic"
+    return Preprocessing(side, tuple(mean), tuple(std), crop, interpolation)
 
 
 def _versions(fields: Fields) -> dict[str, str]:

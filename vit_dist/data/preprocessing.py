@@ -18,18 +18,22 @@ from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.models.timm_models import pretrained_cfg
 
+INTERPOLATIONS = ("bicubic", "bilinear")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
     """The model's input: side in pixels, mean and std per channel (of values in 0..1).
 
-    crop: the fraction of the side that evaluation keeps of image files (a center crop).
+    crop: the fraction of the side that evaluation keeps of image files (a center crop). interpolation: how image files
+    are resized, bicubic or bilinear.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop: float = 0.875
+    interpolation: str = "bicubic"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
@@ -81,7 +85,10 @@ def resolve_preprocessing(config: Config, data: LabelledSplits) -> Preprocessing
     mean, std = mean or data.mean, std or data.std
     if len(mean) != data.channels:
         raise UserError(f"data.mean: has {len(mean)} values and the images {data.channels} channels: give one each")
-    crop = config.data.crop or (model.crop if model else 0.875)
-    if decoded(data.splits["train"].source) is not None:
+    crop, interpolation = config.data.crop or (model.crop if model else 0.875), "bicubic"
+    pixels = decoded(data.splits["train"].source)
+    if pixels is not None:
         crop = 1.0  # decoded images fill their frame, and are not cropped in training either
-    return Preprocessing(side, tuple(mean), tuple(std), crop)
+        if pixels.shape[2] != side:
+            interpolation = "bilinear"  # as the device resizes them
+    return Preprocessing(side, tuple(mean), tuple(std), crop, interpolation)

@@ -60,7 +60,7 @@ class Stream:
         self.drop_path_depth = drop_path_depth
         self.wait_seconds = 0.0
         self._augmentation = BatchAugmentation(augment, preprocessing, plan.seed, classes, runtime.to_device)
-        crop = EvaluationTransform(preprocessing.crop) if decoded(subset.source) is None else None
+        crop = _evaluation_transform(subset, preprocessing)
         transform = training_transform(augment, preprocessing.mean, preprocessing.image_size, crop)
         self.bad = BadSamples(runtime.rank, "another is drawn in its place")
         self._reader = Reader(
@@ -203,15 +203,21 @@ def pictures(subset: Subset, places: Ints, preprocessing: Preprocessing) -> Pixe
 
 def evaluation_reader(subset: Subset, preprocessing: Preprocessing, on_bad_sample: OnBadSample) -> Reader:
     """Return the reader of a split as evaluation, and only the model's preprocessing, has it."""
-    transform = EvaluationTransform(preprocessing.crop) if decoded(subset.source) is None else None
     return Reader(
         subset,
-        transform,
+        _evaluation_transform(subset, preprocessing),
         0,
         preprocessing.image_size,
         channels=len(preprocessing.mean),
         on_bad_sample=on_bad_sample,
     )
+
+
+def _evaluation_transform(subset: Subset, preprocessing: Preprocessing) -> EvaluationTransform | None:
+    """Return the transform without augmentation; None for decoded images, which are taken as they are."""
+    if decoded(subset.source) is not None:
+        return None
+    return EvaluationTransform(preprocessing.crop, preprocessing.interpolation)
 
 
 def _workers(reader: Reader, count: int, timeout: float, runtime: Runtime) -> Workers:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_dist.errors import UserError, one_line
-from vit_dist.export.verify import INTERPOLATION, check_same_logits, random_pixels, silence_libraries
+from vit_dist.export.verify import check_same_logits, random_pixels, silence_libraries
 from vit_dist.files import publish, staged
 from vit_dist.inference.load import TrainedModel
 from vit_dist.models.forward import eval_mode
@@ -137,14 +137,15 @@ def _metadata(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any]
     preprocessing = trained.preprocessing
     mode = {1: "grey", 3: "RGB"}.get(trained.channels, "channels")
     last_step = "uint8" if preprocess else "value / 255; (value - mean) / std"
-    steps = f"{mode}; short side to round(image_size / crop), {INTERPOLATION}; centre crop; {last_step}"
+    resize = f"short side to round(image_size / crop), {preprocessing.interpolation}"
+    steps = f"{mode}; {resize}; centre crop; {last_step}"
     fields = {
         "image_size": preprocessing.image_size,
         "mean": preprocessing.mean,
         "std": preprocessing.std,
         "crop": preprocessing.crop,
         "channels": trained.channels,
-        "interpolation": INTERPOLATION,
+        "interpolation": preprocessing.interpolation,
         "input": "uint8 pixels" if preprocess else "normalised float32",
         "steps": steps,
         "output": "logits",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.fields import ModelConfig
 from vit_dist.errors import UserError, one_line
-from vit_dist.export.verify import INTERPOLATION, check_same_logits, random_pixels, silence_libraries
+from vit_dist.export.verify import check_same_logits, random_pixels, silence_libraries
 from vit_dist.files import publish, staged
 from vit_dist.inference.load import TrainedModel
 from vit_dist.models.forward import eval_mode
@@ -143,7 +143,7 @@ def _pretrained_cfg(trained: TrainedModel, defaults: dict[str, Any], args: dict[
         "custom_load": False,
         "input_size": [trained.channels, side, side],
         "fixed_input_size": bool(defaults.get("fixed_input_size")) and not args.get("dynamic_img_size"),
-        "interpolation": INTERPOLATION,
+        "interpolation": preprocessing.interpolation,
         "crop_pct": preprocessing.crop,
         "crop_mode": "center",
         "mean": preprocessing.mean,

@@ -14,9 +14,6 @@ from torch import Tensor
 from vit_dist.errors import UserError
 from vit_dist.inference.load import TrainedModel
 
-# How images are resized before a model sees them.
-INTERPOLATION = "bicubic"
-
 
 def random_pixels(trained: TrainedModel, count: int) -> Tensor:
     """Return random images for a model, uint8 [count, channels, side, side]: the same ones at every call."""

@@ -187,9 +187,9 @@ class Preprocess:
         """
         item = Path(image) if isinstance(image, str) else image
         source = ImageList([item], [str(item) if isinstance(item, Path) else "image"], self.mode, self.max_pixels)
-        side = self.preprocessing.image_size
-        pixels = EvaluationTransform(self.preprocessing.crop)(source.image(0), 0, side)
-        return self.preprocessing.normalise(pixels[None])[0]
+        made = self.preprocessing
+        pixels = EvaluationTransform(made.crop, made.interpolation)(source.image(0), 0, made.image_size)
+        return made.normalise(pixels[None])[0]
 
 
 @contextlib.contextmanager

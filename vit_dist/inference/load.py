@@ -16,7 +16,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schema import inference_fields
 from vit_dist.config.values import merged
-from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
+from vit_dist.data.preprocessing import INTERPOLATIONS, Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
 from vit_dist.files import pickle_problem, read_json, user_path
 from vit_dist.inference.choose import choose_checkpoint
@@ -180,7 +180,8 @@ def _from_export(folder: Path, fields: Mapping[str, Any], trust_code: bool) -> T
         content = read_json(folder / "config.json")
         made = content["pretrained_cfg"]
         channels, side = made["input_size"][0], made["input_size"][-1]
-        preprocessing = Preprocessing(side, tuple(made["mean"]), tuple(made["std"]), crop=made["crop_pct"])
+        resize = next((name for name in INTERPOLATIONS if name == made.get("interpolation")), "bicubic")
+        preprocessing = Preprocessing(side, tuple(made["mean"]), tuple(made["std"]), made["crop_pct"], resize)
         args = {name: value for name, value in content.get("model_args", {}).items() if name not in _BUILT_WITH}
         name, classes = f"timm/{content['architecture']}", content["num_classes"]
     except (ValueError, KeyError, TypeError, IndexError) as error:

@@ -34,25 +34,26 @@ class EvaluationTransform:
 
     sized = True
 
-    def __init__(self, crop: float) -> None:
+    def __init__(self, crop: float, interpolation: str = "bicubic") -> None:
         import torchvision.transforms.v2  # noqa: F401  takes a second: now, rather than in every worker
 
         self.crop = crop
+        self.interpolation = interpolation
 
     def __call__(self, image: Image.Image, key: int, side: int) -> Tensor:
         from torchvision.transforms import v2
 
         shorter = round(side / self.crop)
         if max(image.size) > _ELONGATED * min(image.size):
-            centre = _resized_centre(image, shorter, side)
+            centre = _resized_centre(image, shorter, side, Image.Resampling[self.interpolation.upper()])
         else:
-            resized = v2.functional.resize(image, [shorter], v2.InterpolationMode.BICUBIC)
+            resized = v2.functional.resize(image, [shorter], v2.InterpolationMode(self.interpolation))
             centre = v2.functional.center_crop(resized, [side, side])
         pixels: Tensor = v2.functional.pil_to_tensor(centre)
         return pixels
 
 
-def _resized_centre(image: Image.Image, shorter: int, side: int) -> Image.Image:
+def _resized_centre(image: Image.Image, shorter: int, side: int, resample: Image.Resampling) -> Image.Image:
     """Return the centre crop of the resized image, without resizing the rest, which may be thousands of times larger.
 
     The same as the two steps one after the other, but for the rounding of coordinates to 24 bits.
@@ -63,7 +64,7 @@ def _resized_centre(image: Image.Image, shorter: int, side: int) -> Image.Image:
         start = round((resized - side) / 2)
         box += [start * length / resized, (start + side) * length / resized]
     left, right, top, bottom = box
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    return image.resize((side, side), resample, box=(left, top, right, bottom))
 
 
 class TrainingTransform:
