@@ -366,22 +366,20 @@ def test_plan_refuses_what_train_refuses_and_neither_touches_a_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_shows_what_train_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_plan_shows_the_facts_choices_and_notes_that_train_shows(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = [*SMALL, "--run.device", "cpu", "--run.threads", "1", "--augment.flip", "0.5", "--log.report", "false"]
+    flags = ["--data.root", str(image_folder), "--model.depth", "1", "--train.duration", "2 updates"]
+    flags += ["--run.device", "cpu", "--run.threads", "1", "--data.image_size", "16", "--schedule.warmup", "0%"]
     shown = []
     for command in ("plan", "train"):
-        assert main([command, *flags]) == 0
+        assert main([command, *flags, "--log.report=false"] if command == "train" else [command, *flags]) == 0
         lines = capsys.readouterr().out.splitlines()
-        until = next(number for number, line in enumerate(lines) if line.split()[0] in ("memory", "machine"))
-        shown.append([line.split() for line in lines[1:until] + [line for line in lines if "  note: " in line]])
-    assert shown[0] == shown[1]
-    assert [words[0] for words in shown[0]] == [
-        "model", "data", "classes", "sizes", "images", "run", "batch", "loss", "optimizer", "rate", "augment",
-        "average", "patience", "note:",
-    ]  # fmt: skip
+        kept = [line.split() for line in lines if line.startswith(("  classes", "  sizes", "    ", "  note: "))]
+        shown.append([words for words in kept if not words[-1].startswith("┤")])
+    assert [words for words in shown[0] if words in shown[1]] == shown[0]
+    assert {words[0] for words in shown[0]} >= {"classes", "sizes", "note:", "batch.global_size"}
 
 
 def test_a_folder_in_place_of_the_picture_is_refused(

@@ -378,7 +378,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as caught:
         train(digits(tmp_path / "file" / "run"))
-    assert str(caught.value) == f"run.dir: {tmp_path}/file/run cannot be written: Not a directory: set another run.dir"
+    what = f"{tmp_path}/file/run cannot be written: {tmp_path}/file is no folder: set another"
+    assert str(caught.value) == f"run.dir: {what}"
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
 from vit_dist.training.advice import advice
 from vit_dist.training.components import Components, build_components
-from vit_dist.training.overview import choice_lines, plan_rows
+from vit_dist.training.overview import choice_lines, idle_notes, plan_rows
 from vit_dist.training.resolve import Resolved, find_start, resolve
 from vit_dist.training.resume import ResumePoint, resumed_state, start_text
 
@@ -70,7 +70,8 @@ def show_plan(
     for line in choice_lines(resolved.choices):
         console.say(line)
     known = [*resolved.notes, *resume.notes, *components.notes, *survey(components.data).notes]
-    for note in [*known, *advice(config, components.data)]:
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    for note in [*known, *advice(config, components.data), *idle_notes(plan, gpus)]:
         console.say(f"  note: {note}")
     console.say("parameters")
     groups = components.optimizer.param_groups

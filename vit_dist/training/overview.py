@@ -13,7 +13,6 @@ from vit_dist.data.sources.survey import Survey, survey
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
-from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.advice import advice
 from vit_dist.training.components import Components
 from vit_dist.training.defaults import Choice
@@ -46,9 +45,8 @@ def print_overview(trainer: Trainer, choices: Sequence[Choice], notes: Sequence[
     console.table(rows)
     for line in choice_lines(choices):
         console.say(line)
-    for note in [*notes, *facts.notes, *advice(config, components.data), *runtime.notes]:
-        console.note(f"  note: {note}")
-    for note in _idle_notes(plan, runtime):
+    gpus = torch.cuda.device_count() if runtime.device.type == "cuda" else 0
+    for note in [*notes, *facts.notes, *advice(config, components.data), *runtime.notes, *idle_notes(plan, gpus)]:
         console.note(f"  note: {note}")
     console.say("  vit-dist plan with the same flags shows every number", "dim")
 
@@ -138,15 +136,14 @@ def plan_rows(components: Components) -> dict[str, str]:
     return rows
 
 
-def _idle_notes(plan: Plan, runtime: Runtime) -> Iterator[str]:
-    """Yield notes on processes and GPUs that the run leaves idle, and how to use them."""
+def idle_notes(plan: Plan, gpus: int) -> Iterator[str]:
+    """Yield notes on processes and GPUs of this machine that the run leaves idle, and how to use them."""
     idle = plan.world_size - plan.micro_batches
     if idle > 0:
         micro_size = max(2, math.ceil(plan.global_size / plan.world_size / 2) * 2)
         only = f"{idle} of {plan.world_size} processes compute only fillers"
         yield f"{only}: set batch.micro_size {micro_size} to use them"
-    gpus = torch.cuda.device_count() if runtime.device.type == "cuda" and runtime.world_size == 1 else 0
-    if gpus > 1:
+    if gpus > 1 and plan.world_size == 1:
         launch = f"accelerate launch --multi_gpu --num_processes {gpus} scripts/train.py …"
         yield f"one of {gpus} GPUs is used; all of them: {launch}"
 
