@@ -14,8 +14,10 @@ import pytest
 
 from tests.runs import train_digits_run
 from vit_dist.cli import main
+from vit_dist.cli.runs import list_runs
 from vit_dist.errors import UserError
 from vit_dist.files import read_json, write_json
+from vit_dist.report.comparison import write_comparison
 from vit_dist.report.page import write_report
 from vit_dist.run_folder.data_facts import FACTS
 from vit_dist.run_folder.lines import ascending
@@ -185,6 +187,10 @@ def assert_faults_give_no_traceback(trained: Path, folder: Path, seeds: range, p
             assert all(np.isfinite(seconds) for seconds in record.seconds.values()), seed
             if seed % pages == 0:
                 write_report(folder)
+        list_runs(folder, sort=["best", "test", "state", "when"][seed % 4])
+        if seed % pages == 0:
+            with contextlib.suppress(UserError):
+                write_comparison([trained, folder], folder / "comparison")
         read_history(folder / "metrics.jsonl")
         read_columns(folder / "metrics.jsonl", COLUMNS)
         for name, content in whole.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vit_dist.errors import visible
 from vit_dist.formatting import duration
 from vit_dist.report.measures import RunFigures
+from vit_dist.run_folder.lines import is_time
 from vit_dist.run_folder.record import RunRecord
 
 # Columns that are left out if the terminal is too narrow, the first one first.
@@ -37,8 +38,10 @@ class Row:
         if self.run is None:
             return 0.0
         lines = self.run.metrics.other_lines
-        last = self.run.status.get("time") or (lines[-1]["time"] if lines else 0.0)
-        return float(last) if isinstance(last, (int, float)) else 0.0
+        last = self.run.status.get("time")
+        if last is None or not is_time(last):
+            return float(lines[-1]["time"]) if lines else 0.0
+        return float(last)
 
 
 def table_lines(rows: Sequence[Row], width: int | None) -> list[str]:
