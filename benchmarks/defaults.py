@@ -74,7 +74,7 @@ _PHOTOS: dict[str, Flags] = {
 }
 _HAND_TUNED = {
     **dict.fromkeys(("two_digits", "few_digits", "digits", "numbers"), _CHARACTERS),
-    **dict.fromkeys(("cat_dog", "animals", "objects", "enlarged"), _OBJECTS),
+    **dict.fromkeys(("horse_ship", "animals", "objects", "enlarged"), _OBJECTS),
     **dict.fromkeys(("scenes", "few_scenes"), _PHOTOS),
 }
 

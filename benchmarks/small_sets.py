@@ -148,7 +148,9 @@ SETS = {
     "few_digits": SmallSet("MNIST, 28 pixels", 10, 500, digits("0123456789", 500, 500)),
     "digits": SmallSet("MNIST, 28 pixels", 10, 2000, digits("0123456789", 2000, 500)),
     "numbers": SmallSet("MNIST, 00 to 99, 56 pixels", 100, 3000, numbers(3000, 500)),
-    "cat_dog": SmallSet("CIFAR-10, cat against dog, 32 pixels", 2, 400, objects({"cat": 200, "dog": 200}, 500)),
+    "horse_ship": SmallSet(
+        "CIFAR-10, horse against ship, 32 pixels", 2, 400, objects({"horse": 200, "ship": 200}, 500)
+    ),
     "animals": SmallSet("CIFAR-10, 400 to 25 images of a class, 32 pixels", 6, 900, objects(_ANIMALS, 480)),
     "objects": SmallSet("CIFAR-10, 32 pixels", 10, 5000, objects(dict.fromkeys(_ALL, 500), 500)),
     "enlarged": SmallSet("CIFAR-10, enlarged to 128 pixels", 4, 600, objects(dict.fromkeys(_VEHICLES, 150), 500, 128)),

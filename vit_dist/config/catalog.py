@@ -17,7 +17,8 @@ METRICS = ("top1", "top5", "loss", "raw_top1", "raw_top5", "raw_loss")
 AUTO = (
     *("model.name", "model.width", "model.depth", "model.heads", "model.patch_size"),
     *("data.image_size", "data.crop"),
-    *("batch.global_size", "batch.micro_size", "optimizer.lr", "train.duration"),
+    *("batch.global_size", "batch.micro_size", "optimizer.lr", "optimizer.weight_decay"),
+    "train.duration",
     *("augment.crop_min", "augment.flip", "augment.auto", "augment.shift", "augment.rotate", "augment.scale"),
     *("augment.mixup", "loss.label_smoothing", "evaluate.every"),
 )

@@ -15,8 +15,9 @@ from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.sources.survey import survey
 
-SMALL, _LARGE = 10_000, 200_000  # training images: up to the one a set is small, from the other on large
-FEWEST_UPDATES = 2_000
+# Numbers of training images at which the rule changes.
+_TINY, SMALL, _LARGE = 2_000, 10_000, 200_000
+FEWEST_UPDATES = 3_000
 _FEWEST_FINE_TUNING = 500
 _EVALUATIONS = 40
 _DIGITS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
@@ -112,9 +113,10 @@ def _model(config: Config, facts: Facts) -> Iterator[Choice]:
     yield Choice("model.name", "vit_tiny", f"from scratch on {facts.size_text}")
     if facts.images < SMALL:
         reason = f"narrow and not deep, for {facts.size_text}"
-        width = config.model.width or 128
-        heads = next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
-        for name, value in (("width", width), ("depth", 6), ("heads", heads)):
+        fitting, depth = (64, 4) if facts.images < _TINY else (96, 6)
+        width = config.model.width or fitting
+        heads = next(heads for heads in range(min(4, max(1, width // 16)), 0, -1) if width % heads == 0)
+        for name, value in (("width", width), ("depth", depth), ("heads", heads)):
             yield Choice(f"model.{name}", value, reason)
 
 
@@ -183,16 +185,20 @@ def _power_of_two(number: float) -> int:
 
 
 def _rate(config: Config, facts: Facts) -> Iterator[Choice]:
-    """Choose the learning rate from the batch, as its square root up to a peak."""
+    """Choose the learning rate from width and batch, as the square root of the batch up to a peak; weight decay."""
     size = config.batch.global_size
     if config.model.linear_probe:
         yield Choice("optimizer.lr", 1e-3, "a linear layer takes a high rate")
     elif config.model.pretrained:
         yield Choice("optimizer.lr", _rounded(5e-4 * math.sqrt(size / 128)), f"5e-4 at 128 samples, here {size}")
     else:
-        yield Choice(
-            "optimizer.lr", _rounded(1e-3 * min(1, math.sqrt(size / 64))), f"1e-3 from 64 samples on, here {size}"
-        )
+        width = (config.model.width or 192) if config.model.name == "vit_tiny" else 192
+        peak = 1e-3 * max(1, 192 / width)
+        reason = f"for {width} wide blocks and {size} samples an update"
+        yield Choice("optimizer.lr", _rounded(peak * min(1, math.sqrt(size / 64))), reason)
+    if not config.model.pretrained:
+        decay = 0.3 if facts.images < SMALL else 0.1 if facts.images >= _LARGE else 0.05
+        yield Choice("optimizer.weight_decay", decay, f"from scratch on {facts.size_text}")
 
 
 def _rounded(number: float) -> float:
@@ -226,11 +232,13 @@ def _augmentation(config: Config, facts: Facts) -> Iterator[Choice]:
             yield Choice("augment.flip", 0.0, "a class is named after left or right")
         else:
             yield Choice("augment.flip", 0.5, "most things look the same mirrored")
-        large = facts.images >= _LARGE
-        yield Choice("augment.crop_min", 0.08 if large else 0.35, f"random crops for {facts.size_text}")
-        yield Choice("augment.auto", "rand-m9-mstd0.5-inc1" if large else "", f"RandAugment for {facts.size_text}")
+        large, pretrained = facts.images >= _LARGE, bool(config.model.pretrained)
+        what = "fine-tuning" if pretrained else "from scratch"
+        reason = f"{what} on {facts.size_text}"
+        yield Choice("augment.crop_min", 0.08 if large and not pretrained else 0.35, reason)
+        yield Choice("augment.auto", "rand-m9-mstd0.5-inc1" if large or pretrained else "", reason)
         if large:
-            yield Choice("augment.mixup", 0.2, f"{facts.size_text}")
+            yield Choice("augment.mixup", 0.2, reason)
     yield Choice("loss.label_smoothing", 0.1, "keeps the model from being too sure")
 
 
