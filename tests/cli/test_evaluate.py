@@ -319,8 +319,10 @@ def test_a_folder_may_have_only_some_of_the_classes(
             name: expected[name] for name in ("seen", "top1", "recall")
         }
     lines = command(capsys, "evaluate", run, "--folder", tmp_path / "some").out.splitlines()
-    assert sorted(line.split()[0] for line in lines[8:10]) == ["3", "7"]
-    assert len(lines) == 10
+    left_out = "files that are no images by their ending (.txt): 1 (7/notes.txt)"
+    assert [line for line in lines if "note:" in line] == [f"note: left out of {tmp_path / 'some'}: {left_out}"]
+    assert sorted(line.split()[0] for line in lines[-2:]) == ["3", "7"]
+    assert len(lines) == 11
 
 
 def test_the_validation_folder_gives_the_validation_figures(

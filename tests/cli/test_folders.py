@@ -76,7 +76,7 @@ def test_what_was_found_is_printed_by_plan_and_train_and_kept(
     assert kept.sizes == (5, 5, 50)
 
 
-def test_evaluate_answers_the_folder_of_one_class_with_its_parent(
+def test_evaluate_reads_two_levels_and_says_what_it_leaves_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plant(tmp_path / "pets", {"animal/cat": 12, "animal/dog": 12, "thing/car": 12})
@@ -84,10 +84,18 @@ def test_evaluate_answers_the_folder_of_one_class_with_its_parent(
         command(capsys, "train", "--data.root", "pets", "--data.classes", "inner", "--run.dir", "run", *FLAGS).code == 0
     )
     assert command(capsys, "evaluate", "run", "--folder", "pets").code == 0
-    plant(tmp_path / "other", {"animal/cat": 2, "thing/car": 1})
+    plant(tmp_path / "other", {"animal/cat": 2, "thing/car": 1, "thing": 1})
+    image(tmp_path / "other" / "loose.png")
+    (tmp_path / "other" / "animal" / "cat" / "photo.heic").touch()
     result = command(capsys, "evaluate", "run", "--folder", "other")
     assert (result.code, result.err) == (0, "")
     assert "other: 3 images" in result.out
+    note = (
+        "note: left out of other: images in no class folder: 1 (other/loose.png); images in no class folder: 1 "
+        "(thing/000.png); images of kinds that are not read, convert them to .jpg or .png (.heic): 1 "
+        "(animal/cat/photo.heic)"
+    )
+    assert note in result.out
 
 
 def test_python_gets_the_tree_too(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_dist.data.fingerprint import split_fingerprint
-from vit_dist.data.sources.folder import class_folders, read_classes
+from vit_dist.data.sources.folder import find_class_folders
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import SPLITS, Subset
 from vit_dist.errors import UserError, nearest
@@ -35,9 +35,12 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
     Raises UserError if the data does not have the model's classes.
     """
     if folder is not None:
-        others = _names_for_numbers(trained, class_folders(folder, trained.classes))
-        subset = read_classes(folder, others or trained.classes, trained.channels, trained.config.data.max_pixels)
-        return Split(str(folder), subset, others or trained.names)
+        found = find_class_folders(folder, trained.classes)
+        others = _names_for_numbers(trained, found.names)
+        subset = found.read(others or trained.classes, trained.channels, trained.config.data.max_pixels)
+        left_out = "; ".join(map(str, found.left_out))
+        said = (f"left out of {folder}: {left_out}",) if left_out else ()
+        return Split(str(folder), subset, others or trained.names, said)
     config = trained.config.data
     in_files = config.name in ("", "folder")
     if in_files and not config.root and (trained.update is None or config.name == "folder"):

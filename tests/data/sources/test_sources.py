@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from vit_dist.data.sources.folder import class_folders, image_files, read_classes, read_folder
+from vit_dist.data.sources.folder import find_class_folders, image_files, read_folder
 from vit_dist.data.sources.image_files import FileSource, eight_bits
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import LabelledSplits, Subset, all_of, keyed_split, with_val
@@ -239,6 +239,10 @@ def test_hidden_files_and_folders_named_like_images_are_left_out(tmp_path: Path)
 # The class folders that a model is asked about
 
 
+def read_classes(folder: Path, classes: list[str], channels: int) -> Subset:
+    return find_class_folders(folder, classes).read(classes, channels)
+
+
 def test_class_folders_are_numbered_like_the_models_classes(tmp_path: Path) -> None:
     classes = ["cat", "ant", "bee"]  # in no order of their names
     expected = [
@@ -320,7 +324,8 @@ def test_class_folders_may_differ_from_the_models_classes_in_case_and_unicode_fo
 def test_class_folders_of_two_levels_are_those_of_a_model_with_such_classes(tmp_path: Path) -> None:
     for name in ("animal/cat", "animal/dog", "plant"):
         picture(tmp_path / name / "a.png")
-    assert class_folders(tmp_path, ["animal/dog", "animal/cat", "plant"]) == ["animal/cat", "animal/dog", "plant"]
+    found = find_class_folders(tmp_path, ["animal/dog", "animal/cat", "plant"])
+    assert found.names == ["animal/cat", "animal/dog", "plant"]
     assert files(read_classes(tmp_path, ["animal/dog", "animal/cat", "plant"], 3)).labels.tolist() == [0, 1, 2]
     assert files(read_classes(tmp_path, ["animal", "plant"], 3)).labels.tolist() == [0, 0, 1]
 
@@ -335,10 +340,10 @@ def test_class_folder_names_are_sorted_and_visible(tmp_path: Path) -> None:
     for name in ("wasp", "ant", ".hidden", "10", "2"):
         (tmp_path / name).mkdir()
     (tmp_path / "notes.txt").touch()
-    assert class_folders(tmp_path, []) == ["10", "2", "ant", "wasp"]
+    assert find_class_folders(tmp_path, []).names == ["10", "2", "ant", "wasp"]
     for path in (tmp_path / "gone", tmp_path / "notes.txt"):
         with pytest.raises(UserError) as error:
-            class_folders(path, [])
+            find_class_folders(path, [])
         assert str(error.value) == f"--folder: no folder {path}"
 
 

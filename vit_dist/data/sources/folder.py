@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from vit_dist.data.sources.image_files import MAX_PIXELS, FilePaths, FileSource
-from vit_dist.data.sources.layout import Classes, find_layout
+from vit_dist.data.sources.layout import Classes, find_layout, loose
 from vit_dist.data.sources.names import EXTENSIONS, class_of, composed
 from vit_dist.data.sources.scan import Folder, scan
 from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, LeftOut, Subset, all_of, name_keys
@@ -57,38 +57,67 @@ def read_folder(root: Path, max_pixels: int = MAX_PIXELS, classes: str = "auto")
     return LabelledSplits(splits, names, 3, 224, *IMAGENET, sizes, tuple(left_out), tuple(notes))
 
 
-def read_classes(folder: Path, classes: Sequence[str], channels: int, max_pixels: int = MAX_PIXELS) -> Subset:
-    """Return all images in the class folders of `folder`, numbered as in `classes`, some of which may be missing.
+@dataclass(frozen=True)
+class ClassFolders:
+    """The class folders in a folder, for a model whose classes are known: name → folders, empty ones too."""
 
-    Raises UserError.
-    """
-    found = _class_folders(folder, classes)
-    known: Classes = {}
-    unknown = []
-    for name, inner in found.items():
-        match = class_of(name, classes)
-        if match is not None:
-            known.setdefault(match, []).extend(inner)
-        elif any(part.count for part in inner):
-            unknown.append(name)
-    if unknown:
-        others = f"{unknown[0]}, which is no class"
-        if unknown[1:]:
-            others = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes"
-        first = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
-        raise UserError(f"--folder: {folder} has {others} of the model ({first})")
-    files = _files(known, classes)
-    if not files:
-        raise UserError(f"--folder: no images in {folder} (looked for {', '.join(sorted(EXTENSIONS))})")
-    return all_of(replace(_source(files, max_pixels), mode="L" if channels == 1 else "RGB"))
+    path: Path
+    folders: Mapping[str, list[Folder]]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the folders, sorted."""
+        return sorted(self.folders)
+
+    def read(self, classes: Sequence[str], channels: int, max_pixels: int = MAX_PIXELS) -> Subset:
+        """Return all images in them, numbered as in `classes`, some of which may be missing. Raises UserError."""
+        known: Classes = {}
+        unknown = []
+        for name, folders in self.folders.items():
+            match = class_of(name, classes)
+            if match is not None:
+                known.setdefault(match, []).extend(folders)
+            elif folders:
+                unknown.append(name)
+        if unknown:
+            others = f"{unknown[0]}, which is no class"
+            if unknown[1:]:
+                others = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes"
+            first = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
+            raise UserError(f"--folder: {self.path} has {others} of the model ({first})")
+        files = _files(known, classes)
+        if not files:
+            raise UserError(f"--folder: no images in {self.path} (looked for {', '.join(sorted(EXTENSIONS))})")
+        return all_of(replace(_source(files, max_pixels), mode="L" if channels == 1 else "RGB"))
 
 
-def class_folders(folder: Path, classes: Sequence[str]) -> list[str]:
-    """Return the names of the class folders in a folder, sorted; hidden ones are left out.
+def find_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
+    """Find the class folders in a folder, of two levels if the classes of the model are (animal/cat).
 
     Raises UserError if it is not a folder, is the folder of one class, or holds splits and not the classes.
     """
-    return sorted(_class_folders(folder, classes))
+    if not folder.is_dir():
+        raise UserError(f"--folder: no folder {folder}")
+    found = scan(folder)
+    root = found.root
+    splits = [inner for inner in root.folders if inner.name.lower() in SPLITS and class_of(inner.name, classes) is None]
+    if splits:
+        raise UserError(f"--folder: {folder} has splits in it: give {splits[-1].path}")
+    if root.images and not root.folders and class_of(root.name, classes) is not None:
+        raise UserError(f"--folder: {folder} is the folder of one class, {root.name}: give its parent, {folder.parent}")
+    nested = any("/" in name for name in classes)
+    folders: dict[str, list[Folder]] = {composed(name): [] for name in root.empty}
+    left_out = loose(root)
+    for inner in root.folders:
+        parts = inner.folders if nested else []
+        for part in parts:
+            folders.setdefault(f"{inner.name}/{part.name}", []).append(part)
+        if parts:
+            left_out += loose(inner)
+        else:
+            folders.setdefault(inner.name, []).append(inner)
+    return ClassFolders(folder, folders, (*left_out, *found.left_out))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -154,24 +183,3 @@ def _without_twins(
             if first is not file:
                 shared.append((first, file))
     return kept, twice, shared
-
-
-def _class_folders(folder: Path, classes: Sequence[str]) -> dict[str, list[Folder]]:
-    """Return name → folders of the class folders in a folder, empty ones too; of two levels if the classes are."""
-    if not folder.is_dir():
-        raise UserError(f"--folder: no folder {folder}")
-    root = scan(folder).root
-    splits = [inner for inner in root.folders if inner.name.lower() in SPLITS and class_of(inner.name, classes) is None]
-    if splits:
-        raise UserError(f"--folder: {folder} has splits in it: give {splits[-1].path}")
-    if root.images and not root.folders and class_of(root.name, classes) is not None:
-        raise UserError(f"--folder: {folder} is the folder of one class, {root.name}: give its parent, {folder.parent}")
-    nested = any("/" in name for name in classes)
-    found: dict[str, list[Folder]] = {}
-    for inner in root.folders:
-        parts = inner.folders if nested else []
-        for part in parts:
-            found.setdefault(f"{inner.name}/{part.name}", []).append(part)
-        if not parts:
-            found.setdefault(inner.name, []).append(inner)
-    return {**{composed(name): [] for name in root.empty}, **found}

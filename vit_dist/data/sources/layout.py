@@ -60,7 +60,7 @@ def find_layout(root: Folder, classes: str) -> Layout:
         here = here.folders[0]
     if here is not root:
         layout.notes.insert(0, f"data.root: read {here.path}, the only folder with classes in {root.path}")
-        layout.left_out += _loose(root)
+        layout.left_out += loose(root)
     kinds = dict.fromkeys(kind.kind for kind in layout.left_out)
     layout.left_out = [_together([other for other in layout.left_out if other.kind == kind]) for kind in kinds]
     return layout
@@ -155,14 +155,14 @@ def _splits_outside(root: Folder, here: Folder, named: _Named, classes: str) -> 
         if split in sources:
             raise UserError(f"data.root: {sources[split].path} and {folder.path} are both the {split} split: keep one")
         sources[split] = folder
-        layout.left_out += _loose(_unwrapped(folder))
+        layout.left_out += loose(_unwrapped(folder))
         layout.splits[split] = _class_folders(root, _unwrapped(folder), classes, layout)
     for folder in named.flat:
         layout.left_out.append(LeftOut(LOOSE, folder.count, folder.name))
         layout.notes.append(
             f"data.root: {folder.name} has no class folders, so nothing is tested on it; predict {folder.path} later"
         )
-    layout.left_out += _loose(here)
+    layout.left_out += loose(here)
     _match_classes(layout, sources)
     return layout
 
@@ -172,7 +172,7 @@ def _splits_inside(root: Folder, here: Folder, inside: list[Folder]) -> Layout:
     others = [folder.name for folder in here.folders if folder not in inside]
     if others:
         raise _refused(root, f"{inside[0].name} holds {_names(inside[0].folders)}, and {others[0]} holds no splits")
-    layout = Layout({}, _loose(here))
+    layout = Layout({}, loose(here))
     for folder in inside:
         words = split_words([*(inner.name for inner in folder.folders), *folder.empty])
         for inner in folder.folders:
@@ -197,7 +197,7 @@ def _classes_alone(root: Folder, here: Folder, classes: str) -> Layout:
         parent = f"give the folder that it and {', '.join(others)} are in, {os.path.dirname(here.path)}"
         fix = parent if others else "put the images of each class into a folder of its own"
         raise _refused(root, f"{here.name} holds images and no class folders: {fix}")
-    layout = Layout({}, _loose(here))
+    layout = Layout({}, loose(here))
     layout.splits["train"] = _class_folders(root, here, classes, layout)
     return layout
 
@@ -223,7 +223,7 @@ def _class_folders(root: Folder, folder: Folder, classes: str, layout: Layout) -
     for outer in folder.folders:
         finer_folders = outer.folders if classes == "inner" else []
         if finer_folders:
-            layout.left_out += _loose(outer)
+            layout.left_out += loose(outer)
         for inner in finer_folders:
             found.setdefault(f"{outer.name}/{inner.name}", []).append(inner)
         if not finer_folders:
@@ -258,7 +258,8 @@ def _match_classes(layout: Layout, sources: dict[str, Folder]) -> None:
         layout.splits[split] = matched
 
 
-def _loose(folder: Folder) -> list[LeftOut]:
+def loose(folder: Folder) -> list[LeftOut]:
+    """Return the images in a folder itself, as left out; none if there are none."""
     images = folder.images
     return [LeftOut(LOOSE, len(images), os.path.join(folder.name, images[0]))] if images else []
 
