@@ -320,7 +320,7 @@ def test_a_folder_may_have_only_some_of_the_classes(
         }
     lines = command(capsys, "evaluate", run, "--folder", tmp_path / "some").out.splitlines()
     left_out = "files that are no images by their ending (.txt): 1 (7/notes.txt)"
-    assert [line for line in lines if "note:" in line] == [f"note: left out of {tmp_path / 'some'}: {left_out}"]
+    assert [line.strip() for line in lines if "note:" in line] == [f"note: left out of {tmp_path / 'some'}: {left_out}"]
     assert sorted(line.split()[0] for line in lines[-2:]) == ["3", "7"]
     assert len(lines) == 11
 

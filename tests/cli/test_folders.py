@@ -70,7 +70,7 @@ def test_what_was_found_is_printed_by_plan_and_train_and_kept(
         assert "note: val has 5 images, so one of them is 20.0 points of accuracy: more make it steadier" in shown
     facts = survey(open_data(DataConfig(root="pets")))
     assert read_json(tmp_path / "run" / FACTS) == facts.to_dict()
-    kept = read_data_facts(tmp_path / "run")
+    kept = read_data_facts(tmp_path / "run" / FACTS)
     assert kept is not None
     assert kept.totals == {"train": 46, "val": 5, "test": 2}
     assert kept.sizes == (5, 5, 50)
