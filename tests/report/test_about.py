@@ -12,7 +12,7 @@ import pytest
 from tests.run_folder.handwritten import eval_line, make_run, start_line, train_line
 from vit_dist import Config
 from vit_dist.files import write_json
-from vit_dist.report.about import about_rows, loss_note, nearest_recipe, smoothing_floor, starts_in_words
+from vit_dist.report.about import NearestRecipe, about_rows, loss_note, nearest_recipe, smoothing_floor, starts_in_words
 from vit_dist.report.measures import run_figures
 from vit_dist.report.smoothing import end_of, rolling_median
 from vit_dist.run_folder.data_facts import FACTS
@@ -21,13 +21,16 @@ from vit_dist.run_folder.record import read_run
 
 def test_the_nearest_recipe_is_found_with_the_fields_that_differ() -> None:
     for name in ("digits", "mnist", "folder", "imagenet_deit3_b16"):
-        assert nearest_recipe(Config.load(name)) == (name, [])
+        assert nearest_recipe(Config.load(name)) == NearestRecipe(name, [], [])
     changed = Config.load("digits", {"optimizer.lr": 2e-3, "run.seed": 7, "log.every": "3 updates"})
-    assert nearest_recipe(changed) == ("digits", [("run.seed", (0, 7)), ("optimizer.lr", (3e-3, 2e-3))])
-    other: dict[str, Any] = {"data.root": "photos"}
-    nearest = nearest_recipe(Config.load("folder", other))
-    assert nearest is not None
-    assert nearest[0] == "folder"
+    differ: list[tuple[str, tuple[object, object]]] = [("run.seed", (0, 7)), ("optimizer.lr", (3e-3, 2e-3))]
+    assert nearest_recipe(changed) == NearestRecipe("digits", differ, [])
+
+
+def test_fields_that_the_recipe_leaves_to_the_data_are_no_changes() -> None:
+    config = Config.load("folder", {"data.root": "photos", "batch.global_size": 8, "optimizer.weight_decay": 0.1})
+    nearest = nearest_recipe(config)
+    assert nearest == NearestRecipe("folder", [("optimizer.weight_decay", (0.05, 0.1))], [("batch.global_size", 8)])
 
 
 def test_the_data_and_the_model_are_described(tmp_path: Path) -> None:

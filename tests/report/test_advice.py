@@ -126,7 +126,7 @@ SHOWN: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {**FOLDER, "samples": 2000},
         "Fine-tune a model",
         "2,000 training images; 90.0 % on val from scratch",
-        "--config finetune --model.name timm/vit_small_patch16_224 --model.pretrained timm",
+        "--model.name timm/vit_small_patch16_224 --model.pretrained timm",
     ),
     "val's loss rises": (
         {"val_losses": RISING},
@@ -276,7 +276,7 @@ def test_at_most_five_hints_in_the_order_of_their_worth(tmp_path: Path) -> None:
         data__workers=0,
     )
     assert len(found) == MOST_HINTS < len(RULES)
-    starts = ["The learning rate looks", "The run is short", "Fine-tune a model", "The model overfits", "Add training"]
+    starts = ["The learning rate looks", "Fine-tune a model", "The run is short", "The model overfits", "Add training"]
     assert [hint.text.startswith(start) for hint, start in zip(found, starts, strict=True)] == [True] * 5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -67,12 +68,13 @@ def _recipe(config: Config) -> str:
     nearest = nearest_recipe(config)
     if nearest is None:
         return ""
-    name, changes = nearest
-    if not changes:
-        return f"{name}, unchanged"
-    named = "; ".join(f"{field} {_value(new)} (recipe: {_value(old)})" for field, (old, new) in changes[:_NAMED])
-    more = f"; and {len(changes) - _NAMED} more: see the config below" if len(changes) > _NAMED else ""
-    return f"{name}, with {named}{more}"
+    named = "; ".join(
+        f"{field} {_value(new)} (recipe: {_value(old)})" for field, (old, new) in nearest.changes[:_NAMED]
+    )
+    more = f"; and {len(nearest.changes) - _NAMED} more: see the config below" if len(nearest.changes) > _NAMED else ""
+    text = f"{nearest.name}, with {named}{more}" if named else f"{nearest.name}, unchanged"
+    fitted = ", ".join(f"{field} {_value(value)}" for field, value in nearest.fitted)
+    return f"{text}; fitted to the data, or set: {fitted}" if fitted else text
 
 
 def _value(value: object) -> str:
@@ -83,18 +85,32 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def nearest_recipe(config: Config) -> tuple[str, list[tuple[str, tuple[object, object]]]] | None:
-    """Return the shipped recipe that a config differs least from, and field → (recipe's value, config's).
+@dataclass(frozen=True)
+class NearestRecipe:
+    """The shipped recipe that a config differs least from. changes: field → (the recipe's value, the config's).
 
-    None if it is far from all.
+    fitted: the values of the fields that the recipe leaves to the data.
     """
+
+    name: str
+    changes: list[tuple[str, tuple[object, object]]]
+    fitted: list[tuple[str, object]]
+
+
+def nearest_recipe(config: Config) -> NearestRecipe | None:
+    """Return the shipped recipe for its data set that a config differs least from; None if it is far from all."""
     fields = {name: value for name, value in config.fields(changes_result=True).items() if name not in _NO_CHANGE}
-    nearest: tuple[str, list[tuple[str, tuple[object, object]]]] | None = None
+    nearest: NearestRecipe | None = None
     for path in sorted(RECIPES.glob("*.yaml")):
-        recipe = Config.load(path).fields(changes_result=True)
-        changes = [(name, (recipe[name], value)) for name, value in fields.items() if recipe[name] != value]
-        if len(changes) <= (len(nearest[1]) - 1 if nearest else _MOST_CHANGES):
-            nearest = path.stem, changes
+        shipped = Config.load(path)
+        if shipped.data.source != config.data.source:
+            continue
+        values = shipped.fields(changes_result=True)
+        differ = {name: (values[name], value) for name, value in fields.items() if values[name] != value}
+        changes = [(name, pair) for name, pair in differ.items() if name not in shipped.run.auto]
+        if len(changes) <= (len(nearest.changes) - 1 if nearest else _MOST_CHANGES):
+            fitted = [(name, new) for name, (_, new) in differ.items() if name in shipped.run.auto]
+            nearest = NearestRecipe(path.stem, changes, fitted)
     return nearest
 
 

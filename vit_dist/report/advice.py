@@ -163,7 +163,7 @@ def _from_scratch(case: _Case) -> Hint | None:
         "Fine-tune a model that has seen many images, in place of training one from scratch: with few images of your "
         "own this gains most.",
         f"{case.images:,} training images; {case.result.top1:.1f} % on {case.result.split} from scratch",
-        "--config finetune --model.name timm/vit_small_patch16_224 --model.pretrained timm",
+        "--model.name timm/vit_small_patch16_224 --model.pretrained timm",
     )
 
 
@@ -292,6 +292,6 @@ def _waits_for_data(case: _Case) -> Hint | None:
 
 # In the order of their worth.
 RULES: tuple[Callable[[_Case], Hint | None], ...] = (
-    *(_learned_nothing, _rate_too_high, _few_updates, _from_scratch, _overfits, _still_improving),
+    *(_learned_nothing, _rate_too_high, _from_scratch, _few_updates, _overfits, _still_improving),
     *(_few_of_a_class, _unbalanced, _small_val, _waits_for_data),
 )

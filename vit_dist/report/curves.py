@@ -35,8 +35,8 @@ _BINS = 600
 _RATES_TITLE = "learning rate of a plan"
 # In inches: loss and accuracy stand side by side and are read first.
 _LARGE = (5.4, 3.4)
-# A smoothed point is the median of this part of the points on both sides.
-_SMOOTHED = 40
+# A smoothed point is the median of this part of the points on both sides, of two at least, unless there are few.
+_SMOOTHED, _FEW_POINTS = 40, 12
 # Evaluations up to which each has its dot.
 _MARKED = 60
 
@@ -222,7 +222,7 @@ def _train(axes: Axes, run: RunRecord, name: str) -> list[float]:
     thinned = thin(run.metrics.train["epoch"], np.where(np.isfinite(values), values, np.nan))
     if not len(thinned.x):  # as top1 is with mixed targets
         return []
-    width = 2 * (len(thinned.x) // _SMOOTHED) + 1
+    width = 1 if len(thinned.x) < _FEW_POINTS else 2 * max(2, len(thinned.x) // _SMOOTHED) + 1
     smoothed = rolling_median(thinned.mean, width)
     if width > 1:
         axes.fill_between(thinned.x, thinned.low, thinned.high, color=BLUE, alpha=0.1, linewidth=0)
