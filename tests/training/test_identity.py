@@ -99,6 +99,15 @@ def test_images_that_changed_are_a_new_run_and_say_so(tmp_path: Path, capsys: py
         "1 image removed (val/dog/2.png)): this is a new run"
     )
     assert note in capsys.readouterr().out.splitlines()
+    # Also if the earlier run was made longer since.
+    train(on(root, run__dir=str(second.folder), train__duration="4 updates"))
+    shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "cat" / "newer.png")
+    third = train(on(root)).folder
+    assert third != second.folder
+    note = (
+        f"  note: {second.folder} trained on other images of {root} (since then 1 image added (train/cat/newer.png)):"
+    )
+    assert note in capsys.readouterr().out
     # Not where the config differs, for then a new run is what was asked for; nor where this run goes on.
     train(on(root, optimizer__lr=0.25))
     train(on(root))

@@ -14,7 +14,7 @@ from vit_dist.errors import UserError
 
 # Fields of the identity that may change in a run all the same: the first may grow, the second changes no result
 # unless dropout draws by micro-batch. Both are noted.
-_MAY_CHANGE = ("train.duration", "batch.micro_size")
+MAY_CHANGE = ("train.duration", "batch.micro_size")
 
 
 def compare(before: Config, now: Config, path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -24,13 +24,13 @@ def compare(before: Config, now: Config, path: Path) -> tuple[dict[str, Any], li
     refused = [
         f"{name}: {then[name]!r} there, {value!r} now"
         for name, value in changed.items()
-        if name in identity and name not in _MAY_CHANGE
+        if name in identity and name not in MAY_CHANGE
     ]
     if refused:
         raise UserError(
             f"{path}: holds a run of another config: {'; '.join(refused)}: set another run.dir, or change these back"
         )
-    notes = [f"{name}: {then[name]} before, {changed[name]} now" for name in _MAY_CHANGE if name in changed]
+    notes = [f"{name}: {then[name]} before, {changed[name]} now" for name in MAY_CHANGE if name in changed]
     return changed, notes
 
 

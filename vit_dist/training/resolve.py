@@ -17,6 +17,7 @@ from vit_dist.files import check_place
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import open_splits
 from vit_dist.training.defaults import Choice, choose_defaults
+from vit_dist.training.identity import MAY_CHANGE
 from vit_dist.training.resume import ResumePoint, find_resume_point, holds_run, read_config, stored_config
 
 _LONGEST_NAME = 40
@@ -140,7 +141,7 @@ def _other_images(name: str, config: Config, chosen: set[str], data: LabelledSpl
         except UserError:
             continue
         then, now = (each.fields(changes_result=True) for each in (before, config))
-        same = all(then[field] == now[field] for field in now.keys() - chosen)
+        same = all(then[field] == now[field] for field in now.keys() - chosen - {*MAY_CHANGE})
         what = difference(folder / SAMPLES, data) if same and _root(before) == _root(config) else ""
         if what:
             yield f"{folder} trained on other images of {config.data.root} (since then {what}): this is a new run"
