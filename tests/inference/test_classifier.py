@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -315,3 +316,17 @@ def test_images_are_resized_as_the_decoded_ones_of_training_were(tmp_path: Path)
         assert source.loss == pytest.approx(expected.loss, rel=1e-3)
     saved = read_json(tmp_path / "run" / "checkpoints" / "last" / "state.json")["preprocessing"]
     assert saved["interpolation"] == "bilinear"
+
+
+def test_what_the_commands_note_is_a_warning(run: Path, image_folder: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
+    (damaged / "checkpoints" / "best" / "model.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"not used; update_0000\d+ is") as warned:
+        vit_dist.load(damaged, device="cpu")
+    assert warned[0].filename == __file__
+    other = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    (other / "valid" / "ant" / "00.png").unlink()
+    moved = vit_dist.load(run, {"data.root": str(other)}, device="cpu")
+    with pytest.warns(UserWarning, match=r"^the images of val are not those that the run had") as warned:
+        assert moved.evaluate().seen == 20
+    assert warned[0].filename == __file__

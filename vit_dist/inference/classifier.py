@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,14 +51,18 @@ def load(
 
     weights: raw or ema; empty: those that the run chose. device: auto (the best one here), cpu, cuda or mps.
     batch_size: images of one forward pass. overrides: dotted fields, as model.name for a file of weights alone.
-    trust_code: run a function that a file names as its model. Raises UserError.
+    trust_code: run a function that a file names as its model. Warns of damaged checkpoints that are passed over. Raises
+    UserError.
     """
     fields = {**(overrides or {}), "run.device": device}
     if batch_size is not None:
         fields["evaluate.batch_size"] = batch_size
     if weights not in ("", "raw", "ema"):
         raise UserError(f"weights: must be raw or ema, not {weights}")
-    return Classifier(load_model(str(path), weights=weights, overrides=fields, trust_code=trust_code))
+    trained = load_model(str(path), weights=weights, overrides=fields, trust_code=trust_code)
+    for note in trained.notes:
+        warnings.warn(note, stacklevel=2)
+    return Classifier(trained)
 
 
 class Classifier:
@@ -108,7 +113,8 @@ class Classifier:
         """Return the exact loss and accuracies on labelled images, by default those of the model's run.
 
         source: a folder of class folders, or anything that `train` takes as its source. split: of those that the data
-        has; by default test, else val, else train. Raises UserError, also for classes that the model does not have.
+        has; by default test, else val, else train. Warns if the run's data is not what it was. Raises UserError, also
+        for classes that the model does not have.
         """
         threads = torch.get_num_threads()
         runtime = Runtime(self._trained.config.run, self.precision)
@@ -138,7 +144,10 @@ class Classifier:
         """Return the labelled images of a source, or of the run's data. Raises UserError."""
         trained = self._trained
         if source is None or (isinstance(source, (str, Path)) and user_path(str(source), "source").is_dir()):
-            return open_split(trained, split, None if source is None else user_path(str(source), "source")).subset
+            opened = open_split(trained, split, None if source is None else user_path(str(source), "source"))
+            for note in opened.notes:
+                warnings.warn(note, stacklevel=3)
+            return opened.subset
         parts = open_parts(source, trained.config.data.max_pixels)
         name = SPLITS.get(split, split) or next(known for known in ("test", "val", "train") if known in parts)
         if name not in parts:
