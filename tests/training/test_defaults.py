@@ -111,6 +111,8 @@ def test_characters_and_sides_are_not_mirrored() -> None:
     assert chosen(300, sided=True)["augment.flip"] == 0
     written = chosen(300, 28, characters=True)
     assert (written["augment.flip"], written["augment.crop_min"], written["augment.shift"]) == (0, 0, 2)
+    assert (written["model.patch_size"], chosen(300, 56, characters=True)["model.patch_size"]) == (7, 7)
+    assert chosen(300, 28)["model.patch_size"] == 4
 
 
 @pytest.mark.parametrize(

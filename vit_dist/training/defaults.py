@@ -134,7 +134,7 @@ def _images(config: Config, facts: Facts) -> Iterator[Choice]:
             side = max(1, round(side / stride)) * stride
         yield Choice("data.image_size", side, reason)
     side = side or facts.side
-    patch = _patch(side)
+    patch = _patch(side, across=4 if facts.characters and side <= 40 else 8)
     if config.model.patch_stride is None and side % patch == 0:
         yield Choice("model.patch_size", patch, f"{(side // patch) ** 2} patches of an image of {side} pixels")
 
@@ -154,9 +154,9 @@ def _side(facts: Facts) -> tuple[int, str]:
     return side, f"less than the images' own {own}: faster, and enough for {facts.size_text}"
 
 
-def _patch(side: int) -> int:
-    """Return the side of a patch: a divisor of the image's side for about 8 × 8 of them, of 16 pixels at most."""
-    wanted = min(16.0, side / 8)
+def _patch(side: int, across: int) -> int:
+    """Return the side of a patch: a divisor of the image's, for about `across` patches beside each other; at most 16."""
+    wanted = min(16.0, side / across)
     divisors = [patch for patch in range(1, 17) if side % patch == 0]
     nearest = min(divisors, key=lambda patch: (abs(math.log(patch / wanted)), patch))
     return nearest if nearest >= wanted / 2 else 16
