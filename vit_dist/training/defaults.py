@@ -155,7 +155,7 @@ def _side(facts: Facts) -> tuple[int, str]:
 
 
 def _patch(side: int, across: int) -> int:
-    """Return the side of a patch: a divisor of the image's, for about `across` patches beside each other; at most 16."""
+    """Return the side of a patch, a divisor of the image's: about `across` beside each other, 16 pixels at most."""
     wanted = min(16.0, side / across)
     divisors = [patch for patch in range(1, 17) if side % patch == 0]
     nearest = min(divisors, key=lambda patch: (abs(math.log(patch / wanted)), patch))
