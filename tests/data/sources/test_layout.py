@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import sys
 import unicodedata
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from tests.data.sources.trees import image, plant
 from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.folder import read_folder
+from vit_dist.data.sources.layout import BESIDE, LOOSE
 from vit_dist.data.sources.names import split_words
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
@@ -103,7 +106,7 @@ def test_doubled_split_folders_and_an_unlabelled_one_beside_them(tmp_path: Path)
     folders = {f"seg_{split}/seg_{split}/{name}": 2 for split in ("train", "test") for name in TWO}
     data = read_folder(plant(tmp_path, {**folders, "seg_pred/seg_pred": 5}))
     assert counts(data) == {"train": {"cat": 2, "dog": 2}, "test": {"cat": 2, "dog": 2}}
-    assert left_out(data) == ["folders beside the splits: 1 (seg_pred, 5 images)"]
+    assert left_out(data) == ["images in folders beside the splits: 5 (seg_pred)"]
 
 
 def test_split_folders_may_hold_one_that_says_nothing(tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_a_split_by_another_name_beside_train_is_asked(tmp_path: Path) -> None:
     )
     data = read_folder(plant(tmp_path, {"test/cat": 1}))
     assert {split: sum(row.values()) for split, row in counts(data).items()} == {"train": 4, "test": 1}
-    assert left_out(data) == ["folders beside the splits: 1 (holdout, 4 images)"]
+    assert left_out(data) == ["images in folders beside the splits: 4 (holdout)"]
 
 
 @pytest.mark.parametrize(
@@ -340,3 +343,51 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
             read_folder(tmp_path)
     finally:
         (tmp_path / "cat").chmod(0o755)
+
+
+NAMES = (
+    "train",
+    "val",
+    "test",
+    "dev",
+    "seg_train",
+    "seg_test",
+    "Train",
+    "images",
+    "data",
+    "cat",
+    "dog",
+    "bus",
+    "x1",
+    "2021",
+)
+
+
+def random_tree(root: Path, draw: random.Random, depth: int = 0) -> int:
+    """Write a tree of up to four levels; return its images."""
+    count = draw.choice((0, 0, 1, 3)) if depth < 3 else draw.choice((0, 1, 2))
+    root.mkdir()
+    for number in range(count):
+        (root / f"{number}.png").touch()
+    for name in draw.sample(NAMES, draw.choice((0, 1, 2, 2, 3))) if depth < 3 else ():
+        count += random_tree(root / name, draw, depth + 1)
+    return count
+
+
+@pytest.mark.parametrize("trees", [150, pytest.param(3_000, marks=pytest.mark.slow)])
+def test_every_image_is_read_or_counted_as_left_out_or_the_tree_is_refused(tmp_path: Path, trees: int) -> None:
+    read_trees = 0
+    for seed in range(trees):
+        draw = random.Random(seed)
+        count = random_tree(tmp_path / str(seed), draw)
+        for classes in ("auto", "outer", "inner"):
+            data = None
+            with contextlib.suppress(UserError):
+                data = read_folder(tmp_path / str(seed), classes=classes)
+            if data is None:
+                continue
+            found = sum(map(len, data.splits.values()))
+            assert found + sum(kind.count for kind in data.left_out if kind.kind in (LOOSE, BESIDE)) == count
+            assert all(len(split) for split in data.splits.values())
+            read_trees += 1
+    assert read_trees > trees / 2

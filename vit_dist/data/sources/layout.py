@@ -11,7 +11,7 @@ from vit_dist.data.sources.scan import Folder
 from vit_dist.data.sources.splits import LeftOut
 from vit_dist.errors import UserError
 
-LOOSE, BESIDE = "images in no class folder", "folders beside the splits"
+LOOSE, BESIDE = "images in no class folder", "images in folders beside the splits"
 _WORKS = "what works: CLASS/*.jpg for each class, or train/CLASS/*.jpg with val/CLASS/*.jpg and test/CLASS/*.jpg"
 
 Classes = dict[str, list[Folder]]
@@ -149,7 +149,7 @@ def _splits_outside(root: Folder, here: Folder, named: _Named, classes: str) -> 
         raise _refused(root, f"{_names(unlabelled)} {_hold(unlabelled)} images and no class folders")
     if "train" not in splits.values():
         raise _refused(root, f"it has {', '.join(sorted(named.kinds))} but no train folder")
-    layout = Layout({}, [LeftOut(BESIDE, 1, f"{folder.name}, {folder.count:,} images") for folder in named.others])
+    layout = Layout({}, [LeftOut(BESIDE, folder.count, folder.name) for folder in named.others])
     sources: dict[str, Folder] = {}
     for folder, split in splits.items():
         if split in sources:
