@@ -74,3 +74,30 @@ def test_a_run_whose_reader_goes_after_some_lines_ends_well(tmp_path: Path) -> N
     assert len(done.stdout.splitlines()) == 3
     notes = [line["text"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "note"]
     assert notes == ["console: cannot be written: Broken pipe"]
+
+
+def test_rows_of_predict_are_not_mixed_with_a_live_line(tmp_path: Path) -> None:
+    """Standard output is a pipe, as in front of `head`, and standard error the terminal."""
+    fields = [f"--{name}={value}" for name, value in {**TINY, "train.duration": "1 updates"}.items()]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm-256color"}
+    start = [sys.executable, "-m", "vit_dist"]
+    subprocess.run([*start, "train", "--run.dir=run", *fields], cwd=tmp_path, env=env, check=True, capture_output=True)
+    ours, theirs = pty.openpty()
+    words = ["predict", "run", "--split", "val", "--top", "1", "--format", "csv", "--run.threads=1"]
+    process = subprocess.Popen([*start, *words], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    assert process.stdout is not None
+    rows = process.stdout.read().decode().splitlines()
+    assert process.wait(60) == 0
+    assert len(rows) == 1 + 144
+    assert all(row.count(",") == rows[0].count(",") and "\x1b" not in row for row in rows)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    except OSError:
+        pass
+    os.close(ours)
+    assert b"starting" in shown
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1
+    assert shown.rstrip().endswith(b"images/s")

@@ -47,7 +47,9 @@ def run_evaluate(
         opened = runtime.run_main_first(lambda: open_split(trained, split, folder))
         for note in opened.notes:
             console.note(f"  note: {note}")
+        console.phase(f"evaluating {len(opened.subset):,} images")
         result = evaluate_subset(trained, opened.subset, runtime, keep=1)
+        console.stop()
         assert result.predictions is not None
         figures = figures_of(result.predictions, len(trained.classes))
         values = _values(trained, name, opened, result, figures, runtime)

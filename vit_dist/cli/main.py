@@ -117,9 +117,8 @@ def _train(words: list[str]) -> int:
         return 0
     from vit_dist.telemetry.console import Console
 
-    console = Console(speaks=is_first_process(os.environ), level=config.log.level, may_fail=True)
-    console.phase("starting")
-    try:
+    with Console(speaks=is_first_process(os.environ), level=config.log.level, may_fail=True) as console:
+        console.phase("starting")
         from vit_dist.runtime.flags import Stopped
         from vit_dist.training.run import train
 
@@ -128,8 +127,6 @@ def _train(words: list[str]) -> int:
         except Stopped:
             print("vit-dist: stopped before the first update; the same command starts again", file=sys.stderr)
             return STOPPED
-    finally:
-        console.stop()
 
 
 def _plan(words: list[str]) -> int:
@@ -140,13 +137,15 @@ def _plan(words: list[str]) -> int:
     config = arguments.load_config()
     if _print_config(arguments, config):
         return 0
-    from vit_dist.cli.plan import show_plan
     from vit_dist.telemetry.console import Console
 
     processes = int(arguments.flags.get("--processes", "1"))
     trust_code = _trusts(arguments)
-    console = Console(speaks=True)
-    show_plan(config, console, processes=processes, picture=picture, measure=measure, trust_code=trust_code)
+    with Console(speaks=True) as console:
+        console.phase("starting")
+        from vit_dist.cli.plan import show_plan
+
+        show_plan(config, console, processes=processes, picture=picture, measure=measure, trust_code=trust_code)
     return 0
 
 
@@ -189,18 +188,21 @@ def _note(text: str) -> None:
 
 def _evaluate(words: list[str]) -> int:
     arguments = parse_arguments("evaluate", words)
-    from vit_dist.cli.evaluate import run_evaluate
     from vit_dist.telemetry.console import Console
 
-    run_evaluate(
-        _load(arguments),
-        arguments.positionals[0],
-        Console(speaks=True),
-        split=arguments.flags.get("--split", ""),
-        folder=arguments.path("--folder"),
-        out=arguments.path("--json"),
-        tables=arguments.path("--csv"),
-    )
+    with Console(speaks=is_first_process(os.environ)) as console:
+        console.phase("starting")
+        from vit_dist.cli.evaluate import run_evaluate
+
+        run_evaluate(
+            _load(arguments),
+            arguments.positionals[0],
+            console,
+            split=arguments.flags.get("--split", ""),
+            folder=arguments.path("--folder"),
+            out=arguments.path("--json"),
+            tables=arguments.path("--csv"),
+        )
     return 0
 
 
@@ -211,19 +213,22 @@ def _predict(words: list[str]) -> int:
     if ending not in ("", "txt", *FORMATS) and "--format" not in arguments.flags:
         raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or set --format {', '.join(FORMATS)}")
     format = arguments.flags.get("--format") or (ending if ending in FORMATS else "table")
-    from vit_dist.cli.predict import predict
     from vit_dist.telemetry.console import Console
 
-    whole = predict(
-        _load(arguments),
-        arguments.positionals[1:],
-        Console(speaks=True, stream=sys.stderr),
-        split=arguments.flags.get("--split", ""),
-        top=int(arguments.flags.get("--top", "3")),
-        format=format,
-        out=out,
-        png=arguments.path("--png"),
-    )
+    with Console(speaks=True, stream=sys.stderr) as console:
+        console.phase("starting")
+        from vit_dist.cli.predict import predict
+
+        whole = predict(
+            _load(arguments),
+            arguments.positionals[1:],
+            console,
+            split=arguments.flags.get("--split", ""),
+            top=int(arguments.flags.get("--top", "3")),
+            format=format,
+            out=out,
+            png=arguments.path("--png"),
+        )
     return 0 if whole else 1
 
 

@@ -62,6 +62,7 @@ def predict(
                 console.note(f"note: {note}")
             opened, of_split = predict_split(trained, opened, runtime, top=top)
             predictions, images = iter(of_split), [prediction.image for prediction in of_split]
+        console.stop()  # before the rows, which may be on the same terminal
         with _open_output(out) as file:
             classes = opened.classes if opened else trained.names
             writer = PredictionWriter(file, format, top=top, labelled=not names, images=images, classes=classes)

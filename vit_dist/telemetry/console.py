@@ -7,7 +7,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TextIO, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from rich.console import Console as RichConsole
 from rich.live import Live
@@ -55,6 +55,14 @@ class Console:
         """Return whether the output is a terminal that can show colours and a live line."""
         stream = self.stream or sys.stdout
         return bool(stream) and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+    def __enter__(self) -> Self:
+        """Return it; at the end of the block the live line is removed."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Remove the live line."""
+        self.stop()
 
     def note(self, text: str) -> None:
         """Print a line that the user should see at every level."""
@@ -121,9 +129,11 @@ class Console:
                 get_renderable=self._render,
                 transient=True,
                 refresh_per_second=5,
-                redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),  # else it is a file's
+                redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # else what goes there is another's
+                redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
             )
-            self._try(self._live.start)
+            live = self._live
+            self._try(lambda: live.start(refresh=True))
 
     def start(self, plan: Plan, position: int, images: Mapping[str, int], *, ema: bool) -> None:
         """Begin to show updates. images: split → its number of images. ema: there are two sets of weights."""
