@@ -28,9 +28,9 @@ def test_the_nearest_recipe_is_found_with_the_fields_that_differ() -> None:
 
 
 def test_fields_that_the_recipe_leaves_to_the_data_are_no_changes() -> None:
-    config = Config.load("folder", {"data.root": "photos", "batch.global_size": 8, "optimizer.weight_decay": 0.1})
+    config = Config.load("folder", {"data.root": "photos", "batch.global_size": 8, "optimizer.clip_norm": 2.0})
     nearest = nearest_recipe(config)
-    assert nearest == NearestRecipe("folder", [("optimizer.weight_decay", (0.05, 0.1))], [("batch.global_size", 8)])
+    assert nearest == NearestRecipe("folder", [("optimizer.clip_norm", (1.0, 2.0))], [("batch.global_size", 8)])
 
 
 def test_the_data_and_the_model_are_described(tmp_path: Path) -> None:

@@ -33,19 +33,20 @@ def run_hints(
     counts: dict[str, list[int]] | None = None,
     sides: tuple[int, int, int] | None = None,
     train: Any = None,
+    extra_planned: int = 0,
     **fields: Any,
 ) -> list[Hint]:
     """Return the hints of a run of 20 epochs with 100 train lines and 20 evaluations; it shows nothing by default.
 
     losses, val_losses, val_top1: a series, or one value for all. best: number of the best evaluation. train: further
-    values of the train lines, as series or one value. sides: of data.json.
+    values of the train lines, as series or one value. sides: of data.json. extra_planned: updates not made yet.
     """
 
     def series(values: Any, count: int, default: Any) -> list[Any]:
         values = default if values is None else values
         return list(values) if isinstance(values, (list, tuple, np.ndarray)) else [values] * count
 
-    lines = [start_line(0, 0.0, planned=planned)]
+    lines = [start_line(0, 0.0, planned=planned + extra_planned)]
     lines[0]["plan"]["samples"] = samples
     updates = np.linspace(planned / LINES, planned, LINES).astype(int).tolist()
     train_losses = series(losses, LINES, np.linspace(2.0, 0.5, LINES).tolist())
@@ -88,9 +89,15 @@ BALANCED = {"train": [1000] * 10, "val": [100] * 10}
 SHOWN: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "nothing learned": (
         {"val_top1": 10.4, "counts": BALANCED, "optimizer__lr": 0.1, "train": {"top1": 10.0}},
-        "The model has learned nothing",
+        "The model has learned next to nothing",
         "10.4 % on val against 10.0 %, after 2,000 updates at a rate of up to 0.1",
         "--optimizer.lr 0.01",
+    ),
+    "a training loss of guessing": (
+        {"losses": 2.25, "val_top1": 30.0, "counts": BALANCED, "train": {"top1": 25.0}},
+        "The model has learned next to nothing",
+        "the training loss ends at 2.25; guessing gives 2.3, after 2,000 updates at a rate of up to 0.003",
+        "--optimizer.lr 0.0003",
     ),
     "skipped updates": (
         {"train": {"skipped_updates": 40}},
@@ -139,6 +146,12 @@ SHOWN: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "The model overfits",
         "99.0 % on the training images, 80.0 % on val at the end",
         '--train.duration "11 epochs"',
+    ),
+    "training images known by heart": (
+        {"train": {"top1": 100.0}, "val_top1": 95.0, "augment__mixup": 0.1},
+        "The model overfits",
+        "100.0 % on the training images, 95.0 % on val at the end",
+        "--train.ema 0.999",
     ),
     "still improving": (
         {"val_losses": FALLING, "best": 19, "train__duration": "20 epochs"},
@@ -219,6 +232,13 @@ SHORT: dict[str, dict[str, Any]] = {
     "a loss on val that rises and a model that is right": {"val_losses": RISING, "val_top1": 99.4},
     "a loss on val that rises a little": {"val_losses": [*[0.5] * 10, *[0.54] * 10]},
     "a gap of ten points": {"train": {"top1": 90.0}, "val_top1": 80.0},
+    "training images known by heart, and a small gap": {"train": {"top1": 100.0}, "val_top1": 97.5},
+    "a training loss a little below that of guessing": {
+        "losses": 2.15, "val_top1": 30.0, "counts": BALANCED, "train": {"top1": 25.0},
+    },
+    "a model that has learned nothing yet": {
+        "val_top1": 10.0, "counts": BALANCED, "train": {"top1": 10.0}, "extra_planned": 20_000,
+    },
     "a falling loss of a run that goes on": {"val_losses": FALLING, "best": 19, "state": "running"},
     "a falling loss of a run that was best before": {"val_losses": FALLING, "best": 14},
     "a loss that has stopped falling": {"val_losses": [*np.linspace(2, 0.5, 12).tolist(), *[0.5] * 8], "best": 19},

@@ -72,9 +72,10 @@ def _recipe(config: Config) -> str:
         f"{field} {_value(new)} (recipe: {_value(old)})" for field, (old, new) in nearest.changes[:_NAMED]
     )
     more = f"; and {len(nearest.changes) - _NAMED} more: see the config below" if len(nearest.changes) > _NAMED else ""
-    text = f"{nearest.name}, with {named}{more}" if named else f"{nearest.name}, unchanged"
+    unchanged = nearest.name if nearest.fitted else f"{nearest.name}, unchanged"
+    text = f"{nearest.name}, with {named}{more}" if named else unchanged
     fitted = ", ".join(f"{field} {_value(value)}" for field, value in nearest.fitted)
-    return f"{text}; fitted to the data, or set: {fitted}" if fitted else text
+    return f"{text}; fitted to the data, or set by a flag: {fitted}" if fitted else text
 
 
 def _value(value: object) -> str:

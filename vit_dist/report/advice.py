@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,27 +10,25 @@ import numpy as np
 
 from vit_dist.config.values import Length
 from vit_dist.report.quality import Result, result_of, val_evaluations
-from vit_dist.report.smoothing import end_of, rolling_median
+from vit_dist.report.smoothing import end_of
+from vit_dist.report.stability import instability
 from vit_dist.run_folder.metrics import Floats, Line
 from vit_dist.run_folder.record import RunRecord
 
 MOST_HINTS = 5
 # In percent: with such an accuracy there is nothing left to gain that a hint could promise.
 GOOD_ENOUGH = 99.0
-# Updates after which a model that has learned nothing has had its chance, and below which a run is short.
-ENOUGH_UPDATES, FEW_UPDATES = 100, 400
+# Updates, and part of a run, after which a model has had its chance to learn; and updates below which a run is short.
+ENOUGH_UPDATES, ENOUGH_OF_A_RUN, FEW_UPDATES = 100, 0.2, 400
+# A training loss of so much of that of guessing is none that was learned from.
+GUESSING = 0.95
 # The largest part of the training images that one batch should hold.
 BATCH_SHARE = 0.25
-# Part of the updates skipped, and how many at least, that is more than fp16's scaler needs.
-SKIPPED_SHARE, SKIPPED_UPDATES = 0.01, 5
-# A spike: a loss of so many times the median of the lines around it, and of so much of the first loss above it.
-SPIKE, SPIKE_RISE, SPIKES, SPIKE_LINES = 2.0, 0.1, 2, 9
-# How far above its lowest value the smoothed training loss may end.
-DIVERGED = 1.5
 # Images below which weights trained on others pay, and the accuracy from which they are not missed.
 FEW_FOR_SCRATCH, FINE_FROM_SCRATCH = 20_000, 95.0
-# Overfitting: the rise of val's loss above its minimum, relative and absolute, or the gap in points of accuracy.
-LOSS_RISE, LOSS_RISE_ABSOLUTE, GAP = 0.10, 0.05, 15.0
+# Overfitting: the rise of val's loss above its minimum, relative and absolute; or the gap in points of accuracy, less
+# where the training images are known by heart.
+LOSS_RISE, LOSS_RISE_ABSOLUTE, GAP, BY_HEART, GAP_BY_HEART = 0.10, 0.05, 10.0, 99.5, 3.0
 # Still improving: the relative fall of val's loss over the last part of the run, with the best weights near its end.
 STILL_FALLING, LAST_PART, NEAR_THE_END = 0.03, 0.25, 0.9
 # Evaluations without which a trend cannot be told.
@@ -52,12 +51,11 @@ class Hint:
 
 @dataclass(frozen=True)
 class _Case:
-    """What the rules look at. losses: the finite training losses, and the epochs of their lines."""
+    """What the rules look at. losses: the finite training losses."""
 
     run: RunRecord
     result: Result
     val: list[Line]
-    epochs: Floats
     losses: Floats
     finished: bool
 
@@ -80,57 +78,38 @@ def hints(run: RunRecord) -> list[Hint]:
     result = result_of(run)
     if result is None:
         return []
-    train = run.metrics.train
-    finite = np.isfinite(train["loss"])
+    losses = run.metrics.train["loss"]
     finished = run.status.get("state") == "finished" or bool(run.summary)
-    case = _Case(run, result, val_evaluations(run), train["epoch"][finite], train["loss"][finite], finished)
+    case = _Case(run, result, val_evaluations(run), losses[np.isfinite(losses)], finished)
     found = (rule(case) for rule in RULES)
     return [hint for hint in found if hint is not None][:MOST_HINTS]
 
 
 def _learned_nothing(case: _Case) -> Hint | None:
-    result = case.result
-    if result.is_above_baseline or case.updates < ENOUGH_UPDATES:
+    result, loss = case.result, end_of(case.losses)
+    if case.updates < max(ENOUGH_UPDATES, ENOUGH_OF_A_RUN * case.run.start["plan"]["updates"]):
         return None
+    guessing = math.log(len(result.classes)) if result.classes else math.inf
+    if not result.is_above_baseline:
+        found = f"{result.top1:.1f} % on {result.split} against {result.baseline:.1f} %"
+    elif loss is not None and loss > GUESSING * guessing > 0:
+        found = f"the training loss ends at {loss:.3g}; guessing gives {guessing:.3g}"
+    else:
+        return None
+    lr = case.run.config.optimizer.lr
     return Hint(
-        "The model has learned nothing that the commonest class does not give: a lower learning rate often helps.",
-        f"{result.top1:.1f} % on {result.split} against {result.baseline:.1f} %, after {case.updates:,} updates at a "
-        f"rate of up to {case.run.config.optimizer.lr:g}",
-        f"--optimizer.lr {case.run.config.optimizer.lr / 10:.2g}",
+        "The model has learned next to nothing: a lower learning rate often helps.",
+        f"{found}, after {case.updates:,} updates at a rate of up to {lr:g}",
+        f"--optimizer.lr {lr / 10:.2g}",
     )
 
 
 def _rate_too_high(case: _Case) -> Hint | None:
-    evidence = _instability(case)
+    evidence = instability(case.run, case.updates)
     if evidence is None:
         return None
     lr = case.run.config.optimizer.lr
     return Hint("The learning rate looks too high: training is not stable.", evidence, f"--optimizer.lr {lr / 3:.2g}")
-
-
-def _instability(case: _Case) -> str | None:
-    train = case.run.metrics.train
-    skipped = train["skipped_updates"][np.isfinite(train["skipped_updates"])][-1:]
-    if len(skipped) and skipped[0] >= max(SKIPPED_UPDATES, SKIPPED_SHARE * case.updates):
-        return f"{skipped[0]:,.0f} of {case.updates:,} updates were skipped: their loss or gradient was not finite"
-    losses = case.losses
-    if len(losses) < 2 * SPIKE_LINES:
-        return None
-    medians = rolling_median(losses, SPIKE_LINES)
-    spikes = np.flatnonzero((losses > SPIKE * medians) & (losses - medians > SPIKE_RISE * medians[0]))
-    if len(spikes) >= SPIKES:
-        worst = spikes[np.argmax(losses[spikes] / medians[spikes])]
-        return (
-            f"{len(spikes)} spikes of the training loss, the highest of {losses[worst]:.3g} at epoch "
-            f"{case.epochs[worst]:.1f}, amid {medians[worst]:.3g}"
-        )
-    lowest = int(medians.argmin())
-    if medians[-1] > DIVERGED * medians[lowest] and medians[-1] - medians[lowest] > SPIKE_RISE * medians[0]:
-        return (
-            f"the training loss rose from {medians[lowest]:.3g} at epoch {case.epochs[lowest]:.1f} to "
-            f"{medians[-1]:.3g} at the end"
-        )
-    return None
 
 
 def _few_updates(case: _Case) -> Hint | None:
@@ -187,7 +166,7 @@ def _overfitting(case: _Case) -> str | None:
             f"the training loss ends at {end_of(case.losses):.3g}"
         )
     top1 = end_of(case.run.metrics.train["top1"])
-    if top1 is not None and top1 - val[-1]["top1"] > GAP:
+    if top1 is not None and top1 - val[-1]["top1"] > (GAP_BY_HEART if top1 >= BY_HEART else GAP):
         return f"{top1:.1f} % on the training images, {val[-1]['top1']:.1f} % on val at the end"
     return None
 
