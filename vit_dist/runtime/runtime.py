@@ -27,6 +27,7 @@ from vit_dist.runtime.devices import available_cores, resolve_device, resolve_pr
 from vit_dist.runtime.exchange import broadcast_value, gather_values
 from vit_dist.runtime.flags import Flags
 from vit_dist.runtime.launch import check_gpus, check_launch, check_world, ignored_settings
+from vit_dist.runtime.store import own_store
 
 Result = TypeVar("Result")
 
@@ -63,7 +64,7 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-        world = PartialState(cpu=device == "cpu")
+        world = PartialState(cpu=device == "cpu", **own_store(os.environ))
         self.rank: int = world.process_index
         self.world_size: int = world.num_processes
         self.device: torch.device = world.device
