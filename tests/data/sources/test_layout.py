@@ -198,7 +198,7 @@ def test_a_folder_of_one_class_is_answered_with_its_parent(tmp_path: Path) -> No
     assert refusal(folders / "cat", {})[0] == (
         f"cat holds images and no class folders: give the folder that it and dog are in, {folders}"
     )
-    alone = plant(tmp_path / "photos", {"all": 2}) / "all"
+    alone = plant(tmp_path / "photos", {"all": 2, "no images": 0, "other/data": 1}) / "all"
     assert refusal(alone, {})[0] == (
         "all holds images and no class folders: put the images of each class into a folder of its own"
     )

@@ -48,6 +48,8 @@ def test_of_many_classes_the_smallest_median_and_largest_are_named() -> None:
     facts = survey(splits(train=[20, 10, 90, 40, 30, 50, 60, 70, 80]))
     assert facts.rows()["classes"] == "9, train: smallest c1 (10), median c5 (50), largest c2 (90)"
     assert facts.notes == ()
+    balanced = survey(splits(train=[20] * 9, val=[6] * 9))
+    assert balanced.rows()["classes"] == "9, train + val: each 20 + 6"
 
 
 def test_small_and_unbalanced_classes_are_noted() -> None:

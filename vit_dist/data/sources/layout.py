@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from vit_dist.data.sources.names import class_of, composed, is_filler, split_words
+from vit_dist.data.sources.names import class_of, composed, is_filler, is_hidden, is_image, split_words
 from vit_dist.data.sources.scan import Folder
 from vit_dist.data.sources.splits import LeftOut
 from vit_dist.errors import UserError
@@ -269,13 +271,17 @@ def _together(kinds: Sequence[LeftOut]) -> LeftOut:
 
 
 def _siblings(folder: Folder) -> list[str]:
-    """Return the names of a few folders beside one, without looking into them."""
-    try:
-        with os.scandir(os.path.dirname(folder.real)) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return []
-    return [name for name in names if name != os.path.basename(folder.real)][:3]
+    """Return the names of a few folders beside one that hold images themselves; their first entries are looked at."""
+    found = []
+    parent = os.path.dirname(folder.real)
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in sorted(islice(entries, 1000), key=lambda entry: entry.name):
+            if entry.name != os.path.basename(folder.real) and not is_hidden(entry.name) and entry.is_dir():
+                with contextlib.suppress(OSError), os.scandir(entry.path) as inner:
+                    found += [entry.name] * any(is_image(other.name) for other in islice(inner, 20))
+            if len(found) == 3:
+                break
+    return found
 
 
 def _names(folders: Iterable[Folder]) -> str:

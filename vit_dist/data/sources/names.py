@@ -36,6 +36,17 @@ def composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def ending(name: str) -> str:
+    """Return the ending of a file's name in lower case, with its dot; empty if it has none."""
+    stem, dot, end = name.rpartition(".")
+    return dot + end.lower() if stem else ""
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by the ending of its name."""
+    return ending(name) in EXTENSIONS
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden, or one that a system makes."""
     return name.startswith(".") or name.lower() in _SYSTEM

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vit_dist.data.sources.names import EXTENSIONS, NOT_DECODED, composed, is_hidden
+from vit_dist.data.sources.names import EXTENSIONS, NOT_DECODED, composed, ending, is_hidden
 from vit_dist.data.sources.splits import LeftOut
 from vit_dist.errors import UserError
 
@@ -131,12 +131,11 @@ class _Walk:
         return self.visit(entry.path, inside, composed(entry.name), above | {inside})
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
-        stem, dot, ending = entry.name.rpartition(".")
-        ending = dot + ending.lower() if stem else ""
-        if ending in EXTENSIONS:
+        end = ending(entry.name)
+        if end in EXTENSIONS:
             return True
-        kind = "not decoded" if ending in NOT_DECODED else "other"
-        self.endings[kind][ending or "none"] += 1
+        kind = "not decoded" if end in NOT_DECODED else "other"
+        self.endings[kind][end or "none"] += 1
         self.examples.setdefault(kind, os.path.relpath(entry.path, self.root))
         return False
 
@@ -149,7 +148,7 @@ class _Walk:
         for kind, text in texts.items():
             endings = self.endings[kind]
             if endings:
-                common = [ending for ending, _ in sorted(endings.items(), key=lambda item: (-item[1], item[0]))]
+                common = [end for end, _ in sorted(endings.items(), key=lambda item: (-item[1], item[0]))]
                 named = ", ".join(common[:3]) + (" …" if len(common) > 3 else "")
                 found.append(LeftOut(f"{text} ({named})", endings.total(), self.examples[kind]))
         return found + [LeftOut(kind, count, self.examples[kind]) for kind, count in self.counts.items()]

@@ -64,6 +64,9 @@ class Survey:
         """Return the images of each class: all classes if they are few, else the smallest, median and largest."""
         train = self.counts["train"]
         splits = [split for split in ("train", "val", "test") if split in self.counts]
+        if len(train) > _FEW_CLASSES and all(len(set(row)) == 1 for row in self.counts.values()):
+            each = " + ".join(f"{self.counts[split][0]:,}" for split in splits)
+            return f"{len(train)}, {' + '.join(splits)}: each {each}"
         order = sorted(range(len(train)), key=lambda number: (train[number], number))
         if len(order) <= _FEW_CLASSES:
             shown = {self.classes[number]: number for number in range(len(order))}
