@@ -61,7 +61,7 @@ def test_the_table_shows_what_a_run_came_to_newest_first(runs: Path, capsys: pyt
     [
         (["--sort", "name"], ["fast", "half", "slow", "sweep/wide"]),
         (["--sort", "best"], ["fast", "slow", "sweep/wide", "half"]),
-        (["--sort", "test"], ["fast", "slow", "half", "sweep/wide"]),
+        (["--sort", "test"], ["fast", "slow", "sweep/wide", "half"]),
         (["--sort", "state"], ["sweep/wide", "fast", "slow", "half"]),
         (["--state", "finished"], ["sweep/wide", "fast", "slow"]),
         (["--where", "optimizer.lr=1e-2"], ["fast"]),
@@ -137,7 +137,7 @@ def test_csv_has_every_number(runs: Path, tmp_path: Path, capsys: pytest.Capture
     (runs / "slow").rename(runs / "=1+1")
     output = command(capsys, "runs", runs, "--sort", "test", "--csv", "-").out
     rows = list(csv.DictReader(io.StringIO(output)))
-    assert [row["name"] for row in rows] == ["fast", "'=1+1", "half", "sweep/wide"]
+    assert [row["name"] for row in rows] == ["fast", "'=1+1", "sweep/wide", "half"]
     expected = {
         "test_top1": "90.0", "test_low": "88.5", "test_high": "92.0", "metric": "loss", "best": "1.25", "updates": "30",
         "best_update": "30", "changed": "lr 0.0001, width 96", "state": "finished", "seconds": "60.0",
@@ -146,6 +146,11 @@ def test_csv_has_every_number(runs: Path, tmp_path: Path, capsys: pytest.Capture
     path = tmp_path / "runs.csv"
     assert command(capsys, "runs", runs, "--sort", "test", "--csv", path).out == f"{path}\n"
     assert path.read_text(encoding="utf-8") == output
+
+
+def test_a_best_accuracy_has_its_margin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished_run(tmp_path / "run", evaluate__metric="top1", val_top1=87.5)
+    assert "  top1 87.5 ±12.2 at 30  " in command(capsys, "runs", tmp_path).out
 
 
 def test_runs_on_data_of_one_name_are_told_apart(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,8 @@ def test_runs_are_ordered_by_the_metric_that_chooses_the_best(tmp_path: Path) ->
     fields = {"evaluate__metric": "top1"}
     by_top1 = read(*(finished_run(tmp_path / f"t{top1}", val_top1=top1, **fields) for top1 in (81.0, 84.0, 79.0)))
     assert ranked(by_top1) == [1, 0, 2]
+    ties = read(*(finished_run(tmp_path / f"l{loss}", val_top1=80.0, val_loss=loss, **fields) for loss in (1.2, 1.1)))
+    assert ranked(ties) == [1, 0]
     # Of several metrics, by the accuracy on val at the best evaluation; what was never evaluated comes last.
     never = read_run(make_run(tmp_path / "never", [start_line(0, 0.0), train_line(10, 1.0)]))
     assert ranked([never, by_loss[2], by_top1[1], by_top1[2]]) == [2, 1, 3, 0]
@@ -70,8 +72,8 @@ def test_a_difference_is_told_by_the_same_images_if_predictions_are_kept(tmp_pat
     assert paired is not None
     assert (str(paired), paired.kind) == ("−2.50 points, beyond noise", "worse")
     assert verdict(read(best, other), ["best", "other"]) == (
-        "best is the best of 2, by loss on val: 1.0000. On test it has 95.00 %, other 92.50 %: of the same 400 images "
-        "10 are right with best alone and 0 with other alone, more than chance would make (McNemar's test, p = 0.002)."
+        "best is the best of 2, by loss on val: 1.0000. On test it has 95.00 %, other 92.50 %: of the same 400 images, "
+        "best alone is right on 10, other alone on 0, more than chance would make (McNemar's test, p = 0.002)."
     )
     keep(other, range(15, 45))
     assert "no more than chance makes (McNemar's test, p = 0.15)" in verdict(read(best, other), ["best", "other"])

@@ -110,7 +110,8 @@ def _read(folder: Path, name: str) -> Row:
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with the names of their data, and what differs among the runs on the same data."""
+    """Return the rows, oldest first, with the names of their data, and what differs among the runs on the same data."""
+    rows = sorted(rows, key=lambda row: (row.when, row.name))
     runs = [row.run for row in rows if row.run is not None]
     names = data_names(runs)
     groups = {name: [run for run, other in zip(runs, names, strict=True) if other == name] for name in names}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from vit_dist.errors import visible
 from vit_dist.formatting import duration
 from vit_dist.report.measures import RunFigures
+from vit_dist.report.ranking import accuracy
+from vit_dist.run_folder.figures import margin
 from vit_dist.run_folder.lines import is_time
 from vit_dist.run_folder.record import RunRecord
 
@@ -98,10 +100,12 @@ def _cut(text: str, length: int) -> str:
 
 def _best_text(row: Row) -> str:
     best = row.figures.best if row.figures else None
-    if best is None:
+    if best is None or row.run is None:
         return ""
-    value = f"{best['value']:.4f}" if best["metric"].endswith("loss") else f"{best['value']:.2f}"
-    return f"{best['metric']} {value} at {best['update']:,}"
+    known = accuracy(row.run, "val") if best["metric"].endswith("top1") else None
+    value = f"{best['value']:.4f}" if best["metric"].endswith("loss") else f"{best['value']:.1f}"
+    around = f" ±{margin(known.top1, known.bounds):.1f}" if known else ""
+    return f"{best['metric']} {value}{around} at {best['update']:,}"
 
 
 def _test_text(row: Row) -> str:

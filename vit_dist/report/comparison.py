@@ -158,7 +158,8 @@ def _best_text(run: RunRecord, metric: str) -> str:
     best = run_figures(run).best
     if best is None:
         return ""
-    return value_text(best) if best["metric"] == metric else f"{best['metric']} {value_text(best)}"
+    value = str(accuracy(run, "val")) if best["metric"].endswith("top1") else value_text(best)
+    return value if best["metric"] == metric else f"{best['metric']} {value}"
 
 
 def _pictures(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Figure]:

@@ -64,16 +64,20 @@ class Difference:
 
 
 def ranked(runs: Sequence[RunRecord]) -> list[int]:
-    """Return the places of runs, best first: by their best value on val, else by accuracy on val, else on test."""
+    """Return the places of runs, best first: by their best value on val, else by accuracy on val, else on test.
+
+    Of equal ones, the run with the lower loss there comes first.
+    """
     best = [run_figures(run).best for run in runs]
     metrics = {each["metric"] for each in best if each}
 
-    def key(place: int) -> tuple[bool, float]:
-        known = best[place]
+    def key(place: int) -> tuple[bool, float, float]:
+        line, known = best_line(runs[place]), best[place]
+        loss = float(line["loss"]) if line else 0.0
         if known and len(metrics) == 1:
-            return False, known["value"] if known["metric"].endswith("loss") else -known["value"]
+            return False, known["value"] if known["metric"].endswith("loss") else -known["value"], loss
         known_accuracy = accuracy(runs[place], "val" if metrics else "test")
-        return known_accuracy is None, -known_accuracy.top1 if known_accuracy else 0.0
+        return known_accuracy is None, -known_accuracy.top1 if known_accuracy else 0.0, loss
 
     return sorted(range(len(runs)), key=key)
 
@@ -142,8 +146,8 @@ def _sentence(compared: Difference, best: str, second: str) -> str:
         return f"On {one.split} it has {one}, {second} {two}: the 95 % intervals {overlap}."
     chance = "more than chance would make" if on_same.differs else "no more than chance makes"
     return (
-        f"On {one.split} it has {one.top1:.2f} %, {second} {two.top1:.2f} %: of the same {compared.images:,} images "
-        f"{on_same.only_first:,} are right with {best} alone and {on_same.only_second:,} with {second} alone, {chance} "
+        f"On {one.split} it has {one.top1:.2f} %, {second} {two.top1:.2f} %: of the same {compared.images:,} images, "
+        f"{best} alone is right on {on_same.only_first:,}, {second} alone on {on_same.only_second:,}, {chance} "
         f"(McNemar's test, p = {on_same.p:.2g})."
     )
 
