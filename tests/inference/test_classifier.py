@@ -150,6 +150,7 @@ def test_a_list_of_predictions_is_a_sequence_with_its_arrays(model: Classifier, 
     first = predictions[0]
     shown = ", ".join(f"{name} {probability:.1%}" for name, probability in first.top)
     assert repr(first) == f"Prediction({first.image}: {shown})"
+    assert repr(predictions[6:]) == "no predictions"
     assert repr(predictions).splitlines()[0].split() == [first.image, first.label, f"{first.probability:.1%}"]
 
 

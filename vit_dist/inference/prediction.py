@@ -81,4 +81,4 @@ class PredictionList(Sequence[Prediction]):
         """Return a table of the first ten: image, class and probability."""
         rows = [[visible(each.image), visible(each.label), f"{each.probability:.1%}"] for each in self[:_LISTED]]
         more = [f"… {len(self) - _LISTED:,} more"] if len(self) > _LISTED else []
-        return "\n".join([*aligned(rows), *more])
+        return "\n".join([*aligned(rows), *more]) if rows else "no predictions"

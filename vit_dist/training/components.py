@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,7 +17,6 @@ from vit_dist.data.augmentation.transforms import training_transform
 from vit_dist.data.preprocessing import Preprocessing, resolve_preprocessing
 from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.open import open_data
-from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.inference.load import start_from
@@ -62,7 +62,7 @@ def build_components(
     device: torch.device,
     autocast: Autocast,
     model: nn.Module | None = None,
-    source: Source | LabelledSplits | None = None,
+    source: Any = None,
     load_pretrained: bool = True,
     trust_code: bool = False,
 ) -> Components:
@@ -107,8 +107,8 @@ def build_components(
     )
 
 
-def open_splits(config: Config, source: Source | LabelledSplits | None) -> LabelledSplits:
-    """Return the config's data, or that of the source given in its place. Raises UserError."""
+def open_splits(config: Config, source: Any) -> LabelledSplits:
+    """Return the config's data, or that of the source given in its place, in any form. Raises UserError."""
     if source is None:
         data = open_data(config.data)
     else:

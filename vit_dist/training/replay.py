@@ -13,8 +13,6 @@ from vit_dist.checkpointing.folder import list_checkpoints
 from vit_dist.checkpointing.manifest import DamagedCheckpointError
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
-from vit_dist.data.sources.source import Source
-from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import UserError, visible
 from vit_dist.files import read_json
@@ -39,7 +37,7 @@ _SHOWN = 6
 def replay(
     config: Config,
     model: nn.Module | None = None,
-    source: Source | LabelledSplits | None = None,
+    source: Any = None,
     *,
     trust_code: bool = False,
 ) -> dict[str, Any]:

@@ -121,8 +121,11 @@ def test_labels_of_a_dataset_are_taken_from_it_without_reading_every_image() -> 
     assert data.splits["train"].labels.tolist() == many.answers
     assert data.classes == ("no", "yes")
     assert len(set(many.reads)) == 16
-    many.targets = 1 - many.targets  # as a target_transform would: the items are right
+    many.targets[7:] = 1 - many.targets[7:]  # as a target_transform would: the items are right
     assert opened(many).splits["train"].labels.tolist() == many.answers
+    many.targets, many.target_transform = torch.tensor(many.answers), len
+    many.answers[3] = 0  # where nobody looks
+    assert opened(TorchSubset(many, range(500))).splits["train"].labels[3] == 0
 
 
 def test_parts_and_sums_of_datasets_keep_labels_and_classes() -> None:

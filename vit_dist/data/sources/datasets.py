@@ -50,8 +50,8 @@ class DatasetSource:
 def dataset_source(dataset: Any, field: str) -> tuple[DatasetSource, list[Any], Sequence[str] | None]:
     """Return the source of a Dataset, still without labels, its labels (numbers or names) and its class names, if any.
 
-    Labels come from its `targets` or `labels`, or its column of labels; else every item is read once. Raises UserError
-    for one that gives other images each time, or floats, in one line that says what to change.
+    Labels come from its `targets` or `labels`, or its column of labels, if a few items agree; else all items are read.
+    Raises UserError for one that gives other images each time, or floats, in one line that says what to change.
     """
     kind = type(dataset).__name__
     if isinstance(dataset, (IterableDataset, DataLoader)) or not hasattr(dataset, "__len__"):
@@ -62,14 +62,19 @@ def dataset_source(dataset: Any, field: str) -> tuple[DatasetSource, list[Any], 
         raise UserError(f"{field}: has no images")
     image_key, label_key = _keys(_item(dataset, 0, field), field, kind)
     _check_repeatable(dataset, image_key, field, kind)
-    labels = _labels(dataset, label_key)
-    if labels is None or len(labels) != len(dataset) or plain_label(labels[0]) != plain_label(dataset[0][label_key]):
+    places = np.unique(np.linspace(0, len(dataset) - 1, _LOOKED_AT).astype(int)).tolist()
+    looked_at = {place: _item(dataset, place, field) for place in places}
+    labels = None if _changes_labels(dataset) else _labels(dataset, label_key)
+    if labels is None or any(
+        plain_label(labels[place]) != plain_label(item[label_key]) for place, item in looked_at.items()
+    ):
         labels = [_item(dataset, index, field)[label_key] for index in range(len(dataset))]
     files = _attribute(dataset, _FILES)
     paths = [Path(pair[0]) for pair in files] if files is not None and len(files) == len(dataset) else None
-    nothing, sizes = np.zeros(len(dataset), np.int64), _sizes(dataset, image_key, field)
+    images = [to_pil(item[image_key], f"{field}[{place}]") for place, item in looked_at.items()]
+    sizes = tuple((*image.size, image.mode in ("1", "L", "LA")) for image in images)
     mode = "L" if all(grey for _, _, grey in sizes) else "RGB"
-    source = DatasetSource(dataset, nothing, image_key, mode, sizes, paths)
+    source = DatasetSource(dataset, np.zeros(len(dataset), np.int64), image_key, mode, sizes, paths)
     return source, [plain_label(label) for label in labels], _classes(dataset, label_key)
 
 
@@ -101,19 +106,19 @@ def _check_repeatable(dataset: Any, key: Any, field: str, kind: str) -> None:
         )
 
 
-def _sizes(dataset: Any, key: Any, field: str) -> tuple[tuple[int, int, bool], ...]:
-    """Return (width, height, whether grey) of a few images, spread over the Dataset."""
-    places = np.unique(np.linspace(0, len(dataset) - 1, _LOOKED_AT).astype(int)).tolist()
-    images = [to_pil(_item(dataset, place, field)[key], f"{field}[{place}]") for place in places]
-    return tuple((*image.size, image.mode in ("1", "L", "LA")) for image in images)
+def _changes_labels(dataset: Any) -> bool:
+    """Return whether a Dataset, or one that it is made of, says that its items have other labels than it holds."""
+    parts = [dataset.dataset] if isinstance(dataset, Subset) else getattr(dataset, "datasets", [])
+    return getattr(dataset, "target_transform", None) is not None or any(map(_changes_labels, parts))
 
 
 def _labels(dataset: Any, key: Any) -> Sequence[Any] | None:
     """Return the labels that a Dataset holds beside its images, if it does."""
     if isinstance(dataset, TensorDataset):
-        return list(dataset.tensors[1].tolist()) if len(dataset.tensors) > 1 else None
+        return list(dataset.tensors[1]) if len(dataset.tensors) > 1 else None
     if hasattr(dataset, "column_names") and isinstance(key, str):
-        return list(dataset[key])
+        labels = list(dataset[key])
+        return labels if len(labels) == len(dataset) else None
     return _attribute(dataset, ("targets", "labels"))
 
 
