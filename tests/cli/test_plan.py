@@ -340,7 +340,8 @@ def huge(update: int) -> float:
         ([*LAMBDA, f"{__name__}:endless"], f"schedule.args.lr_lambda: {__name__}:endless for update 3 after the warmup "
          "gives inf: it must give a finite number of 0 or more"),
         ([*LAMBDA, "math:pi"], "schedule.args.lr_lambda: math:pi is no function, but float: name a function"),
-        ([*MULTIPLY, f"{__name__}:huge"], "schedule.args: the rate of update 4 would be inf, not finite, with Mul"),
+        ([*MULTIPLY, f"{__name__}:huge"], "schedule.args: the rate of update 4 would be inf, not finite, with "
+         f"MultiplicativeLR of {__name__}:huge"),
         (["--train.duration", "1e12 epochs"], "train.duration: "),
         (["--run.resume", "nowhere"], "run.resume: no complete checkpoint at nowhere"),
         (["--run.name", "../x", "--run.dir", ""], "run.name: ../x is no name for a folder in runs"),

@@ -1,0 +1,27 @@
+"""The overview before a run: what was chosen and what there is to train on, in words."""
+
+from __future__ import annotations
+
+from vit_dist.config.config import Config
+from vit_dist.data.sources.survey import Survey
+from vit_dist.training.defaults import Choice
+from vit_dist.training.overview import choice_lines, data_rows
+
+
+def test_choices_are_listed_with_their_reasons() -> None:
+    choices = [Choice("batch.global_size", 16, "a quarter of 64 images"), Choice("data.crop", 1.0, "small images")]
+    assert choice_lines(choices) == [
+        "  chosen for this data; a flag sets each otherwise:",
+        "    batch.global_size 16  a quarter of 64 images",
+        "    data.crop 1.0         small images",
+    ]
+    assert choice_lines([]) == []
+
+
+def test_the_data_is_told_by_use() -> None:
+    facts = Survey(("a", "b"), {"train": (1000, 500), "val": (100, 50), "test": (7, 0)}, None, (), ())
+    rows = data_rows(Config.load("folder", {"data.root": "photos/pets"}), facts)
+    assert rows["data"] == "photos/pets: 1,500 images to train on, 150 for validation, 7 for the test at the end"
+    assert rows["classes"].startswith("2")
+    only = Survey(("a", "b"), {"train": (1, 2)}, None, (), ())
+    assert data_rows(Config.load("digits"), only)["data"] == "digits: 3 images to train on"
