@@ -157,3 +157,44 @@ def test_sigterm_saves_and_exits_75(tmp_path: Path) -> None:
     assert status(folder)["state"] == "stopped"
     assert at >= 5
     assert (folder / "checkpoints" / f"update_{at:08d}" / "manifest.json").is_file()
+
+
+SCRIPT = """
+import os, signal, sys
+from vit_dist import Config, train
+
+def crash(line):
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and line["update"] >= 6 and "killed" in sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+for rate in (1e-3, 3e-3):
+    folder = f"{sys.argv[1]}/{rate}"
+    values = {"optimizer.lr": rate, "run.dir": folder, "run.device": "cpu", "run.threads": 1, "log.every": "1 updates"}
+    values |= {"train.duration": "12 updates", "schedule.warmup": "1 updates", "checkpoint.every": "2 updates"}
+    values |= {"batch.micro_size": 16, "log.trackers": "none", "log.report": False, "log.level": "warning"}
+    train(Config.load("digits", values), on_update=crash)
+"""
+
+
+@pytest.mark.slow
+def test_a_restarted_world_goes_on_and_trains_several_runs(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    for name in ("killed", "whole"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command += ["--max_restarts", "1", str(tmp_path / "script.py"), str(tmp_path / name)]
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env={**environment(), "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    for rate in ("0.001", "0.003"):
+        killed, whole = (
+            (tmp_path / name / rate / "checkpoints" / "last" / "model.safetensors").read_bytes()
+            for name in ("killed", "whole")
+        )
+        assert killed == whole
+    starts = [line for line in read_metrics(tmp_path / "killed" / "0.001" / "metrics.jsonl") if line["kind"] == "start"]
+    assert len(starts) == 2
