@@ -161,6 +161,7 @@ def test_fine_tuning_keeps_the_model_and_its_preprocessing() -> None:
     large = chosen(1_000_000, 400, {"model.pretrained": "timm"})
     expected = {"batch.global_size": 256, "batch.micro_size": 32, "optimizer.lr": 7.1e-4, "train.duration": "20 epochs"}
     assert {field: large[field] for field in expected} == expected
+    assert chosen(86, 28, {"model.pretrained": "timm"}, characters=True)["augment.shift"] == 16
     assert chosen(86, 300, {"model.pretrained": "timm", "model.linear_probe": True})["optimizer.lr"] == 1e-3
 
 

@@ -223,7 +223,8 @@ def _duration(config: Config, facts: Facts) -> Iterator[Choice]:
 def _augmentation(config: Config, facts: Facts) -> Iterator[Choice]:
     """Choose the augmentation from what the classes are and how many images there are."""
     if facts.characters:
-        reason, side = "the classes are named like digits or letters", config.data.image_size or facts.side
+        reason = "the classes are named like digits or letters"
+        side = config.data.image_size or (facts.side if _ours(config) else 224)
         moves = {"flip": 0.0, "crop_min": 0.0, "auto": "", "shift": max(1, side // 14), "rotate": 10, "scale": 0.1}
         for name, value in moves.items():
             yield Choice(f"augment.{name}", value, reason)
@@ -236,7 +237,8 @@ def _augmentation(config: Config, facts: Facts) -> Iterator[Choice]:
         what = "fine-tuning" if pretrained else "from scratch"
         reason = f"{what} on {facts.size_text}"
         yield Choice("augment.crop_min", 0.08 if large and not pretrained else 0.35, reason)
-        yield Choice("augment.auto", "rand-m9-mstd0.5-inc1" if large or pretrained else "", reason)
+        if large or pretrained:
+            yield Choice("augment.auto", "rand-m9-mstd0.5-inc1", reason)
         if large:
             yield Choice("augment.mixup", 0.2, reason)
     yield Choice("loss.label_smoothing", 0.1, "keeps the model from being too sure")
