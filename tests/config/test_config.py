@@ -62,7 +62,7 @@ def refusal(values: Any) -> str:
         ({"optimizer": {"decay_all": 1}}, "optimizer.decay_all: must be true or false, not 1"),
         (
             {"optimizer": {"name": "adamx"}},
-            "optimizer.name: no optimizer adamx (did you mean adam?)",
+            "optimizer.name: no optimizer adamx (did you mean adam?); if timm has it: timm/adamx",
         ),
         (
             {"optimizer": {"name": "Lion"}},
@@ -296,7 +296,7 @@ def test_all_mistakes_of_loss_optimizer_and_schedule_are_reported_at_once() -> N
         "evaluate.min_delta: must be 0 or more, not -1",
         "loss.name: clip needs a two-tower model (images and texts), which is not built: "
         "use cross_entropy or bce, or package.module:function",
-        "optimizer.name: no optimizer adm (did you mean adam?)",
+        "optimizer.name: no optimizer adm (did you mean adam?); if timm has it: timm/adm",
         "schedule.args.gama: StepLR takes no gama (did you mean gamma?)",
         "schedule.args.gamma: must be a number, not 'x'",
         "schedule.args.step_size: must be above 0, not '0%'",
@@ -377,7 +377,7 @@ def test_sections_built_in_python_are_checked_too() -> None:
     assert str(error.value).splitlines() == [
         "run.seed: must be at least 0 and below 2^63, not -1",
         "data.val_fraction: must be between 0 and 0.5, not 1.0",
-        "optimizer.name: no optimizer adan (did you mean adam?)",
+        "optimizer.name: no optimizer adan (did you mean adam?); if timm has it: timm/adan",
         "schedule.args.lr_lambda: LambdaLR needs it: a list of strings or a string",
         "optimizer.overrides.a.b: no such field; known: lr, weight_decay",
     ]

@@ -49,7 +49,7 @@ def digits_test_images() -> Tensor:
 
 def small_model(channels: int = 3, side: int = 12, **model: Any) -> TrainedModel:
     """Return a model for five classes whose logits depend on every parameter. model: fields of the config."""
-    fields = {f"model.{name}": value for name, value in {**SMALL, **model}.items()}
+    fields = {f"model.{name}": value for name, value in {"pool": "token", **SMALL, **model}.items()}
     config = Config.load("folder", {"data.root": ".", **fields})
     network = build_model(config.model, classes=5, channels=channels, image_size=side, seed=0, trained=False)
     scatter(network)
