@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests import custom_losses
+from tests.checkpointing.states import rehash
 from tests.processes import run_world
 from vit_dist import Config, Run, UserError, train
 from vit_dist.cli import main
@@ -112,6 +114,33 @@ def test_images_that_changed_are_a_new_run_and_say_so(tmp_path: Path, capsys: py
     train(on(root, optimizer__lr=0.25))
     train(on(root))
     assert "trained on other images" not in capsys.readouterr().out
+
+
+def test_other_pixels_under_the_same_names_and_sizes_are_told(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (20, 20), (number, 9, 9)).save(root / name / f"{number}.bmp")
+    first = train(on(root, run__name="mine")).folder
+    named = resolve(on(root)).config.folder
+    for path in root.rglob("*.bmp"):
+        size = path.stat().st_size
+        Image.new("RGB", (20, 20), (200, 9, 9)).save(path)
+        assert path.stat().st_size == size
+    assert resolve(on(root)).config.folder != named
+    with pytest.raises(
+        UserError, match=r"^data: not what runs/mine was trained on: other images of train; other images"
+    ):
+        train(on(root, run__name="mine"))
+    # Checkpoints of earlier versions do not say what the files hold.
+    for path in first.glob("checkpoints/update_*/state.json"):
+        state = json.loads(path.read_text())
+        for split in state["data"].values():
+            del split["content"]
+        path.write_text(json.dumps(state))
+        rehash(path.parent)
+    assert train(on(root, run__name="mine")).folder == first
 
 
 @pytest.mark.parametrize("over", [True, False])

@@ -241,10 +241,13 @@ def _versions(fields: Fields) -> dict[str, str]:
 
 def _data(fields: Fields) -> dict[str, dict[str, Any]]:
     """Return what identifies the samples of each split. Raises ValueError."""
-    splits = {name: fields.fields(name) for name in fields.values}
-    return {
-        name: {"samples": split.integer("samples"), "sha256": split.sha256("sha256")} for name, split in splits.items()
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for name in fields.values:
+        split = fields.fields(name)
+        found[name] = {"samples": split.integer("samples"), "sha256": split.sha256("sha256")}
+        if "content" in split.values:  # of files, and not in earlier checkpoints
+            found[name]["content"] = split.sha256("content")
+    return found
 
 
 def _config(fields: Fields) -> Config:

@@ -7,7 +7,8 @@ import csv
 import gzip
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,23 @@ from vit_dist.plan.permutation import permute
 SAMPLES = "samples.csv.gz"
 Sample = tuple[str, int, int]
 _SAMPLED = 16  # images of a source without files
+_FILES_READ, _BYTES_READ = 256, 64 * 1024
 
 
 def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
     """Return (samples, sha256) of each split: of names, file sizes and classes, or of pixels held in memory.
 
-    Of a source that has neither, of the classes and a few of its images. Names are relative to the folder that holds
-    all files, so that data may be moved. A file that is gone counts as one of 0 bytes.
+    Of files also (content): of the first 64 KiB of at most 256 of them, chosen by key, since other images may have the
+    same names and sizes. Of a source without files or pixels, of the classes and a few of its images. Names are
+    relative to the folder that holds all files, so that data may be moved. A file that is gone has 0 bytes.
     """
     root = _common_folder(data)
     return {name: _of_split(split, root) for name, split in data.splits.items()}
+
+
+def same_samples(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether the fingerprints of two splits agree in all that both say: older ones say less."""
+    return all(before[name] == now[name] for name in before.keys() & now.keys())
 
 
 def split_fingerprint(data: LabelledSplits, name: str) -> dict[str, Any]:
@@ -86,7 +94,21 @@ def _count_text(names: set[str], kind: str) -> str:
 
 
 def _of_split(split: Subset, root: str) -> dict[str, Any]:
-    return {"samples": len(split), "sha256": _digest(split, root)}
+    found: dict[str, Any] = {"samples": len(split), "sha256": _digest(split, root)}
+    return {**found, "content": _content_digest(split)} if root else found
+
+
+def _content_digest(split: Subset) -> str:
+    digest = hashlib.sha256()
+    places = permute(np.arange(min(_FILES_READ, len(split)), dtype=np.int64), len(split), key(0, Purpose.FINGERPRINT))
+    for path in _paths(split.take(places)):
+        # One that cannot be read is told when it is its turn; a pipe would be waited for.
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.stat(path).st_mode):
+                with open(path, "rb") as file:
+                    digest.update(file.read(_BYTES_READ))
+        digest.update(b"\0")
+    return digest.hexdigest()
 
 
 def _digest(split: Subset, root: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_dist.data.fingerprint import split_fingerprint
+from vit_dist.data.fingerprint import same_samples, split_fingerprint
 from vit_dist.data.sources.folder import find_class_folders
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import SPLITS, Subset
@@ -74,7 +74,7 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
             f"the run had {trained.samples:,} training images, and here are {len(data.splits['train']):,}: "
             "a split that was held out of them may be another now"
         ]
-    elif name in trained.data and split_fingerprint(data, name) != trained.data[name]:
+    elif name in trained.data and not same_samples(trained.data[name], split_fingerprint(data, name)):
         notes = [f"the images of {name} are not those that the run had: some of them may have been trained on"]
     return Split(name, subset, others or trained.names, tuple(notes))
 

@@ -39,7 +39,7 @@ def check_same_samples(data: LabelledSplits, runtime: Runtime) -> None:
     if runtime.world_size == 1:
         return
     samples = {
-        f"the {name} split": f"{split['samples']} images, {split['sha256'][:12]}"
+        f"the {name} split": f"{split.pop('samples')} images, {' '.join(digest[:12] for digest in split.values())}"
         for name, split in fingerprint(data).items()
     }
     _compare({"classes": ", ".join(data.classes), **samples}, runtime)

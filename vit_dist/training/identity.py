@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.config.config import Config
-from vit_dist.data.fingerprint import SAMPLES, difference
+from vit_dist.data.fingerprint import SAMPLES, difference, same_samples
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 
@@ -45,7 +45,7 @@ def check_same_data(saved: Checkpoint, data: LabelledSplits, samples: Mapping[st
         now = samples.get(name, {"samples": 0})
         if now["samples"] != split["samples"]:
             what.append(f"{split['samples']:,} images of {name} before, {now['samples']:,} now")
-        elif now["sha256"] != split.get("sha256", now["sha256"]):
+        elif not same_samples(split, now):
             what.append(f"other images of {name}")
     folder = saved.path.parent.parent if saved.path.parent.name == "checkpoints" else saved.path
     if what:
