@@ -42,6 +42,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     spelled = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), list(spelled), 1, 0.75)
+    close = close or [other for other in spelled if sorted(other) == sorted(name.lower())]  # esp for eps
     return f" (did you mean {spelled[close[0]]}?)" if close else f"; known: {', '.join(names)}"
 
 

@@ -188,8 +188,14 @@ def check_place(folder: Path, field: str) -> None:
     """Check that a folder can be made, or written to if it is there. Raises UserError that names the field."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = f"{there} is not writable" if there.is_dir() else f"{there} is no folder"
-        raise UserError(f"{field}: {folder} cannot be written: {why}: set another")
+        why = (
+            f": {there} is no folder"
+            if not there.is_dir()
+            else ""
+            if there == folder.absolute()
+            else f": {there} is not"
+        )
+        raise UserError(f"{field}: {folder} cannot be written{why}: set another")
 
 
 def remove(path: Path) -> None:

@@ -216,7 +216,7 @@ def test_measure_times_updates_and_writes_nothing(
     assert list(rows) == ["update", "epoch", "test once", "val once", "run", "bound by", "memory"]
     assert re.fullmatch(r"[\d.e-]+ s, [\d,]+ images/s", rows["update"])
     assert re.fullmatch(r"about .*: training .*, evaluation .*; saving and the report not counted", rows["run"])
-    assert rows["memory"].endswith(" MiB at most, of the whole process")
+    assert rows["memory"].endswith("iB at most, of the whole process")
     assert list(tmp_path.iterdir()) == []
     assert main(["plan", *SMALL, "--measure", "--processes", "2"]) == 2
     assert capsys.readouterr().err.startswith("vit-dist: --measure: times one process: drop --processes")
