@@ -51,6 +51,12 @@ def left_out(data: LabelledSplits) -> list[str]:
 TWO = {"cat": 3, "dog": 2}
 
 
+@pytest.mark.parametrize("name", ["0", "data", "photo", "set"])
+def test_the_one_class_of_a_split_is_a_class_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    trees = {f"train/{name}": 4, "train/other": 4, f"val/{name}": 2, f"test/{name}": 1}
+    assert read(tmp_path, trees) == {"train": {name: 4, "other": 4}, "val": {name: 2}, "test": {name: 1}}
+
+
 @pytest.mark.parametrize(
     ("train", "val", "test"),
     [

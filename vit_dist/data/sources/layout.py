@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
-from vit_dist.data.sources.names import class_of, composed, is_filler, is_hidden, is_image, split_words
-from vit_dist.data.sources.scan import Folder
+from vit_dist.data.sources.names import class_of, composed, is_filler, split_words
+from vit_dist.data.sources.scan import Folder, folders_beside
 from vit_dist.data.sources.splits import LeftOut
 from vit_dist.errors import UserError
 
@@ -32,9 +30,10 @@ class Layout:
 class _Named:
     """The folders in one folder by their names: splits that hold folders, splits that hold images only, the others.
 
-    empty: the splits without images.
+    unwrapped: of each split, the folder that its class folders are in. empty: the splits without images.
     """
 
+    unwrapped: dict[Folder, Folder]
     splits: dict[Folder, str]
     flat: dict[Folder, str]
     others: list[Folder]
@@ -94,8 +93,12 @@ def _by_name(here: Folder) -> _Named:
     empty = [composed(name) for name in here.empty]
     words = split_words([*(folder.name for folder in here.folders), *empty])
     named = {folder: words[folder.name] for folder in here.folders if folder.name in words}
-    splits = {folder: split for folder, split in named.items() if _unwrapped(folder).folders}
+    several = [found.folders for folder in named if len((found := _unwrapped(folder)).folders) > 1]
+    classes = {inner.name.casefold() for folders in several for inner in folders}
+    unwrapped = {folder: _unwrapped(folder, classes) for folder in named}
+    splits = {folder: split for folder, split in named.items() if unwrapped[folder].folders}
     return _Named(
+        unwrapped,
         splits,
         {folder: split for folder, split in named.items() if folder not in splits},
         [folder for folder in here.folders if folder not in named],
@@ -116,11 +119,15 @@ def _is_class(folder: Folder) -> bool:
     return not any(inner.folders for inner in folder.folders)
 
 
-def _unwrapped(folder: Folder) -> Folder:
-    """Return the folder that a split's only folder leads to, if it says nothing: seg_train/seg_train, train/images."""
+def _unwrapped(folder: Folder, classes: Collection[str] = ()) -> Folder:
+    """Return the folder that a split's only folder leads to, if it says nothing: seg_train/seg_train, train/images.
+
+    classes: names of class folders of other splits, which say something: val/0, beside train/0 and train/1.
+    """
     while len(folder.folders) == 1 and not folder.images:
         inner = folder.folders[0]
-        if inner.name.casefold() != folder.name.casefold() and not is_filler(inner.name):
+        name = inner.name.casefold()
+        if name in classes or (name != folder.name.casefold() and not is_filler(inner.name)):
             break
         folder = inner
     return folder
@@ -157,8 +164,8 @@ def _splits_outside(root: Folder, here: Folder, named: _Named, classes: str) -> 
         if split in sources:
             raise UserError(f"data.root: {sources[split].path} and {folder.path} are both the {split} split: keep one")
         sources[split] = folder
-        layout.left_out += loose(_unwrapped(folder))
-        layout.splits[split] = _class_folders(root, _unwrapped(folder), classes, layout)
+        layout.left_out += loose(named.unwrapped[folder])
+        layout.splits[split] = _class_folders(root, named.unwrapped[folder], classes, layout)
     for folder in named.flat:
         layout.left_out.append(LeftOut(LOOSE, folder.count, folder.name))
         layout.notes.append(
@@ -195,7 +202,7 @@ def _splits_inside(root: Folder, here: Folder, inside: list[Folder]) -> Layout:
 def _classes_alone(root: Folder, here: Folder, classes: str) -> Layout:
     """Read CLASS/*.jpg. Raises UserError."""
     if not here.folders:
-        others = _siblings(here)
+        others = folders_beside(here)
         parent = f"give the folder that it and {', '.join(others)} are in, {os.path.dirname(here.path)}"
         fix = parent if others else "put the images of each class into a folder of its own"
         raise _refused(root, f"{here.name} holds images and no class folders: {fix}")
@@ -268,20 +275,6 @@ def loose(folder: Folder) -> list[LeftOut]:
 
 def _together(kinds: Sequence[LeftOut]) -> LeftOut:
     return LeftOut(kinds[0].kind, sum(kind.count for kind in kinds), kinds[0].example)
-
-
-def _siblings(folder: Folder) -> list[str]:
-    """Return the names of a few folders beside one that hold images themselves; their first entries are looked at."""
-    found = []
-    parent = os.path.dirname(folder.real)
-    with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        for entry in sorted(islice(entries, 1000), key=lambda entry: entry.name):
-            if entry.name != os.path.basename(folder.real) and not is_hidden(entry.name) and entry.is_dir():
-                with contextlib.suppress(OSError), os.scandir(entry.path) as inner:
-                    found += [entry.name] * any(is_image(other.name) for other in islice(inner, 20))
-            if len(found) == 3:
-                break
-    return found
 
 
 def _names(folders: Iterable[Folder]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from vit_dist.data.sources.names import EXTENSIONS, NOT_DECODED, composed, ending, is_hidden
+from vit_dist.data.sources.names import EXTENSIONS, NOT_DECODED, composed, ending, is_hidden, is_image
 from vit_dist.data.sources.splits import LeftOut
 from vit_dist.errors import UserError
 
@@ -183,3 +185,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def folders_beside(folder: Folder) -> list[str]:
+    """Return the names of a few folders beside one that hold images themselves; their first entries are looked at."""
+    found = []
+    parent = os.path.dirname(folder.real)
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in sorted(islice(entries, 1000), key=lambda entry: entry.name):
+            if entry.name != os.path.basename(folder.real) and not is_hidden(entry.name) and entry.is_dir():
+                with contextlib.suppress(OSError), os.scandir(entry.path) as inner:
+                    found += [entry.name] * any(is_image(other.name) for other in islice(inner, 20))
+            if len(found) == 3:
+                break
+    return found
