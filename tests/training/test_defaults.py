@@ -120,7 +120,9 @@ def test_characters_and_sides_are_not_mirrored() -> None:
     [
         (["0", "7"], True, False),
         (["00", "99"], True, False),
-        (["a", "B"], True, False),
+        (["b", "K"], True, False),
+        (["a", "B"], False, False),
+        (["0", "1"], False, False),
         (["three", "Five"], True, False),
         (["cat", "7"], False, False),
         (["n01440764", "n01443537"], False, False),

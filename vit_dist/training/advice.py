@@ -11,7 +11,7 @@ from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.sources.survey import survey
 from vit_dist.plan.plan import Plan
-from vit_dist.training.defaults import FEWEST_UPDATES, SMALL, batch_size
+from vit_dist.training.defaults import FEWEST_UPDATES, SMALL, affordable, batch_size
 
 _FEW_UPDATES, _FEW_EVALUATIONS = 10, 5
 # So many times the images' own side; less is common, since patches must fit.
@@ -21,7 +21,7 @@ _ENLARGED = 3
 def advice(config: Config, data: LabelledSplits) -> Iterator[str]:
     """Yield notes on the settings of a run over this data. Reads the config and the data alone. Raises UserError."""
     plan = Plan.from_config(config, len(data.splits["train"]), 1)
-    yield from _on_length(config, plan, has_val="val" in data.splits)
+    yield from _on_length(config, plan, len(data.splits.get("val", ())))
     yield from _on_model(config, data)
     if config.augment.flip and set(data.classes) == {str(digit) for digit in range(10)}:
         yield "augment.flip: flipping digits makes them unreadable: set augment.flip 0"
@@ -30,8 +30,8 @@ def advice(config: Config, data: LabelledSplits) -> Iterator[str]:
         yield f"batch.micro_size: {micro - size} of its {micro} slots are never used: set {size + size % 2}"
 
 
-def _on_length(config: Config, plan: Plan, *, has_val: bool) -> Iterator[str]:
-    """Yield notes on batch and duration, and on how often is evaluated."""
+def _on_length(config: Config, plan: Plan, val: int) -> Iterator[str]:
+    """Yield notes on batch and duration, and on how often is evaluated, where more would cost little. val: images."""
     size, images = plan.global_size, plan.samples
     fitting = batch_size(images)
     if size > images:
@@ -43,7 +43,7 @@ def _on_length(config: Config, plan: Plan, *, has_val: bool) -> Iterator[str]:
                 f"train.duration: {config.train.duration} of {images:,} images, {size} in an update, are only "
                 f'{plan.updates} updates, too few to learn from: set {smaller}train.duration "{FEWEST_UPDATES} updates"'
             )
-    elif has_val and plan.total_samples / plan.evaluate_every < _FEW_EVALUATIONS:
+    elif val and plan.total_samples / plan.evaluate_every < _FEW_EVALUATIONS <= affordable(plan.total_samples, val):
         yield (
             f"evaluate.every: {config.evaluate.every} leave fewer than {_FEW_EVALUATIONS} evaluations to choose the "
             "best weights from: set 5%"

@@ -20,6 +20,7 @@ _TINY, SMALL, _LARGE = 2_000, 10_000, 200_000
 FEWEST_UPDATES = 3_000
 _FEWEST_FINE_TUNING = 500
 _EVALUATIONS = 40
+_FEWEST_CHARACTERS = 5
 _DIGITS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
 
 
@@ -60,7 +61,7 @@ class Facts:
             side=sizes.median if sizes else data.image_size,
             measured=sizes is not None,
             decoded=decoded(data.splits["train"].source) is not None,
-            characters=all(re.fullmatch(r"\d{1,2}|[a-z]", name) or name in _DIGITS for name in names),
+            characters=_are_characters(names),
             sided=any({"left", "right"} & set(re.split(r"[^a-z]+", name)) for name in names),
         )
 
@@ -68,6 +69,14 @@ class Facts:
     def size_text(self) -> str:
         """Return the number of training images in words."""
         return f"{self.images:,} training images"
+
+
+def _are_characters(names: list[str]) -> bool:
+    """Return whether classes are named like digits or letters, and not just counted: 0 and 1, or a and b."""
+    counted = len(names) < _FEWEST_CHARACTERS and any(
+        sorted(names) == [chr(ord(first) + number) for number in range(len(names))] for first in "01a"
+    )
+    return not counted and all(re.fullmatch(r"\d{1,2}|[a-z]", name) or name in _DIGITS for name in names)
 
 
 def choose_defaults(config: Config, data: LabelledSplits) -> tuple[Config, list[Choice]]:
@@ -244,12 +253,16 @@ def _augmentation(config: Config, facts: Facts) -> Iterator[Choice]:
     yield Choice("loss.label_smoothing", 0.1, "keeps the model from being too sure")
 
 
+def affordable(samples: float, val: int) -> int:
+    """Return how many evaluations of so many images take a tenth of a training's time, of so many samples."""
+    return round(0.3 * samples / max(val, 1))  # an image costs a third of what it costs in training
+
+
 def _evaluation(config: Config, facts: Facts) -> Iterator[Choice]:
     """Choose the interval of evaluations: about 40, whole epochs if they are long, at most a tenth of the time."""
     length, size = Length.parse(config.train.duration), config.batch.global_size
     samples = float(length.amount) * {"epochs": facts.images, "updates": size, "samples": 1}[length.unit]
-    affordable = 0.3 * samples / max(facts.val, 1)  # an image costs a third of what it costs in training
-    count = max(1, min(_EVALUATIONS, math.ceil(samples / size), round(affordable)))
+    count = max(1, min(_EVALUATIONS, math.ceil(samples / size), affordable(samples, facts.val)))
     epochs = samples / facts.images / count
     every = f"{round(epochs)} epochs" if epochs >= 1 else f"{_rounded(100 / count):g}%"
     yield Choice("evaluate.every", every, f"about {count} evaluations of {facts.val:,} images")
