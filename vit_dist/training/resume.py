@@ -27,6 +27,8 @@ from vit_dist.training.identity import check_same_data, compare
 # All that a folder holds whose run was killed before it had its config.
 _FIRST_FILES = (".lock", f"{WRITING}status.json", "status.json", f"{WRITING}config.yaml")
 
+_SHORTER = "set another run.name or run.dir for a shorter run"
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -137,7 +139,7 @@ def _refuse_shorter(folder: Path, asked: int, planned: int) -> None:
     lines, _ = read_history(folder / "metrics.jsonl")
     begun = {line["plan"]["updates"] for line in lines if line["kind"] == "start"}
     if begun and asked not in begun:
-        raise UserError(f"train.duration: may only grow: {planned} updates before, {asked} now")
+        raise UserError(f"train.duration: may only grow: {planned} updates before, {asked} now: {_SHORTER}")
 
 
 def summary_of_finished(folder: Path) -> dict[str, Any] | None:
@@ -238,7 +240,7 @@ def resumed_state(resume: ResumePoint, plan: Plan) -> TrainState:
     state = dataclasses.replace(resume.checkpoint.state.train_state)
     before = resume.checkpoint.state.updates
     if plan.updates < before:
-        raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now")
+        raise UserError(f"train.duration: may only grow: {before} updates before, {plan.updates} now: {_SHORTER}")
     state.best = resume.best
     if not resume.checkpoint_in_folder:
         state.best = state.patience_baseline = None  # those weights are not in this folder

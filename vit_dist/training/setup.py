@@ -106,7 +106,7 @@ def _start(
         evaluation_streams=streams[1],
         clock=clock,
         meter=Meter(components.plan, runtime, clock, flops=components.forward_flops, matmul=matmul_flops(runtime)),
-        recorder=_build_recorder(components, state, runtime, console, resumed=resume.checkpoint is not None),
+        recorder=_build_recorder(components, state, runtime, console, resume),
         checkpointer=_build_checkpointer(components, updater, runtime, resume, resolved.samples),
         save_seconds=parse_seconds(config.checkpoint.every),
         saved=(state.position, state.evaluation_due) if resume.checkpoint_in_folder else None,
@@ -147,13 +147,13 @@ def build_updater(
 
 
 def _build_recorder(
-    components: Components, state: TrainState, runtime: Runtime, console: Console, *, resumed: bool
+    components: Components, state: TrainState, runtime: Runtime, console: Console, resume: ResumePoint
 ) -> Recorder:
     """Return the recorder, with the history up to the position that the run resumes from."""
     config = components.config
     path = config.folder / "metrics.jsonl"
-    lines, problem = read_history(path) if resumed else ([], None)
-    if problem:
+    lines, problem = read_history(path) if resume.checkpoint is not None else ([], None)
+    if problem and (resume.checkpoint_in_folder or path.exists()):
         console.note(problem)
     history = drop_superseded(lines, state.position)
     trackers = Trackers(config, console.note, enabled=runtime.is_main)

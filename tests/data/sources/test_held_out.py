@@ -92,7 +92,9 @@ def test_a_folder_whose_classes_have_one_image_each_has_no_val(tmp_path: Path) -
     plant(tmp_path, {"cat": 1, "dog": 1})
     with pytest.raises(UserError) as error:
         open_data(DataConfig(root=str(tmp_path)))
-    assert str(error.value) == "data.val_fraction: 0.1 of 2 images leaves a split empty: set another, or 0"
+    assert str(error.value) == (
+        "data.val_fraction: no class has two images, so none can be held out: add images, or set data.val_fraction 0"
+    )
     assert list(open_data(DataConfig(root=str(tmp_path), val_fraction=0)).splits) == ["train"]
 
 

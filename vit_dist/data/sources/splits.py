@@ -115,6 +115,11 @@ def with_val(data: LabelledSplits, fraction: float, keys: Keys | None = None) ->
     else:
         val, rest = train.take(slice(0)), train
     if not len(val) or not len(rest):
+        if keys is not None:
+            raise UserError(
+                "data.val_fraction: no class has two images, so none can be held out: add images, or set "
+                "data.val_fraction 0"
+            )
         raise UserError(f"data.val_fraction: {fraction} of {len(train)} images leaves a split empty: set another, or 0")
     return replace(data, splits={**data.splits, "train": rest, "val": val})
 
