@@ -317,6 +317,30 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert [line.split()[0] for line in printed.splitlines()[10:-2]] == list(COMMANDS)
 
 
+_QUOTE = "My old photos: flags alone are taken: a folder of images goes after --data.root: --data.root 'My old photos'"
+_SPACED = "belongs to a path with a space, which stands in quotes:"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train", "My old photos"], _QUOTE),
+        (["My old photos"], "My old photos: a command comes first: vit-dist train --data.root 'My old photos'"),
+        (["val", "R", "--folder", "a b"], "val: no such command; here it is vit-dist evaluate R --folder 'a b'"),
+        (["train", "--data.root", "My", "old", "photos"], f"old photos: {_SPACED} --data.root 'My old photos'"),
+        (["train", "--data", "a b"], "--data: here it is --data.root 'a b'"),
+        (["evaluate", "R", "--folder", "My", "old", "photos"], f"old photos: {_SPACED} --folder 'My old photos'"),
+    ],
+)
+def test_suggested_paths_are_quoted(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "My old photos" / "cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"vit-dist: {line}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -85,6 +86,23 @@ def _only(name: str, fields: Mapping[str, Option]) -> str | None:
     return f"--{named[0]}" if len(named) == 1 else None
 
 
+def spaced_path(given: Mapping[str, object], words: Sequence[str]) -> str | None:
+    """Return what is wrong if words are the rest of a path with spaces that begins in the value of a flag.
+
+    given: flag, with or without its dashes → value.
+    """
+    rests = [words[begin:end] for begin in range(len(words)) for end in range(begin + 1, len(words) + 1)]
+    for flag, value in given.items():
+        for rest in rests if isinstance(value, str) else ():
+            path = " ".join([str(value), *rest])
+            if Path(path).expanduser().exists():
+                return (
+                    f"{' '.join(rest)}: belongs to a path with a space, which stands in quotes: "
+                    f"--{flag.removeprefix('--')} {shlex.quote(path)}"
+                )
+    return None
+
+
 def word_advice(word: str, usage: Usage, fields: Mapping[str, Option]) -> str:
     """Return what to type in place of a word among flags: `epochs=10`, a folder of images, a recipe."""
     name, equals, value = word.partition("=")
@@ -93,9 +111,9 @@ def word_advice(word: str, usage: Usage, fields: Mapping[str, Option]) -> str:
     if equals:
         return flag_advice(f"--{name}", [value], usage, fields)
     if Path(word).expanduser().is_dir():
-        return f"flags alone are taken: a folder of images goes after --data.root: --data.root {word}"
+        return f"flags alone are taken: a folder of images goes after --data.root: --data.root {shlex.quote(word)}"
     if word.endswith((".yaml", ".yml")) or (RECIPES / f"{word}.yaml").is_file():
-        return f"flags alone are taken: a recipe or file goes after --config: --config {word}"
+        return f"flags alone are taken: a recipe or file goes after --config: --config {shlex.quote(word)}"
     return "flags alone are taken: a recipe or file goes after --config, a folder of images after --data.root"
 
 
@@ -103,14 +121,14 @@ def command_advice(words: Sequence[str], commands: Sequence[str]) -> str:
     """Return what to type in place of a command that does not exist."""
     word = words[0]
     if word.startswith("-"):
-        return f"a command comes first: vit-dist train {' '.join(words)}"
+        return f"a command comes first: vit-dist train {shlex.join(words)}"
     if name := COMMAND_ALIASES.get(word.lower()):
         rest = words[1:]
         if rest and rest[0] in commands:  # a task before the command: classify train
-            return f"leave it out: vit-dist {' '.join(rest)}"
-        return f"no such command; here it is {' '.join(['vit-dist', name, *rest])}"
+            return f"leave it out: vit-dist {shlex.join(rest)}"
+        return f"no such command; here it is vit-dist {name} {shlex.join(rest)}".rstrip()
     if close := difflib.get_close_matches(word, commands, 1, _ALIKE):
         return f"no such command; did you mean vit-dist {close[0]}?"
     if Path(word).expanduser().is_dir():
-        return f"a command comes first: vit-dist train --data.root {word}"
+        return f"a command comes first: vit-dist train --data.root {shlex.quote(word)}"
     return f"no such command; known: {', '.join(commands)}"

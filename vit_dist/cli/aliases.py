@@ -7,6 +7,7 @@ Of flags, a dash and an underscore are the same, and a section before the name (
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 
 from vit_dist.config.catalog import OPTIMIZERS
@@ -254,4 +255,5 @@ def answer(template: str, values: list[str]) -> str:
         return "not needed: the same command resumes its run"
     value = ", ".join(values) if '"[{}]"' in template else (values or ["X"])[-1 if "image_size" in template else 0]
     translate = _VALUES.get(template)
-    return template.replace("{}", translate(value) if translate else value)
+    quoted = shlex.quote(value) if " " in value and '"' not in template else value
+    return template.replace("{}", translate(value) if translate else quoted)

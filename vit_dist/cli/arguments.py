@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from vit_dist.cli.advice import is_known, unknown_flags, word_advice
+from vit_dist.cli.advice import is_known, spaced_path, unknown_flags, word_advice
 from vit_dist.cli.commands import RUN_COLUMNS, RUN_STATES, USAGES, Usage
 from vit_dist.cli.help import build_parser
 from vit_dist.config.config import Config
@@ -68,7 +68,9 @@ def parse_arguments(command: str, words: Sequence[str]) -> Arguments:
     positionals: list[str] = [*space.pop("positionals"), *after]
     flags = {flag: space[flag] for flag in usage.flags if space[flag] not in (None, False)}
     config = {name: _value(space[name], option, name) for name, option in fields.items() if space[name] is not None}
-    problems = [*_value_problems(usage, flags, config), *_positional_problems(command, usage, positionals, fields)]
+    given = {**flags, **config}
+    wrong = list(_positional_problems(command, usage, positionals, given, fields))
+    problems = [*_value_problems(usage, flags, config), *wrong]
     if problems:
         raise UserError("\n".join(problems))
     return Arguments(positionals, flags, {**config, **mappings})
@@ -89,9 +91,18 @@ def _value_problems(usage: Usage, flags: Mapping[str, Any], config: Mapping[str,
 
 
 def _positional_problems(
-    command: str, usage: Usage, positionals: Sequence[str], fields: Mapping[str, Option]
+    command: str,
+    usage: Usage,
+    positionals: Sequence[str],
+    given: Mapping[str, Any],
+    fields: Mapping[str, Option],
 ) -> Iterator[str]:
+    """Yield which words are missing or too many. given: the values of flags."""
     names = list(usage.positionals)
+    too_many = usage.max is not None and len(positionals) > usage.max
+    if too_many and (problem := spaced_path(given, positionals)):
+        yield problem
+        return
     if len(positionals) < usage.min:
         missing = names[len(positionals)]
         yield f"{command}: needs {missing}: {usage.positionals[missing]}"

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -261,7 +262,7 @@ def _export(words: list[str]) -> int:
         _note(f"{problem}: the model card has no results")
     export_timm(trained, out, card=model_card(trained, summary, out.name))
     print(f'{out}: {name}{weights}; timm.create_model("local-dir:{out}", pretrained=True) loads it')
-    print(f"  on the hub: hf upload OWNER/NAME {out}")
+    print(f"  on the hub: hf upload OWNER/NAME {shlex.quote(str(out))}")
     return 0
 
 

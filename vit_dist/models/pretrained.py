@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +28,27 @@ def timm_weights(name: str) -> Path:
 
     place = _hub_id(name)
     try:
-        return Path(hf_hub_download(place, _HUB_FILE))
+        with _without_warnings("huggingface_hub"):  # of each time that it tries again
+            return Path(hf_hub_download(place, _HUB_FILE))
     except Exception as error:  # of many kinds: no network, no such file, no permission
         reason = one_line(error, 200)
-        raise UserError(f"model.pretrained: {place} cannot be downloaded ({reason}): give a file") from None
+        raise UserError(
+            f"model.pretrained: {place} cannot be downloaded ({reason}): on a machine with internet, "
+            f"hf download {place} {_HUB_FILE} --local-dir . fetches it; "
+            f"here, --model.pretrained {_HUB_FILE} takes that file"
+        ) from None
+
+
+@contextlib.contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    """Keep a package from logging warnings."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def timm_weights_are_here(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,7 +267,8 @@ def _finished_before(config: Config, resume: ResumePoint, console: Console, mode
     folder = config.folder
     summary = read_json(folder / "summary.json")
     longer = f", and was made longer: {resume.duration}" if resume.duration else ""
-    console.say(f"{folder}: finished before{longer}; to go on: --run.dir {folder} and a longer --train.duration")
+    quoted = shlex.quote(str(folder))
+    console.say(f"{folder}: finished before{longer}; to go on: --run.dir {quoted} and a longer --train.duration")
     for note in resume.notes:
         console.note(note)
     best = Best(**summary["best"]) if summary["best"] else None
