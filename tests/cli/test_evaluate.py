@@ -333,6 +333,26 @@ def test_the_validation_folder_gives_the_validation_figures(
     assert_same_figures(figures, metrics_line(pictures_run, split="val", update=best))
 
 
+def test_images_that_the_model_was_trained_on_are_counted(
+    pictures_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def note(folder: Path) -> list[str]:
+        lines = command(capsys, "evaluate", pictures_run, "--folder", folder).out.splitlines()
+        return [line.strip() for line in lines if "trained this model" in line]
+
+    photos = tmp_path / "photos"
+    shutil.copytree(image_folder / "train", photos)
+    images = sorted(photos.rglob("*.png"))
+    total = len(images)
+    images[0].write_bytes(images[0].read_bytes() + b" ")
+    images[1].rename(images[1].with_stem("new"))
+    assert note(photos) == [
+        f"note: {total - 2} of these {total} images trained this model (by name, size and class): the figures say "
+        "little about new ones"
+    ]
+    assert not note(image_folder / "val")
+
+
 def test_unusable_folders_and_splits_are_rejected(
     run: Path, pictures_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,26 @@ def write_samples(path: Path, data: LabelledSplits) -> None:
         writer = csv.writer(file)
         for name, split in data.splits.items():
             writer.writerows((name, *sample) for sample in _samples(split, root))
+
+
+def trained_on(path: Path, subset: Subset) -> int:
+    """Return how many files of a subset have the name, size and class of a training image in a list of samples.
+
+    Names are those of the files alone, since other folders may hold them. 0 if the list cannot be read.
+    """
+    if not path.is_file():
+        return 0
+    files = Counter((os.path.basename(name), size, label) for name, size, label in _samples(subset, os.sep))
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            known = {
+                (os.path.basename(name), int(size), int(label))
+                for split, name, size, label in csv.reader(file)
+                if split == "train"
+            }
+    except (OSError, EOFError, ValueError, csv.Error):
+        return 0
+    return sum(files[sample] for sample in known & files.keys())
 
 
 def difference(path: Path, data: LabelledSplits) -> str:

@@ -37,7 +37,7 @@ class TrainedModel:
     classes: as the data names them; names: for people. weights: raw or ema, of update `update` (None if it is not of
     a run). config: its run's, or an equivalent one. precision: that it was trained in. samples: number of its run's
     training images. notes: lines for the user, as on checkpoints that were passed over. data: the fingerprint of its
-    run's splits, if it is of a run that says it.
+    run's splits, if it is of a run that says it. folder: its run's, if it is of one.
     """
 
     model: nn.Module
@@ -52,6 +52,7 @@ class TrainedModel:
     samples: int | None = None
     notes: tuple[str, ...] = ()
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 def load_model(
@@ -144,6 +145,7 @@ def _from_run(
         samples=state.samples,
         notes=tuple(notes),
         data=state.data,
+        folder=source.path.parent.parent,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_dist.data.fingerprint import same_samples, split_fingerprint
+from vit_dist.data.fingerprint import SAMPLES, same_samples, split_fingerprint, trained_on
 from vit_dist.data.sources.folder import find_class_folders
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import SPLITS, Subset
@@ -39,8 +39,14 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
         others = _names_for_numbers(trained, found.names)
         subset = found.read(others or trained.classes, trained.channels, trained.config.data.max_pixels)
         left_out = "; ".join(map(str, found.left_out))
-        said = (f"left out of {folder}: {left_out}",) if left_out else ()
-        return Split(str(folder), subset, others or trained.names, said)
+        said = [f"left out of {folder}: {left_out}"] if left_out else []
+        seen = trained_on(trained.folder / SAMPLES, subset) if trained.folder else 0
+        if seen:
+            said.append(
+                f"{seen:,} of these {len(subset):,} images trained this model (by name, size and class): the figures "
+                "say little about new ones"
+            )
+        return Split(str(folder), subset, others or trained.names, tuple(said))
     config = trained.config.data
     in_files = config.name in ("", "folder")
     if in_files and not config.root and (trained.update is None or config.name == "folder"):

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from tests.data.sources.damaged import KINDS, damaged, whole
 from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.sources import image_files
 from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.images import to_pil
 from vit_dist.errors import UserError
 
 
@@ -220,6 +221,25 @@ def test_a_line_is_not_blown_up(tmp_path: Path, size: tuple[int, int]) -> None:
     assert [set(channel.flatten().tolist()) for channel in pixels] == [{10}, {20}, {30}]
     if sys.platform == "linux":
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, kind: str) -> None:
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:16, :16], pixels[:16, 32:], pixels[16:, :16] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(pixels).save(path, exif=exif, **({"quality": 100} if kind == "jpg" else {"lossless": True}))
+    with Image.open(path) as stored:
+        expected = ImageOps.exif_transpose(stored).convert("RGB")
+    assert expected.size == ((32, 48) if orientation > 4 else (48, 32))
+    for found in (decoded(path), to_pil(Image.open(path), "images[0]", "RGB")):
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
 # Damage

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, overload
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Ints, Keys
@@ -29,6 +29,16 @@ _FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI"),
     "TGA",
 )
+# EXIF orientation → what makes it upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _GREY = {"1", "L", "LA", "La", "I", "F"}
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -76,7 +86,7 @@ class FileSource:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """Return the decoded image in the source's mode. Raises UserError, naming the file, if it cannot be decoded."""
+        """Return the decoded image, upright, in the source's mode. Raises UserError that names the file."""
         path = self.paths[index]
         try:
             with open_regular(path) as file, _pillow_limits(self.max_pixels):
@@ -110,7 +120,7 @@ class FileSource:
                 )
             with _silent_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
                 image.load()
-            plain = eight_bits(image, path)
+            plain = upright(image, eight_bits(image, path))
             return plain if plain.mode == self.mode else plain.convert(self.mode)  # in its own mode, it would copy it
 
 
@@ -186,6 +196,20 @@ def _known_formats() -> list[str]:
     if "TGA" not in Image.OPEN:
         Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def upright(image: Image.Image, plain: Image.Image | None = None) -> Image.Image:
+    """Turn an image as its EXIF orientation says; without one, or with one that cannot be read, return it as it is.
+
+    plain: its pixels, if they are to be turned in its place.
+    """
+    image.load()  # a TIFF is turned by that, and says so from then on
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata may raise anything, and says nothing
+        turn = None
+    shown = image if plain is None else plain
+    return shown if turn is None else shown.transpose(turn)
 
 
 def eight_bits(image: Image.Image, path: Path) -> Image.Image:
