@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.commands import command
 from tests.report.runs import finished_run
+from tests.report.test_ranking import folder_run
 from tests.run_folder.handwritten import eval_line, make_run, start_line, train_line
 from vit_dist.cli.runs import list_runs
 from vit_dist.files import read_json, write_json
@@ -54,6 +55,13 @@ def test_the_table_shows_what_a_run_came_to_newest_first(runs: Path, capsys: pyt
          "finished"],
     ]  # fmt: skip
     assert all("2023" in each for each in when)
+
+
+def test_another_share_held_out_as_val_is_a_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_run(tmp_path / "runs" / "tenth", 5, 0.1)
+    folder_run(tmp_path / "runs" / "fifth", 10, 0.2)
+    rows = command(capsys, "runs", tmp_path / "runs", "--sort", "name").out.splitlines()[1:]
+    assert ["val_fraction 0.2" in rows[0], "val_fraction 0.1" in rows[1]] == [True, True]
 
 
 @pytest.mark.parametrize(

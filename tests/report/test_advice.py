@@ -133,7 +133,7 @@ SHOWN: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {**FOLDER, "samples": 2000},
         "Fine-tune a model",
         "2,000 training images; 90.0 % on val from scratch",
-        "--model.name timm/vit_small_patch16_224 --model.pretrained timm",
+        "--model.pretrained timm",
     ),
     "val's loss rises": (
         {"val_losses": RISING},
@@ -228,7 +228,7 @@ SHORT: dict[str, dict[str, Any]] = {
         **FOLDER, "samples": 2000, "model__pretrained": "timm", "model__name": "timm/vit_tiny_patch16_224",
     },
     "few images of a set that is no folder": {"samples": 2000},
-    "many images from scratch": {**FOLDER, "samples": 30_000},
+    "many images from scratch": {**FOLDER, "samples": 10_000},
     "a loss on val that rises and a model that is right": {"val_losses": RISING, "val_top1": 99.4},
     "a loss on val that rises a little": {"val_losses": [*[0.5] * 10, *[0.54] * 10]},
     "a gap of ten points": {"train": {"top1": 90.0}, "val_top1": 80.0},

@@ -55,16 +55,16 @@ def test_the_page_begins_with_a_table_of_the_runs_the_best_first(tmp_path: Path)
     assert text.startswith(
         "# Comparison\n\n**Not finished yet, so shown as far as it went: three. two is the best of 3, by top1 on val: "
         "92.00 %. On test it has 96.00 %, one 95.00 %: of the same 400 images, two alone is right on 4, one alone on "
-        "0, no more than chance makes (McNemar's test, p = 0.12).**\n\n| run |"
+        "0, a difference that chance alone could make (McNemar's test, p = 0.12).**\n\n| run |"
     )
     expected = {
-        "run": ["width", "name", "best top1 on val", "top1 on test (95 % interval)", "against the best", "epochs",
-                "time", "state"],
-        "two": ["128", "muon", "92.00 % (80.4 to 96.7)", "96.00 % (93.6 to 97.5)", "best", "3", "1 min 00 s",
-                "finished"],
-        "one": ["64", "adamw", "90.00 % (77.8 to 95.5)", "95.00 % (92.4 to 96.7)", "−1.00 points, within noise", "3",
+        "run": ["width", "optimizer.name", "best top1 on val", "loss on val", "top1 on test (95 % interval)",
+                "against the best", "epochs", "time", "state"],
+        "two": ["128", "muon", "92.00 % (80.4 to 96.7)", "1.0000", "96.00 % (93.6 to 97.5)", "best", "3",
                 "1 min 00 s", "finished"],
-        "three": ["96", "adamw", "–", "–", "–", "1", "1.0 s", "stopped"],
+        "one": ["64", "adamw", "90.00 % (77.8 to 95.5)", "1.0000", "95.00 % (92.4 to 96.7)",
+                "−1.00 points, within noise", "3", "1 min 00 s", "finished"],
+        "three": ["96", "adamw", "–", "–", "–", "–", "1", "1.0 s", "stopped"],
     }  # fmt: skip
     assert cells(text) == expected
     assert list(cells(text)) == list(expected)

@@ -14,6 +14,7 @@ from tests.run_folder.handwritten import eval_line, make_run, start_line, train_
 from vit_dist.files import write_json
 from vit_dist.report.differences import changed_fields, data_names, same_data
 from vit_dist.report.ranking import difference, ranked, verdict
+from vit_dist.run_folder.data_facts import FACTS
 from vit_dist.run_folder.figures import interval
 from vit_dist.run_folder.predictions import PREDICTIONS, Predictions, SavedPredictions, write_predictions
 from vit_dist.run_folder.record import RunRecord, read_run
@@ -76,7 +77,9 @@ def test_a_difference_is_told_by_the_same_images_if_predictions_are_kept(tmp_pat
         "best alone is right on 10, other alone on 0, more than chance would make (McNemar's test, p = 0.002)."
     )
     keep(other, range(15, 45))
-    assert "no more than chance makes (McNemar's test, p = 0.15)" in verdict(read(best, other), ["best", "other"])
+    assert "a difference that chance alone could make (McNemar's test, p = 0.15)" in verdict(
+        read(best, other), ["best", "other"]
+    )
 
 
 def test_intervals_that_do_not_overlap_are_beyond_noise(tmp_path: Path) -> None:
@@ -97,6 +100,42 @@ def test_runs_without_test_are_compared_on_val(tmp_path: Path) -> None:
         "a is the best of 2, by top1 on val: 90.00 %. On val it has 90.00 % (85.1 to 93.4), b 70.00 % (63.3 to 75.9): "
         "the 95 % intervals do not overlap: more than chance."
     )
+
+
+def test_runs_with_one_value_on_val_are_called_equal(tmp_path: Path) -> None:
+    fields = {"evaluate__metric": "top1", "val_top1": 64.5, "test": None}
+    losses = {"a": 1.1, "b": 1.2, "c": 1.1}
+    runs = read(*(finished_run(tmp_path / name, val_loss=loss, **fields) for name, loss in losses.items()))
+    assert verdict(runs[:2], ["a", "b"]) == "Both reach 64.50 % on val: no difference; a has the lower loss."
+    assert verdict(runs[::2], ["a", "c"]) == "Both reach 64.50 % on val: no difference."
+    assert verdict(runs, ["a", "b", "c"]).startswith("a and b are the best of 3, both with 64.50 % on val: no differ")
+    by_loss = read(evaluated(tmp_path / "x", 1.2, 380), evaluated(tmp_path / "y", 1.2, 300))
+    assert verdict(by_loss, ["x", "y"]) == (
+        "Both reach loss 1.2000 on val: no difference. On test x has 95.00 % (92.4 to 96.7), y 75.00 % "
+        "(70.5 to 79.0): the 95 % intervals do not overlap: more than chance."
+    )
+    assert str(difference(by_loss[0], by_loss[0])) == "no difference"
+
+
+def folder_run(folder: Path, val: int, fraction: float, root: str = "/photos", of_class: int = 50) -> Path:
+    """Write a finished run on two classes of images, so many of each of them held out as val."""
+    fields = {"data__name": "folder", "data__root": root, "data__val_fraction": fraction}
+    finished_run_on(folder, samples=2 * (of_class - val), classes="ab", **fields)
+    counts = {"train": {"a": of_class - val, "b": of_class - val}, "val": {"a": val, "b": val}}
+    write_json(folder / FACTS, {"classes": ["a", "b"], "counts": counts})
+    return folder
+
+
+def test_runs_with_other_images_of_one_folder_as_val_are_told_so(tmp_path: Path) -> None:
+    tenth, fifth = folder_run(tmp_path / "tenth", 5, 0.1), folder_run(tmp_path / "fifth", 10, 0.2)
+    assert data_names(read(tenth, fifth)) == ["photos", "photos (2)"]
+    assert verdict(read(tenth, fifth), ["tenth", "fifth"]) == (
+        "The same images, but not the same ones of them held out as val: the figures say nothing of which run is "
+        "better. Compare them on images that none was trained on: vit-dist evaluate RUN --folder DIR."
+    )
+    for others in ({"root": "/elsewhere/photos"}, {"of_class": 60}):
+        other = folder_run(tmp_path / str(others), 10, 0.2, **others)
+        assert verdict(read(tenth, other), ["a", "b"]).startswith("These runs are on different data")
 
 
 def test_unfinished_runs_are_named_once(tmp_path: Path) -> None:
@@ -161,5 +200,10 @@ def test_fields_that_differ_are_short_and_begin_with_the_one_of_most_values(tmp_
         "optimizer.name": ["adamw", "muon", "adamw"],
         "schedule.name": ["cosine", "cosine", "constant"],
     }
+    lone = read(
+        finished_run(tmp_path / "d", augment__auto="3a", evaluate__every="3 epochs", optimizer__name="muon"),
+        runs[0].folder,
+    )
+    assert changed_fields(lone).keys() >= {"augment.auto", "evaluate.every", "optimizer.name"}
     assert "lr" not in changed_fields(runs, without=("optimizer.lr",))
     assert changed_fields(runs[:1]) == {}

@@ -224,7 +224,7 @@ def test_notes_on_settings_that_fit_badly(tmp_path: Path) -> None:
     data = open_splits(Config.load(None, {"data.root": str(root), "data.val_fraction": 0.25}), None)
     scratch = (
         "training from scratch on 30 images: on so few, pretrained weights are far more accurate: "
-        "--model.pretrained timm --model.name timm/vit_small_patch16_224"
+        "--model.pretrained timm"
     )
     good = {"batch.global_size": 4, "batch.micro_size": 4, "train.duration": "50 epochs", "data.image_size": 32}
     assert notes(data, good) == [scratch]

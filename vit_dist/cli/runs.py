@@ -21,7 +21,7 @@ from vit_dist.config.schema import all_options
 from vit_dist.errors import UserError, nearest, one_line
 from vit_dist.files import check_output_path, user_path, write_text
 from vit_dist.formatting import spreadsheet_cell
-from vit_dist.report.differences import changed_fields, data_names
+from vit_dist.report.differences import changed_fields, data_names, same_images
 from vit_dist.report.measures import run_figures
 from vit_dist.run_folder.record import read_run
 
@@ -110,16 +110,17 @@ def _read(folder: Path, name: str) -> Row:
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, oldest first, with the names of their data, and what differs among the runs on the same data."""
+    """Return the rows, oldest first, with the names of their data, and what differs among runs on the same images."""
     rows = sorted(rows, key=lambda row: (row.when, row.name))
     runs = [row.run for row in rows if row.run is not None]
     names = data_names(runs)
-    groups = {name: [run for run, other in zip(runs, names, strict=True) if other == name] for name in names}
     changed: dict[Path, str] = {}
-    for group in groups.values():
-        fields = changed_fields(group, without=("model.name",))
-        for number, run in enumerate(group):
-            changed[run.folder] = ", ".join(f"{name} {values[number]}" for name, values in fields.items())
+    for run in runs:
+        if run.folder not in changed:
+            group = [other for other in runs if same_images(run, other)]
+            fields = changed_fields(group, without=("model.name",))
+            for number, each in enumerate(group):
+                changed[each.folder] = ", ".join(f"{name} {values[number]}" for name, values in fields.items())
     named = iter(names)
     return [
         row if row.run is None else Row(row.name, row.run, row.figures, next(named), changed[row.run.folder])

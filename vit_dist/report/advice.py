@@ -25,7 +25,7 @@ GUESSING = 0.95
 # The largest part of the training images that one batch should hold.
 BATCH_SHARE = 0.25
 # Images below which weights trained on others pay, and the accuracy from which they are not missed.
-FEW_FOR_SCRATCH, FINE_FROM_SCRATCH = 20_000, 95.0
+FEW_FOR_SCRATCH, FINE_FROM_SCRATCH = 10_000, 95.0
 # Overfitting: the rise of val's loss above its minimum, relative and absolute; or the gap in points of accuracy, less
 # where the training images are known by heart.
 LOSS_RISE, LOSS_RISE_ABSOLUTE, GAP, BY_HEART, GAP_BY_HEART = 0.10, 0.05, 10.0, 99.5, 3.0
@@ -142,7 +142,7 @@ def _from_scratch(case: _Case) -> Hint | None:
         "Fine-tune a model that has seen many images, in place of training one from scratch: with few images of your "
         "own this gains most.",
         f"{case.images:,} training images; {case.result.top1:.1f} % on {case.result.split} from scratch",
-        "--model.name timm/vit_small_patch16_224 --model.pretrained timm",
+        "--model.pretrained timm",
     )
 
 
@@ -246,7 +246,8 @@ def _small_val(case: _Case) -> Hint | None:
     text = "The validation set is too small to choose weights by, or to compare runs with: "
     evidence = f"{seen} image{'s' if seen > 1 else ''} in val, so one of them is {100 / seen:.1f} points"
     if held_out and fraction < 0.2:
-        return Hint(text + "hold out more.", evidence, "--data.val_fraction 0.2")
+        more = "hold out more. (A run with another val cannot be compared with this one.)"
+        return Hint(text + more, evidence, "--data.val_fraction 0.2")
     return Hint(text + "add images to it.", evidence)
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
-from vit_dist.formatting import duration, markdown
+from vit_dist.formatting import duration, loss_text, markdown
 from vit_dist.report import curves, speed
 from vit_dist.report.confusion import difference_bars
 from vit_dist.report.differences import changed_fields, data_names
@@ -125,14 +125,14 @@ def _table(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[list[str], 
         **{name: fields[name] for name in shown},
         f"best {metric} on val": [_best_text(run, metric) for run in runs],
         "top1 on val": [_percent(line["top1"] if (line := best_line(run)) else None) for run in runs],
+        "loss on val": [loss_text(line["loss"]) if (line := best_line(run)) else "" for run in runs],
         "top1 on test (95 % interval)": tests,
         _AGAINST: ["best" if known else "", *(str(each or "") for each in compared[1:])],
         "epochs": [f"{run.epochs:.4g}" if run.epochs is not None else "" for run in figures],
         "time": [duration(run.total_seconds) for run in figures],
         "state": [] if all(run.summary for run in runs) else [run.state_word for run in runs],
     }
-    if metric.removeprefix("raw_") == "top1":
-        columns.pop("top1 on val")
+    columns.pop(f"{metric.removeprefix('raw_')} on val", None)
     columns = {name: cells for name, cells in columns.items() if any(cells)}
     rows = [
         Row([cell or "–" for cell in cells], "best" if known and not number else each.kind if each else "")

@@ -7,10 +7,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vit_dist.config.config import Config
 from vit_dist.run_folder.record import RunRecord
 
 _DATA_FIELDS = ("data.name", "data.root")
+# Last parts of names that say little without their section.
+_VAGUE = {"auto", "every", "name"}
 
 
 def data_name(config: Config) -> str:
@@ -44,6 +48,24 @@ def same_data(first: RunRecord, other: RunRecord) -> bool:
     return one == two and all(each == seen[0] for each in seen)
 
 
+def same_images(first: RunRecord, other: RunRecord) -> bool:
+    """Return whether two runs have the same images, be it with others of them held out as val."""
+    if same_data(first, other):
+        return True
+    if None in (first.facts, other.facts) or first.config.data.val_fraction == other.config.data.val_fraction:
+        return False
+    return _images(first) == _images(other)
+
+
+def _images(run: RunRecord) -> tuple[str, str, list[str], list[int], list[int]]:
+    """Return where the images are, the classes, and the counts of each: outside test, and in it."""
+    assert run.facts is not None
+    counts = run.facts.counts
+    seen = sum(of for split, of in counts.items() if split != "test")
+    test = counts["test"].tolist() if "test" in counts else []
+    return run.config.data.source, run.config.data.root, run.facts.classes, np.asarray(seen).tolist(), test
+
+
 def changed_fields(runs: Sequence[RunRecord], without: Collection[str] = ()) -> dict[str, list[str]]:
     """Return the fields that can change the result and differ among runs: short name → each run's value, as text.
 
@@ -58,10 +80,8 @@ def changed_fields(runs: Sequence[RunRecord], without: Collection[str] = ()) -> 
     ordered = sorted(differing, key=lambda name: -len({repr(value) for value in differing[name]}))
     last = [name.split(".")[-1] for name in ordered]
     return {
-        name.split(".")[-1] if last.count(name.split(".")[-1]) == 1 else name: [
-            value_text(value) for value in differing[name]
-        ]
-        for name in ordered
+        name if last.count(part) > 1 or part in _VAGUE else part: [value_text(value) for value in differing[name]]
+        for name, part in zip(ordered, last, strict=True)
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_dist.formatting import loss_text
-from vit_dist.report.differences import data_names, same_data
+from vit_dist.report.differences import data_names, same_data, same_images
 from vit_dist.report.measures import run_figures
 from vit_dist.run_folder.figures import Interval, Paired, interval, paired
 from vit_dist.run_folder.record import RunRecord, best_line
@@ -59,6 +59,8 @@ class Difference:
 
     def __str__(self) -> str:
         """Return the difference in points, and whether it is noise."""
+        if not self.points:
+            return "no difference"
         points = f"{self.points:+.2f}".replace("-", "\u2212")
         return f"{points} points, {BEYOND if self.beyond_noise else WITHIN}"
 
@@ -113,13 +115,23 @@ def verdict(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
     """Return which run is the best and whether that is more than chance, for runs in the order of `ranked`."""
     sentences = [_unfinished(runs, names)]
     data = data_names(runs)
+    if len(set(data)) > 1 and all(same_images(runs[0], run) for run in runs):
+        sentences.append(
+            "The same images, but not the same ones of them held out as val: the figures say nothing of which run is "
+            "better. Compare them on images that none was trained on: vit-dist evaluate RUN --folder DIR."
+        )
+        return " ".join(filter(None, sentences))
     if len(set(data)) > 1:
         kinds = {kind: [name for name, other in zip(names, data, strict=True) if other == kind] for kind in data}
         listed = "; ".join(f"{kind}: {', '.join(members)}" for kind, members in kinds.items())
         sentences.append(f"These runs are on different data ({listed}): their figures say nothing of which is better.")
         return " ".join(filter(None, sentences))
     best = names[0]
-    if (evaluated := run_figures(runs[0]).best) is not None:
+    compared = difference(runs[0], runs[1])
+    if tie := _tie(runs, names):
+        sentences.append(tie)
+        compared = None if compared is not None and compared.best.split == "val" else compared
+    elif (evaluated := run_figures(runs[0]).best) is not None:
         sentences.append(
             f"{best} is the best of {len(runs)}, by {evaluated['metric']} on val: {value_text(evaluated)}."
         )
@@ -127,10 +139,22 @@ def verdict(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
         sentences.append(f"{best} is the best of {len(runs)}, on test: {known}.")
     else:
         sentences.append("None of the runs has been evaluated yet.")
-    compared = difference(runs[0], runs[1])
     if compared is not None:
-        sentences.append(_sentence(compared, best, names[1]))
+        sentences.append(_sentence(compared, best if tie else "it", best, names[1]))
     return " ".join(filter(None, sentences))
+
+
+def _tie(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
+    """Return that the best two runs have the same value on val, and which has the lower loss; empty if they do not."""
+    one, two = (run_figures(run).best for run in runs[:2])
+    if one is None or two is None or (one["metric"], one["value"]) != (two["metric"], two["value"]):
+        return ""
+    which = "Both reach" if len(runs) == 2 else f"{names[0]} and {names[1]} are the best of {len(runs)}, both with"
+    lines = [best_line(run) for run in runs[:2]]
+    losses = [float(line["loss"]) for line in lines if line is not None]
+    lower = f"; {names[0]} has the lower loss" if losses[0] < losses[1] else ""
+    name = "" if one["metric"].endswith("top1") else f"{one['metric']} "
+    return f"{which} {name}{value_text(one)} on val: no difference{lower}."
 
 
 def _unfinished(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
@@ -138,16 +162,16 @@ def _unfinished(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
     return f"Not finished yet, so shown as far as it went: {', '.join(unfinished)}." if unfinished else ""
 
 
-def _sentence(compared: Difference, best: str, second: str) -> str:
+def _sentence(compared: Difference, subject: str, best: str, second: str) -> str:
     """Return whether the best run and the second differ by more than chance, and by what that is told."""
     one, two, on_same = compared.best, compared.other, compared.on_same
     if on_same is None:
         overlap = "do not overlap: more than chance" if compared.beyond_noise else "overlap: it may be chance"
-        return f"On {one.split} it has {one}, {second} {two}: the 95 % intervals {overlap}."
-    chance = "more than chance would make" if on_same.differs else "no more than chance makes"
+        return f"On {one.split} {subject} has {one}, {second} {two}: the 95 % intervals {overlap}."
+    chance = "more than chance would make" if on_same.differs else "a difference that chance alone could make"
     return (
-        f"On {one.split} it has {one.top1:.2f} %, {second} {two.top1:.2f} %: of the same {compared.images:,} images, "
-        f"{best} alone is right on {on_same.only_first:,}, {second} alone on {on_same.only_second:,}, {chance} "
+        f"On {one.split} {subject} has {one.top1:.2f} %, {second} {two.top1:.2f} %: of the same {compared.images:,} "
+        f"images, {best} alone is right on {on_same.only_first:,}, {second} alone on {on_same.only_second:,}, {chance} "
         f"(McNemar's test, p = {on_same.p:.2g})."
     )
 

@@ -63,7 +63,7 @@ def _on_model(config: Config, data: LabelledSplits) -> Iterator[str]:
     if images < SMALL:
         yield (
             f"training from scratch on {images:,} images: on so few, pretrained weights are far more accurate: "
-            "--model.pretrained timm --model.name timm/vit_small_patch16_224"
+            "--model.pretrained timm"
         )
     if not is_timm(model.name):
         yield from _on_sides(config, data)
