@@ -254,6 +254,12 @@ def test_flags_of_other_tools_that_are_positionals_here(name: str) -> None:
     assert refusal("predict", f"--{name}", "a") == [f"--{name}: here it is {where}, without a flag: a"]
 
 
+@pytest.mark.parametrize("flag", ["--format", "--onnx", "--output"])
+def test_the_place_and_kind_of_an_export_are_its_second_argument(flag: str) -> None:
+    where = "the second argument, without a flag: vit-dist export RUN model.onnx, or a new folder"
+    assert refusal("export", "R", flag) == [f"{flag}: here it is {where}"]
+
+
 def test_no_answer_names_a_flag_that_the_command_refuses() -> None:
     for command, usage in USAGES.items():
         if not usage.positionals:

@@ -280,7 +280,8 @@ def test_a_missing_model_is_refused(
         f"vit_tiny_patch16_224: {nothing}; timm's models are timm/NAME"
     ]
     assert refused(capsys, name, "./gone.safetensors") == [f"./gone.safetensors: {nothing}"]
-    assert refused(capsys, name, "./a.png") == [f"./a.png: {nothing}"]
+    forgotten = "holds images: give the run first: vit-dist predict RUN ./a.png"
+    assert refused(capsys, name, "./a.png") == [f"./a.png: {forgotten if name == 'predict' else nothing}"]
     assert refused(capsys, name, "empty") == ["empty is neither a run's folder with a checkpoint nor a checkpoint"]
     optimizer = run / "checkpoints" / "last" / "optimizer.safetensors"
     assert optimizer.is_file()

@@ -21,6 +21,7 @@ from tests.cli.commands import DIGITS_MODEL, command, metrics_line, numbered_mod
 from tests.conftest import REPOSITORY
 from tests.data.sources.damaged import whole
 from tests.runs import digits_as_files, train_digits_run, train_pictures_run
+from vit_dist.cli import main
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.errors import UserError
@@ -681,3 +682,18 @@ def test_a_closed_pipe_is_not_an_error(run: Path, tmp_path: Path) -> None:
         assert "Traceback" not in output
         assert "BrokenPipe" not in output
         assert process.returncode in (0, 1)
+
+
+def test_images_without_a_run_are_answered_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("new ones/a.png", "runs/pets-a/metrics.jsonl"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_bytes(b"")
+    for name in ("new ones", "new ones/a.png"):
+        assert main(["predict", name]) == 2
+        command = f"give the run first: vit-dist predict runs/pets-a '{name}'"
+        assert capsys.readouterr().err == f"vit-dist: {name}: holds images: {command}\n"
+    assert main(["predict", "runs"]) == 2
+    assert "name one of the runs in it, as runs/pets-a" in capsys.readouterr().err

@@ -8,7 +8,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vit_dist.cli.aliases import COMMAND_ALIASES, MODEL_ALIASES, TRAIN_ALIASES, answer, find_in_any_section, normalised
+from vit_dist.cli.aliases import (
+    COMMAND_ALIASES,
+    EXPORT_ALIASES,
+    MODEL_ALIASES,
+    TRAIN_ALIASES,
+    answer,
+    find_in_any_section,
+    normalised,
+)
 from vit_dist.cli.commands import Usage
 from vit_dist.config.option import Option
 from vit_dist.config.recipe import RECIPES
@@ -38,7 +46,7 @@ def unknown_flags(words: Sequence[str], usage: Usage, fields: Mapping[str, Optio
 
 def flag_advice(flag: str, values: list[str], usage: Usage, fields: Mapping[str, Option]) -> str:
     """Return what to use in place of a flag that does not exist. values: the words that follow it."""
-    aliases = MODEL_ALIASES if usage.positionals else TRAIN_ALIASES
+    aliases = EXPORT_ALIASES if "OUT" in usage.positionals else MODEL_ALIASES if usage.positionals else TRAIN_ALIASES
     name = normalised(flag)
     takes = {alias: text for alias, text in aliases.items() if _takes(text, usage, fields)}
     template = takes.get(name)

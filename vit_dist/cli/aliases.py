@@ -17,6 +17,7 @@ _MODELS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge")
 _TORCHVISION = {"b": "base", "l": "large", "h": "huge"}
 _FROM_DATA = "not needed: it follows from the data"
 _FROM_MODEL = "the first argument, without a flag: {}"
+_WRITTEN = "the second argument, without a flag: vit-dist export RUN model.onnx, or a new folder"
 _IMAGES = "an argument after the model, without a flag: {}"
 _STEPS = (
     "--batch.micro_size, the slots of one forward pass: "
@@ -50,6 +51,12 @@ MODEL_ALIASES = {
     **_same("--folder {}", "dir data_folder test_dir"),
     **_same("--weights ema", "ema use_ema model_ema"),
     **_same("--format {}", "output_format results_format"),
+}
+
+# Flags of `export`: those, and where and as what it writes.
+EXPORT_ALIASES = {
+    **MODEL_ALIASES,
+    **_same(_WRITTEN, "format onnx to export_format output_format opset out output output_dir file path"),
 }
 
 # Flags of `train` and `plan`.

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,6 @@ from vit_dist.cli.streams import drop_unwritten, print_error
 from vit_dist.config.config import Config
 from vit_dist.errors import ModelError, UserError
 from vit_dist.files import user_path
-from vit_dist.formatting import weights_text
 from vit_dist.inference.output import FORMATS
 from vit_dist.runtime.launch import is_first_process
 from vit_dist.version import __version__
@@ -218,10 +216,16 @@ def _predict(words: list[str]) -> int:
 
     with Console(speaks=True, stream=sys.stderr) as console:
         console.phase("starting")
-        from vit_dist.cli.predict import predict
+        from vit_dist.cli.predict import predict, without_run
 
+        try:
+            trained = _load(arguments)
+        except UserError:
+            if problem := without_run(arguments.positionals):
+                raise UserError(problem) from None
+            raise
         whole = predict(
-            _load(arguments),
+            trained,
             arguments.positionals[1:],
             console,
             split=arguments.flags.get("--split", ""),
@@ -235,34 +239,10 @@ def _predict(words: list[str]) -> int:
 
 def _export(words: list[str]) -> int:
     arguments = parse_arguments("export", words)
-    name, out = arguments.positionals[0], user_path(arguments.positionals[1], "export")
-    preprocess = "--preprocess" in arguments.flags
-    ending = out.suffix.lower()
-    if ending in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onxx", ".onx"):
-        raise UserError(f"export: OUT is FILE.onnx or a folder, not {out}")
-    if preprocess and ending != ".onnx":
-        raise UserError("--preprocess: only for FILE.onnx: the config.json of a folder holds the preprocessing")
-    trained = _load(arguments)
-    weights = f", {weights_text(trained.weights)} of update {trained.update}" if trained.update is not None else ""
-    if ending == ".onnx":
-        from vit_dist.export.onnx_file import export_onnx
+    from vit_dist.cli.export import export
 
-        source = {"model": name, "weights": trained.weights, "update": trained.update, "vit_dist": __version__}
-        exported = export_onnx(trained, out, preprocess=preprocess, source=source)
-        size = f"{exported.bytes / 2**20:.1f} MiB"
-        print(f"{out}: {name}{weights}; {size}, opset {exported.opset}, input, output, any batch")
-        print(f"  largest difference from torch: {exported.largest_difference:.1e} over {exported.images} images")
-        return 0
-    from vit_dist.export.model_card import model_card
-    from vit_dist.export.timm_folder import export_timm
-    from vit_dist.run_folder.status import summary_of
-
-    summary, problem = summary_of(Path(name).expanduser())
-    if problem:
-        _note(f"{problem}: the model card has no results")
-    export_timm(trained, out, card=model_card(trained, summary, out.name))
-    print(f'{out}: {name}{weights}; timm.create_model("local-dir:{out}", pretrained=True) loads it')
-    print(f"  on the hub: hf upload OWNER/NAME {shlex.quote(str(out))}")
+    name, out = arguments.positionals
+    export(name, user_path(out, "export"), lambda: _load(arguments), preprocess="--preprocess" in arguments.flags)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,9 @@ from typing import TextIO
 
 import numpy as np
 
+from vit_dist.data.sources.folder import image_files
 from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.names import is_image
 from vit_dist.data.sources.splits import Subset, all_of
 from vit_dist.data.stream import pictures
 from vit_dist.errors import UserError
@@ -22,6 +25,7 @@ from vit_dist.inference.output import ImagePrediction, PredictionWriter
 from vit_dist.inference.predict import SAMPLE_SIZE, find_images, predict_files, predict_split, sample_of_split
 from vit_dist.inference.splits import open_split
 from vit_dist.report.grids import Tile, draw_tiles
+from vit_dist.run_folder.finding import newest_run
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 
@@ -77,6 +81,17 @@ def predict(
         return not bad
     finally:
         runtime.end()
+
+
+def without_run(names: Sequence[str]) -> str | None:
+    """Return what is wrong if the first of the words, which no model could be loaded from, names images."""
+    path = Path(names[0]).expanduser()
+    images = is_image(path.name) if path.is_file() else path.is_dir() and bool(image_files(path))
+    if not images or newest_run(path) is not None:
+        return None
+    run = newest_run(Path("runs"))
+    run_text = shlex.quote(str(run)) if run else "RUN"
+    return f"{names[0]}: holds images: give the run first: vit-dist predict {run_text} {shlex.join(names)}"
 
 
 def _check_flags(names: Sequence[str], split: str, out: Path | None, png: Path | None) -> None:

@@ -6,11 +6,10 @@ import contextlib
 import csv
 import io
 import math
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,8 @@ from vit_dist.files import check_output_path, user_path, write_text
 from vit_dist.formatting import spreadsheet_cell
 from vit_dist.report.differences import changed_fields, data_names, same_images
 from vit_dist.report.measures import run_figures
+from vit_dist.run_folder.finding import run_folders
 from vit_dist.run_folder.record import read_run
-
-_DEEPEST = 2  # levels of folders in which runs are looked for
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "status.json")
 
 
 def runs(words: Sequence[str]) -> int:
@@ -64,7 +61,7 @@ def list_runs(
     if place is not None and not place.is_dir():
         raise UserError(f"runs: {place}: {'is a file' if place.exists() else 'there is no such folder'}: name a folder")
     place = place or Path("runs")
-    folders = list(_run_folders(place))
+    folders = list(run_folders(place))
     rows = [_read(folder, _name(folder, place)) for folder in folders]
     rows = [row for row in rows if _is_meant(row, words, state, conditions)]
     if not rows:
@@ -78,19 +75,6 @@ def list_runs(
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(table_lines(rows, width)))
-
-
-def _run_folders(place: Path, depth: int = 0) -> Iterator[Path]:
-    """Yield the folders of runs in a folder, itself included; not what is inside of them."""
-    if any(os.path.isfile(place / name) for name in _RUN_FILES):
-        yield place
-    elif depth < _DEEPEST:
-        try:
-            entries = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != ".")
-        except OSError:
-            return
-        for name in entries:
-            yield from _run_folders(place / name, depth + 1)
 
 
 def _name(folder: Path, place: Path) -> str:

@@ -9,6 +9,7 @@ from vit_dist.checkpointing.folder import best_checkpoint, list_checkpoints, new
 from vit_dist.checkpointing.manifest import MANIFEST, DamagedCheckpointError
 from vit_dist.errors import UserError
 from vit_dist.models.weights import first_three
+from vit_dist.run_folder.finding import run_meant
 
 
 def choose_checkpoint(path: Path, field: str = "") -> tuple[Checkpoint, list[str]]:
@@ -28,7 +29,7 @@ def choose_checkpoint(path: Path, field: str = "") -> tuple[Checkpoint, list[str
     if newest is None:
         if problems:
             raise UserError(f"{prefix}{folder} holds no complete checkpoint: {first_three(problems)}")
-        raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint")
+        raise UserError(f"{prefix}{path} is neither a run's folder with a checkpoint nor a checkpoint{run_meant(path)}")
     if linked and path.name == "last":
         return newest, _notes(problems, newest, "the newest that is complete")
     best, more = best_checkpoint(folder, newest)

@@ -25,6 +25,7 @@ from vit_dist.models.build import build_model
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.models.timm_models import check_model_name, imagenet_classes
 from vit_dist.models.weights import load_weights
+from vit_dist.run_folder.finding import run_meant
 
 # Files of a checkpoint → whose weights they hold.
 _WEIGHTS = {"model": "raw", "ema": "ema"}
@@ -89,7 +90,7 @@ def load_model(
     if path.suffix == ".onnx" and path.is_file():
         raise UserError(f"{path}: onnxruntime runs it; here give the run, or the folder, that it was made from")
     if not path.is_dir():
-        near = "; timm's models are timm/NAME" if "/" not in name else ""
+        near = run_meant(path) or ("; timm's models are timm/NAME" if "/" not in name else "")
         raise UserError(f"{name}: no run's folder, checkpoint, exported folder or safetensors file is there{near}")
     return _from_run(path, "", weights, fields, trust_code=trust_code)
 

@@ -16,6 +16,7 @@ from vit_dist.config.recipe import read_saved_yaml
 from vit_dist.errors import UserError
 from vit_dist.files import read_json_or_empty
 from vit_dist.run_folder.data_facts import FACTS, DataFacts, read_data_facts
+from vit_dist.run_folder.finding import run_meant
 from vit_dist.run_folder.lines import ascending, is_whole
 from vit_dist.run_folder.lock import is_held
 from vit_dist.run_folder.metrics import Floats, Line, Metrics, damaged_lines, read_columns, spanned_updates
@@ -133,7 +134,8 @@ def read_run(folder: Path, *, images: bool = True) -> RunRecord:
     Raises UserError if no run is there, or it has not started yet.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: not a run's folder: {'it is a file' if folder.exists() else 'no folder is there'}")
+        what = "it is a file" if folder.exists() else "no folder is there"
+        raise UserError(f"{folder}: not a run's folder: {what}{run_meant(folder)}")
     problems: list[str] = []
     saved = _newest_state(folder)
     config = _read_config(folder, saved, problems)
@@ -152,7 +154,7 @@ def read_run(folder: Path, *, images: bool = True) -> RunRecord:
     start = metrics.starts[-1] if metrics.starts else _start_from(summary or {}, saved)
     if start is None:
         if not (folder / "metrics.jsonl").is_file():
-            raise UserError(f"{folder}: not a run's folder: it has no metrics.jsonl")
+            raise UserError(f"{folder}: not a run's folder: it has no metrics.jsonl{run_meant(folder)}")
         raise UserError(f"{folder}: the run has not started yet: its metrics.jsonl has no start")
     return RunRecord(
         folder=folder,
@@ -198,7 +200,7 @@ def _read_config(folder: Path, saved: dict[str, Any], problems: list[str]) -> Co
     path = folder / "config.yaml"
     try:
         if not path.is_file():
-            raise UserError(f"{folder}: not a run's folder: it has no config.yaml")
+            raise UserError(f"{folder}: not a run's folder: it has no config.yaml{run_meant(folder)}")
         values, before = read_saved_yaml(path), saved.get("config", {"log": {}})
         if any(name not in values.get(section, {}) for section, fields in before.items() for name in [*fields]):
             raise UserError(f"{path}: is cut: fields are missing")
