@@ -80,8 +80,8 @@ def loss_text(value: float | str) -> str:
 
 
 def weights_text(weights: str) -> str:
-    """Return the name of a kind of weights (raw, ema) for people."""
-    return "EMA weights" if weights == "ema" else "raw weights"
+    """Return the name of a kind of weights (raw, ema) for people: raw ones are a run's weights, if nothing is said."""
+    return "EMA weights" if weights == "ema" else "weights"
 
 
 def data_text(classes: Sequence[str], channels: int) -> str:

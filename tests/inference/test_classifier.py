@@ -253,7 +253,7 @@ def test_weights_checkpoints_and_their_words(digits: Path) -> None:
     chosen, raw = vit_dist.load(digits, device="cpu"), vit_dist.load(digits, weights="raw", device="cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     assert not np.array_equal(chosen.predict(pixels).probabilities, raw.predict(pixels).probabilities)
-    assert repr(raw) == "Classifier(vit_tiny, 10 classes, 8 pixels, raw weights of update 60, on cpu)"
+    assert repr(raw) == "Classifier(vit_tiny, 10 classes, 8 pixels, weights of update 60, on cpu)"
     early = vit_dist.load(digits / "checkpoints" / "update_00000030", device="cpu")
     assert "of update 30, on cpu" in repr(early)
     assert not early.module.training

@@ -58,7 +58,7 @@ PLAIN = [
     "update 100/100  epoch 12.80/12.8  loss nan  lr 3.0e-04  12,346 images/s  data wait 3%  1 s left",
     "val: 2 images could not be read and are left out",
     "epoch 12.8  update 100/100  val loss 0.5124  val top1 87.65 %  training 2 min 00 s  evaluation 0.6 s",
-    "test, raw weights of update 40: top1 87.65 %  loss 0.5124  top5 99.00 %  of 179 images  evaluation 0.6 s",
+    "test, weights of update 40: top1 87.65 %  loss 0.5124  top5 99.00 %  of 179 images  evaluation 0.6 s",
     "  a       1",
     "  longer  2",
 ]

@@ -311,7 +311,23 @@ def test_the_result_in_python_predicts_with_the_best_weights(tmp_path: Path) -> 
         assert np.array_equal(model.embed(images[:9]), run.model.embed(images[:9]))
         assert repr(model) == repr(run.model)
     measured = run.model.evaluate()
+    figures = run.summary["figures"]["top1_interval"]
+    margin = max(top1 - figures[0], figures[1] - top1)
+    updates = run.history[-1]["update"]
+    assert repr(run) == f"Run(run: finished, {top1:.1f} % on test (±{margin:.1f}), {updates:,} updates)" == repr(again)
+    assert repr(measured) == f"Evaluation({top1:.1f} % of 359 images, loss {measured.loss:.4f})"
     assert (measured.top1, measured.loss) == (run.summary["test"]["top1"], pytest.approx(run.summary["test"]["loss"]))
+
+
+def test_train_says_what_to_write_in_place_of_a_folder(tmp_path: Path) -> None:
+    for given, expected in (
+        (str(tmp_path), f'not str: train(Config.load("folder", {{"data.root": "{tmp_path}"}}))'),
+        ("nothing", 'not str: train(Config.load("digits", {…}))'),
+        ({"data.root": "x"}, 'not dict: train(Config.load("digits", {…}))'),
+    ):
+        with pytest.raises(UserError) as caught:
+            train(given)  # type: ignore[arg-type]
+        assert str(caught.value) == f"train: takes a Config, {expected}"
 
 
 def test_train_takes_a_users_model(tmp_path: Path) -> None:
@@ -490,7 +506,7 @@ def test_a_report_is_written_at_the_end_and_its_failure_does_not_fail_the_run(
         "update 4/8",
         "update 8/8",
         "epoch 0.3",
-        "test, raw weights of update 8",
+        "test, weights of update 8",
         "finished",
     ]
     page = folder / "report" / "index.html"

@@ -48,7 +48,7 @@ def test_summary_of_a_run_with_best_weights(capsys: pytest.CaptureFixture[str]) 
         "  trained  20 epochs in 2 min 05 s (6.3 s an epoch, 12,346 images/s)",
         "  time     1 h 02 min in all; evaluation 7.0 s, saving 0.4 s",
         "  best     top1 98.12 % on val at update 240",
-        "  test     top1 97.50 %, loss 0.1235, of the best raw weights",
+        "  test     top1 97.50 %, loss 0.1235, of the best weights",
         "  memory   1,536 MiB at most",
         "  results  runs/mine",
         *NEXT,
@@ -58,11 +58,11 @@ def test_summary_of_a_run_with_best_weights(capsys: pytest.CaptureFixture[str]) 
 def test_the_summary_says_where_the_time_went(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = {"updates": 90.0, "waiting": 6.0, "evaluating": 1.0, "saving": 0.01, "starting": 3.0, "repeated": 0.0}
     assert printed(capsys, seconds={**seconds, "other": 0.0, "downtime": 60.0}, goodput=0.9)[3] == (
-        "  goodput  90% of the time was updates; waiting 6.0 s, starting 3.0 s, evaluating 1.0 s; "
+        "  useful   90% of the time was updates; waiting 6.0 s, starting 3.0 s, evaluating 1.0 s; "
         "down for 1 min 00 s between starts"
     )
     assert printed(capsys, seconds={**dict.fromkeys(seconds, 0.0), "downtime": 0.0}, goodput=1.0)[3] == (
-        "  goodput  100% of the time was updates"
+        "  useful   100% of the time was updates"
     )
 
 
@@ -80,7 +80,7 @@ def test_the_paths_of_the_next_commands_are_quoted(capsys: pytest.CaptureFixture
 
 def test_summary_of_a_run_without_val(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, best=None)[3:] == [
-        "  test     top1 97.50 %, loss 0.1235, of the last raw weights",
+        "  test     top1 97.50 %, loss 0.1235, of the last weights",
         "  memory   1,536 MiB at most",
         "  results  runs/mine",
         *NEXT,

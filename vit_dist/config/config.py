@@ -88,3 +88,13 @@ class Config(Schema):
         if not self.run.dir and not self.run.name:
             raise ValueError("run.name: is empty until the data has been opened")
         return Path(self.run.dir or f"runs/{self.run.name}")
+
+
+def check_config(given: object) -> None:
+    """Check that what was given as the config of a training is one. Raises UserError that says what to write."""
+    if isinstance(given, Config):
+        return
+    folder = isinstance(given, (str, Path)) and Path(given).is_dir()
+    fields = f'{{"data.root": "{given}"}}' if folder else "{…}"
+    recipe = "folder" if folder else "digits"
+    raise UserError(f'train: takes a Config, not {type(given).__name__}: train(Config.load("{recipe}", {fields}))')

@@ -16,6 +16,7 @@ from vit_dist.data.sources.splits import Subset
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.data.workers import worker_count
 from vit_dist.errors import UserError
+from vit_dist.formatting import loss_text
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.probabilities import probabilities_of
 from vit_dist.models.forward import at_least_float32, eval_mode
@@ -43,6 +44,11 @@ class Evaluation:
     seconds: float
     bad: int = 0
     predictions: Predictions | None = None
+
+    def __repr__(self) -> str:
+        """Return the result in words, without the arrays."""
+        bad = f", {self.bad} left out" if self.bad else ""
+        return f"Evaluation({self.top1:.1f} % of {self.seen:,} images{bad}, loss {loss_text(self.loss)})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without the predictions."""

@@ -82,6 +82,13 @@ def _input_text(components: Components) -> str:
     return f"{side} × {side} pixels, {colour}"
 
 
+def _kept_text(metric: str) -> str:
+    """Return which weights a run keeps as its best."""
+    names = {"top1": "the best accuracy", "top5": "the best top-5 accuracy", "loss": "the lowest loss"}
+    which = "raw weights" if metric.startswith("raw_") else "weights"
+    return f"the {which} with {names[metric.removeprefix('raw_')]} on val are kept"
+
+
 def _length_text(components: Components) -> str:
     """Return how much is trained, in updates and epochs, and how often it is evaluated."""
     plan, evaluate = components.plan, components.config.evaluate
@@ -91,7 +98,7 @@ def _length_text(components: Components) -> str:
     every = float(plan.evaluate_every / plan.samples)
     interval = "every epoch" if every == 1 else f"every {every:.3g} epochs"
     patience = f", ends after {evaluate.patience} without a better {evaluate.metric}" if evaluate.patience else ""
-    return f"{text}; evaluated {interval}, best by {evaluate.metric}{patience}"
+    return f"{text}; evaluated {interval}, {_kept_text(evaluate.metric)}{patience}"
 
 
 def plan_rows(components: Components) -> dict[str, str]:

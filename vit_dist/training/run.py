@@ -17,7 +17,7 @@ from torch import nn
 from vit_dist.checkpointing.checkpoint import open_checkpoint
 from vit_dist.checkpointing.folder import checkpoint_path
 from vit_dist.checkpointing.state import Best
-from vit_dist.config.config import Config
+from vit_dist.config.config import Config, check_config
 from vit_dist.config.values import parse_seconds
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.errors import UserError, one_line
@@ -40,7 +40,7 @@ from vit_dist.training.loop import loop
 from vit_dist.training.resolve import find_start, resolve
 from vit_dist.training.resume import ResumePoint
 from vit_dist.training.setup import setup
-from vit_dist.training.summary import current_report, print_summary, summarise
+from vit_dist.training.summary import current_report, print_summary, result_text, summarise
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import DivergedError
 
@@ -60,6 +60,12 @@ class Run:
     summary: dict[str, Any]
     model: Classifier
     preprocessing: Preprocessing
+
+    def __repr__(self) -> str:
+        """Return its name and result in words."""
+        made = self.history[-1]["update"] if self.history else 0
+        words = ["stopped" if self.stopped else "finished", result_text(self.summary) if self.summary else ""]
+        return f"Run({self.folder.name}: {', '.join(filter(None, [*words, f'{made:,} updates']))})"
 
     def report(self) -> Path:
         """Write the run's report into its folder and return the path of the page."""
@@ -92,6 +98,7 @@ def train(
     one for the standard output. Raises UserError (a ValueError) for a mistake of the user's, never exits, restores
     signal handlers.
     """
+    check_config(config)
     callbacks = check_callbacks(on_update=on_update, on_evaluation=on_evaluation)
     if config.log.level == "debug":
         logging.basicConfig(level=logging.DEBUG)

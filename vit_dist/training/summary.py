@@ -75,7 +75,7 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     best, test, skipped = summary["best"], summary["test"], summary.get("skipped_updates")
     early = summary["planned_updates"] - summary["updates"]
     which = f"{'best' if best else 'last'} {weights_text(summary['weights'])}"
-    console.say(f"finished{_headline(summary)}", "bold green")
+    console.say(f"finished{f': {result}' if (result := result_text(summary)) else ''}", "bold green")
     rows = {
         "trained": f"{summary['epochs']:.4g} epochs in {duration(summary['train_seconds'])} "
         f"({summary['seconds_per_epoch']:.1f} s an epoch, {summary['samples_per_second']:,.0f} images/s)"
@@ -84,7 +84,7 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
         f"saving {duration(summary['save_seconds'])}",
     }
     if "seconds" in summary:  # not in those of earlier versions
-        rows["goodput"] = _goodput_text(summary)
+        rows["useful"] = _goodput_text(summary)
     if skipped:
         rows["skipped"] = f"{skipped} update{'s' if skipped > 1 else ''} whose loss or gradient was not finite"
     if best:
@@ -118,8 +118,8 @@ def current_report(folder: Path) -> Path | None:
     return page if drawn else None
 
 
-def _headline(summary: dict[str, Any]) -> str:
-    """Return the accuracy with how far chance may move it: `: 97.2 % on test (±1.1)`; nothing if it is not known."""
+def result_text(summary: dict[str, Any]) -> str:
+    """Return the accuracy with how far chance may move it: `97.2 % on test (±1.1)`; nothing if it is not known."""
     figures, test, best = summary.get("figures"), summary["test"], summary["best"] or {}
     if test:
         split, top1 = "test", test["top1"]
@@ -128,7 +128,7 @@ def _headline(summary: dict[str, Any]) -> str:
     else:
         return ""
     chance = f" (±{margin(top1, figures['top1_interval']):.1f})" if figures and figures["split"] == split else ""
-    return f": {top1:.1f} % on {split}{chance}"
+    return f"{top1:.1f} % on {split}{chance}"
 
 
 def _goodput_text(summary: dict[str, Any]) -> str:
