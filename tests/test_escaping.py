@@ -126,7 +126,7 @@ def test_pages_and_pictures_show_names_as_text(tmp_path: Path) -> None:
     html = comparison_page(HOSTILE[9], HOSTILE[10], HOSTILE)
     html += macro("confusion_matrix", predictions.confusion(count).tolist(), HOSTILE)
     html += macro("class_table", class_table, means) + macro("words", [(name, name) for name in HOSTILE])
-    html += macro("hints", [Hint(name, name, name) for name in HOSTILE])
+    html += macro("hints", [Hint(name, name, name, name, name) for name in HOSTILE])
     page = Page()
     page.feed(svg + html)
     assert not {"script", "img", "b"} & page.tags

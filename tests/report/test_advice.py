@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tests.run_folder.handwritten import eval_line, make_run, some_predictions, start_line, train_line
+from vit_dist import Config
 from vit_dist.files import write_json
 from vit_dist.report.advice import MOST_HINTS, RULES, Hint, hints
+from vit_dist.report.command import train_command
 from vit_dist.run_folder.data_facts import FACTS
 from vit_dist.run_folder.predictions import PREDICTIONS, Predictions, write_predictions
 from vit_dist.run_folder.record import read_run
@@ -312,3 +314,34 @@ def test_losses_that_are_not_finite_do_no_harm(tmp_path: Path) -> None:
     assert [hint.evidence for hint in found] == [
         "100 of 2,000 updates were skipped: their loss or gradient was not finite"
     ]
+
+
+def test_a_hint_has_a_command_to_copy_and_says_what_its_flag_does(tmp_path: Path) -> None:
+    fields = {**FOLDER, "data__root": "/my photos", "samples": 20_000, "val_losses": RISING}
+    fields["train"] = {"data_wait_fraction": 0.0}
+    [hint] = run_hints(tmp_path / "run", **fields)
+    assert (hint.flag, hint.meaning) == (
+        "--augment.mixup 0.2 --augment.auto 3a",
+        "mixup blends pairs of images and their labels; 3a makes each image grey, inverts its bright parts or blurs "
+        "it, and varies its colours",
+    )
+    digits = run_hints(tmp_path / "digits", val_losses=RISING, optimizer__lr=1e-4)[0]
+    assert digits.command == "vit-dist train --optimizer.lr 0.0001 --augment.mixup 0.2 --train.ema 0.999"
+
+
+def test_a_command_keeps_what_differs_from_the_recipe_and_is_one_that_runs() -> None:
+    own = {"data.root": "/my photos", "model.mlp_ratio": 3.0, "data.val_fraction": 0.2, "loss.label_smoothing": 0.2}
+    config = Config.load("folder", own)
+    command = train_command(config, '--train.duration "800 updates"')
+    assert command == (
+        "vit-dist train --data.root '/my photos' --model.mlp_ratio 3.0 --data.val_fraction 0.2 "
+        "--train.duration '800 updates'"
+    )
+    assert train_command(config, "--model.pretrained timm") == (
+        "vit-dist train --data.root '/my photos' --data.val_fraction 0.2 --model.pretrained timm"
+    )
+    assert train_command(Config.load("mnist"), "--optimizer.lr 0.1") == (
+        "vit-dist train --config mnist --optimizer.lr 0.1"
+    )
+    # The data has no name: of a source in Python.
+    assert train_command(Config.load("folder", {"data.name": "folder"}), "--optimizer.lr 0.1") == "--optimizer.lr 0.1"

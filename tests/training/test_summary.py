@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.report.runs import finished_run
 from vit_dist.telemetry.console import Console
 from vit_dist.training.summary import print_summary
 
@@ -53,6 +54,19 @@ def test_summary_of_a_run_with_best_weights(capsys: pytest.CaptureFixture[str]) 
         "  results  runs/mine",
         *NEXT,
     ]
+
+
+def test_the_first_hint_of_the_report_is_a_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished_run(tmp_path / "run")
+    for page, expected in ((folder / "report" / "index.html", 2), (None, 0)):
+        print_summary(Console(speaks=True), folder, SUMMARY, page)
+        lines = capsys.readouterr().out.splitlines()
+        hint = lines[lines.index("next") + 1 : -3]
+        assert len(hint) == expected
+        if page is not None:
+            assert hint[0] == "  The run is short: it makes few updates."
+            assert hint[1].startswith("    vit-dist train ")
+            assert hint[1].endswith(" --train.duration '800 updates'")
 
 
 def test_the_summary_says_where_the_time_went(capsys: pytest.CaptureFixture[str]) -> None:

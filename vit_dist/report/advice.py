@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vit_dist.config.values import Length
+from vit_dist.report.command import meaning, train_command
 from vit_dist.report.quality import Result, result_of, val_evaluations
 from vit_dist.report.smoothing import end_of
 from vit_dist.report.stability import instability
@@ -42,11 +43,16 @@ WAITING, WORTH_SECONDS = 0.2, 60.0
 
 @dataclass(frozen=True)
 class Hint:
-    """One thing to try. text: what and why, in a sentence. evidence: the numbers. flag: to set; empty for none."""
+    """One thing to try. text: what and why, in a sentence. evidence: the numbers. flag: to set; empty for none.
+
+    command: to copy, with the flag; meaning: what the flag does, in half a sentence, or nothing.
+    """
 
     text: str
     evidence: str
     flag: str = ""
+    command: str = ""
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,13 @@ def hints(run: RunRecord) -> list[Hint]:
     finished = run.status.get("state") == "finished" or bool(run.summary)
     case = _Case(run, result, val_evaluations(run), losses[np.isfinite(losses)], finished)
     found = (rule(case) for rule in RULES)
-    return [hint for hint in found if hint is not None][:MOST_HINTS]
+    return [_with_command(hint, run) for hint in found if hint is not None][:MOST_HINTS]
+
+
+def _with_command(hint: Hint, run: RunRecord) -> Hint:
+    if not hint.flag:
+        return hint
+    return replace(hint, command=train_command(run.config, hint.flag), meaning=meaning(hint.flag))
 
 
 def _learned_nothing(case: _Case) -> Hint | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from vit_dist.run_folder.figures import figures_of, margin
 from vit_dist.run_folder.goodput import goodput, running_seconds, seconds_by_use
 from vit_dist.run_folder.metrics import read_written
 from vit_dist.run_folder.predictions import Predictions
+from vit_dist.run_folder.record import read_run
 from vit_dist.telemetry.console import Console
 from vit_dist.training.trainer import Trainer
 
@@ -101,6 +103,8 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
         rows["report"] = f"{report}: open it in a browser"
     console.table(rows)
     console.say("next", "bold")
+    for line in _first_hint(folder) if report is not None else ():
+        console.say(line)
     quoted = shlex.quote(str(folder))
     console.table(
         {
@@ -109,6 +113,16 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
             f"vit-dist export {quoted} model.onnx": "a file for other programs",
         }
     )
+
+
+def _first_hint(folder: Path) -> list[str]:
+    """Return the report's first hint and its command, as lines; an error here must not make a finished run fail."""
+    from vit_dist.report.advice import hints
+
+    with contextlib.suppress(Exception):
+        if found := hints(read_run(folder)):
+            return [f"  {found[0].text}", *([f"    {found[0].command}"] if found[0].command else [])]
+    return []
 
 
 def current_report(folder: Path) -> Path | None:
