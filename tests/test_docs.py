@@ -25,7 +25,7 @@ OTHER_FLAGS = {
     *("--config", "--print_config", "--processes", "--png", "--help", "--version"),
     *("--config_file", "--cpu", "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank"),
     *("--main_process_ip", "--nproc_per_node", "--mixed_precision", "--logdir", "--rounds", "--updates", "--data"),
-    *("--saves", "--budget", "--skip", "--local-dir"),
+    *("--saves", "--budget", "--skip", "--local-dir", "--onnx"),
     *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--requeue", "--signal", "--section.field"),
 }
 
