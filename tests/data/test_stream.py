@@ -357,7 +357,9 @@ def test_a_bad_image_in_a_worker_gives_a_one_line_error(tmp_path: Path, runtime:
     (tmp_path / "dog" / "a.png").write_bytes(b"x")
     split = read_folder(tmp_path).splits["train"]
     stream = EvaluationStream(split, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), runtime, batch_size=2, workers=1)
-    with pytest.raises(UserError, match=f"^{tmp_path}/dog/a.png: cannot be decoded [^\n]*: mend or remove the file$"):
+    way_on = "to go on without it: the same command with --data.on_bad_sample skip"
+    message = f"^{tmp_path}/dog/a.png: cannot be decoded [^\n]*: mend or remove the file; {way_on}$"
+    with pytest.raises(UserError, match=message):
         list(stream)
     stream.close()
 

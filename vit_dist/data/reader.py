@@ -55,8 +55,13 @@ class Reader:
         channels: int,
         largest_side: int = 0,
         on_bad_sample: OnBadSample = "fail",
+        way_on: str = "",
     ) -> None:
-        """Build it; transform: of decoded images, or None to hand out the source's decoded pixels as they are."""
+        """Build it.
+
+        transform: of decoded images, or None to hand out the source's decoded pixels as they are. way_on: what the
+        error for a bad file ends with.
+        """
         self.subset = subset
         self.transform = transform
         self.seed = seed
@@ -64,6 +69,7 @@ class Reader:
         self.channels = channels
         self.largest_side = largest_side or image_size
         self.on_bad_sample = on_bad_sample
+        self.way_on = way_on
 
     def shape(self, side: int = 0) -> tuple[int, int, int]:
         """Return [channels, height, width] of the images at a side; 0: the largest."""
@@ -139,7 +145,7 @@ class Reader:
         if problem is None:
             return place, None
         if self.on_bad_sample == "fail":
-            raise UserError(problem)
+            raise UserError(problem + (self.way_on if hasattr(self.subset.source, "paths") else ""))
         if self.on_bad_sample == "leave out":
             pixels[:] = 0
             return place, problem

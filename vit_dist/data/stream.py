@@ -26,6 +26,8 @@ from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 from vit_dist.run_folder.predictions import InputExamples, Pixels
 from vit_dist.runtime.runtime import Runtime
 
+_WAY_ON = "; to go on without it: the same command with --data.on_bad_sample skip"
+
 
 class Stream:
     """The training batches of one rank, from a position on. Its workers live as long as it does.
@@ -71,6 +73,7 @@ class Stream:
             channels=len(preprocessing.mean),
             largest_side=max([preprocessing.image_size, *(side for _, side in plan.sizes)]),
             on_bad_sample="replace" if on_bad_sample == "skip" else "fail",
+            way_on=f"{_WAY_ON} (without the file, or with another, it is a new run)",
         )
         self._workers = _workers(self._reader, workers, timeout, runtime)
         self.workers = self._workers.count
@@ -173,7 +176,7 @@ class EvaluationStream:
         self.runtime = runtime
         self.bad = BadSamples(runtime.rank, "left out")
         self._slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
-        reader = evaluation_reader(subset, preprocessing, "leave out" if on_bad_sample == "skip" else "fail")
+        reader = evaluation_reader(subset, preprocessing, "leave out" if on_bad_sample == "skip" else "fail", _WAY_ON)
         self._workers: Workers | None = _workers(reader, workers, timeout, runtime)
 
     def close(self) -> None:
@@ -201,7 +204,9 @@ def pictures(subset: Subset, places: Ints, preprocessing: Preprocessing) -> Pixe
     return evaluation_reader(subset, preprocessing, "fail").read(slots).pixels.numpy()
 
 
-def evaluation_reader(subset: Subset, preprocessing: Preprocessing, on_bad_sample: OnBadSample) -> Reader:
+def evaluation_reader(
+    subset: Subset, preprocessing: Preprocessing, on_bad_sample: OnBadSample, way_on: str = ""
+) -> Reader:
     """Return the reader of a split as evaluation, and only the model's preprocessing, has it."""
     return Reader(
         subset,
@@ -210,6 +215,7 @@ def evaluation_reader(subset: Subset, preprocessing: Preprocessing, on_bad_sampl
         preprocessing.image_size,
         channels=len(preprocessing.mean),
         on_bad_sample=on_bad_sample,
+        way_on=way_on,
     )
 
 

@@ -144,7 +144,7 @@ class Classifier:
         """Return the labelled images of a source, or of the run's data. Raises UserError."""
         trained = self._trained
         if source is None or (isinstance(source, (str, Path)) and user_path(str(source), "source").is_dir()):
-            opened = open_split(trained, split, None if source is None else user_path(str(source), "source"))
+            opened = open_split(trained, split, None if source is None else user_path(str(source), "source"), "source")
             for note in opened.notes:
                 warnings.warn(note, stacklevel=3)
             return opened.subset

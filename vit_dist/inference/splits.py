@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_dist.data.fingerprint import SAMPLES, same_samples, split_fingerprint, trained_on
-from vit_dist.data.sources.folder import find_class_folders
+from vit_dist.data.sources.folder import FOLDER, find_class_folders
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import SPLITS, Subset
 from vit_dist.errors import UserError, nearest
@@ -28,14 +28,14 @@ class Split:
     notes: tuple[str, ...] = ()
 
 
-def open_split(trained: TrainedModel, split: str, folder: Path | None) -> Split:
+def open_split(trained: TrainedModel, split: str, folder: Path | None, field: str = FOLDER) -> Split:
     """Open a folder of class folders, or a split of the model's data (by default test, else val).
 
     A model whose classes have no names, only numbers, takes as many classes in their sorted order, as timm does.
-    Raises UserError if the data does not have the model's classes.
+    field: what errors call the folder. Raises UserError if the data does not have the model's classes.
     """
     if folder is not None:
-        found = find_class_folders(folder, trained.classes)
+        found = find_class_folders(folder, trained.classes, field)
         others = _names_for_numbers(trained, found.names)
         subset = found.read(others or trained.classes, trained.channels, trained.config.data.max_pixels)
         left_out = "; ".join(map(str, found.left_out))

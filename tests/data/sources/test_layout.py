@@ -210,6 +210,31 @@ def test_a_folder_of_one_class_is_answered_with_its_parent(tmp_path: Path) -> No
     )
 
 
+def test_a_folder_among_others_than_classes_is_not_answered_with_its_parent(tmp_path: Path) -> None:
+    home = plant(tmp_path / "home", {"new ones": 3, "pictures": 1, "photos/cat": 2})
+    assert refusal(home / "new ones", {})[0].endswith("put the images of each class into a folder of its own")
+
+
+def test_runs_among_the_images_are_passed_over(tmp_path: Path) -> None:
+    root = plant(tmp_path, {**TWO, "runs/pets-3f40a2/report": 2, "cat/old/checkpoints": 1})
+    for folder in ("runs/pets-3f40a2", "cat/old"):
+        (root / folder / "config.yaml").write_text("")
+    (root / "runs" / "pets-3f40a2" / "metrics.jsonl").write_text("")
+    data = read_folder(root)
+    assert data.classes == ("cat", "dog")
+    assert [str(kind) for kind in data.left_out] == ["folders of runs: 2 (cat/old)"]
+    assert len(data.splits["train"]) == sum(TWO.values())
+
+
+def test_a_class_of_images_that_are_not_read_is_noted(tmp_path: Path) -> None:
+    root = plant(tmp_path, {**TWO, "ant": 0, "empty": 0, "cat/raw": 0})
+    for name in ("ant/1.HEIC", "ant/2.heic", "cat/raw/1.dng"):
+        (root / name).write_bytes(b"")
+    assert read_folder(root).notes == (
+        "data.root: ant has only .heic, which is not read, and is no class: convert to .jpg or .png",
+    )
+
+
 @pytest.mark.parametrize("folders", [{"only": 3}, {"train/only": 3, "val/only": 1}, {"only/train": 3, "only/test": 1}])
 def test_one_class_is_refused(tmp_path: Path, folders: dict[str, int]) -> None:
     with pytest.raises(UserError) as error:

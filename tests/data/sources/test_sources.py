@@ -293,7 +293,7 @@ def test_unknown_class_folders_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("splits", "hint"), [(["Train", "val"], "val"), (["test", "train"], "train"), (["VALID"], "VALID")]
+    ("splits", "hint"), [(["Train", "val"], "val"), (["test", "train"], "test"), (["VALID"], "VALID")]
 )
 def test_a_folder_of_splits_is_refused_as_a_folder_of_classes(tmp_path: Path, splits: list[str], hint: str) -> None:
     for split in splits:
@@ -301,6 +301,19 @@ def test_a_folder_of_splits_is_refused_as_a_folder_of_classes(tmp_path: Path, sp
     with pytest.raises(UserError) as error:
         read_classes(tmp_path, ["ant"], 3)
     assert str(error.value) == f"--folder: {tmp_path} has splits in it: give {tmp_path / hint}"
+
+
+def test_unlabelled_images_are_answered_with_predict(tmp_path: Path) -> None:
+    folder = tmp_path / "new ones"
+    for name in ("a.png", "b.png"):
+        picture(folder / name)
+    start = (
+        f"{folder} holds 2 images and no class folders: put those of each class into a folder of its own (ant, bee, "
+    )
+    for field, command in (("--folder", f"vit-dist predict RUN '{folder}'"), ("source", f"model.predict('{folder}')")):
+        with pytest.raises(UserError) as error:
+            find_class_folders(folder, ["ant", "bee", "cat", "dog"], field)
+        assert str(error.value) == f"{field}: {start}cat …); to classify unlabelled ones: {command}"
 
 
 def test_the_folder_of_one_class_is_answered_with_its_parent(tmp_path: Path) -> None:

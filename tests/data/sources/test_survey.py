@@ -77,6 +77,17 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     )
 
 
+def test_files_whose_headers_cannot_be_read_are_noted(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 12, "dog": 12})
+    for name in ("cat/003.png", "dog/002.png"):
+        (tmp_path / name).write_bytes(b"broken")
+    facts = survey(read_folder(tmp_path))
+    assert facts.notes[0] == (
+        "2 of 24 images looked at cannot be read (cat/003.png, dog/002.png), and training ends at the first: mend or "
+        "remove them now, or set data.on_bad_sample skip"
+    )
+
+
 def test_headers_are_read_of_a_keyed_sample_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(1200)]
     asked: list[Path] = []
@@ -92,7 +103,9 @@ def test_headers_are_read_of_a_keyed_sample_alone(tmp_path: Path, monkeypatch: p
 def test_files_that_are_no_images_have_no_size(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"none")
     assert measure([tmp_path / "a.png", tmp_path / "gone.png"]) is None
-    assert measure([tmp_path / "a.png", image(tmp_path / "b.png")]) == ImageSizes(1, 5, 5, 6, 0.0)
+    assert measure([tmp_path / "a.png", image(tmp_path / "b.png")]) == ImageSizes(
+        1, 5, 5, 6, 0.0, (f"{tmp_path.name}/a.png",)
+    )
 
 
 def test_facts_are_plain_values(tmp_path: Path) -> None:
@@ -102,7 +115,7 @@ def test_facts_are_plain_values(tmp_path: Path) -> None:
     assert values == {
         "classes": ["cat", "dog"],
         "counts": {"train": {"cat": 9, "dog": 9}, "val": {"cat": 1, "dog": 1}},
-        "sizes": {"sampled": 20, "smallest": 5, "median": 5, "largest": 6, "grey": 0.0},
+        "sizes": {"sampled": 20, "smallest": 5, "median": 5, "largest": 6, "grey": 0.0, "unreadable": []},
         "left_out": [{"kind": "folders without images", "count": 1, "example": "empty"}],
         "notes": [
             "2 classes have under 10 training images (cat 9, dog 9): add images, or expect mistakes there",

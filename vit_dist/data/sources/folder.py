@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from vit_dist.data.sources.survey import measure
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Keys
 
+FOLDER = "--folder"
 TWICE = "second names of a file in the same class"
 
 
@@ -39,6 +41,10 @@ def read_folder(root: Path, max_pixels: int = MAX_PIXELS, classes: str = "auto")
     names = tuple(sorted(layout.splits["train"]))
     files = {split: _files(folders, names, linked=found.linked) for split, folders in layout.splits.items()}
     left_out, notes = [*layout.left_out, *found.left_out], [*dict.fromkeys(layout.notes)]
+    notes += [
+        f"data.root: {name} has only {', '.join(endings)}, which is not read, and is no class: convert to .jpg or .png"
+        for name, endings in found.undecoded.items()
+    ]
     if found.linked:
         files, twice, shared = _without_twins(files)
         if twice:
@@ -64,6 +70,7 @@ class ClassFolders:
     path: Path
     folders: Mapping[str, list[Folder]]
     left_out: tuple[LeftOut, ...]
+    field: str = FOLDER
 
     @property
     def names(self) -> list[str]:
@@ -85,27 +92,36 @@ class ClassFolders:
             if unknown[1:]:
                 others = f"{unknown[0]} and {len(unknown) - 1} more, which are no classes"
             first = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
-            raise UserError(f"--folder: {self.path} has {others} of the model ({first})")
+            raise UserError(f"{self.field}: {self.path} has {others} of the model ({first})")
         files = _files(known, classes)
         if not files:
-            raise UserError(f"--folder: no images in {self.path} (looked for {', '.join(sorted(EXTENSIONS))})")
+            raise UserError(f"{self.field}: no images in {self.path} (looked for {', '.join(sorted(EXTENSIONS))})")
         return all_of(replace(_source(files, max_pixels), mode="L" if channels == 1 else "RGB"))
 
 
-def find_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
+def find_class_folders(folder: Path, classes: Sequence[str], field: str = FOLDER) -> ClassFolders:
     """Find the class folders in a folder, of two levels if the classes of the model are (animal/cat).
 
-    Raises UserError if it is not a folder, is the folder of one class, or holds splits and not the classes.
+    field: what errors call it. Raises UserError if it is not a folder, is the folder of one class or of images without
+    class folders, or holds splits and not the classes.
     """
     if not folder.is_dir():
-        raise UserError(f"--folder: no folder {folder}")
+        raise UserError(f"{field}: no folder {folder}")
     found = scan(folder)
     root = found.root
     splits = [inner for inner in root.folders if inner.name.lower() in SPLITS and class_of(inner.name, classes) is None]
     if splits:
-        raise UserError(f"--folder: {folder} has splits in it: give {splits[-1].path}")
+        best = min(splits, key=lambda inner: ("test", "val", "train").index(SPLITS[inner.name.lower()]))
+        raise UserError(f"{field}: {folder} has splits in it: give {best.path}")
     if root.images and not root.folders and class_of(root.name, classes) is not None:
-        raise UserError(f"--folder: {folder} is the folder of one class, {root.name}: give its parent, {folder.parent}")
+        raise UserError(f"{field}: {folder} is the folder of one class, {root.name}: give its parent, {folder.parent}")
+    if root.images and not root.folders:
+        first = ", ".join(classes[:3]) + (" …" if len(classes) > 3 else "")
+        predict = f"vit-dist predict RUN {quote(str(folder))}" if field == FOLDER else f"model.predict({str(folder)!r})"
+        raise UserError(
+            f"{field}: {folder} holds {root.count:,} image{'s' * (root.count > 1)} and no class folders: put those of "
+            f"each class into a folder of its own ({first}); to classify unlabelled ones: {predict}"
+        )
     nested = any("/" in name for name in classes)
     folders: dict[str, list[Folder]] = {composed(name): [] for name in root.empty}
     left_out = loose(root)
@@ -117,7 +133,7 @@ def find_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
             left_out += loose(inner)
         else:
             folders.setdefault(inner.name, []).append(inner)
-    return ClassFolders(folder, folders, (*left_out, *found.left_out))
+    return ClassFolders(folder, folders, (*left_out, *found.left_out), field)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from vit_dist.errors import UserError
 
 _TREE_DEPTH = 3
 HIDDEN, LOOPS, EMPTY = "hidden or system files or folders", "links to a folder above them", "folders without images"
+RUNS = "folders of runs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +75,15 @@ class Folder:
 
 @dataclass
 class Scan:
-    """What a walk found: the root, whether it met links, and what it left out, by kind."""
+    """What a walk found: the root, whether it met links, and what it left out, by kind.
+
+    undecoded: folders beside class folders whose images are all of kinds that are not read → their endings.
+    """
 
     root: Folder
     linked: bool
     left_out: list[LeftOut]
+    undecoded: dict[str, list[str]]
 
 
 @dataclass
@@ -88,27 +93,36 @@ class _Walk:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     endings: dict[str, Counter[str]] = field(default_factory=lambda: {"other": Counter(), "not decoded": Counter()})
+    undecoded: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, kind: str, path: str) -> None:
         self.counts[kind] += 1
         self.examples.setdefault(kind, os.path.relpath(path, self.root))
 
-    def visit(self, path: str, real: str, name: str, above: frozenset[str]) -> Folder:
-        """Return a folder with all that is below it. above: the real paths of it and the folders it lies in."""
+    def visit(self, path: str, real: str, name: str, above: frozenset[str]) -> Folder | None:
+        """Return a folder with all that is below it, None if it only holds runs.
+
+        above: the real paths of it and the folders it lies in.
+        """
+        listing, runs = _listing(path), self.counts[RUNS]
+        if path != self.root and _is_run({entry.name for entry in listing}):
+            self.leave_out(RUNS, path)
+            return None
         entries: list[tuple[str, Folder | None]] = []
         links: dict[str, str] = {}
-        empty = []
+        empty: dict[str, list[str]] = {}
         count = 0
-        for entry in _listing(path):
+        for entry in listing:
             if is_hidden(entry.name):
                 self.leave_out(HIDDEN, entry.path)
             elif _is_folder(entry):
+                before = self.endings["not decoded"].copy()
                 folder = self._enter(entry, real, above)
                 if folder is not None and folder.count:
                     entries.append((entry.name, folder))
                     count += folder.count
                 elif folder is not None:
-                    empty.append(entry.name)
+                    empty[entry.name] = sorted(self.endings["not decoded"] - before)
             elif self._is_image(entry):
                 entries.append((entry.name, None))
                 count += 1
@@ -116,8 +130,12 @@ class _Walk:
                     self.linked = True
                     links[entry.name] = os.path.realpath(entry.path)
         if count:  # of a folder without any, it alone is named
-            for lost in empty:
+            for lost, endings in empty.items():
                 self.leave_out(EMPTY, os.path.join(path, lost))
+                if endings and all(folder is not None for _, folder in entries):
+                    self.undecoded[os.path.relpath(os.path.join(path, lost), self.root)] = endings
+        elif self.counts[RUNS] > runs and path != self.root:
+            return None
         return Folder(path, real, name, tuple(entries), count, links, tuple(empty))
 
     def _enter(self, entry: os.DirEntry[str], real: str, above: frozenset[str]) -> Folder | None:
@@ -161,15 +179,21 @@ def scan(root: Path) -> Scan:
 
     Hidden files and folders, and those that systems make, are passed over. A dead link or a pipe with the ending of an
     image counts as one, so that reading it says what it is: left out here, nobody would miss it. A link to a folder
-    that it lies in is not followed. Raises UserError if a folder cannot be opened.
+    that it lies in is not followed, and a run's folder is not entered. Raises UserError if a folder cannot be opened.
     """
     path, real = str(root), os.path.realpath(root)
     walk = _Walk(path)
     folder = walk.visit(path, real, composed(os.path.basename(real)), frozenset({real}))
+    assert folder is not None
     if not folder.count:
         for name in folder.empty:
             walk.leave_out(EMPTY, os.path.join(path, name))
-    return Scan(folder, walk.linked, walk.left_out())
+    return Scan(folder, walk.linked, walk.left_out(), walk.undecoded)
+
+
+def _is_run(names: set[str]) -> bool:
+    """Return whether a folder with these names in it is a run's."""
+    return "config.yaml" in names and bool(names & {"checkpoints", "metrics.jsonl"})
 
 
 def _listing(path: str) -> list[os.DirEntry[str]]:
@@ -188,14 +212,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def folders_beside(folder: Folder) -> list[str]:
-    """Return the names of a few folders beside one that hold images themselves; their first entries are looked at."""
+    """Return the names of the first three folders beside one, if all folders there look like those of classes.
+
+    Their first entries are looked at: at least half are images.
+    """
     found = []
     parent = os.path.dirname(folder.real)
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in sorted(islice(entries, 1000), key=lambda entry: entry.name):
             if entry.name != os.path.basename(folder.real) and not is_hidden(entry.name) and entry.is_dir():
-                with contextlib.suppress(OSError), os.scandir(entry.path) as inner:
-                    found += [entry.name] * any(is_image(other.name) for other in islice(inner, 20))
-            if len(found) == 3:
-                break
-    return found
+                with os.scandir(entry.path) as inner:
+                    images = [is_image(other.name) for other in islice(inner, 20)]
+                if not images or 2 * sum(images) < len(images):
+                    return []
+                found.append(entry.name)
+    return found[:3]

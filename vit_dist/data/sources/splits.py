@@ -61,7 +61,8 @@ class LeftOut:
 class ImageSizes:
     """Sides in pixels of a sample of a data set's images, and the share of grey ones among them, 0 to 1.
 
-    smallest and largest: of any side. median: of the shorter sides. sampled: images whose header could be read.
+    smallest and largest: of any side. median: of the shorter sides. sampled: images whose header could be read;
+    unreadable: names of those looked at whose header could not.
     """
 
     sampled: int
@@ -69,6 +70,7 @@ class ImageSizes:
     median: int
     largest: int
     grey: float
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -55,7 +55,7 @@ class Survey:
         return {
             "classes": list(self.classes),
             "counts": counts,
-            "sizes": None if self.sizes is None else asdict(self.sizes),
+            "sizes": None if self.sizes is None else {**asdict(self.sizes), "unreadable": [*self.sizes.unreadable]},
             "left_out": [asdict(kind) for kind in self.left_out],
             "notes": list(self.notes),
         }
@@ -95,8 +95,10 @@ def measure(paths: Sequence[Path]) -> ImageSizes | None:
     """Measure a keyed sample of image files by their headers, at most 500; None if none can be read."""
     count = min(_SAMPLED, len(paths))
     places = permute(np.arange(count, dtype=np.int64), len(paths), key(0, Purpose.SURVEY))
-    headers = [header for place in places.tolist() if (header := read_header(paths[place])) is not None]
-    return sizes_of(headers)
+    headers = {path: read_header(path) for path in (paths[place] for place in places.tolist())}
+    sizes = sizes_of([header for header in headers.values() if header is not None])
+    unreadable = sorted(f"{path.parent.name}/{path.name}" for path, header in headers.items() if header is None)
+    return sizes and replace(sizes, unreadable=tuple(unreadable))
 
 
 def sizes_of(headers: Sequence[tuple[int, int, bool]]) -> ImageSizes | None:
@@ -157,7 +159,13 @@ def _count_notes(classes: Sequence[str], counts: dict[str, tuple[int, ...]]) -> 
 
 
 def _size_notes(sizes: ImageSizes) -> Iterator[str]:
-    """Yield what a person should know of the sizes of image files."""
+    """Yield what a person should know of the sizes of image files, and of those that have none."""
+    if sizes.unreadable:
+        yield (
+            f"{len(sizes.unreadable)} of {sizes.sampled + len(sizes.unreadable)} images looked at cannot be read "
+            f"({_few(sizes.unreadable)}), and training ends at the first: mend or remove them now, or set "
+            "data.on_bad_sample skip"
+        )
     if sizes.smallest < TINY:
         yield f"some sides are of {sizes.smallest} pixels: below {TINY}, little is there to see, however it is enlarged"
     if sizes.largest > HUGE:
