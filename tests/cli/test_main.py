@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -538,3 +539,23 @@ def test_the_flags_for_the_first_hour_come_before_the_others(capsys: pytest.Capt
     start = printed.partition("\nfor a start:\n")[2].partition("\nrun:\n")[0]
     assert {"--data.root", "--train.duration", "--model.pretrained"} <= set(re.findall(r"--[\w.]+", start))
     assert printed.count("  --data.root X ") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "printed"),
+    [
+        ("train --help", "", "[--section.field VALUE ?]"),
+        ("runs", "2>&-", ""),
+        ("runs", ">&-", ""),
+    ],
+)
+def test_streams_that_lack_characters_or_are_closed(words: str, closed: str, printed: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m vit_dist {words} {closed}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii", "COLUMNS": "200"},
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    assert printed.encode() in done.stdout
+    assert b"Traceback" not in done.stdout + done.stderr

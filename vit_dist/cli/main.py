@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vit_dist.cli.advice import command_advice
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.cli.help import COMMANDS, overview
-from vit_dist.cli.streams import drop_unwritten, print_error
+from vit_dist.cli.streams import drop_unwritten, prepare_streams, print_error
 from vit_dist.config.config import Config
 from vit_dist.errors import ModelError, UserError
 from vit_dist.files import user_path
@@ -42,6 +42,7 @@ docs/config.md lists the same fields."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 75 stopped and resumable, 2 a mistake of the user's."""
+    prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     lost = None
     try:

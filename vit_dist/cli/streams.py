@@ -1,11 +1,22 @@
-"""Standard output and error: mistakes in red, and what cannot be written at the end of a command."""
+"""Standard output and error: what they can print, mistakes in red, and what cannot be written at the end."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import TextIO
+
+
+def prepare_streams() -> None:
+    """Let everything be printed: what the encoding lacks as a question mark, and to a closed stream nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (as long as the process)
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def drop_unwritten(stream: TextIO | None) -> str | None:
