@@ -48,7 +48,9 @@ def test_results_are_those_of_the_run(run: Path) -> None:
     card = model_card(trained, summary, "digits")
     test, best = summary["test"], summary["best"]
     assert trained.update == best["update"] == summary["updates"] == 60
-    assert f"| test | {test['top1']:.4g} | {test['top5']:.4g} | {test['loss']:.4g} |" in card
+    low, high = summary["figures"]["top1_interval"]
+    chance = f"±{max(high - test['top1'], test['top1'] - low):.1f} (359 images)"
+    assert f"| test | {test['top1']:.4g} {chance} | {test['top5']:.4g} | {test['loss']:.4g} |" in card
     assert f"| val | {summary['final']['top1']:.4g} |" in card
     assert f"- chosen by loss on val: {best['value']:.4g}\n" in card
     assert "- training: 2.226 epochs, 60 updates\n" in card
@@ -57,6 +59,17 @@ def test_results_are_those_of_the_run(run: Path) -> None:
     assert "Trained with vit_dist: the EMA weights of update 60.\n" in card
     assert "- data: digits\n- classes: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`\n" in card
     assert f"- mean: {list(trained.preprocessing.mean)}\n- std: {list(trained.preprocessing.std)}\n" in card
+
+
+def test_a_run_on_a_folder_without_test_names_the_folder_and_counts_val(run: Path) -> None:
+    trained, summary = load_model(str(run)), read_json(run / "summary.json")
+    data = dataclasses.replace(trained.config.data, name="folder", root="/somewhere/My photos")
+    trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data=data))
+    summary["best"] |= {"metric": "top1", "value": 64.516}
+    summary["figures"] |= {"split": "val", "seen": 31, "top1_interval": [46.9, 78.9]}
+    card = model_card(trained, summary, "photos")
+    assert "- data: My photos\n" in card
+    assert "- chosen by top1 on val: 64.52 ±17.6 (31 images)\n" in card
 
 
 def test_recipe_reproduces_the_config_of_the_run(run: Path) -> None:
@@ -93,7 +106,7 @@ def test_metrics_of_best_weights_that_are_not_the_last(run: Path) -> None:
     assert ("| test |" in card, "chosen by" in card, "| val |" in card) == (True, True, False)
     summary["best"], summary["test"]["top5"], summary["test"]["loss"] = None, None, "nan"
     card = model_card(load_model(str(run)), summary, "digits")
-    assert f"| test | {summary['test']['top1']:.4g} |  | nan |\n" in card
+    assert f"| test | {summary['test']['top1']:.4g} ±4.7 (359 images) |  | nan |\n" in card
     assert "chosen by" not in card
 
 

@@ -58,13 +58,13 @@ def test_starts_are_told_with_how_the_ones_before_ended(tmp_path: Path) -> None:
     first = [start_line(0, 0.0), train_line(10, 60.0)]
     assert starts_in_words(read_run(make_run(tmp_path / "one", first))) == []
     lines = [*first, start_line(10, 100.0, device="H100", changed={"train.duration": "60 updates"})]
-    stop = {"kind": "stop", "time": 130.0, "update": 20, "reason": "asked to stop (SIGTERM)"}
+    stop = {"kind": "stop", "time": 130.0, "update": 20, "reason": "asked to stop (SIGINT)"}
     lines += [stop, start_line(20, 200.0, device="H100")]
     one, two, three = starts_in_words(read_run(make_run(tmp_path / "many", lines)))
     assert one.startswith("Started on ")
     assert two.startswith("It was killed, or ended without a word; resumed on ")
     assert two.endswith(" from update 10 (epoch 1), with train.duration 60 updates, on 1 × H100, fp32.")
-    assert three.startswith("It ended: asked to stop (SIGTERM); resumed on ")
+    assert three.startswith("It ended: asked to stop (Ctrl-C); resumed on ")
     assert three.endswith(" from update 20 (epoch 2).")
 
 

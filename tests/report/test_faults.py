@@ -71,6 +71,16 @@ def test_the_gap_between_train_and_val_is_said(
     assert found(tmp_path / "run", lines) == [("Train and val", expected)]
 
 
+def test_the_gap_names_what_the_kept_weights_reach(tmp_path: Path) -> None:
+    best = {**eval_line(10, 2.0, top1=64.5), "best": True}
+    lines = [start_line(0, 0.0), best, train_line(20, 3.0, top1=97.5), eval_line(20, 4.0, top1=54.8)]
+    assert found(tmp_path / "run", lines) == [(
+        "Train and val",
+        "97.5 % right on train at the end, 54.8 % on val: a gap of 42.7 points. (The weights that are kept, of epoch "
+        "1, reach 64.5 % on val.)",
+    )]  # fmt: skip
+
+
 def test_classes_that_are_missed_and_suspected_labels_are_named(tmp_path: Path) -> None:
     saved = some_predictions("abc")
     predictions = disputed(*[(0, 1, 0.99, 0.0)] * 20, right=20)
@@ -79,7 +89,7 @@ def test_classes_that_are_missed_and_suspected_labels_are_named(tmp_path: Path) 
         predictions, saved.metadata, np.asarray([79]), saved.pictures[:1]
     )))  # fmt: skip
     assert texts["Never predicted"] == "1 class is never the answer: a."
-    assert texts["Worst classes"] == "a (0 % found), b (100 % found), by F1."
+    assert texts["Worst classes"] == "a (F1 0 %, 0 % found), b (F1 50 %, 100 % found)."
     assert "Labels" not in texts
     saved_few = SavedPredictions(
         disputed((0, 1, 0.99, 0.0)), saved.metadata, np.asarray([60]), saved.pictures[:1]

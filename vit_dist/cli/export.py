@@ -42,6 +42,6 @@ def export(name: str, out: Path, load: Callable[[], TrainedModel], *, preprocess
     summary, problem = summary_of(Path(name).expanduser())
     if problem:
         print(f"note: {problem}: the model card has no results", file=sys.stderr)
-    export_timm(trained, out, card=model_card(trained, summary, out.name))
+    export_timm(trained, out, card=model_card(trained, summary, trained.config.run.name or out.name))
     print(f'{out}: {name}{weights}; timm.create_model("local-dir:{out}", pretrained=True) loads it')
     print(f"  on the hub: hf upload OWNER/NAME {shlex.quote(str(out))}")

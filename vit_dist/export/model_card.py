@@ -9,6 +9,8 @@ from vit_dist.config.config import Config
 from vit_dist.formatting import code_span, duration, json_line, markdown, weights_text
 from vit_dist.inference.load import TrainedModel
 from vit_dist.models.forward import parameter_count
+from vit_dist.report.differences import data_name
+from vit_dist.run_folder.figures import margin
 
 _LISTED_CLASSES = 20
 
@@ -70,7 +72,7 @@ def _data(trained: TrainedModel) -> str:
     )
     lines = ["## Data\n"]
     if trained.update is not None:
-        lines.append(f"- data: {markdown(data.source)}")
+        lines += [f"- data: {markdown(data_name(trained.config))}"] if data.source != "folder" or data.root else []
     lines += [
         f"- classes: {classes}",
         f"- images: {trained.channels} × {side} × {side}, (value/255 - mean) / std",
@@ -91,15 +93,26 @@ def _results(trained: TrainedModel, summary: Mapping[str, Any]) -> str:
         "val": summary.get("final") if same_kind and trained.update == summary["updates"] else None,
     }
     if tested and best:
-        rows.append(f"- chosen by {markdown(best['metric'])} on val: {_number(best['value'])}")
+        chance = _chance(summary, "val", best["value"]) if best["metric"].endswith("top1") else ""
+        rows.append(f"- chosen by {markdown(best['metric'])} on val: {_number(best['value'])}{chance}")
     table = [
-        f"| {split} | " + " | ".join(_number(metrics.get(name)) for name in ("top1", "top5", "loss")) + " |"
+        f"| {split} | {_number(metrics['top1'])}{_chance(summary, split, metrics['top1']) if tested else ''} | "
+        + " | ".join(_number(metrics.get(name)) for name in ("top5", "loss"))
+        + " |"
         for split, metrics in measured.items()
         if metrics
     ]
     if table:
         table = ["| split | top1 % | top5 % | loss |", "|---|---|---|---|", *table, ""]
     return "\n".join(["## Results\n", *table, *rows]) + "\n"
+
+
+def _chance(summary: Mapping[str, Any], split: str, top1: float) -> str:
+    """Return how far chance may move the accuracy on a split, and of how many images it is; empty if not known."""
+    figures = summary.get("figures")
+    if not figures or figures["split"] != split:
+        return ""
+    return f" ±{margin(top1, figures['top1_interval']):.1f} ({figures['seen']:,} images)"
 
 
 def _run_facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from vit_dist.report.drawing import short
 from vit_dist.report.measures import RunFigures
 from vit_dist.report.quality import class_names
 from vit_dist.run_folder.metrics import Line
-from vit_dist.run_folder.record import RunRecord
+from vit_dist.run_folder.record import RunRecord, reason_text
 
 # Fields that differ from the nearest recipe's: more are not named one by one, and more still make it another recipe.
 _NAMED, _MOST_CHANGES = 8, 25
@@ -145,7 +145,9 @@ def starts_in_words(run: RunRecord) -> list[str]:
     for before, start in pairwise(starts):
         stop = next((line for line in stops if before["time"] <= line["time"] < start["time"]), None)
         ended = (
-            "It was killed, or ended without a word" if stop is None else f"It ended: {stop.get('reason', 'stopped')}"
+            "It was killed, or ended without a word"
+            if stop is None
+            else f"It ended: {reason_text(stop.get('reason', 'stopped'))}"
         )
         changed = ", ".join(f"{name} {value}" for name, value in start["changed"].items())
         sentences.append(

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_dist.plan.keys import Ints
 from vit_dist.report.drawing import short
-from vit_dist.report.quality import Result, val_evaluations
+from vit_dist.report.quality import Result, best_evaluation, val_evaluations
 from vit_dist.report.smoothing import end_of
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.run_folder.record import RunRecord
@@ -70,7 +70,13 @@ def _gap(run: RunRecord) -> str:
     if top1 is not None:
         gap = top1 - last["top1"]
         size = "no gap" if gap < 1 else f"a gap of {gap:.1f} points"
-        return f"{top1:.1f} % right on train at the end, {last['top1']:.1f} % on val: {size}."
+        best = best_evaluation(run)
+        kept = (
+            ""
+            if best is None or best is last or not best["best"]
+            else (f" (The weights that are kept, of epoch {best['epoch']:.3g}, reach {best['top1']:.1f} % on val.)")
+        )
+        return f"{top1:.1f} % right on train at the end, {last['top1']:.1f} % on val: {size}.{kept}"
     if loss is not None and isinstance(last["loss"], float):
         return f"The loss ends at {loss:.3g} on train, {last['loss']:.3g} on val. Mixed labels have no accuracy."
     return ""
@@ -87,8 +93,11 @@ def _classes(result: Result) -> Iterator[tuple[str, str]]:
         yield "Never predicted", f"{count} never the answer: {names}{more}."
     worst = [number for number in figures.worst(3).tolist() if figures.f1[number] < 100]
     if worst and len(classes) > 2:
-        texts = (f"{short(classes[number])} ({figures.recall[number]:.0f} % found)" for number in worst)
-        yield "Worst classes", f"{', '.join(texts)}, by F1."
+        texts = (
+            f"{short(classes[number])} (F1 {figures.f1[number]:.0f} %, {figures.recall[number]:.0f} % found)"
+            for number in worst
+        )
+        yield "Worst classes", f"{', '.join(texts)}."
 
 
 def _suspected(predictions: Predictions, run: RunRecord) -> str:

@@ -87,7 +87,8 @@ class RunRecord:
         """The state with its reason, or with what to do."""
         if self.state_word == "killed":
             return "killed: the same command goes on from its last checkpoint"
-        return f"{self.state_word}: {self.status['reason']}" if "reason" in self.status else self.state_word
+        reason = self.status.get("reason")
+        return f"{self.state_word}: {reason_text(reason)}" if reason is not None else self.state_word
 
     @property
     def memory(self) -> float | None:
@@ -251,6 +252,11 @@ def _start_from(summary: dict[str, Any], saved: dict[str, Any]) -> Line | None:
     line: Line = {"kind": "start", "time": 0.0, "epoch": 0.0, "threads": 0, "versions": {}, "changed": {}, "plan": plan}
     line |= {name: summary.get(name) for name in names}
     return line if is_whole(line) else None
+
+
+def reason_text(reason: Any) -> str:
+    """Return why a run ended for people, who know SIGINT as a key."""
+    return str(reason).replace("SIGINT", "Ctrl-C")
 
 
 def best_line(run: RunRecord) -> Line | None:
