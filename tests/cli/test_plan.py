@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from vit_dist import Config, UserError, train
 from vit_dist.cli import main
+from vit_dist.cli.plan import train_command
 from vit_dist.config.fields import ScheduleConfig
 from vit_dist.models.build import build_model
 from vit_dist.optim.optimizers import build_optimizer
@@ -84,8 +86,8 @@ gradients 0.1 MiB, optimizer 0.1 MiB, average 0.1 MiB, activations of 32 slots X
 parameters
   not decayed        20 tensors, 928 values, weight decay 0, peak rate 0.003
   decayed            9 tensors, 16,896 values, weight decay 0.5, peak rate 0.003
-  decayed, head      1 tensors, 320 values, weight decay 0.5, peak rate 0.0001
-  not decayed, head  1 tensors, 10 values, weight decay 0, peak rate 0.0001
+  decayed, head      1 tensor, 320 values, weight decay 0.5, peak rate 0.0001
+  not decayed, head  1 tensor, 10 values, weight decay 0, peak rate 0.0001
 rate over 0.6182 epochs: first 0.0015, highest 0.003, last 0.0015
    3.0e-03 ┤ ██████ \n\
            ┤ ██████ \n\
@@ -130,6 +132,8 @@ def test_plan_prints_every_number_and_writes_nothing_but_the_picture_asked_for(
     assert printed.err == ""
     shown = re.sub(r"(?<=about |slots )\d+\.\d(?= MiB)", "X", printed.out)
     drawn = f"picture: {name}\n" if name else ""
+    if processes == 1:
+        drawn += f"to train: vit-dist train {shlex.join(SMALL)}; to see how long it takes: plan --measure\n"
     assert shown == PRINTED.format(processes=processes, window=window) + drawn
     assert [path.name for path in tmp_path.iterdir()] == ([name] if name else [])
     if not name:
@@ -137,6 +141,35 @@ def test_plan_prints_every_number_and_writes_nothing_but_the_picture_asked_for(
     kind, size, colours = picture(tmp_path / name)
     assert (kind, size) == ("PNG", (1200, 525))
     assert colours > 10
+
+
+def test_the_groups_of_several_layers_are_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *SMALL, "--optimizer.layer_decay", "0.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("parameters") + 1
+    rows = dict(re.split("  +", line.strip(), maxsplit=1) for line in lines[first : first + 4])
+    assert rows == {
+        "not decayed": "20 tensors, 928 values, weight decay 0, peak rate 0.000375 to 0.003, higher from layer to layer",
+        "decayed": "9 tensors, 16,896 values, weight decay 0.5, peak rate 0.000375 to 0.0015, "
+        "higher from layer to layer",
+        "decayed, head": "1 tensor, 320 values, weight decay 0.5, peak rate 0.0001",
+        "not decayed, head": "1 tensor, 10 values, weight decay 0, peak rate 0.0001",
+    }
+
+
+def test_the_command_that_trains_is_named_without_flags_of_plan() -> None:
+    words = [
+        "--measure",
+        "--data.root",
+        "My photos",
+        "--png=a.png",
+        "--png",
+        "b.png",
+        "--processes",
+        "1",
+        "--trust_code",
+    ]
+    assert train_command(words) == "vit-dist train --data.root 'My photos' --trust_code"
 
 
 def test_a_picture_takes_the_place_of_an_earlier_one_alone(

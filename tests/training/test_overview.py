@@ -24,4 +24,7 @@ def test_the_data_is_told_by_use() -> None:
     assert rows["data"] == "photos/pets: 1,500 images to train on, 150 for validation, 7 for the test at the end"
     assert rows["classes"].startswith("2")
     only = Survey(("a", "b"), {"train": (1, 2)}, None, (), ())
-    assert data_rows(Config.load("digits"), only)["data"] == "digits: 3 images to train on"
+    assert (
+        data_rows(Config.load("digits"), only)["data"]
+        == "digits: 3 images to train on; no test images, so no figure on test"
+    )

@@ -455,7 +455,7 @@ def test_the_warning_level_prints_notes_and_errors_alone(
     stopping_at(3, monkeypatch)
     assert train(config).stopped
     printed = capsys.readouterr()
-    stopped = "stopped at update 3; the same command resumes it"
+    stopped = "stopped at update 3 of 8; nothing is lost: the same command goes on from there"
     assert (printed.out.splitlines(), printed.err) == ([FLIPPED, stopped], "")
     stopping_at(0, monkeypatch)
     assert not train(config).stopped
@@ -491,7 +491,7 @@ def test_a_report_is_written_at_the_end_and_its_failure_does_not_fail_the_run(
     stopping_at(3, monkeypatch)
     assert train(config).stopped
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "stopped at update 3; the same command resumes it"
+    assert lines[-1] == "stopped at update 3 of 8; nothing is lost: the same command goes on from there"
     assert not (folder / "report").exists()
     stopping_at(0, monkeypatch)
     shutil.copytree(folder, copy, symlinks=True)

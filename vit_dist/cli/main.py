@@ -143,9 +143,17 @@ def _plan(words: list[str]) -> int:
     trust_code = _trusts(arguments)
     with Console(speaks=True) as console:
         console.phase("starting")
-        from vit_dist.cli.plan import show_plan
+        from vit_dist.cli.plan import show_plan, train_command
 
-        show_plan(config, console, processes=processes, picture=picture, measure=measure, trust_code=trust_code)
+        show_plan(
+            config,
+            console,
+            processes=processes,
+            picture=picture,
+            measure=measure,
+            trust_code=trust_code,
+            command=train_command(words) if processes == 1 else "",
+        )
     return 0
 
 

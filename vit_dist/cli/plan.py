@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,8 +41,11 @@ def show_plan(
     picture: Path | None = None,
     measure: bool = False,
     trust_code: bool = False,
+    command: str = "",
 ) -> None:
     """Print the plan of a config on `processes` processes. Nothing is written but the picture.
+
+    command: the one that trains it, to be shown.
 
     picture: PNG of the learning rate. measure: time a few updates on this machine. trust_code: run a function that the
     run of the config's teacher names as its model. Raises UserError for everything that `train` refuses.
@@ -75,13 +81,28 @@ def show_plan(
         console.say(f"  note: {note}")
     console.say("parameters")
     groups = components.optimizer.param_groups
-    console.table({group["name"]: _group_text(group, components.lr) for group in groups})
+    console.table(_group_rows(groups, components.lr))
     _show_rates(config, components, rates, console)
     if picture is not None:
         _draw_rates(picture, components, rates)
         console.say(f"picture: {picture}")
+    if command:
+        console.say(f"to train: {command}" + ("" if measure else "; to see how long it takes: plan --measure"))
     if measure:
         _show_speed(resolved, resume, state.position, console, trust_code=trust_code)
+
+
+def train_command(words: Sequence[str]) -> str:
+    """Return the command that trains what `plan` with these words shows."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, _ = word.partition("=")
+        if flag not in ("--processes", "--png", "--measure"):
+            kept.append(word)
+        elif flag != "--measure" and not equals:
+            next(rest, None)
+    return shlex.join(["vit-dist", "train", *kept])
 
 
 def _build(resolved: Resolved, resume: ResumePoint, processes: int, *, trust_code: bool) -> Components:
@@ -223,16 +244,21 @@ def _memory_text(memory: Memory, plan: Plan) -> str:
     return f"about {_size(memory.total)} per process, on top of what Python, torch and the device need: {listed}"
 
 
-def _group_text(group: dict[str, object], lr: float) -> str:
-    """Return the size, weight decay and peak rate of a parameter group in words."""
-    tensors = group["params"]
-    assert isinstance(tensors, list)
-    count = sum(parameter.numel() for parameter in tensors)
-    scale = group["scale"]
-    assert isinstance(scale, float)
-    return (
-        f"{len(tensors)} tensors, {count:,} values, weight decay {group['weight_decay']:g}, peak rate {lr * scale:.4g}"
-    )
+def _group_rows(groups: Sequence[Mapping[str, Any]], lr: float) -> dict[str, str]:
+    """Return name → size, weight decay and peak rate of the groups of parameters; those of several layers together."""
+    together: dict[str, list[Mapping[str, Any]]] = {}
+    for group in groups:
+        together.setdefault(re.sub(r", layer \d+", "", group["name"]), []).append(group)
+    rows = {}
+    for name, parts in together.items():
+        tensors = [parameter for part in parts for parameter in part["params"]]
+        count = sum(parameter.numel() for parameter in tensors)
+        rates = [lr * scale for scale in sorted({part["scale"] for part in parts})]
+        rising = f" to {rates[-1]:.4g}, higher from layer to layer" if len(rates) > 1 else ""
+        number = f"{len(tensors)} tensor{'s' if len(tensors) > 1 else ''}"
+        decay = f"weight decay {parts[0]['weight_decay']:g}"
+        rows[name] = f"{number}, {count:,} values, {decay}, peak rate {rates[0]:.4g}{rising}"
+    return rows
 
 
 def _size(value: int) -> str:

@@ -43,7 +43,9 @@ def print_overview(trainer: Trainer, choices: Sequence[Choice], notes: Sequence[
         "results": str(trainer.folder),
     }
     console.table(rows)
-    for line in choice_lines(choices):
+    if choices and start.startswith("resumed"):
+        console.say("  what was chosen for this data stays as it was: config.yaml in the run's folder has it")
+    for line in [] if start.startswith("resumed") else choice_lines(choices):
         console.say(line)
     gpus = torch.cuda.device_count() if runtime.device.type == "cuda" else 0
     for note in [*notes, *facts.notes, *advice(config, components.data), *runtime.notes, *idle_notes(plan, gpus)]:
@@ -56,7 +58,11 @@ def data_rows(config: Config, facts: Survey) -> dict[str, str]:
     uses = {"train": "images to train on", "val": "for validation", "test": "for the test at the end"}
     parts = [f"{facts.total(split):,} {use}" for split, use in uses.items() if facts.total(split)]
     where = config.data.root if config.data.source == "folder" else config.data.source
-    return {"data": f"{where}: {', '.join(parts)}", **facts.rows()}
+    return {"data": f"{where}: {', '.join(parts)}{_without_test(facts)}", **facts.rows()}
+
+
+def _without_test(facts: Survey) -> str:
+    return "" if facts.total("test") else "; no test images, so no figure on test"
 
 
 def choice_lines(choices: Sequence[Choice]) -> list[str]:
@@ -104,7 +110,7 @@ def _length_text(components: Components) -> str:
 def plan_rows(components: Components) -> dict[str, str]:
     """Return the numbers of a run, by name, that do not depend on the machine."""
     config, data, plan = components.config, components.data, components.plan
-    preprocessing = components.preprocessing
+    preprocessing, facts = components.preprocessing, survey(data)
     train_first = sorted(data.splits.items(), key=lambda item: item[0] != "train")
     splits = ", ".join(f"{name} {len(split):,}" for name, split in train_first)
     fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
@@ -122,8 +128,8 @@ def plan_rows(components: Components) -> dict[str, str]:
     rows = {
         "model": f"{config.model.name}, {big(components.parameters)} parameters, "
         f"{big(components.forward_flops)}FLOP per image forward",
-        "data": f"{splits}; {len(data.classes)} classes",
-        **survey(data).rows(),
+        "data": f"{splits}; {len(data.classes)} classes{_without_test(facts)}",
+        **facts.rows(),
         "images": f"{data.channels} × {preprocessing.image_size} × {preprocessing.image_size}, mean {mean}, std {std}",
         "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
         "batch": f"micro-batches of {plan.micro_size}, {plan.micro_batches_per_rank} per process and update{fillers}",

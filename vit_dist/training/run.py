@@ -190,7 +190,8 @@ def _run(trainer: Trainer) -> Run:
         trainer.recorder.record("stop", trainer.state.position, {"reason": _reason(trainer, finished)})
         trainer.write_status("finished" if finished else "stopped")
         if not finished:
-            trainer.console.note(f"stopped at update {trainer.state.position}; the same command resumes it")
+            where = f"update {trainer.state.position:,} of {trainer.components.plan.updates:,}"
+            trainer.console.note(f"stopped at {where}; nothing is lost: the same command goes on from there")
         return Run(
             trainer.folder,
             not finished,

@@ -39,7 +39,8 @@ def test_counts_are_those_of_each_class_in_each_split() -> None:
         "sizes": "6 × 6 pixels, grey",
     }
     assert facts.notes == (
-        "val has 4 images, so one of them is 25.0 points of accuracy: more make it steadier",
+        "val has 4 images, so one of them is 25.0 points of accuracy: "
+        "hold out more by a larger data.val_fraction, or add images to val",
         "1 class has no image in val (c0): nothing is measured on them",
     )
 
@@ -119,7 +120,8 @@ def test_facts_are_plain_values(tmp_path: Path) -> None:
         "left_out": [{"kind": "folders without images", "count": 1, "example": "empty"}],
         "notes": [
             "2 classes have under 10 training images (cat 9, dog 9): add images, or expect mistakes there",
-            "val has 2 images, so one of them is 50.0 points of accuracy: more make it steadier",
+            "val has 2 images, so one of them is 50.0 points of accuracy: "
+            "hold out more by a larger data.val_fraction, or add images to val",
             "some sides are of 5 pixels: below 32, little is there to see, however it is enlarged",
         ],
     }

@@ -151,7 +151,8 @@ def _count_notes(classes: Sequence[str], counts: dict[str, tuple[int, ...]]) -> 
         return
     val = sum(counts["val"])
     if val < SMALL_VAL:
-        yield f"val has {val} images, so one of them is {100 / val:.1f} points of accuracy: more make it steadier"
+        points = f"val has {val} images, so one of them is {100 / val:.1f} points of accuracy"
+        yield f"{points}: hold out more by a larger data.val_fraction, or add images to val"
     absent = [classes[number] for number, count in enumerate(counts["val"]) if not count]
     if absent:
         have = "class has" if len(absent) == 1 else "classes have"
