@@ -67,10 +67,8 @@ def test_what_was_found_is_printed_by_plan_and_train_and_kept(
         assert "sizes sides of 5 to 50 pixels, median 5 (shorter side; 51 images, 2% of them grey)" in shown
         left_out = "files that are no images by their ending (.txt): 1 (train/cat/notes.txt)"
         assert f"left out {left_out}; folders without images: 1 (empty)" in shown
-        assert (
-            "note: val has 5 images, so one of them is 20.0 points of accuracy: hold out more by a larger data.val_fraction, or add images to val"
-            in shown
-        )
+        val = "note: val has 5 images, so one of them is 20.0 points of accuracy"
+        assert f"{val}: hold out more by a larger data.val_fraction, or add images to val" in shown
     facts = survey(open_data(DataConfig(root="pets")))
     assert read_json(tmp_path / "run" / FACTS) == facts.to_dict()
     kept = read_data_facts(tmp_path / "run" / FACTS)

@@ -149,7 +149,8 @@ def test_the_groups_of_several_layers_are_a_line(capsys: pytest.CaptureFixture[s
     first = lines.index("parameters") + 1
     rows = dict(re.split("  +", line.strip(), maxsplit=1) for line in lines[first : first + 4])
     assert rows == {
-        "not decayed": "20 tensors, 928 values, weight decay 0, peak rate 0.000375 to 0.003, higher from layer to layer",
+        "not decayed": "20 tensors, 928 values, weight decay 0, peak rate 0.000375 to 0.003, "
+        "higher from layer to layer",
         "decayed": "9 tensors, 16,896 values, weight decay 0.5, peak rate 0.000375 to 0.0015, "
         "higher from layer to layer",
         "decayed, head": "1 tensor, 320 values, weight decay 0.5, peak rate 0.0001",
@@ -279,7 +280,7 @@ def test_measure_times_updates_and_writes_nothing(
         (["--schedule.name", "cosin"], "schedule.name: no schedule cosin (did you mean cosine?)"),
         (
             ["--optimizer.name", "sdg"],
-            "optimizer.name: no optimizer sdg; known: adamw, adam, sgd, muon, timm/NAME; if timm has it: timm/sdg",
+            "optimizer.name: no optimizer sdg (did you mean sgd?); if timm has it: timm/sdg",
         ),
         (
             ["--model.name", "vit_tny"],
