@@ -190,7 +190,9 @@ def test_missing_and_extra_positionals_are_refused() -> None:
     assert refusal("report") == [f"report: needs RUN: {USAGES['report'].positionals['RUN']}"]
     assert refusal("export", "x") == [f"export: needs OUT: {USAGES['export'].positionals['OUT']}"]
     assert refusal("export") == [f"export: needs MODEL: {USAGES['export'].positionals['MODEL']}"]
-    assert refusal("evaluate", "x", "y", "z") == ["evaluate: takes MODEL alone, not y z too"]
+    assert refusal("evaluate", "x", "y", "z") == [
+        "evaluate: takes MODEL alone, not y z too: images go after --folder: --folder y"
+    ]
     assert refusal("export", "x", "y", "z") == ["export: takes MODEL OUT alone, not z too"]
     assert parse_arguments("report", ["x", "y", "z"]).positionals == ["x", "y", "z"]
 

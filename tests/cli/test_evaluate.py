@@ -320,9 +320,17 @@ def test_a_folder_may_have_only_some_of_the_classes(
         }
     lines = command(capsys, "evaluate", run, "--folder", tmp_path / "some").out.splitlines()
     left_out = "files that are no images by their ending (.txt): 1 (7/notes.txt)"
-    assert [line.strip() for line in lines if "note:" in line] == [f"note: left out of {tmp_path / 'some'}: {left_out}"]
+    assert [line.strip() for line in lines if "note:" in line] == [
+        f"note: left out of {tmp_path / 'some'}: {left_out}",
+        "note: only 2 of the 10 classes have images here (none of 0, 1, 2 …)",
+    ]
     assert sorted(line.split()[0] for line in lines[-2:]) == ["3", "7"]
-    assert len(lines) == 11
+    assert len(lines) == 12
+    assert "macro F1" not in "\n".join(lines)
+    shutil.rmtree(tmp_path / "some" / "3")
+    text = command(capsys, "evaluate", run, "--folder", tmp_path / "some").out
+    assert "note: only 1 of the 10 classes has images here (none of 0, 1, 2 …)" in text
+    assert "baseline" not in text
 
 
 def test_the_validation_folder_gives_the_validation_figures(

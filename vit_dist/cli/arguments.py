@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,8 @@ def _positional_problems(
         yield f"{command}: needs {missing}: {usage.positionals[missing]}"
     extra = positionals[usage.max :] if usage.max is not None else []
     if extra and names:
-        yield f"{command}: takes {' '.join(names)} alone, not {' '.join(extra)} too"
+        folder = f": images go after --folder: --folder {shlex.quote(extra[0])}" if "--folder" in usage.flags else ""
+        yield f"{command}: takes {' '.join(names)} alone, not {' '.join(extra)} too{folder}"
     for word in [] if names else extra:
         yield f"{word}: {word_advice(word, usage, fields)}"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vit_dist.errors import UserError, visible
 from vit_dist.files import check_output_path, json_number, write_json
 from vit_dist.formatting import aligned, loss_text, weights_text
@@ -53,7 +55,9 @@ def run_evaluate(
         assert result.predictions is not None
         figures = figures_of(result.predictions, len(trained.classes))
         values = _values(trained, name, opened, result, figures, runtime)
-        _show(trained, values, console)
+        if absent := _absent_text(figures, opened.classes):
+            console.note(f"  note: {absent}")
+        _show(trained, values, figures, console)
         _show_classes(figures, opened.classes, console)
         if out is not None:
             runtime.run_on_main(lambda: _write_json(out, values))
@@ -97,22 +101,33 @@ def _values(
     }
 
 
-def _show(trained: TrainedModel, values: dict[str, Any], console: Console) -> None:
-    """Print the result."""
+def _absent_text(figures: Figures, names: list[str]) -> str:
+    """Return which classes have no samples, in words; empty if all have some."""
+    absent = [visible(names[number]) for number in np.flatnonzero(figures.support == 0).tolist()]
+    if not absent:
+        return ""
+    present = len(names) - len(absent)
+    few = ", ".join(absent[:3]) + (" …" if len(absent) > 3 else "")
+    return f"only {present} of the {len(names)} classes {'has' if present == 1 else 'have'} images here (none of {few})"
+
+
+def _show(trained: TrainedModel, values: dict[str, Any], figures: Figures, console: Console) -> None:
+    """Print the result; macro F1 where all classes have samples, the baseline where several have."""
+    present = int((figures.support > 0).sum())
     weights = f", {weights_text(trained.weights)} of update {trained.update}" if trained.update is not None else ""
     top5 = f", top5 {values['top5']:.2f} %" if values["top5"] is not None else ""
     plural = "es" if values["world_size"] > 1 else ""
+    macro = f", macro F1 {values['macro']['f1']:.2f} % ({_interval_text(values['macro_f1_interval'])})"
+    baseline = f"{values['baseline']:.2f} %: always the most frequent class, {visible(values['majority_class'])}"
     console.table(
         {
             "model": f"{values['model']}{weights}",
             "data": f"{values['data']}: {values['seen']:,} images",
             "result": f"top1 {values['top1']:.2f} % ({_interval_text(values['top1_interval'])}){top5}, "
             f"loss {loss_text(values['loss'])}",
-            "classes": f"balanced accuracy {values['balanced_accuracy']:.2f} %, "
-            f"macro F1 {values['macro']['f1']:.2f} % "
-            f"({_interval_text(values['macro_f1_interval'])})",
-            "baseline": f"{values['baseline']:.2f} %: always the most frequent class, "
-            f"{visible(values['majority_class'])}",
+            "classes": f"balanced accuracy {values['balanced_accuracy']:.2f} %"
+            + (macro if present == len(figures.support) else ""),
+            **({"baseline": baseline} if present > 1 else {}),
             "speed": f"{values['images_per_second']:,.0f} images/s, reading included; {values['world_size']} process"
             f"{plural} on {values['device']}, {values['precision']}",
         }

@@ -11,6 +11,7 @@ from typing import Any
 
 from vit_dist.config.config import Config
 from vit_dist.data.fingerprint import SAMPLES, difference, fingerprint
+from vit_dist.data.sources.copies import copies_in_train
 from vit_dist.data.sources.splits import SPLITS, LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.files import check_place
@@ -87,14 +88,14 @@ def find_start(resolved: Resolved, runtime: Runtime | None = None) -> tuple[Reso
 
 def _decide(config: Config, data: LabelledSplits, source: Any) -> dict[str, Any]:
     """Return the fields of `Resolved` but for the data, as JSON can hold them."""
-    samples, notes = fingerprint(data), []
+    samples, notes = fingerprint(data), list(copies_in_train(data))
     resolved, choices = choose_defaults(_with_stored_choices(config), data)
     if not config.run.name and not config.run.dir:
         name = _data_name(config, source, data)
         run = replace(resolved.run, name=f"{name}-{resolved.identity([samples, data.classes])}")
         resolved = replace(resolved, run=run)
         if not holds_run(resolved.folder):
-            notes = list(_other_images(name, resolved, {choice.field for choice in choices}, data))
+            notes += list(_other_images(name, resolved, {choice.field for choice in choices}, data))
     chosen = [asdict(choice) for choice in choices]
     return {"config": resolved.to_dict(), "samples": samples, "choices": chosen, "notes": notes}
 

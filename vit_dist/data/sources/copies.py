@@ -1,0 +1,84 @@
+"""Find files of val and test that are in train too, under any name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vit_dist.data.sources.splits import LabelledSplits, Subset
+from vit_dist.errors import visible
+
+# Pairs of files of equal size that are compared in each split, and the bytes of each end that are read of them.
+_MOST_COMPARED, _END = 300, 64 * 1024
+_MOST_OF_A_SIZE = 3
+
+
+def copies_in_train(data: LabelledSplits) -> Iterator[str]:
+    """Yield a note for each of val and test with files whose size and bytes are those of a file of train.
+
+    Only files whose size occurs in both are read, a bounded number of them, and of each its beginning and its end.
+    """
+    train = _sizes(data.splits["train"])
+    for split in ("val", "test"):
+        if split not in data.splits or not train:
+            continue
+        found = list(_copied(train, _sizes(data.splits[split])))
+        if found:
+            most = "at least " if len(found) == _MOST_COMPARED else ""
+            path, twin = map(visible, found[0])
+            yield (
+                f"{most}{len(found)} of the {len(data.splits[split]):,} images of {split} "
+                f"{'is' if len(found) == 1 else 'are'} in train too ({path} is {twin}): remove one of each, since "
+                "nothing new is measured on them"
+            )
+
+
+def _copied(train: dict[int, list[str]], other: dict[int, list[str]]) -> Iterator[tuple[str, str]]:
+    """Yield (file of a split, its copy in train)."""
+    compared = 0
+    for size in sorted(train.keys() & other.keys(), reverse=True):
+        for path in other[size]:
+            name = os.path.basename(path)
+            known = train[size]
+            if len(known) > _MOST_OF_A_SIZE:  # files of one size throughout say nothing by that
+                known = [twin for twin in known if os.path.basename(twin) == name][:_MOST_OF_A_SIZE]
+            for twin in known:
+                if compared == _MOST_COMPARED:
+                    return
+                compared += 1
+                if _same(path, twin, size):
+                    yield path, twin
+                    break
+
+
+def _same(path: str, other: str, size: int) -> bool:
+    try:
+        return all(_end(path, begin) == _end(other, begin) for begin in {0, max(0, size - _END)})
+    except OSError:
+        return False
+
+
+def _end(path: str, begin: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(begin)
+        return file.read(_END)
+
+
+def _sizes(subset: Subset) -> dict[int, list[str]]:
+    """Return size in bytes → the regular files of that size, not empty; none for images that are no files."""
+    paths: Sequence[Path] | None = getattr(subset.source, "paths", None)
+    found: dict[int, list[str]] = defaultdict(list)
+    for index in np.sort(subset.indices).tolist() if paths is not None else ():
+        assert paths is not None
+        path = str(paths[index])
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            if stat.S_ISREG(status.st_mode) and status.st_size:
+                found[status.st_size].append(path)
+    return found
