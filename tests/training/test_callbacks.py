@@ -87,6 +87,41 @@ def test_what_a_callback_raises_ends_the_run_and_names_it(tmp_path: Path) -> Non
     assert weights(run.folder) == weights(train(config(tmp_path / "alone")).folder)
 
 
+def test_a_run_inside_a_run_is_refused_and_the_outer_one_named(tmp_path: Path) -> None:
+    def another(line: Mapping[str, Any]) -> None:
+        train(config(tmp_path / "inner"))
+
+    with pytest.raises(UserError) as error:
+        train(config(tmp_path / "outer"), on_update=another)
+    assert str(error.value) == (
+        "on_update: another raised UserError: another run or evaluation of this process has not ended: do one after "
+        "the other"
+    )
+    assert read_json(tmp_path / "outer" / "status.json")["state"] == "failed"
+    assert train(config(tmp_path / "outer")).summary["updates"] == 9
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        (3, "model: must be a torch.nn.Module, not int"),
+        (
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)),
+            "model: gives outputs of shape [1, 5] for one image, and must give [1, 10], a value for each class",
+        ),
+        (
+            torch.nn.Linear(9, 10),
+            "model: cannot take images [1, 1, 8, 8]: RuntimeError: mat1 and mat2 shapes cannot be",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_training(model: Any, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        train(config(tmp_path / "run"), model=model)
+    assert str(error.value).startswith(problem)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_be_called_is_refused_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         train(config(tmp_path / "run"), on_evaluation=3)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vit_dist.config.catalog import is_timm
 from vit_dist.config.fields import ModelConfig
@@ -60,6 +60,22 @@ def build_model(
             reason = one_line(error)
             raise UserError(f"augment.sizes: {config.name} does not take {side} pixels: {reason}") from None
     return model
+
+
+def check_outputs(model: nn.Module, *, classes: int, channels: int, image_size: int, field: str) -> None:
+    """Check that a model of the user's takes the images and gives a value for each class. Raises UserError."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    shape = [1, channels, image_size, image_size]
+    try:
+        with eval_mode(model):
+            outputs = model(torch.zeros(shape, device=device))
+    except Exception as error:  # of any kind: it is the user's model
+        raise UserError(
+            f"{field}: cannot take images {shape}: {type(error).__name__}: {one_line(error, 200)}"
+        ) from error
+    if not isinstance(outputs, Tensor) or list(outputs.shape) != [1, classes]:
+        found = f"outputs of shape {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(f"{field}: gives {found} for one image, and must give [1, {classes}], a value for each class")
 
 
 def refuse_batch_norm(model: nn.Module) -> None:

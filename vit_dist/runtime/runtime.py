@@ -42,12 +42,16 @@ class Runtime:
     (in seconds since the epoch).
     """
 
+    _running = False
+
     def __init__(self, config: RunConfig, precision: str | None = "auto") -> None:
         """Join the process group and choose the device, and the precision unless it is None: see `use_precision`.
 
         Raises UserError if fewer processes run than were launched, or the device or precision is not available.
         """
         self.started = time.time()
+        if Runtime._running:
+            raise UserError("another run or evaluation of this process has not ended: do one after the other")
         check_launch(os.environ)
         device = resolve_device(config.device)
         self.local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -78,6 +82,7 @@ class Runtime:
         self.notes: list[str] = []
         if precision is not None:
             self.use_precision(precision, config.device)
+        Runtime._running = True
 
     def use_precision(self, precision: str, device: str) -> None:
         """Compute in a `train.precision` on a `run.device` from here on. Raises UserError if it is not available."""
@@ -287,6 +292,7 @@ class Runtime:
 
     def end(self) -> None:
         """Leave the process group, and let the next run in this process choose its own precision."""
+        Runtime._running = False
         self.flags.close()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -20,7 +20,7 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.inference.load import start_from
-from vit_dist.models.build import build_model, refuse_batch_norm
+from vit_dist.models.build import build_model, check_outputs, refuse_batch_norm
 from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.models.pretrained import freeze
 from vit_dist.optim.optimizers import build_optimizer, peak_lr
@@ -127,7 +127,10 @@ def _build_model(
     load_pretrained: bool,
 ) -> tuple[nn.Module, list[str]]:
     """Return the model on the CPU, and notes on pretrained and frozen weights. Raises UserError."""
+    given = model is not None
     if model is not None:
+        if not isinstance(model, nn.Module):
+            raise UserError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
         refuse_batch_norm(model)
     else:
         model = build_model(
@@ -137,6 +140,14 @@ def _build_model(
             image_size=preprocessing.image_size,
             seed=config.run.seed,
             sizes=[parse_size(text)[0] for text in config.augment.sizes],
+        )
+    if given or ":" in config.model.name:
+        check_outputs(
+            model,
+            classes=len(data.classes),
+            channels=data.channels,
+            image_size=preprocessing.image_size,
+            field="model" if given else "model.name",
         )
     notes: list[str] = []
     if load_pretrained and config.model.pretrained:

@@ -342,6 +342,11 @@ PROBLEMS: dict[str, tuple[Any, str]] = {
     ),
     "too few labels": ((COLOUR, LABELS[:5]), "source[1]: has 5 labels for 12 images"),
     "real labels": ((COLOUR, LABELS + 0.5), "source[1]: must be class numbers or names, not 0.5, float"),
+    "one-hot labels": (
+        (COLOUR, np.eye(4)[LABELS]),
+        "source[1]: must be class numbers or names, not array([1., 0., 0., 0.]), ndarray",
+    ),
+    "no labels": ((COLOUR, None), "source[1]: must be a label for each image, not NoneType"),
     "negative": ((COLOUR, LABELS - 1), "source[1]: must be 0 or more, not -1 (image 0)"),
     "two dimensions": (
         (COLOUR[0], LABELS),

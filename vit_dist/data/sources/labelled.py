@@ -15,7 +15,7 @@ from vit_dist.data.sources.datasets import dataset_source
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.listing import Listing, from_pairs, from_table, plain_label, read_csv
 from vit_dist.data.sources.source import Source
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, one_line
 from vit_dist.files import user_path
 from vit_dist.plan.keys import Ints
 
@@ -44,6 +44,8 @@ def open_labelled(value: Any, field: str, max_pixels: int) -> Labelled:
         return labelled_files(*listing, field, max_pixels)
     if is_arrays(value):
         images = read_images(value[0], f"{field}[0]")
+        if not hasattr(value[1], "__iter__"):
+            raise UserError(f"{field}[1]: must be a label for each image, not {type(value[1]).__name__}")
         labels, classes = _number(list(value[1]), len(images), f"{field}[1]")
         mode = "L" if images.shape[1] == 1 else "RGB"
         return Labelled(array_source(images, labels, mode), classes, field, "arrays")
@@ -97,7 +99,7 @@ def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple
         return numbers.astype(np.int64), tuple(map(str, names))
     odd = next((label for label in plain if isinstance(label, bool) or not isinstance(label, (int, np.integer))), None)
     if odd is not None:
-        raise UserError(f"{field}: must be class numbers or names, not {odd!r}, {type(odd).__name__}")
+        raise UserError(f"{field}: must be class numbers or names, not {one_line(repr(odd), 60)}, {type(odd).__name__}")
     return _not_negative(np.asarray(plain, np.int64), field), None
 
 

@@ -96,4 +96,7 @@ def _checked(listing: Listing, field: str) -> Listing:
 def plain_label(label: Any) -> Any:
     """Return a label as a plain value of Python: NumPy's and others' numbers have item()."""
     item = getattr(label, "item", None)
-    return item() if callable(item) else label
+    try:
+        return item() if callable(item) else label
+    except (ValueError, RuntimeError):  # it holds several numbers
+        return label
