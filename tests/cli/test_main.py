@@ -559,3 +559,8 @@ def test_streams_that_lack_characters_or_are_closed(words: str, closed: str, pri
     assert done.returncode == 0
     assert printed.encode() in done.stdout
     assert b"Traceback" not in done.stdout + done.stderr
+
+
+def test_an_empty_list_may_be_typed_as_nothing() -> None:
+    assert config("--data.root", "photos", "--run.auto", "").run.auto == ()
+    assert config("--data.root", "photos", "--model.freeze", "").model.freeze == ()

@@ -86,6 +86,12 @@ def test_crop_and_size_of_the_model_are_chosen_for_their_reasons_alone() -> None
     assert "augment.mixup" not in chosen(20_000)
 
 
+def test_the_width_follows_from_heads_that_a_person_set() -> None:
+    assert chosen(300, 32, {"model.heads": 3})["model.width"] == 63
+    assert chosen(3_000, 32, {"model.heads": 5})["model.width"] == 95
+    assert chosen(300, 32, {"model.width": 50})["model.heads"] == 2
+
+
 @pytest.mark.parametrize("side", [1, 3, 5, 8, 17, 28, 33, 47, 64, 100, 211, 5000])
 def test_every_choice_fits_the_others(side: int) -> None:
     for images in (4, 6, 9, 31, 86, 500, 2_345, 19_999, 250_000, 1_281_167, 30_000_000):

@@ -143,7 +143,9 @@ def _value(text: str, option: Option, name: str) -> Any:
     """
     if option.type is str or get_origin(option.type) is Literal:
         return text
-    if get_origin(option.type) is tuple and text and not text.lstrip().startswith("["):
+    if get_origin(option.type) is tuple and not text:
+        return []
+    if get_origin(option.type) is tuple and not text.lstrip().startswith("["):
         return [text] if get_args(option.type)[0] is str else parse_yaml(f"[{text}]", f"--{name}")
     return parse_yaml(text, f"--{name}")
 

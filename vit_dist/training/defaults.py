@@ -123,7 +123,8 @@ def _model(config: Config, facts: Facts) -> Iterator[Choice]:
     if facts.images < SMALL:
         reason = f"narrow and not deep, for {facts.size_text}"
         fitting, depth = (64, 4) if facts.images < _TINY else (96, 6)
-        width = config.model.width or fitting
+        own_heads = config.model.heads or 1  # where the person set them, the width is a multiple
+        width = config.model.width or fitting // own_heads * own_heads or own_heads
         heads = next(heads for heads in range(min(4, max(1, width // 16)), 0, -1) if width % heads == 0)
         for name, value in (("width", width), ("depth", depth), ("heads", heads)):
             yield Choice(f"model.{name}", value, reason)
