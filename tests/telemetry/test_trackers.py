@@ -42,7 +42,7 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.tensorboard_run import TensorBoardRun
 from vit_dist.telemetry.trackers import Trackers, chosen_trackers, wandb_mode
 
-NOT_LOGGED_IN = "wandb: not logged in, so metrics stay in this folder; `wandb login` sends them along"
+NOT_LOGGED_IN = "optional: `wandb login` sends the metrics to Weights & Biases too"
 SIGNALLING = "tests.custom_losses:signalling"
 
 
@@ -184,10 +184,13 @@ def test_without_a_login_nothing_starts_but_a_note(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     notes: list[str] = []
+    hints: list[str] = []
     trackers = Trackers(Config(run=RunConfig(dir=str(tmp_path))), notes.append, enabled=True)
     trackers.start(None)
     trackers.log({"kind": "train", "update": 1, "loss": 1.0})
     trackers.end()
+    Trackers(trackers.config, print, enabled=True, hint=hints.append).start(None)
+    assert hints == [NOT_LOGGED_IN]
     assert (notes, trackers.names, trackers.run_id) == ([NOT_LOGGED_IN], [], None)
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ from typing import Literal, NoReturn, get_origin
 
 from vit_dist.cli.commands import Usage
 from vit_dist.config.option import Option
-from vit_dist.config.schema import inference_fields, sections
+from vit_dist.config.schema import sections
 from vit_dist.config.values import describe
 
 Examples = tuple[tuple[str, str], ...]
@@ -72,6 +72,10 @@ EXAMPLES: dict[str, Examples] = {
     "checkpoint verify": (("vit-dist checkpoint verify runs/photos-1a2b3c", "whether all files are whole"),),
     "checkpoint prune": (("vit-dist checkpoint prune runs/photos-1a2b3c --keep 1", "free space"),),
 }
+_BARE = (
+    "Those of model and data, as --model.name and --data.image_size, are for weights alone (FILE.safetensors, "
+    "timm/NAME): a run and an export know their own. vit-dist train --help lists them."
+)
 # Fields for the first hour, shown before the others.
 _FIRST = (
     *("data.root", "data.image_size", "data.val_fraction", "model.name", "model.pretrained", "train.duration"),
@@ -105,7 +109,7 @@ def build_parser(command: str, usage: Usage, fields: Mapping[str, Option]) -> Pa
     """Return the parser of a command; its help shows examples, then the flags for the first hour, then all others."""
     width = max([8, *map(len, usage.positionals)])
     meanings = "\n".join(f"  {name:<{width}} {meaning}" for name, meaning in usage.positionals.items())
-    description = textwrap.fill(usage.description, shutil.get_terminal_size().columns - 2, break_on_hyphens=False)
+    description = textwrap.fill(usage.description, _width(), break_on_hyphens=False)
     examples = f"{_listed(EXAMPLES[command])}\n\n" if command in EXAMPLES else ""
     parser = Parser(
         prog=f"vit-dist {command}",
@@ -126,8 +130,9 @@ def build_parser(command: str, usage: Usage, fields: Mapping[str, Option]) -> Pa
     for name in [*first, *(name for name in fields if name not in first)]:
         title, about = ("for a start", None) if name in first else _group(name, usage, fields)
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title, about))
-        text = help_text(fields[name], default=not usage.positionals)
-        group.add_argument(f"--{name}", dest=name, metavar="X", help=text.replace("%", "%%"))
+        text = help_text(fields[name], default=not usage.positionals).replace("%", "%%")
+        shown = not usage.positionals or fields[name].at_inference
+        group.add_argument(f"--{name}", dest=name, metavar="X", help=text if shown else argparse.SUPPRESS)
     return parser
 
 
@@ -136,8 +141,11 @@ def _group(name: str, usage: Usage, fields: Mapping[str, Option]) -> tuple[str, 
     if not usage.positionals:
         section = name.split(".")[0]
         return section, sections()[section].__doc__
-    allowed = ", ".join(name for name in inference_fields() if name in fields)
-    return "fields of the config", f"for a run, which fixes the others: {allowed}" if allowed else "fixed by a run"
+    return "fields of the config", textwrap.fill(_BARE, _width() - 2, break_on_hyphens=False)
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns - 2
 
 
 def help_text(option: Option, *, default: bool) -> str:

@@ -24,10 +24,18 @@ _MAX_CONFUSION_CLASSES = 100
 class Trackers:
     """The trackers of a run. They never stop or slow it: one that fails is dropped with one line."""
 
-    def __init__(self, config: Config, say: Callable[[str], None], *, enabled: bool) -> None:
-        """say: prints a line for the user. enabled: False on the ranks that track nothing."""
+    def __init__(
+        self,
+        config: Config,
+        say: Callable[[str], None],
+        *,
+        enabled: bool,
+        hint: Callable[[str], None] | None = None,
+    ) -> None:
+        """say: prints a line for the user. hint: one that matters less. enabled: False on ranks that track nothing."""
         self.config = config
         self.say = say
+        self.hint = hint
         self.enabled = enabled
         self.run_id: str | None = None
         self._trackers: dict[str, WandbRun | TensorBoardRun] = {}
@@ -47,7 +55,7 @@ class Trackers:
         self.run_id = run_id
         names, reason = chosen_trackers(self.config.log.trackers, os.environ) if self.enabled else ([], None)
         if reason:
-            self.say(reason)
+            (self.hint or self.say)(reason)
         for name in names:
             if name == "wandb" and wandb_mode(os.environ) == "disabled":
                 continue
@@ -171,7 +179,7 @@ def chosen_trackers(setting: str, environ: Mapping[str, str]) -> tuple[list[str]
         return [], None
     if environ.get("WANDB_API_KEY") or environ.get("WANDB_MODE") == "offline" or _in_netrc(environ):
         return ["wandb"], None
-    return [], "wandb: not logged in, so metrics stay in this folder; `wandb login` sends them along"
+    return [], "optional: `wandb login` sends the metrics to Weights & Biases too"
 
 
 def wandb_mode(environ: Mapping[str, str]) -> str:

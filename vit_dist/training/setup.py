@@ -156,7 +156,7 @@ def _build_recorder(
     if problem and (resume.checkpoint_in_folder or path.exists()):
         console.note(problem)
     history = drop_superseded(lines, state.position)
-    trackers = Trackers(config, console.note, enabled=runtime.is_main)
+    trackers = Trackers(config, console.note, enabled=runtime.is_main, hint=lambda text: console.say(text, "dim"))
     return Recorder(path, components.plan, console, trackers, history, writes=runtime.is_main)
 
 
