@@ -128,7 +128,7 @@ def _machine_text(config: Config, processes: int, device: str, precision: str) -
     """Return the device of each process, the precision and the threads in words, as a run's overview has them."""
     name = torch.cuda.get_device_name() if device == "cuda" else device
     threads = max(1, available_cores() // processes) if config.run.threads == "auto" else config.run.threads
-    return f"{processes} × {name}, {precision}, {threads} threads per process"
+    return f"{processes} × {name}, {precision}, {threads} thread{'s' if threads > 1 else ''} per process"
 
 
 def _show_rates(config: Config, components: Components, rates: Sequence[float], console: Console) -> None:

@@ -156,12 +156,16 @@ def _side(facts: Facts) -> tuple[int, str]:
         return own, "the images' own"
     if own <= 64:
         step = 4 if own <= 40 else 8  # so that patches fit
-        return own // step * step, f"close to the images' own {own}"
+        return own // step * step, _own_text(own // step * step, own)
     best = next(side for side, images in ((224, _LARGE // 2), (160, SMALL), (128, 0)) if facts.images >= images)
     side = next((side for side in (64, 128, 160) if own <= side * 1.25 and side <= best), best)
     if own <= side * 1.25:
-        return side, f"close to the images' own {own}"
+        return side, _own_text(side, own)
     return side, f"less than the images' own {own}: faster, and enough for {facts.size_text}"
+
+
+def _own_text(side: int, own: int) -> str:
+    return "the images' own" if side == own else f"close to the images' own {own}"
 
 
 def _patch(side: int, across: int) -> int:
@@ -223,7 +227,7 @@ def _duration(config: Config, facts: Facts) -> Iterator[Choice]:
         epochs, fewest = (90 if facts.images >= 500_000 else 100), FEWEST_UPDATES
     updates = epochs * facts.images / config.batch.global_size
     if updates < fewest:
-        reason = f"{epochs} epochs of {facts.size_text} would be only {math.ceil(updates):,} updates"
+        reason = f"at least {fewest:,} updates; {epochs} epochs would be {math.ceil(updates):,}"
         yield Choice("train.duration", f"{fewest} updates", reason)
     else:
         what = "fine-tuning" if config.model.pretrained else "from scratch"

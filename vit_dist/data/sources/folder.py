@@ -14,7 +14,7 @@ import numpy as np
 from vit_dist.data.sources.image_files import MAX_PIXELS, FilePaths, FileSource
 from vit_dist.data.sources.layout import Classes, find_layout, loose
 from vit_dist.data.sources.names import EXTENSIONS, class_of, composed
-from vit_dist.data.sources.scan import Folder, scan
+from vit_dist.data.sources.scan import Folder, in_python, scan
 from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, LeftOut, Subset, all_of, name_keys
 from vit_dist.data.sources.survey import measure
 from vit_dist.errors import UserError
@@ -30,6 +30,9 @@ def read_folder(root: Path, max_pixels: int = MAX_PIXELS, classes: str = "auto")
     max_pixels: of the largest image that may be decoded. classes: auto, outer or inner (`data.classes`). Raises
     UserError, with the tree that was found, for a layout that is not known or could be two.
     """
+    if root.is_file():
+        table = f"; a table of labels is read in Python: {in_python(root)}" if root.suffix == ".csv" else ""
+        raise UserError(f"data.root: {root} is a file: give a folder with a folder of images for each class{table}")
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}")
     found = scan(root)

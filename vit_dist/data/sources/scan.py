@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from glob import escape, glob
 from itertools import islice
 from pathlib import Path
 
@@ -227,3 +228,16 @@ def folders_beside(folder: Folder) -> list[str]:
                     return []
                 found.append(entry.name)
     return found[:3]
+
+
+def table_beside(folder: Folder) -> str:
+    """Return what to do with a CSV file in a folder or beside it, which may hold labels; empty if there is none."""
+    for base in (folder.path, os.path.dirname(folder.path)):
+        for path in sorted(glob(os.path.join(escape(base), "*.csv"))):
+            return f"if {path} has their labels: {in_python(path)} in Python"
+    return ""
+
+
+def in_python(table: str | Path) -> str:
+    """Return how a table of files and labels is given in Python."""
+    return f'train(config, source="{table}")'
