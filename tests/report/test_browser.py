@@ -84,9 +84,11 @@ def layouts(pages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
         if (e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll, pre, svg"))
           overflowing.push(e.outerHTML);
       const charts = [...document.querySelectorAll("svg.chart")].map(e => e.getBoundingClientRect());
+      const runs = [...document.querySelectorAll(".scroll:has(table.runs)")];
       parent.document.getElementById(window.name + " layout").textContent = JSON.stringify({
         width: innerWidth, scrolled: root.scrollWidth, overflowing: overflowing.slice(0, 5).map(e => e.slice(0, 200)),
         text: document.body.innerText, broken: [...document.images].filter(e => !e.naturalWidth).length,
+        cut: runs.some(e => e.scrollWidth > e.clientWidth),
         charts: charts.map(e => [e.left, e.width, e.height])});
     })</script></body>"""
     frames = []
@@ -123,6 +125,7 @@ def test_the_comparison_shows_both_runs(run: Path, layouts: dict[str, dict[str, 
     assert "\t43.21 %\t" in text
     assert re.search("\nrun\tdata\t.*\tlr\t", text)
     assert len(layouts["comparison 1200"]["charts"]) == 3
+    assert not layouts["comparison 1200"]["cut"]
 
 
 @pytest.mark.parametrize("name", ["report", "comparison"])

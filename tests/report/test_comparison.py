@@ -151,7 +151,7 @@ def test_a_run_named_twice_counts_once(
     monkeypatch.setattr("vit_dist.report.comparison.write_comparison", comparison)
     for words in ([folder, folder], [folder, f"{folder}/", folder]):
         assert main(["report", *map(str, words)]) == 0
-    assert capsys.readouterr().out == "a page\na page\n"
+    assert capsys.readouterr().out == "a page: open it in a browser\n" * 2
     assert main(["report", str(folder), str(other), str(folder), "--out", str(tmp_path / "out")]) == 0
     assert calls == [folder, folder, [folder, other]]
 

@@ -174,13 +174,13 @@ def _report(words: list[str]) -> int:
     if len(runs) == 1:
         from vit_dist.report.page import write_report
 
-        print(write_report(runs[0], out, say=_note))
+        print(f"{write_report(runs[0], out, say=_note)}: open it in a browser")
         return 0
     from vit_dist.report.comparison import write_comparison
 
     page, text = write_comparison(runs, out or Path("comparison"), say=_note)
     print(text)
-    print(page)
+    print(f"{page}: open it in a browser")
     return 0
 
 
