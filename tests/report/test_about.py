@@ -12,7 +12,15 @@ import pytest
 from tests.run_folder.handwritten import eval_line, make_run, start_line, train_line
 from vit_dist import Config
 from vit_dist.files import write_json
-from vit_dist.report.about import NearestRecipe, about_rows, loss_note, nearest_recipe, smoothing_floor, starts_in_words
+from vit_dist.report.about import (
+    NearestRecipe,
+    about_rows,
+    fitted_fields,
+    loss_note,
+    nearest_recipe,
+    smoothing_floor,
+    starts_in_words,
+)
 from vit_dist.report.measures import run_figures
 from vit_dist.report.smoothing import end_of, rolling_median
 from vit_dist.run_folder.data_facts import FACTS
@@ -31,6 +39,8 @@ def test_fields_that_the_recipe_leaves_to_the_data_are_no_changes() -> None:
     config = Config.load("folder", {"data.root": "photos", "batch.global_size": 8, "optimizer.clip_norm": 2.0})
     nearest = nearest_recipe(config)
     assert nearest == NearestRecipe("folder", [("optimizer.clip_norm", (1.0, 2.0))], [("batch.global_size", 8)])
+    assert fitted_fields(config) == ["batch.global_size 8"]
+    assert fitted_fields(Config.load("digits")) == []
 
 
 def test_the_data_and_the_model_are_described(tmp_path: Path) -> None:

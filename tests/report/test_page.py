@@ -512,8 +512,8 @@ def test_the_command_writes_the_page_and_imports_no_torch(tmp_path: Path) -> Non
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=80, check=True)
     lines = process.stdout.splitlines()
     assert [lines[0], lines[-2], lines[-1]] == [
-        str(tmp_path / "out" / "index.html"),
-        str(tmp_path / "both" / "comparison.html"),
+        f"{tmp_path / 'out' / 'index.html'}: open it in a browser",
+        f"{tmp_path / 'both' / 'comparison.html'}: open it in a browser",
         "(0, 0) []",
     ]
     assert (tmp_path / "out" / "loss.png").is_file()

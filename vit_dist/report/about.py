@@ -73,9 +73,13 @@ def _recipe(config: Config) -> str:
     )
     more = f"; and {len(nearest.changes) - _NAMED} more: see the config below" if len(nearest.changes) > _NAMED else ""
     unchanged = nearest.name if nearest.fitted else f"{nearest.name}, unchanged"
-    text = f"{nearest.name}, with {named}{more}" if named else unchanged
-    fitted = ", ".join(f"{field} {_value(value)}" for field, value in nearest.fitted)
-    return f"{text}; fitted to the data, or set by a flag: {fitted}" if fitted else text
+    return f"{nearest.name}, with {named}{more}" if named else unchanged
+
+
+def fitted_fields(config: Config) -> list[str]:
+    """Return the fields that the recipe leaves to the data, with the values that they got: from the data, or a flag."""
+    nearest = nearest_recipe(config)
+    return [f"{field} {_value(value)}" for field, value in nearest.fitted] if nearest else []
 
 
 def _value(value: object) -> str:

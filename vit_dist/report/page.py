@@ -113,6 +113,7 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
         "now": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
         "version": __version__,
         "about": about.about_rows(run, run_figures(run)),
+        "fitted": about.fitted_fields(run.config),
         "starts_in_words": about.starts_in_words(run),
         "verdict": verdict(result) if result else "Not evaluated yet.",
         "headline": tiles(result) if result else [],
