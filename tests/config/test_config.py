@@ -830,6 +830,17 @@ AUGMENTED: dict[str, Any] = {
 }  # fmt: skip
 
 
+def test_how_a_batch_is_split_counts_only_where_draws_depend_on_it() -> None:
+    def differs(**model: object) -> bool:
+        one, two = (Config.from_dict({"batch": {"micro_size": size}, "model": model}) for size in (16, 32))
+        return one.identity() != two.identity()
+
+    assert not differs(drop_path=0.1)
+    assert differs(dropout=0.1)
+    assert differs(attention_dropout=0.1)
+    assert differs(name="timm/vit_tiny_patch16_224")
+
+
 def test_every_field_of_augmentation_is_part_of_the_identity() -> None:
     assert list(AUGMENTED) == list(Config().to_dict()["augment"])
     identities = {Config.from_dict({"augment": {name: value}}).identity() for name, value in AUGMENTED.items()}

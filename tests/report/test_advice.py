@@ -87,6 +87,16 @@ RISING = [*np.linspace(1.0, 0.4, 8).tolist(), *np.linspace(0.42, 0.6, 12).tolist
 FOLDER = {"data__name": "folder", "data__root": "photos"}
 BALANCED = {"train": [1000] * 10, "val": [100] * 10}
 
+
+def test_all_right_on_two_images_is_no_reason_to_be_content(tmp_path: Path) -> None:
+    few = {"counts": {"train": [2, 2], "val": [1, 1]}, "samples": 4, "planned": 100, **FOLDER}
+    many = {"counts": BALANCED, **FOLDER}
+    begins = ("Fine-tune a model", "The batch is large", "Add training images", "The validation set is too small")
+    for name, fields, seen, wanted in (("few", few, 2, True), ("many", many, 1000, False)):
+        texts = [hint.text for hint in run_hints(tmp_path / name, val_top1=100.0, seen=seen, **fields)]
+        assert [any(text.startswith(begin) for text in texts) for begin in begins] == [wanted] * 4
+
+
 # What a run shows → (its fields, the beginning of the hint, words of the evidence, the flag).
 SHOWN: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "nothing learned": (

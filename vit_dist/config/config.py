@@ -76,9 +76,13 @@ class Config(Schema):
     def identity(self, data: object = None) -> str:
         """Return six hex digits that name everything in the config that can change the result, and the data if given.
 
-        data: what tells it from other data, as JSON can hold it.
+        data: what tells it from other data, as JSON can hold it. How a batch is split counts only where torch's or
+        timm's own random draws are made for each part.
         """
         fields = self.fields(changes_result=True)
+        model = self.model
+        if not (model.dropout or model.attention_dropout or "/" in model.name or ":" in model.name):
+            del fields["batch.micro_size"]
         text = json.dumps(fields if data is None else [fields, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:6]
 

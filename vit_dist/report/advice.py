@@ -67,7 +67,7 @@ class _Case:
 
     @property
     def may_gain(self) -> bool:
-        return self.result.top1 < GOOD_ENOUGH
+        return self.result.top1 < GOOD_ENOUGH or not self.result.is_above_baseline
 
     @property
     def updates(self) -> int:
@@ -148,7 +148,8 @@ def _few_updates(case: _Case) -> Hint | None:
 def _from_scratch(case: _Case) -> Hint | None:
     config = case.run.config
     trained_before = config.model.pretrained or config.loss.teacher or config.data.source != "folder"
-    if trained_before or case.images >= FEW_FOR_SCRATCH or case.result.top1 >= FINE_FROM_SCRATCH:
+    fine = case.result.top1 >= FINE_FROM_SCRATCH and case.result.is_above_baseline
+    if trained_before or case.images >= FEW_FOR_SCRATCH or fine:
         return None
     return Hint(
         "Fine-tune a model that has seen many images, in place of training one from scratch: with few images of your "
