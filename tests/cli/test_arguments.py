@@ -54,6 +54,7 @@ def test_help_names_every_flag(name: str, flag: str, capsys: pytest.CaptureFixtu
         assert ("vit-dist train --help lists them" in " ".join(printed.out.split())) == bool(usage.fields)
         for word, meaning in usage.positionals.items():
             assert f"  {word:<8} {meaning}\n" in printed.out
+    assert "%%" not in printed.out
     named = set(re.findall(r"(?<![\w.-])--[a-z][\w.-]*", printed.out))
     assert set(fields) <= named
     assert not named & set(ONLY_FOR_TRAINING if name in MODEL_COMMANDS else ())

@@ -204,6 +204,7 @@ def test_plan_says_what_train_would_do_in_the_folder_and_leaves_it_alone(
         return capsys.readouterr().out.splitlines()[0]
 
     assert first_line() == "plan of small: new run"
+    assert first_line("--run.dir", "elsewhere/place") == "plan of place: new run"
     assert main(["train", *SMALL, "--log.report", "false", "--log.trackers", "none"]) == 0
     run = tmp_path / "runs" / "small"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}

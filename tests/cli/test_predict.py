@@ -173,6 +173,12 @@ def test_every_argument_without_an_image_is_an_error_line(
         "vit-dist: empty: no image is there",
         "vit-dist: gone.png: no image is there, nor does any match it",
     ]
+    os.mkfifo(tmp_path / "pipe.png")
+    assert refused(capsys, run, "pipe.png", "https://x.y/z.png").splitlines() == [
+        "vit-dist: pipe.png: is no regular file",
+        "vit-dist: https://x.y/z.png: is an address on the web, from which nothing is fetched: save the image, and "
+        "name the file",
+    ]
 
 
 # Predictions

@@ -114,7 +114,7 @@ def build_parser(command: str, usage: Usage, fields: Mapping[str, Option]) -> Pa
     parser = Parser(
         prog=f"vit-dist {command}",
         usage=f"vit-dist {command} {usage}",
-        description=f"{examples}{description}\n\n{meanings}".rstrip().replace("%", "%%"),
+        description=f"{examples}{description}\n\n{meanings}".rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         exit_on_error=False,

@@ -65,7 +65,7 @@ def show_plan(
         resume.checkpoint.check_fits(components.model, components.optimizer)
     rates = rate_curve(components.schedule, plan)
     memory = _estimate_memory(components, precision)
-    console.say(f"plan of {config.run.name or config.folder.name}: {start_text(resume, plan)}")
+    console.say(f"plan of {config.folder.name if config.run.dir else config.run.name}: {start_text(resume, plan)}")
     rows = {
         **plan_rows(components),
         "machine": _machine_text(config, processes, device, precision),

@@ -39,7 +39,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
         path = user_path(name, "IMAGE")
         matches = image_files(path) if path.is_dir() else [path] if path.is_file() else _matching(str(path))
         if not matches:
-            problems.append(f"{name}: no image is there" + ("" if path.is_dir() else ", nor does any match it"))
+            problems.append(f"{name}: {_nothing_text(name, path)}")
         files += matches
     if problems:
         raise UserError("\n".join(problems))
@@ -100,6 +100,15 @@ def _named(
     names: Sequence[str], classes: Sequence[int], probabilities: Sequence[float]
 ) -> tuple[tuple[str, float], ...]:
     return tuple((names[number], probability) for number, probability in zip(classes, probabilities, strict=True))
+
+
+def _nothing_text(name: str, path: Path) -> str:
+    """Return what is wrong with a name at which there is no image."""
+    if "://" in name:
+        return "is an address on the web, from which nothing is fetched: save the image, and name the file"
+    if path.exists() and not path.is_dir():
+        return "is no regular file"
+    return "no image is there" + ("" if path.is_dir() else ", nor does any match it")
 
 
 def _matching(pattern: str) -> list[Path]:

@@ -29,7 +29,7 @@ def print_overview(trainer: Trainer, choices: Sequence[Choice], notes: Sequence[
     if not runtime.is_main:
         return
     facts = survey(components.data)
-    name = config.run.name or trainer.folder.name
+    name = trainer.folder.name if config.run.dir else config.run.name
     console.say(f"{name}: {start}", "bold")
     threads = f"{runtime.threads} thread{'s' if runtime.threads > 1 else ''}"
     devices = runtime.device_name if runtime.world_size == 1 else f"{runtime.world_size} × {runtime.device_name}"
