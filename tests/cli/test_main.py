@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -424,6 +425,14 @@ def test_plan_takes_the_flags_of_train_and_two_more(capsys: pytest.CaptureFixtur
     assert parse_arguments("plan", arguments).load_config() == config(*arguments)
     assert refusal("--processes", "2") == "--processes: no such flag; see --help for all flags"
     assert refusal("--png", "x.png") == "--png: no such flag; see --help for all flags"
+
+
+def test_a_percent_sign_in_a_description_stands_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["runs", "--help"])
+    output = capsys.readouterr().out
+    assert "with its 95 % interval" in " ".join(output.split())
+    assert "%%" not in output
 
 
 def test_help_imports_no_heavy_package() -> None:

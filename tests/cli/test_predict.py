@@ -492,7 +492,7 @@ def test_a_split_gives_every_sample_once(run: Path, capsys: pytest.CaptureFixtur
     ]
     right = sum(prediction["right"] for prediction in predictions)
     assert 100 * right / 359 == pytest.approx(read_json(run / "summary.json")["test"]["top1"])
-    assert result.err.startswith(f"{right} of 359 right, {right / 359:.2%}; 359 images in ")
+    assert result.err.startswith(f"{right} of 359 right, {right / 359:.2%}; 359 images from test in ")
     kept = read_predictions(run / "predictions.safetensors")
     assert kept is not None
     for prediction, top, probabilities in zip(

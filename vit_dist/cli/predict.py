@@ -76,7 +76,7 @@ def predict(
             _draw(trained, first, png, opened.subset if opened else None)
             count = f"the first {len(first)}" if len(first) < len(images) else f"all {len(first)}"
             console.say(f"{png}: {count} as a picture")
-        speed = _speed(len(images), seconds)
+        speed = _speed(len(images), seconds, f" from {opened.name}" if opened else "")
         console.say("; ".join(part for part in (f"{out}: written" if out else "", accuracy, speed) if part))
         return not bad
     finally:
@@ -105,10 +105,10 @@ def _check_flags(names: Sequence[str], split: str, out: Path | None, png: Path |
         raise UserError(f"--png: the picture is a PNG: name it so, not {png}")
 
 
-def _speed(count: int, seconds: float) -> str:
+def _speed(count: int, seconds: float, origin: str) -> str:
     """Return how many images were predicted in what time, with the rate if there were enough to measure it."""
     rate = f", {count / seconds:,.0f} images/s" if count >= SAMPLE_SIZE else ""
-    return f"{count:,} image{'s' if count > 1 else ''} in {seconds:.2f} s{rate}"
+    return f"{count:,} image{'s' if count > 1 else ''}{origin} in {seconds:.2f} s{rate}"
 
 
 @contextlib.contextmanager
