@@ -248,6 +248,15 @@ def test_one_class_is_refused(tmp_path: Path, folders: dict[str, int]) -> None:
         )
 
 
+def test_a_table_beside_one_folder_of_images_is_pointed_to(tmp_path: Path) -> None:
+    plant(tmp_path, {"images": 3})
+    (tmp_path / "labels.csv").touch()
+    with pytest.raises(UserError) as error:
+        open_data(DataConfig(root=str(tmp_path)))
+    table = tmp_path / "labels.csv"
+    assert str(error.value).endswith(f'; if {table} has their labels: train(config, source="{table}") in Python')
+
+
 def test_several_data_sets_are_refused_with_the_one_to_give(tmp_path: Path) -> None:
     folders = {f"{name}/{split}/{kind}": 1 for name in ("pets", "cars") for split in ("train", "val") for kind in TWO}
     assert refusal(tmp_path, folders)[0] == f"cars in it holds splits: give {tmp_path / 'cars'}"

@@ -205,7 +205,7 @@ def _classes_alone(root: Folder, here: Folder, classes: str) -> Layout:
         others = folders_beside(here)
         parent = f"give the folder that it and {', '.join(others)} are in, {os.path.dirname(here.path)}"
         fix = parent if others else "put the images of each class into a folder of its own"
-        fix += f"; {table}" if (table := table_beside(here)) and not others else ""
+        fix += f"; {table}" if (table := table_beside(here.path)) and not others else ""
         raise _refused(root, f"{here.name} holds images and no class folders: {fix}")
     layout = Layout({}, loose(here))
     layout.splits["train"] = _class_folders(root, here, classes, layout)

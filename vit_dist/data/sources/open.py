@@ -8,6 +8,7 @@ from pathlib import Path
 from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.builtin import BUILTIN
 from vit_dist.data.sources.folder import read_folder
+from vit_dist.data.sources.scan import table_beside
 from vit_dist.data.sources.splits import LabelledSplits, with_val
 from vit_dist.errors import UserError, nearest
 
@@ -28,9 +29,10 @@ def open_data(config: DataConfig) -> LabelledSplits:
         return with_val(BUILTIN[name](root), config.val_fraction)
     data = read_folder(root, config.max_pixels, config.classes)
     if len(data.classes) == 1:
+        table = f"; {beside}" if (beside := table_beside(str(root))) else ""
         raise UserError(
             f"data.root: {root} has one class, {data.classes[0]} ({len(data.splits['train']):,} images): a classifier "
-            "needs two or more, each in a folder of its own"
+            f"needs two or more, each in a folder of its own{table}"
         )
     return with_val(data, config.val_fraction)
 

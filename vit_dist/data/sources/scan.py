@@ -230,9 +230,9 @@ def folders_beside(folder: Folder) -> list[str]:
     return found[:3]
 
 
-def table_beside(folder: Folder) -> str:
+def table_beside(folder: str) -> str:
     """Return what to do with a CSV file in a folder or beside it, which may hold labels; empty if there is none."""
-    for base in (folder.path, os.path.dirname(folder.path)):
+    for base in (folder, os.path.dirname(folder)):
         for path in sorted(glob(os.path.join(escape(base), "*.csv"))):
             return f"if {path} has their labels: {in_python(path)} in Python"
     return ""
