@@ -301,3 +301,13 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_no_list_of_old_images(tm
     with pytest.raises(UserError, match=r"mine was trained on: 1 image added \(val/dog/2.png\): bring"):
         train(on(root, run__name="mine", loss__name="tests.custom_losses:acting"))
     assert config.folder == Path("runs/mine")
+
+
+def test_a_class_that_was_renamed_numbers_the_others_anew_and_leaves_them_what_they_are(tmp_path: Path) -> None:
+    root = photos(tmp_path / "pets")
+    train(on(root, **{"run.name": "mine"}))
+    for split in ("train", "val"):
+        (root / split / "cat").rename(root / split / "kitty")
+    with pytest.raises(UserError, match=r"11 images added .*, 11 images removed [^,]*, [^,]*; classes") as error:
+        train(on(root, **{"run.name": "mine"}))
+    assert "of another class" not in str(error.value)

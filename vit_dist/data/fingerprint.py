@@ -19,9 +19,10 @@ from vit_dist.data.sources.image_files import FilePaths
 from vit_dist.data.sources.source import decoded, read_image
 from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.errors import UserError
-from vit_dist.files import replacing
+from vit_dist.files import read_json_or_empty, replacing
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.permutation import permute
+from vit_dist.run_folder.data_facts import FACTS
 
 # Of each sample of each split: the split, its name, the size of its file in bytes and the number of its class.
 SAMPLES = "samples.csv.gz"
@@ -83,7 +84,10 @@ def trained_on(path: Path, subset: Subset) -> int:
 
 
 def difference(path: Path, data: LabelledSplits) -> str:
-    """Return in words how files differ from those in a list; empty if it cannot be told."""
+    """Return in words how files differ from those in a list; empty if it cannot be told.
+
+    Classes are compared by name if the data's facts beside the list name them: one that is added numbers others anew.
+    """
     try:
         with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
             before = {name: (split, size, label) for split, name, size, label in csv.reader(file)}
@@ -98,11 +102,18 @@ def difference(path: Path, data: LabelledSplits) -> str:
         for name, size, label in _samples(subset, root)
     }
     both = before.keys() & now.keys()
+    named = read_json_or_empty(path.parent / FACTS).get("classes")
+    known = {str(number): name for number, name in enumerate(named)} if isinstance(named, list) else {}
+    names = {str(number): name for number, name in enumerate(data.classes)} if known else {}
     kinds = {
         "added": now.keys() - before.keys(),
         "removed": before.keys() - now.keys(),
         "changed": {name for name in both if before[name][1] != now[name][1]},
-        "of another class": {name for name in both if before[name][2] != now[name][2]},
+        "of another class": {
+            name
+            for name in both
+            if known.get(before[name][2], before[name][2]) != names.get(now[name][2], now[name][2])
+        },
         "in another split": {name for name in both if before[name][0] != now[name][0]},
     }
     return ", ".join(_count_text(names, kind) for kind, names in kinds.items() if names)
