@@ -173,6 +173,11 @@ def test_every_argument_without_an_image_is_an_error_line(
         "vit-dist: empty: no image is there",
         "vit-dist: gone.png: no image is there, nor does any match it",
     ]
+    (tmp_path / "my old photos").mkdir()
+    for words in (["my", "old", "photos"], ["a.png", "my", "old", "photos", "gone.png"]):
+        assert refused(capsys, run, *words).splitlines() == [
+            "vit-dist: my old photos: a path with a space stands in quotes: 'my old photos'"
+        ]
     os.mkfifo(tmp_path / "pipe.png")
     assert refused(capsys, run, "pipe.png", "https://x.y/z.png").splitlines() == [
         "vit-dist: pipe.png: is no regular file",

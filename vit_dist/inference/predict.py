@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from vit_dist.plan.permutation import permute
 from vit_dist.runtime.runtime import Runtime
 
 SAMPLE_SIZE = 16
+_MOST_WORDS = 6  # of a path that was typed without quotes
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
@@ -42,8 +45,18 @@ def find_images(names: Sequence[str]) -> list[Path]:
             problems.append(f"{name}: {_nothing_text(name, path)}")
         files += matches
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(_spaced(names) or "\n".join(problems))
     return files
+
+
+def _spaced(names: Sequence[str]) -> str | None:
+    """Return what is wrong if words that follow each other are one path with spaces, typed without quotes."""
+    for begin in range(len(names)):
+        for end in range(begin + 2, min(len(names), begin + _MOST_WORDS) + 1):
+            path = " ".join(names[begin:end])
+            if os.path.exists(os.path.expanduser(path)):  # False for one too long
+                return f"{path}: a path with a space stands in quotes: {shlex.quote(path)}"
+    return None
 
 
 def predict_files(

@@ -6,6 +6,7 @@ import importlib.util
 import netrc
 import os
 import secrets
+import shlex
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -94,7 +95,7 @@ class Trackers:
         run = WandbRun("offline", log.project, settings, self._fields())
         run.wait_for_start(_SECONDS_TO_START_OFFLINE)
         self.run_id = run.id
-        self.say(f"wandb: offline{reason}; later: wandb sync {folder / 'wandb'}/offline-run-*")
+        self.say(f"wandb: offline{reason}; later: wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*")
         return run
 
     def _fields(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,7 +121,7 @@ class WandbRun:
         self._kill()
         if not problem:
             return None
-        return f"{problem}; what is missing there: wandb sync {self._folder}/*run-*-{self.id}"
+        return f"{problem}; what is missing there: wandb sync {shlex.quote(str(self._folder))}/*run-*-{self.id}"
 
     def _send(self, kind: str, pixels: bytes = b"", **values: Any) -> None:
         if "step" in values:  # W&B drops what comes after that of a later step, as the line of a save may
