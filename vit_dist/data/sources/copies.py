@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections import defaultdict
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_dist.data.sources.image_files import FilePaths
 from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.errors import visible
 
@@ -74,11 +74,15 @@ def _sizes(subset: Subset) -> dict[int, list[str]]:
     """Return size in bytes → the regular files of that size, not empty; none for images that are no files."""
     paths: Sequence[Path] | None = getattr(subset.source, "paths", None)
     found: dict[int, list[str]] = defaultdict(list)
-    for index in np.sort(subset.indices).tolist() if paths is not None else ():
-        assert paths is not None
-        path = str(paths[index])
-        with contextlib.suppress(OSError):
+    if paths is None:
+        return found
+    names = paths.names if isinstance(paths, FilePaths) else paths
+    for index in np.sort(subset.indices).tolist():
+        path = str(names[index])
+        try:
             status = os.stat(path)
-            if stat.S_ISREG(status.st_mode) and status.st_size:
-                found[status.st_size].append(path)
+        except OSError:  # reading it says what is wrong
+            continue
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            found[status.st_size].append(path)
     return found
