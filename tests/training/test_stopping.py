@@ -49,7 +49,7 @@ def train_evaluating(folder: Path, number: int, act: Callable[[], None]) -> Run:
     """Train; do something before the forward pass of evaluation with this number, from 1."""
     settings = config(folder)
     model = build_model(settings.model, classes=10, channels=1, image_size=8, seed=settings.run.seed)
-    passes = 0
+    passes = -1  # the first one shows, before training, that the model fits
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal passes
