@@ -612,7 +612,8 @@ def test_only_the_worst_30_classes_are_listed(tmp_path: Path, capsys: pytest.Cap
     figures = evaluate_json(capsys, tmp_path, *words)
     assert (figures["seen"], len(figures["classes"])) == (35, 40)
     assert figures["top5"] is not None
-    lines = command(capsys, "evaluate", *words).out.splitlines()
+    absent, *lines = command(capsys, "evaluate", *words).out.splitlines()
+    assert absent == "  note: only 35 of the 40 classes have images here (none of 35, 36, 37 …)"
     assert lines[38] == "  … the other 5 of 35 classes are no worse: --json and --csv have all"
     never = [row["class"] for row in figures["classes"] if row["seen"] and not row["predicted"]]
     assert len(never) > 5
