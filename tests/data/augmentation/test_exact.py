@@ -83,7 +83,7 @@ def pictures(folder: Path, images: Path, **more: Any) -> Config:
     return Config.load("folder", {**values, "run.dir": str(folder)})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def runtime() -> Iterator[Runtime]:
     runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
     yield runtime
@@ -126,9 +126,13 @@ def walked(config: Config, runtimes: list[Any], workers: int) -> list[list[list[
 
 
 @pytest.fixture(scope="module")
-def expected(runtime: Runtime, image_folder: Path) -> list[list[list[Any]]]:
+def expected(image_folder: Path) -> list[list[list[Any]]]:
     """Return the rows of one process whose micro-batches hold a whole global batch."""
-    return walked(pictures(Path("unused"), image_folder, batch__micro_size=44), [runtime], 0)
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    try:
+        return walked(pictures(Path("unused"), image_folder, batch__micro_size=44), [runtime], 0)
+    finally:
+        runtime.end()
 
 
 def test_the_recipe_under_test_uses_every_augmentation(expected: list[list[list[Any]]]) -> None:
