@@ -215,6 +215,7 @@ def test_bombs_do_not_go_off(tmp_path: Path, content: bytes, text: str) -> None:
 def test_a_line_is_not_blown_up(tmp_path: Path, size: tuple[int, int]) -> None:
     path = picture(tmp_path / "a.png", size)
     assert path.stat().st_size < 2000
+    EvaluationTransform(0.875)(decoded(picture(tmp_path / "small.png", (4, 4))), 0, 224)  # what it imports
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pixels = EvaluationTransform(0.875)(decoded(path), 0, 224)
     assert pixels.shape == (3, 224, 224)
