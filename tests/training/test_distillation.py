@@ -246,6 +246,7 @@ def test_a_missing_teacher_is_refused(tmp_path: Path, runtime: Runtime) -> None:
     assert str(caught.value) == (
         f"loss.teacher: {tmp_path} is neither a run's folder with a checkpoint nor a checkpoint"
     )
+    runtime.end()
     with pytest.raises(UserError) as caught:
         train(digits(tmp_path / "student", loss__teacher=str(tmp_path / "nothing")))
     assert str(caught.value) == (
