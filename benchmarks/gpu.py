@@ -306,7 +306,7 @@ def machine() -> Any:
 
 @part("rates")
 def rates() -> Any:
-    """What all else is held against: matrix product, copy, transfer."""
+    """Measure what the device can do at most: a matrix product, a copy, a transfer from the host."""
     size = 8192 if CUDA else 512
     a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
     b = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
@@ -576,7 +576,7 @@ def resume_deterministic() -> Any:
 
 
 def flops_of(model: nn.Module, side: int) -> float:
-    """Of one image's forward pass, attention counted whatever kernel would run it."""
+    """Return the FLOPs of one image's forward pass, attention included."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.MATH):

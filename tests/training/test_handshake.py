@@ -57,7 +57,8 @@ def refusals(root: str) -> list[str]:
         )
         try:
             handshake.check_same_start(config, runtime)
-            handshake.check_same_samples(resolve(config, None, runtime).data, runtime)
+            resolved = resolve(config, None, runtime)
+            handshake.check_same_samples(resolved.data, resolved.samples, runtime)
         except UserError as error:
             return str(error)
         return "same"

@@ -34,13 +34,18 @@ def check_same_start(config: Config, runtime: Runtime) -> None:
     _compare({**given, "device": runtime.device.type, "code of vit_dist": _code_digest()}, runtime)
 
 
-def check_same_samples(data: LabelledSplits, runtime: Runtime) -> None:
-    """Check that all ranks have the same classes and samples. Raises UserError on all ranks."""
+def check_same_samples(data: LabelledSplits, of_main: Mapping[str, Any], runtime: Runtime) -> None:
+    """Check that all ranks have the same classes and samples. Raises UserError on all ranks.
+
+    of_main: the fingerprint of rank 0's data, which it has taken already.
+    """
     if runtime.world_size == 1:
         return
+    own = of_main if runtime.is_main else fingerprint(data)
     samples = {
-        f"the {name} split": f"{split.pop('samples')} images, {' '.join(digest[:12] for digest in split.values())}"
-        for name, split in fingerprint(data).items()
+        f"the {name} split": f"{split['samples']} images, "
+        + " ".join(split[digest][:12] for digest in ("sha256", "content") if digest in split)
+        for name, split in own.items()
     }
     _compare({"classes": ", ".join(data.classes), **samples}, runtime)
 

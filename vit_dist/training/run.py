@@ -138,7 +138,7 @@ def _start(
     console.phase("opening the data")
     check_same_start(config, runtime)
     resolved = resolve(config, source, runtime)
-    check_same_samples(resolved.data, runtime)
+    check_same_samples(resolved.data, resolved.samples, runtime)
     lock = lock_run(resolved.config.folder, runtime)
     try:
         resolved, resume = find_start(resolved, runtime)
