@@ -37,11 +37,15 @@ class ModelError(UserError):
     """A model that gives no answers, as one of NaN: no mistake of the command's; exit code 1."""
 
 
+# How alike two spellings of one word are, at least, for one to be suggested for the other.
+ALIKE = 0.75
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean X?)` if a known name is close to `name`, else `; known: X, Y`."""
     names = list(known)
     spelled = {other.lower(): other for other in names}
-    close = difflib.get_close_matches(name.lower(), list(spelled), 1, 0.75)
+    close = difflib.get_close_matches(name.lower(), list(spelled), 1, ALIKE)
     close = close or [other for other in spelled if sorted(other) == sorted(name.lower())]  # esp for eps
     return f" (did you mean {spelled[close[0]]}?)" if close else f"; known: {', '.join(names)}"
 

@@ -1,4 +1,4 @@
-"""What to type in place of flags, words and commands that do not exist here."""
+"""Answer flags, words and commands that do not exist here with what to type in their place."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from vit_dist.cli.aliases import (
 from vit_dist.cli.commands import Usage
 from vit_dist.config.option import Option
 from vit_dist.config.recipe import RECIPES
-
-# How alike two spellings of one word are, at least.
-_ALIKE = 0.75
+from vit_dist.errors import ALIKE
 
 
 def is_known(flag: str, usage: Usage, fields: Mapping[str, Option]) -> bool:
@@ -79,12 +77,12 @@ def _close(flag: str, usage: Usage, fields: Mapping[str, Option]) -> str | None:
     """Return the flag that is spelled alike: one of the command's own, or a field of the same section."""
     section, dot, name = flag[2:].replace("-", "_").partition(".")
     if not dot:
-        own = difflib.get_close_matches(flag, usage.flags, 1, _ALIKE)
+        own = difflib.get_close_matches(flag, usage.flags, 1, ALIKE)
         return own[0] if own else None
-    meant = difflib.get_close_matches(section, {field.partition(".")[0] for field in fields}, 1, _ALIKE)
+    meant = difflib.get_close_matches(section, {field.partition(".")[0] for field in fields}, 1, ALIKE)
     inside = [field for field in fields if meant and field.startswith(f"{meant[0]}.")]
     spelled = {field.partition(".")[2]: field for field in inside}
-    close = difflib.get_close_matches(name.partition(".")[0], spelled, 1, _ALIKE)
+    close = difflib.get_close_matches(name.partition(".")[0], spelled, 1, ALIKE)
     return f"--{spelled[close[0]]}" if close else None
 
 
@@ -135,7 +133,7 @@ def command_advice(words: Sequence[str], commands: Sequence[str]) -> str:
         if rest and rest[0] in commands:  # a task before the command: classify train
             return f"leave it out: vit-dist {shlex.join(rest)}"
         return f"no such command; here it is vit-dist {name} {shlex.join(rest)}".rstrip()
-    if close := difflib.get_close_matches(word, commands, 1, _ALIKE):
+    if close := difflib.get_close_matches(word, commands, 1, ALIKE):
         return f"no such command; did you mean vit-dist {close[0]}?"
     if Path(word).expanduser().is_dir():
         return f"a command comes first: vit-dist train --data.root {shlex.quote(word)}"

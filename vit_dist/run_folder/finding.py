@@ -9,10 +9,10 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from vit_dist.errors import ALIKE
+
 _DEEPEST = 2  # levels of folders in which runs are looked for
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "status.json")
-# How alike two spellings of one name are, at least.
-_ALIKE = 0.75
 
 
 def run_folders(place: Path, depth: int = 0) -> Iterator[Path]:
@@ -49,7 +49,7 @@ def run_meant(path: Path) -> str:
         return f": name one of the runs in it, as {shlex.quote(str(found))}" if inside else ""
     for place in dict.fromkeys((path.parent, Path("runs") / path.parent)):
         names = [folder.name for folder in run_folders(place) if folder.parent == place]
-        close = difflib.get_close_matches(path.name, names, 1, _ALIKE)
+        close = difflib.get_close_matches(path.name, names, 1, ALIKE)
         if meant := place / close[0] if close else newest_run(place, path.name):
             return f"; did you mean {shlex.quote(str(meant))}?"
     return ""
