@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.data.sources.image_files import FilePaths
+from vit_dist.data.sources.image_files import FilePaths, file_names
 from vit_dist.data.sources.source import decoded, read_image
 from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.errors import UserError
@@ -133,7 +133,7 @@ def _of_split(split: Subset, root: str) -> dict[str, Any]:
 def _content_digest(split: Subset) -> str:
     digest = hashlib.sha256()
     places = permute(np.arange(min(_FILES_READ, len(split)), dtype=np.int64), len(split), key(0, Purpose.FINGERPRINT))
-    for path in _paths(split.take(places)):
+    for path in file_names(split.source, split.indices[places]):
         # One that cannot be read is told when it is its turn; a pipe would be waited for.
         with contextlib.suppress(OSError):
             if stat.S_ISREG(os.stat(path).st_mode):
@@ -171,19 +171,12 @@ def _add_few_images(digest: Any, split: Subset) -> None:
 def _samples(split: Subset, root: str) -> Iterator[Sample]:
     """Yield (name, bytes, class) of each sample of a split of files."""
     plain = isinstance(getattr(split.source, "paths", None), FilePaths)  # without ".." and doubled slashes
-    for path, label in zip(_paths(split), split.labels.tolist(), strict=True):
+    for path, label in zip(file_names(split.source, split.indices), split.labels.tolist(), strict=True):
         try:
             size = os.stat(path).st_size
         except OSError:
             size = 0
         yield path[len(root) :] if plain and path.startswith(root) else os.path.relpath(path, root), size, label
-
-
-def _paths(split: Subset) -> list[str]:
-    """Return the path of each sample of a split of files."""
-    paths: Sequence[Path] = split.source.paths  # type: ignore[attr-defined]
-    names = paths.names if isinstance(paths, FilePaths) else paths
-    return [str(names[index]) for index in split.indices.tolist()]
 
 
 def _common_folder(data: LabelledSplits) -> str:
@@ -193,7 +186,7 @@ def _common_folder(data: LabelledSplits) -> str:
         paths: Sequence[Path] | None = getattr(split.source, "paths", None)
         if paths is None or decoded(split.source) is not None:
             return ""
-        names = _paths(split)
+        names = file_names(split.source, split.indices)
         ends += [min(names), max(names)] if names else []
     common = os.path.commonpath([os.path.dirname(name) for name in ends])
     return os.path.join(common, "") or os.path.join(".", "")

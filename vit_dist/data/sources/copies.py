@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
-from vit_dist.data.sources.image_files import FilePaths
+from vit_dist.data.sources.image_files import file_names
 from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.errors import visible
 
@@ -72,13 +71,8 @@ def _end(path: str, begin: int) -> bytes:
 
 def _sizes(subset: Subset) -> dict[int, list[str]]:
     """Return size in bytes → the regular files of that size, not empty; none for images that are no files."""
-    paths: Sequence[Path] | None = getattr(subset.source, "paths", None)
     found: dict[int, list[str]] = defaultdict(list)
-    if paths is None:
-        return found
-    names = paths.names if isinstance(paths, FilePaths) else paths
-    for index in np.sort(subset.indices).tolist():
-        path = str(names[index])
+    for path in file_names(subset.source, np.sort(subset.indices)):
         try:
             status = os.stat(path)
         except OSError:  # reading it says what is wrong

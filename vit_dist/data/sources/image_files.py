@@ -68,6 +68,15 @@ class FilePaths(Sequence[Path]):
         return Path(names) if isinstance(names, str) else FilePaths(names)
 
 
+def file_names(source: object, indices: Ints) -> list[str]:
+    """Return the paths of these samples of a source of files, as text; none of a source without files."""
+    paths: Sequence[Path] | None = getattr(source, "paths", None)
+    if paths is None:
+        return []
+    names = paths.names if isinstance(paths, FilePaths) else paths
+    return [str(names[index]) for index in indices.tolist()]
+
+
 @dataclass(frozen=True)
 class FileSource:
     """A source of image files, decoded when they are read.
