@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from tests.data.sources.damaged import KINDS, damaged, whole
 from vit_dist.data.augmentation.transforms import EvaluationTransform
-from vit_dist.data.sources import image_files
+from vit_dist.data.sources import decode, image_files
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.images import to_pil
 from vit_dist.errors import UserError
@@ -154,7 +154,7 @@ def test_a_huge_jpeg_is_decoded_at_half_its_size(tmp_path: Path, monkeypatch: py
     full = decoded(path)
     assert full.size == (61, 50)
     assert np.array_equal(np.asarray(full), np.asarray(Image.open(path).convert("RGB")))
-    monkeypatch.setattr(image_files, "_HALVED_ABOVE", 3049)
+    monkeypatch.setattr(decode, "_HALVED_ABOVE", 3049)
     half = decoded(path, 800)
     assert half.size == (31, 25)
     smaller = np.asarray(full.resize((31, 25), Image.Resampling.BOX), np.int64)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from vit_dist.data.sources.decode import eight_bits
 from vit_dist.data.sources.folder import find_class_folders, image_files, read_folder
-from vit_dist.data.sources.image_files import FileSource, eight_bits
+from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import LabelledSplits, Subset, all_of, keyed_split, with_val
 from vit_dist.errors import UserError
@@ -426,7 +427,7 @@ def test_32_bit_images_are_refused_by_name(tmp_path: Path, kind: type[np.generic
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_8_bit_images_are_unchanged(mode: str) -> None:
     image = Image.new(mode, (4, 3))
-    assert eight_bits(image, Path("x.png")) is image
+    assert eight_bits(image, "x.png") is image
 
 
 @pytest.mark.parametrize("ending", ["avif", "jfif", "jpe", "jp2", "AVIF", "JFIF"])

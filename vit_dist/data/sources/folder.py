@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vit_dist.data.sources.image_files import MAX_PIXELS, FilePaths, FileSource
+from vit_dist.data.sources.decode import MAX_PIXELS
+from vit_dist.data.sources.image_files import FilePaths, FileSource
 from vit_dist.data.sources.layout import Classes, find_layout, loose
 from vit_dist.data.sources.names import EXTENSIONS, class_of, composed
 from vit_dist.data.sources.scan import Folder, in_python, scan

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vit_dist.data.sources.image_files import MAX_PIXELS, FileSource, eight_bits, upright
+from vit_dist.data.sources.decode import MAX_PIXELS, eight_bits, upright
+from vit_dist.data.sources.image_files import FileSource
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
 
@@ -89,7 +90,7 @@ def to_pil(image: Any, name: str, mode: str = "") -> Image.Image:
     dimension both may be the channels, an array has them last, a tensor first. Raises UserError that names it.
     """
     if isinstance(image, Image.Image):
-        plain = upright(image, eight_bits(image, Path(name)))
+        plain = upright(image, eight_bits(image, name))
     elif isinstance(image, (np.ndarray, Tensor)):
         plain = Image.fromarray(_bytes(image, name))
     else:

@@ -20,8 +20,9 @@ Pixels = NDArray[np.uint8]
 class Source(Protocol):
     """Labelled images, each read by its index; an object of your own may be one.
 
-    Two more attributes are used where a source has them: `pixels`, all of its images already decoded, uint8
-    [length, channels, height, width]; and `paths`, the file of each image, which names it in predictions.
+    Three more attributes are used where a source has them: `pixels`, all of its images already decoded, uint8
+    [length, channels, height, width]; `paths`, the file of each image, which names it in predictions; and
+    `encoded(index)`, which returns the EncodedImage whose decoded form `image(index)` is.
     """
 
     @property

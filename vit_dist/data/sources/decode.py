@@ -1,0 +1,180 @@
+"""Decode an image from the bytes of its file, whatever source hands them out: with Pillow, within a limit of pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from vit_dist.errors import UserError, one_line, visible
+
+# Pillow logs what it raises as well; without a handler that would be printed.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+MAX_PIXELS = 100_000_000
+# A fixed number, so that an image's pixels do not depend on how many are allowed.
+_HALVED_ABOVE = 100_000_000
+# Those that decode by themselves: EPS, for one, would start Ghostscript.
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI"),
+    "TGA",
+)
+# EXIF orientation → what makes it upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(UserError):
+    """An image that cannot be read or decoded; the line names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image as the bytes of its file.
+
+    name: for people: its path, or that of its archive and its name in it. mode: what it becomes, Pillow's RGB or L
+    (grey). max_pixels: of the largest image that is decoded.
+    """
+
+    content: bytes
+    name: str
+    mode: str = "RGB"
+    max_pixels: int = MAX_PIXELS
+
+
+def decode(encoded: EncodedImage) -> Image.Image:
+    """Return the decoded image, upright, in its mode. Raises ImageError that names it."""
+    with decoding(encoded.name, encoded.max_pixels), open_header(encoded) as image:
+        load(image)
+        plain = upright(image, eight_bits(image, encoded.name))
+        return plain if plain.mode == encoded.mode else plain.convert(encoded.mode)  # in its own, it would copy it
+
+
+def open_header(encoded: EncodedImage) -> Image.Image:
+    """Open an image without decoding its pixels; a huge JPEG is set to half its size. Raises ImageError, and others."""
+    image = Image.open(io.BytesIO(encoded.content), formats=known_formats())
+    if image.format in ("JPEG", "MPO") and image.width * image.height > _HALVED_ABOVE:
+        image.draft(None, (image.width // 2, image.height // 2))
+    if image.width * image.height > encoded.max_pixels:
+        raise ImageError(
+            f"{visible(encoded.name)}: has {image.width:,} × {image.height:,} pixels, and data.max_pixels is "
+            f"{encoded.max_pixels:,}: make it smaller, or raise the limit"
+        )
+    return image
+
+
+def load(image: Image.Image) -> None:
+    """Decode the pixels of an opened image, with nothing printed."""
+    with _silent_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
+
+
+def check_bytes(size: int, name: str, max_pixels: int) -> None:
+    """Refuse files that are too large to be read, given their size in bytes. Raises ImageError."""
+    if size > 8 * max_pixels + 2**26:  # no pixel takes more than 8 bytes
+        raise ImageError(
+            f"{visible(name)}: has {size:,} bytes, more than an image of data.max_pixels ({max_pixels:,}): remove it, "
+            "or raise the limit"
+        )
+
+
+@contextlib.contextmanager
+def decoding(name: str, max_pixels: int) -> Iterator[None]:
+    """Decode within a limit of pixels, and without warnings. Raises ImageError for whatever decoders raise.
+
+    Errors of the operating system while a file is read are worded alike.
+    """
+    try:
+        with _pillow_limits(max_pixels):
+            yield
+        return
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        reason = "not an image in a known format"
+    except Image.DecompressionBombError:
+        reason = "more pixels than data.max_pixels allows"
+    except OSError as error:
+        reason = error.strerror or one_line(error, 200)
+    except Exception as error:  # on damaged files, decoders raise nearly everything
+        reason = one_line(error, 200)
+    raise ImageError(f"{visible(name)}: cannot be decoded ({reason}): mend or remove the file")
+
+
+@contextlib.contextmanager
+def _pillow_limits(max_pixels: int) -> Iterator[None]:
+    """Make Pillow refuse what could not be decoded within `max_pixels`, and keep its warnings to itself."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = 2 * max_pixels  # it refuses twice as many: those of a JPEG to be halved, four times ours
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Send away what libtiff writes on the standard error by itself; its errors are raised as well."""
+    try:
+        before = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def known_formats() -> list[str]:
+    """Return the formats to try, of those that this Pillow can decode."""
+    Image.preinit()
+    if "TGA" not in Image.OPEN:
+        Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def upright(image: Image.Image, plain: Image.Image | None = None) -> Image.Image:
+    """Turn an image as its EXIF orientation says; without one, or with one that cannot be read, return it as it is.
+
+    plain: its pixels, if they are to be turned in its place.
+    """
+    image.load()  # a TIFF is turned by that, and says so from then on
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata may raise anything, and says nothing
+        turn = None
+    shown = image if plain is None else plain
+    return shown if turn is None else shown.transpose(turn)
+
+
+def eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Scale an image of 16 bits to 8, where Pillow would clip it; return others as they are.
+
+    Raises ImageError for 32 bits.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{visible(name)}: has values of 32 bits, whose range nobody knows: save it with 8 or 16 bits")
+    return image
