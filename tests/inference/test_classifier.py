@@ -79,7 +79,7 @@ def forms(path: Path) -> dict[str, Any]:
         "array": pixels,
         "array, channels first": first,
         "array of 16 bits": pixels.astype(np.uint16) * 257,
-        "array with alpha": np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]),
+        "array with alpha": np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]),
         "batch": pixels[None],
         "batch, channels first": first[None],
         "tensor": torch.from_numpy(first),

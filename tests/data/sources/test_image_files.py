@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ from vit_dist.data.sources.images import to_pil
 from vit_dist.errors import UserError
 
 
-def decoded(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
-    return FileSource([path], np.zeros(1, np.int64), max_pixels=max_pixels).image(0)
+def decoded(path: Path, max_pixels: int = 100_000_000, mode: str = "RGB") -> Image.Image:
+    return FileSource([path], np.zeros(1, np.int64), mode, max_pixels).image(0)
 
 
 def refusal(path: Path, max_pixels: int = 100_000_000) -> str:
@@ -309,3 +310,61 @@ def test_many_damaged_images_give_pixels_or_one_line(
     tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     try_damaged(tmp_path, kind, 60, capfd)
+
+
+# Transparency
+
+
+def see_through(mode: str) -> Image.Image:
+    """Return an image whose left half is opaque and dark, its right half transparent."""
+    if mode in ("LA", "RGBA"):
+        image = Image.new(mode, (8, 6), (40, 255) if mode == "LA" else (40, 40, 40, 255))
+        image.paste((9, 0) if mode == "LA" else (9, 9, 9, 0), (4, 0, 8, 6))
+        return image
+    image = Image.new("L" if mode == "L with one colour" else "RGB", (8, 6), "#282828")
+    image.paste("#090909", (4, 0, 8, 6))
+    return image.quantize(4) if mode == "P" else image
+
+
+@pytest.mark.parametrize("wanted", ["RGB", "L"])
+@pytest.mark.parametrize(
+    ("mode", "kind", "transparency"),
+    [
+        ("RGBA", "png", None),
+        ("RGBA", "webp", None),
+        ("LA", "png", None),
+        ("P", "png", 1),
+        ("P", "gif", 1),
+        ("RGB with one colour", "png", (9, 9, 9)),
+        ("L with one colour", "png", 9),
+    ],
+)
+def test_what_is_transparent_becomes_white(
+    tmp_path: Path, mode: str, kind: str, transparency: Any, wanted: str
+) -> None:
+    image, path = see_through(mode), tmp_path / f"a.{kind}"
+    options: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
+    if mode == "P":
+        transparency = image.getpixel((7, 0))
+    if transparency is not None:
+        options["transparency"] = transparency
+    image.save(path, **options)
+    for found in (decoded(path, mode=wanted), to_pil(Image.open(path), "images[0]", wanted)):
+        pixels = np.asarray(found.convert("L"))
+        assert found.mode == wanted
+        assert (pixels[:, :4] == 40).all()
+        assert (pixels[:, 4:] == 255).all()
+
+
+def test_what_is_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    pixels[0, :, 3], pixels[1, :, 3] = 255, 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    alpha = pixels[:, :, 3:] / 255
+    expected = pixels[:, :, :3] * alpha + 255 * (1 - alpha)
+    for found in (decoded(tmp_path / "a.png"), to_pil(pixels, "images[0]", "RGB")):
+        assert np.abs(np.asarray(found) - expected).max() <= 1
+        assert np.array_equal(np.asarray(found)[0], pixels[0, :, :3])
+    # A grey image stays one: a source that looks at it takes it for grey.
+    assert to_pil(see_through("LA"), "images[0]").mode == "L"

@@ -63,7 +63,7 @@ def test_images_of_a_folder_are_those_of_its_files(image_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "colour", "expected"),
-    [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("RGBA", (1, 2, 3, 128), (1, 2, 3)), ("P", 0, (0, 0, 0))],
+    [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("RGBA", (1, 2, 3, 255), (1, 2, 3)), ("P", 0, (0, 0, 0))],
 )
 def test_every_kind_of_image_is_converted_to_rgb(
     tmp_path: Path, mode: str, colour: int | tuple[int, ...], expected: tuple[int, ...]

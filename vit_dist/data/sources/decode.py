@@ -38,6 +38,10 @@ _TURNS = {
 }
 
 
+# Modes of grey images.
+GREY = {"1", "L", "LA", "La", "I", "F"}
+
+
 class ImageError(UserError):
     """An image that cannot be read or decoded; the line names it."""
 
@@ -60,8 +64,7 @@ def decode(encoded: EncodedImage) -> Image.Image:
     """Return the decoded image, upright, in its mode. Raises ImageError that names it."""
     with decoding(encoded.name, encoded.max_pixels), open_header(encoded) as image:
         load(image)
-        plain = upright(image, eight_bits(image, encoded.name))
-        return plain if plain.mode == encoded.mode else plain.convert(encoded.mode)  # in its own, it would copy it
+        return plain_image(image, encoded.name, encoded.mode)
 
 
 def open_header(encoded: EncodedImage) -> Image.Image:
@@ -152,6 +155,25 @@ def known_formats() -> list[str]:
     if "TGA" not in Image.OPEN:
         Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def plain_image(image: Image.Image, name: str, mode: str = "") -> Image.Image:
+    """Return a loaded image upright, of 8 bits and opaque, in a mode (L, RGB); empty: its own.
+
+    Raises ImageError for values of 32 bits.
+    """
+    plain = upright(image, opaque(eight_bits(image, name)))
+    return plain if mode in ("", plain.mode) else plain.convert(mode)  # in its own mode, it would copy it
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """Lay an image on white where it is transparent, in mode L or RGB; return one without transparency as it is."""
+    if not image.has_transparency_data:
+        return image
+    coloured = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    on_white = Image.new("RGB", image.size, "white")
+    on_white.paste(coloured.convert("RGB"), mask=coloured.getchannel("A"))
+    return on_white.convert("L") if image.mode in GREY else on_white
 
 
 def upright(image: Image.Image, plain: Image.Image | None = None) -> Image.Image:

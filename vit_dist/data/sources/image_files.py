@@ -12,6 +12,7 @@ from typing import BinaryIO, overload
 from PIL import Image
 
 from vit_dist.data.sources.decode import (
+    GREY,
     MAX_PIXELS,
     EncodedImage,
     ImageError,
@@ -23,7 +24,6 @@ from vit_dist.data.sources.decode import (
 from vit_dist.errors import UserError, visible
 from vit_dist.plan.keys import Ints, Keys
 
-_GREY = {"1", "L", "LA", "La", "I", "F"}
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -102,7 +102,7 @@ def read_header(path: Path) -> tuple[int, int, bool] | None:
             decoding(str(path), MAX_PIXELS),
             Image.open(file, formats=known_formats()) as image,
         ):
-            return image.width, image.height, image.mode in _GREY or image.mode.startswith("I;16")
+            return image.width, image.height, image.mode in GREY or image.mode.startswith("I;16")
     except Exception:  # on damaged files, decoders raise nearly everything; reading the image says what is wrong
         return None
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vit_dist.data.sources.decode import MAX_PIXELS, eight_bits, upright
+from vit_dist.data.sources.decode import MAX_PIXELS, plain_image
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
@@ -83,19 +83,19 @@ def _one_by_one(images: Any) -> Iterator[Any]:
 
 
 def to_pil(image: Any, name: str, mode: str = "") -> Image.Image:
-    """Return an image in memory as a PIL image of a mode, L or RGB; empty: its own, of 8 bits.
+    """Return an image in memory as a PIL image of a mode, L or RGB; empty: its own, of 8 bits and opaque.
 
     image: a PIL image of any mode; or an array or tensor, uint8, or uint16 whose 65,535 is white, [height, width],
     [height, width, channels] or [channels, height, width] with 1, 3 or 4 (RGBA) channels. Where the first and the last
     dimension both may be the channels, an array has them last, a tensor first. Raises UserError that names it.
     """
     if isinstance(image, Image.Image):
-        plain = upright(image, eight_bits(image, name))
+        opened = image
     elif isinstance(image, (np.ndarray, Tensor)):
-        plain = Image.fromarray(_bytes(image, name))
+        opened = Image.fromarray(_bytes(image, name))
     else:
         raise UserError(f"{name}: is {type(image).__name__}: give {_FORMS}")
-    return plain.convert(mode) if mode not in ("", plain.mode) else plain
+    return plain_image(opened, name, mode)
 
 
 def check_dtype(array: Any, name: str) -> NDArray[Any]:
