@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from vit_dist.config.config import Config
     from vit_dist.errors import UserError
     from vit_dist.inference.classifier import Classifier, load
-    from vit_dist.training.run import Run, train
+    from vit_dist.training.result import Run
+    from vit_dist.training.run import train
 
 __all__ = ["Classifier", "Config", "Run", "UserError", "__version__", "load", "train"]
 
 _MODULES = {
     "Classifier": "inference.classifier",
     "Config": "config.config",
-    "Run": "training.run",
+    "Run": "training.result",
     "UserError": "errors",
     "load": "inference.classifier",
     "train": "training.run",

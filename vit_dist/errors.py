@@ -11,7 +11,13 @@ HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u
 
 
 class UserError(ValueError):
-    """A mistake of the user: one line per problem, shown without a traceback; exit code 2."""
+    """A mistake of the user: one line per problem, shown without a traceback; exit code 2.
+
+    speaks: whether this process shows it, of those of a run; None: it is left to the first.
+    """
+
+    exit_code = 2
+    speaks: bool | None = None
 
     def __str__(self) -> str:
         """Return the lines, safe to show: a name in them may hold anything."""
@@ -36,6 +42,16 @@ def visible_lines(text: str) -> str:
 class ModelError(UserError):
     """A model that gives no answers, as one of NaN: no mistake of the command's; exit code 1."""
 
+    exit_code = 1
+
+
+class PeerError(UserError):
+    """Another process of the run has failed, in its words, or does not answer; exit code: as that process's."""
+
+    def __init__(self, text: str, exit_code: int, *, speaks: bool) -> None:
+        super().__init__(text)
+        self.exit_code, self.speaks = exit_code, speaks
+
 
 # How alike two spellings of one word are, at least, for one to be suggested for the other.
 ALIKE = 0.75
@@ -53,6 +69,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def either(words: Sequence[str]) -> str:
     """Return `a, b or c`."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def every(words: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def one_line(error: object, limit: int | None = None) -> str:

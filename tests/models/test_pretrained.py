@@ -24,7 +24,7 @@ from vit_dist.models.forward import parameter_count
 from vit_dist.models.pretrained import classes_and_channels, freeze, load_pretrained, timm_weights
 from vit_dist.models.weights import state_tensors
 from vit_dist.optim.optimizers import build_optimizer
-from vit_dist.training.run import Run
+from vit_dist.training.result import Run
 
 PATCHES = "patch_embed.proj.weight"
 OURS: dict[str, Any] = {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}

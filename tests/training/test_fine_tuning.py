@@ -22,7 +22,7 @@ from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import LabelledSplits, all_of
 from vit_dist.inference.load import load_run_model
 from vit_dist.models.build import build_model
-from vit_dist.training.run import Run
+from vit_dist.training.result import Run
 
 TIMM: dict[str, Any] = {"depth": 2, "embed_dim": 16}
 SHORT: dict[str, Any] = {

@@ -31,7 +31,7 @@ from vit_dist.run_folder.status import status
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.claim import claim_folder
 from vit_dist.training.components import open_splits
-from vit_dist.training.run import Run
+from vit_dist.training.result import Run
 
 DIGITS = {
     "model.width": 16,

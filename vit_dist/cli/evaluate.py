@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +45,44 @@ def run_evaluate(
     if tables is not None:
         check_tables_path(tables, "--csv")
     runtime = Runtime(trained.config.run, precision_of(trained))
+    # A launcher that has lost a process asks the others to stop: they first find out why.
+    signals = runtime.flags.on_signals() if runtime.world_size > 1 else contextlib.nullcontext()
     try:
-        console.speaks = runtime.is_main
-        opened = runtime.run_main_first(lambda: open_split(trained, split, folder))
-        for note in opened.notes:
-            console.note(f"  note: {note}")
-        console.phase(f"evaluating {len(opened.subset):,} images")
-        result = evaluate_subset(trained, opened.subset, runtime, keep=1)
-        console.stop()
-        assert result.predictions is not None
-        figures = figures_of(result.predictions, len(trained.classes))
-        values = _values(trained, name, opened, result, figures, runtime)
-        if absent := _absent_text(figures, opened.classes):
-            console.note(f"  note: {absent}")
-        _show(trained, values, figures, console)
-        _show_classes(figures, opened.classes, console)
-        if out is not None:
-            runtime.run_on_main(lambda: _write_json(out, values))
-        if tables is not None:
-            runtime.run_on_main(lambda: _write_tables(tables, figures, opened.classes, console))
-        return values
+        with signals, runtime.together():
+            console.speaks = runtime.is_main
+            opened = runtime.run_main_first(lambda: open_split(trained, split, folder))
+            return _evaluate(trained, name, opened, runtime, console, out, tables)
     finally:
         runtime.end()
+
+
+def _evaluate(
+    trained: TrainedModel,
+    name: str,
+    opened: Split,
+    runtime: Runtime,
+    console: Console,
+    out: Path | None,
+    tables: Path | None,
+) -> dict[str, Any]:
+    """Evaluate a model on a split that is open, print and write the result, and return what --json holds."""
+    for note in opened.notes:
+        console.note(f"  note: {note}")
+    console.phase(f"evaluating {len(opened.subset):,} images")
+    result = evaluate_subset(trained, opened.subset, runtime, keep=1)
+    console.stop()
+    assert result.predictions is not None
+    figures = figures_of(result.predictions, len(trained.classes))
+    values = _values(trained, name, opened, result, figures, runtime)
+    if absent := _absent_text(figures, opened.classes):
+        console.note(f"  note: {absent}")
+    _show(trained, values, figures, console)
+    _show_classes(figures, opened.classes, console)
+    if out is not None:
+        runtime.run_on_main(lambda: _write_json(out, values))
+    if tables is not None:
+        runtime.run_on_main(lambda: _write_tables(tables, figures, opened.classes, console))
+    return values
 
 
 def _values(

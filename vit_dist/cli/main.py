@@ -17,7 +17,7 @@ from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.cli.help import COMMANDS, overview
 from vit_dist.cli.streams import drop_unwritten, prepare_streams, print_error
 from vit_dist.config.config import Config
-from vit_dist.errors import ModelError, UserError
+from vit_dist.errors import UserError
 from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
 from vit_dist.runtime.launch import is_first_process
@@ -87,11 +87,11 @@ def _run(arguments: list[str]) -> int:
     try:
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
-        if is_first_process(os.environ):
+        if is_first_process(os.environ) if error.speaks is None else error.speaks:
             with contextlib.suppress(OSError):
                 for line in str(error).splitlines():
                     print_error(line)
-        return 1 if isinstance(error, ModelError) else MISTAKE
+        return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED
@@ -201,16 +201,20 @@ def _evaluate(words: list[str]) -> int:
     with Console(speaks=is_first_process(os.environ)) as console:
         console.phase("starting")
         from vit_dist.cli.evaluate import run_evaluate
+        from vit_dist.runtime.flags import Stopped
 
-        run_evaluate(
-            _load(arguments),
-            arguments.positionals[0],
-            console,
-            split=arguments.flags.get("--split", ""),
-            folder=arguments.path("--folder"),
-            out=arguments.path("--json"),
-            tables=arguments.path("--csv"),
-        )
+        try:
+            run_evaluate(
+                _load(arguments),
+                arguments.positionals[0],
+                console,
+                split=arguments.flags.get("--split", ""),
+                folder=arguments.path("--folder"),
+                out=arguments.path("--json"),
+                tables=arguments.path("--csv"),
+            )
+        except Stopped:
+            return STOPPED
     return 0
 
 

@@ -28,6 +28,9 @@ class RunConfig:
     time_limit: str = option(
         "", "time after which the run saves and stops, to be resumed, as 55 minutes; empty: none", changes_result=False
     )
+    timeout: float = free(
+        300.0, "longest wait for a process of the run that does not answer or get on", at_least=2, unit="seconds"
+    )
     deterministic: bool = option(
         False, "use deterministic algorithms only, so that a resume on a GPU is bit-identical too", changes_result=False
     )

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import NamedTuple
 
@@ -39,11 +39,17 @@ class Flags:
     why the run was asked to stop on this rank.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, environ: Mapping[str, str] = os.environ) -> None:
-        """group: a gloo group of all ranks; None for a single process."""
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        environ: Mapping[str, str] = os.environ,
+        waiting: Callable[[str], contextlib.AbstractContextManager[None]] = lambda what: contextlib.nullcontext(),
+    ) -> None:
+        """group: a gloo group of all ranks; None for a single process. waiting: a context of a wait for the others."""
         self.raises = False
         self.reason = ""
         self._group = group
+        self._waiting = waiting
         self._signalled = False
         self._stopped = False
         self._save = False
@@ -122,7 +128,8 @@ class Flags:
         self._pending = flags, work
         if before is None:
             return Agreed(stop=False, save=False, failed=False)
-        before[1].wait()
+        with self._waiting("the others to make this update"):
+            before[1].wait()
         stop, save, failed = (bool(flag) for flag in before[0].tolist())
         if stop and not self.stop:
             self.reason, self._stopped = "another process was asked to", True

@@ -1,4 +1,4 @@
-"""The processes and devices of a run: precision, wrapping, reductions, broadcasts.
+"""The device that a process of a run computes on, and how: precision, wrapping, streams, memory.
 
 No other package imports torch.distributed or builds an Accelerator; they take a `Runtime`.
 """
@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,22 +23,17 @@ from torch.nn.parallel import DistributedDataParallel
 from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
-from vit_dist.runtime.exchange import broadcast_value, gather_values
-from vit_dist.runtime.flags import Flags
-from vit_dist.runtime.launch import check_gpus, check_launch, check_world, ignored_settings
-from vit_dist.runtime.store import own_store
-
-Result = TypeVar("Result")
+from vit_dist.runtime.launch import check_gpus, check_launch, ignored_settings
+from vit_dist.runtime.world import World
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-class Runtime:
-    """This process, as one of the `world_size` processes of a run.
+class Runtime(World):
+    """This process, as one of the `world_size` processes of a run, and the device that it computes on.
 
-    rank, world_size, device, precision (fp32, bf16 or fp16), threads (of torch), cores (CPU cores that this process
-    may use), flags (that ranks raise and agree on), notes (lines for the user), started
-    (in seconds since the epoch).
+    precision (fp32, bf16 or fp16), threads (of torch), cores (CPU cores that this process may use), notes (lines for
+    the user), started (in seconds since the epoch).
     """
 
     _running = False
@@ -68,18 +62,9 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-        world = PartialState(cpu=device == "cpu", **own_store(os.environ))
-        self.rank: int = world.process_index
-        self.world_size: int = world.num_processes
-        self.device: torch.device = world.device
-        check_world(os.environ, self.world_size)
-        self._host_group: dist.ProcessGroup | None = None
-        if self.world_size > 1:
-            group = dist.new_group(backend="gloo")
-            assert isinstance(group, dist.ProcessGroup)
-            self._host_group = group
-        self.flags = Flags(self._host_group)
+        super().__init__(device, config.timeout)
         self.notes: list[str] = []
+        self._reduces = False
         if precision is not None:
             self.use_precision(precision, config.device)
         Runtime._running = True
@@ -122,12 +107,14 @@ class Runtime:
         with warnings.catch_warnings():
             # Its successor, forward_sync_buffers, is not in torch 2.11.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-            prepared: nn.Module = self._accelerator.prepare_model(model)
+            with self.waiting("the first weights"):
+                prepared: nn.Module = self._accelerator.prepare_model(model)
         return prepared
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of a loss, scaled in fp16."""
-        self._accelerator.backward(loss)
+        """Compute the gradients of a loss, scaled in fp16; of the last micro-batch, those of all ranks."""
+        with self.waiting("the gradients") if self._reduces else contextlib.nullcontext():
+            self._accelerator.backward(loss)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which a module that was not prepared computes in the run's precision."""
@@ -136,6 +123,8 @@ class Runtime:
 
     def gradient_sync(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context for the forward and backward pass of one micro-batch: only the last reduces gradients."""
+        self._reduces = last
+        self.move()
         return contextlib.nullcontext() if last else self._accelerator.no_sync(model)
 
     def to_device(self, tensor: Tensor) -> Tensor:
@@ -152,74 +141,10 @@ class Runtime:
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
 
-    def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks, in place, and return it."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
-
     @property
     def sum_dtype(self) -> torch.dtype:
         """Return the widest float type that the device computes in."""
         return torch.float32 if self.device.type == "mps" else torch.float64
-
-    def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value, which JSON must be able to hold, on every rank."""
-        if self._host_group is None:
-            return value
-        return broadcast_value(value, self._host_group, is_main=self.is_main)
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, which JSON must be able to hold, by rank, on every rank."""
-        if self._host_group is None:
-            return [value]
-        return gather_values(value, self._host_group, self.world_size)
-
-    def run_on_all(self, work: Callable[[], Result]) -> Result:
-        """Run `work` on every rank and return its own result on each.
-
-        A UserError on any of them is raised on all, with the rank and host that it comes from unless it is of rank 0.
-        """
-        failure, result = "", []
-        try:
-            result = [work()]
-        except UserError as error:
-            failure = str(error)
-        failures = self.gather([failure, socket.gethostname()])
-        for rank, (text, host) in enumerate(failures):
-            if text:
-                raise UserError(f"process {rank} on {host}: {text}" if rank else text)
-        return result[0]
-
-    def run_on_main(self, work: Callable[[], Any]) -> Any:
-        """Run `work` on rank 0 and return its result, which JSON must be able to hold, on every rank.
-
-        A UserError that it raises is raised on all ranks.
-        """
-        result: dict[str, Any] = {}
-        if self.is_main:
-            try:
-                result["value"] = work()
-            except UserError as error:
-                result["failure"] = str(error)
-        result = self.broadcast(result)
-        if "failure" in result:
-            raise UserError(result["failure"])
-        return result["value"]
-
-    def run_main_first(self, work: Callable[[], Result]) -> Result:
-        """Run `work` on rank 0, then on the others, so that a download happens once; else as `run_on_all`."""
-
-        def in_turn() -> Result:
-            if not self.is_main:
-                self.barrier()
-            try:
-                return work()
-            finally:
-                if self.is_main:
-                    self.barrier()
-
-        return self.run_on_all(in_turn)
 
     def copy_scalar_async(self, value: Tensor) -> Callable[[], float]:
         """Start to copy a scalar to the host; the function returned waits for that copy alone and gives its value."""
@@ -231,7 +156,8 @@ class Runtime:
         event.record()
 
         def read() -> float:
-            event.synchronize()
+            with self.waiting("the device"):
+                event.synchronize()
             return float(host.item())
 
         return read
@@ -255,15 +181,11 @@ class Runtime:
         with torch.cuda.stream(stream):
             yield
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self._host_group is not None:
-            dist.barrier(group=self._host_group)
-
     def synchronize(self) -> None:
         """Wait until the device has finished."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            with self.waiting("the device"):
+                torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
@@ -293,8 +215,6 @@ class Runtime:
     def end(self) -> None:
         """Leave the process group, and let the next run in this process choose its own precision."""
         Runtime._running = False
-        self.flags.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        self.leave()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -1,4 +1,4 @@
-"""Train a run from start to end: `train`, and the `Run` it returns."""
+"""Train a run from start to end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ from vit_dist.checkpointing.folder import checkpoint_path
 from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config, check_config
 from vit_dist.config.values import parse_seconds
-from vit_dist.data.preprocessing import Preprocessing
-from vit_dist.errors import UserError, one_line
+from vit_dist.errors import PeerError, UserError, one_line
 from vit_dist.files import json_values, read_json, write_json
 from vit_dist.inference.classifier import Classifier
 from vit_dist.inference.load import default_weights, load_run_model
-from vit_dist.inference.prediction import PredictionList
-from vit_dist.run_folder.metrics import Line, read_history
+from vit_dist.run_folder.metrics import read_history
 from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.runtime.devices import resolve_device
 from vit_dist.runtime.flags import Stopped
@@ -38,44 +36,12 @@ from vit_dist.training.claim import lock_run
 from vit_dist.training.handshake import check_same_samples, check_same_start
 from vit_dist.training.loop import loop
 from vit_dist.training.resolve import find_start, resolve
+from vit_dist.training.result import Run
 from vit_dist.training.resume import ResumePoint
 from vit_dist.training.setup import setup
-from vit_dist.training.summary import current_report, print_summary, result_text, summarise
+from vit_dist.training.summary import current_report, print_summary, summarise
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import DivergedError
-
-
-@dataclass(frozen=True)
-class Run:
-    """The result of `train`.
-
-    stopped: whether a signal stopped it, before there was a summary. history: the lines of metrics.jsonl that count.
-    summary: the content of summary.json. model: with the best weights, as `vit_dist.load` returns it.
-    """
-
-    folder: Path
-    stopped: bool
-    history: list[Line]
-    best: Best | None
-    summary: dict[str, Any]
-    model: Classifier
-    preprocessing: Preprocessing
-
-    def __repr__(self) -> str:
-        """Return its name and result in words."""
-        made = self.history[-1]["update"] if self.history else 0
-        words = ["stopped" if self.stopped else "finished", result_text(self.summary) if self.summary else ""]
-        return f"Run({self.folder.name}: {', '.join(filter(None, [*words, f'{made:,} updates']))})"
-
-    def report(self) -> Path:
-        """Write the run's report into its folder and return the path of the page."""
-        from vit_dist.report.page import write_report
-
-        return write_report(self.folder)
-
-    def predict(self, images: Any) -> PredictionList:
-        """Return the prediction for each image, in any form, by the best weights; see `Classifier.predict`."""
-        return self.model.predict(images)
 
 
 def train(
@@ -107,7 +73,7 @@ def train(
     runtime = Runtime(config.run, None)
     console = console or Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
     try:
-        with runtime.flags.on_signals():
+        with runtime.flags.on_signals(), runtime.together():
             run, finished_before = _start(
                 config, runtime, console, model, source, callbacks=callbacks, trust_code=trust_code
             )
@@ -175,6 +141,8 @@ def _run(trainer: Trainer) -> Run:
     """Run a trainer until it has finished or is stopped, and write to status.json how it ended."""
     summary: dict[str, Any] = {}
     finished = interrupted = False
+    if trainer.runtime.watch is not None:
+        trainer.runtime.watch.on_end = partial(_tell_end, trainer)
     try:
         with contextlib.suppress(Stopped):
             trainer.write_status("running")
@@ -203,12 +171,20 @@ def _run(trainer: Trainer) -> Run:
         )
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        trainer.write_status(
-            "failed", one_line(error if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-        )
-        raise
+        cause = trainer.runtime.cause(error)
+        reason = one_line(cause if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}")
+        trainer.write_status("failed", reason, speaks=isinstance(cause, PeerError) and bool(cause.speaks))
+        if cause is error:
+            raise
+        raise cause from None
     finally:
         trainer.close(wait=not interrupted)
+
+
+def _tell_end(trainer: Trainer, reason: str) -> None:
+    """Write to status.json why this process is about to be ended while it waits for another."""
+    trainer.console.stop()
+    trainer.write_status("failed", reason, speaks=True)
 
 
 def _make_updates(trainer: Trainer) -> bool:

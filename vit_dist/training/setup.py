@@ -55,16 +55,17 @@ def setup(
     """
     config, data = resolved.config, resolved.data
     console.phase("building the model")
-    components = build_components(
-        config,
-        world_size=runtime.world_size,
-        device=runtime.device,
-        autocast=runtime.autocast,
-        model=model,
-        source=data,
-        load_pretrained=resume.checkpoint is None,
-        trust_code=trust_code,
-    )
+    with runtime.working():  # it may download weights
+        components = build_components(
+            config,
+            world_size=runtime.world_size,
+            device=runtime.device,
+            autocast=runtime.autocast,
+            model=model,
+            source=data,
+            load_pretrained=resume.checkpoint is None,
+            trust_code=trust_code,
+        )
     state = resumed_state(resume, components.plan)
     updater = build_updater(components, state, resume.checkpoint, runtime)
     streams = build_streams(components, runtime)
@@ -73,9 +74,10 @@ def setup(
         check_shared_folder(config.folder, runtime)
         return _start(resolved, runtime, console, resume, lock, components, updater, streams)
     except BaseException as error:
+        cause = runtime.cause(error)
         if runtime.is_main:
-            how = "stopped" if isinstance(error, Stopped) else "failed"
-            write_status(config.folder, how, state.position, one_line(error))
+            how = "stopped" if isinstance(cause, Stopped) else "failed"
+            write_status(config.folder, how, state.position, one_line(cause))
         if lock is not None:
             lock.release()
         raise
@@ -117,7 +119,8 @@ def _start(
             trainer.checkpointer.prune()
     notes = [*resolved.notes, *resume.notes, *components.notes]
     print_overview(trainer, resolved.choices, notes, start_text(resume, components.plan))
-    trainer.recorder.trackers.start(state.tracker_run_id, state.position)
+    with runtime.working():  # a tracker's server may be slow to answer
+        trainer.recorder.trackers.start(state.tracker_run_id, state.position)
     state.tracker_run_id = trainer.recorder.trackers.run_id
     trainer.recorder.record("start", state.position, _start_values(trainer, resume))
     return trainer

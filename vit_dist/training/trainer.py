@@ -146,9 +146,9 @@ class Trainer:
         for position, values in self.checkpointer.take_written():
             self.recorder.record("save", position, values)
 
-    def write_status(self, state: str, reason: str | None = None) -> None:
-        """Write status.json: running, finished, stopped or failed."""
-        if self.runtime.is_main:
+    def write_status(self, state: str, reason: str | None = None, *, speaks: bool = False) -> None:
+        """Write status.json: running, finished, stopped or failed. speaks: whether this rank stands in for rank 0."""
+        if self.runtime.is_main or speaks:
             folder, position, recorder = self.folder, self.state.position, self.recorder
             status = folder / "status.json"
             recorder.outputs.write(status, lambda: write_status(folder, state, position, reason, recorder.problems))

@@ -1,0 +1,282 @@
+"""Watch over the processes of a run: one that fails tells the others, and one that does not answer is named.
+
+Each process has two threads. One talks to the store: it says every half a second that this process is alive and what
+it does, and reads why another failed. The other talks to nobody, since a call to a store that cannot be reached may not
+return: it ends the process when the main thread has waited too long, which nothing else could interrupt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from torch.distributed.distributed_c10d import Store
+
+from vit_dist.errors import every
+
+_BEAT = 0.5  # seconds between two signs of life
+_LOOK = 0.25  # seconds between two looks at how long the main thread has waited
+_GRACE = 5.0  # seconds for the main thread to find out by itself that a process is gone
+_SILENCE = 10.0  # seconds without a sign of life after which a process counts as gone, at most
+_LAST_ACT = 5.0  # seconds for what is done before the process is ended: storage may hang as well
+_PEERS_A_BEAT = 256  # so many processes are read in one interval; with more, less often
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run cannot go on: the processes it comes from, in words that name them and their host, and the exit code.
+
+    speaker: the process that tells the user.
+    """
+
+    ranks: Sequence[int]
+    text: str
+    code: int
+    speaker: int = 0
+
+
+@dataclass
+class _Peer:
+    """What is known of another process: its last sign of life, and when on this clock it and its progress changed."""
+
+    beat: str = ""
+    changed: float = 0.0
+    progress: str = ""
+    progressed: float = 0.0
+    doing: str = ""  # "waiting", "working" on what the others know to take long, else "busy"
+    host: str = ""
+
+
+class Watch:
+    """The watch of one process over a run of several.
+
+    on_end: called with the reason before this process is ended, by the process that tells the user.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int, timeout: float) -> None:
+        """Begin to watch. store: of this run alone. timeout: the longest wait for another process, in seconds."""
+        self.on_end: Callable[[str], None] = lambda reason: None
+        self._store = store.clone()  # a connection of its own: one that waits blocks all that use it
+        self._rank, self._world_size, self._timeout = rank, world_size, timeout
+        self._host = socket.gethostname()
+        self._silence = min(_SILENCE, timeout / 4)
+        self._pause = _BEAT * max(1.0, world_size / _PEERS_A_BEAT)
+        self._clock = self._contact = 0.0
+        self._store_lost = False
+        self._beats = self._answers = self._progress = self._long = 0
+        self._wait: tuple[str, float] | None = None
+        self._peers = {other: _Peer() for other in range(world_size) if other != rank}
+        self._asked = False
+        self._failure: Failure | None = None
+        self._failed_at = 0.0
+        self._wake, self._closed, self._ending = threading.Event(), threading.Event(), threading.Lock()
+        self._store.set(f"host/{rank}", self._host)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._look)]
+        for thread in self._threads:
+            thread.start()
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Tell that the main thread waits for other processes inside the block. what: for, in words."""
+        if self._wait is not None:
+            yield
+            return
+        self._progress += 1
+        self._wait = (what, self._clock)
+        try:
+            yield
+        finally:
+            self._wait = None
+            self._progress += 1
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Tell that the others wait inside the block for work of this process that may take longer than the timeout."""
+        self._long += 1
+        try:
+            yield
+        finally:
+            self._long -= 1
+            self._progress += 1
+
+    def move(self) -> None:
+        """Tell that the main thread gets on, though the others may have to wait for it."""
+        self._progress += 1
+
+    def fail(self, failure: Failure) -> Failure:
+        """Leave word for the other processes of why this one ends, and return what the first that did so has left."""
+        try:
+            with self.waiting("the store"):
+                first = self._store.compare_set("failure", "", json.dumps(asdict(failure)))
+        except (RuntimeError, ValueError):  # the store is gone with its host
+            return failure
+        return self._take(first)
+
+    def find_failure(self) -> Failure:
+        """Return why the connection to the other processes broke, once the signs of life have told it.
+
+        Waits for what a process that failed has left, and, if it left nothing, until it is known which are gone.
+        """
+        silence = min(self._silence, _GRACE)
+        deadline = time.monotonic() + silence + 3 * self._pause
+        self._asked = True
+        while self._failure is None and not self._store_lost and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(0.02)
+        if self._failure is not None:
+            return self._failure
+        gone = self._silent(silence)
+        if gone:
+            text = f"{self._named(gone)} ended without a word: killed, or out of memory; see the log of its host"
+            return self.fail(self._lost(gone, text))
+        return self.fail(self._lost([], f"process {self._rank} on {self._host}: the connection to the others broke"))
+
+    def left_by_another(self) -> Failure | None:
+        """Return why another process has failed, if one has left word. Waits for one answer of the store, at most."""
+        answers, deadline = self._answers, time.monotonic() + 2 * self._pause
+        while self._failure is None and self._answers < answers + 2 and time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(0.02)
+        return self._failure if self._failure is not None and self._rank not in self._failure.ranks else None
+
+    def close(self, *, failed: bool, hosts_store: bool) -> None:
+        """End the watch. hosts_store: whether the store ends with this process: after a failure the others read it."""
+        deadline = time.monotonic() + _GRACE
+        with contextlib.suppress(RuntimeError, ValueError), self.waiting("the store"):
+            if failed:
+                left = self._store.add("left", 1)
+                while hosts_store and left < self._world_size and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    left = self._store.add("left", 0)
+        with self._ending:
+            self._closed.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(1.0)
+
+    def _talk(self) -> None:
+        """Give signs of life, and read those of others where that is asked for. Runs in a thread of its own."""
+        while not self._closed.is_set():
+            try:
+                self._beats += 1
+                doing = "working" if self._long else "waiting" if self._wait is not None else "busy"
+                self._store.set(f"beat/{self._rank}", f"{self._beats} {self._progress} {doing}")
+                if self._store.check(["failure"]):
+                    self._take(self._store.get("failure"))
+                wait = self._wait
+                if self._asked or (wait is not None and self._clock - wait[1] > self._timeout / 2):
+                    self._read_peers()
+                self._contact = self._clock
+                self._answers += 1
+            except (RuntimeError, ValueError):
+                self._store_lost = True  # it does not come back, and each call would print torch's own lines
+                return
+            self._wake.wait(self._pause)
+            self._wake.clear()
+
+    def _read_peers(self) -> None:
+        """Read the signs of life of the other processes."""
+        present = [other for other in self._peers if self._store.check([f"beat/{other}"])]
+        for other in present:
+            if not self._peers[other].host:
+                self._peers[other].host = self._store.get(f"host/{other}").decode()
+        beats = self._store.multi_get([f"beat/{other}" for other in present]) if present else []
+        for other, value in zip(present, beats, strict=True):
+            peer, (beat, progress, doing) = self._peers[other], value.decode().split()
+            if beat != peer.beat:
+                peer.beat, peer.changed = beat, self._clock
+            if progress != peer.progress:
+                peer.progress, peer.progressed = progress, self._clock
+            peer.doing = doing
+
+    def _look(self) -> None:
+        """End the process if the main thread has waited too long. Runs in a thread of its own, and calls nobody."""
+        before = time.monotonic()
+        while not self._closed.wait(_LOOK):
+            now = time.monotonic()
+            self._clock += min(now - before, 1.0)  # a process that was stopped itself has not waited
+            before = now
+            failure = self._verdict()
+            if failure is not None:
+                self._end(failure)
+
+    def _verdict(self) -> Failure | None:
+        """Return why the process must be ended, if it must."""
+        wait = self._wait
+        waited = self._clock - wait[1] if wait is not None else 0.0
+        if self._failure is not None:
+            left = self._clock - self._failed_at
+            return self._failure if (left > _GRACE and waited > _GRACE) or left > self._timeout + _GRACE else None
+        if wait is None or waited <= self._timeout:
+            return None
+        if self._store_lost or self._clock - self._contact > self._silence:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            text = f"process {self._rank} on {self._host}: no answer from {where} for {waited:.0f} s (run.timeout)"
+            return self._lost([], f"{text}, nor from other processes: see the network and that host")
+        silent = self._silent(self._silence)
+        if silent:
+            verb = "does" if len(silent) == 1 else "do"
+            return self._lost(silent, f"{self._named(silent)} {verb} not answer for {waited:.0f} s (run.timeout)")
+        others = self._peers.values()
+        if any(peer.doing == "working" for peer in others):
+            return None
+        stuck = [rank for rank, peer in self._peers.items() if self._clock - peer.progressed > self._timeout / 2]
+        busy = [rank for rank in stuck if self._peers[rank].doing == "busy"]
+        if busy:
+            verb = "has" if len(busy) == 1 else "have"
+            text = f"{self._named(busy)} {verb} made no progress for {waited:.0f} s (run.timeout)"
+            return self._lost(busy, f"{text}, and the others wait for {wait[0]}")
+        if len(stuck) < len(self._peers):
+            return None
+        text = f"all {self._world_size} processes have waited {waited:.0f} s (run.timeout) for {wait[0]}"
+        return self._lost([], f"{text}: the network between their hosts does not carry it")
+
+    def _silent(self, seconds: float) -> list[int]:
+        """Return the processes that have given no sign of life for so long, as far as they were read."""
+        return [rank for rank, peer in self._peers.items() if self._clock - peer.changed > seconds]
+
+    def _lost(self, ranks: Sequence[int], text: str) -> Failure:
+        """Return the failure of processes that cannot tell it themselves."""
+        reachable = ranks or not (self._store_lost or self._clock - self._contact > self._silence)
+        local = os.environ.get("LOCAL_RANK", "0") == "0"
+        speaker = min(set(range(self._world_size)) - set(ranks)) if reachable else self._rank if local else -1
+        return Failure(list(ranks), text, 1, speaker)
+
+    def _named(self, ranks: Sequence[int]) -> str:
+        """Return `process 1 of 4 on HOST`, or `processes 1 and 2 of 4 on HOST and HOST`."""
+        hosts = list(dict.fromkeys(self._peers[rank].host for rank in ranks if self._peers[rank].host))
+        where = f" on {every(hosts)}" if hosts else ""
+        return f"process{'es'[: 2 * (len(ranks) > 1)]} {every(list(map(str, ranks)))} of {self._world_size}{where}"
+
+    def _take(self, value: bytes) -> Failure:
+        """Return the failure that the store holds, and keep it."""
+        failure = Failure(**json.loads(value))
+        if self._failure is None:
+            self._failed_at, self._failure = self._clock, failure
+        return failure
+
+    def _end(self, failure: Failure) -> None:
+        """Leave word, tell the user and end this process, whose main thread cannot be interrupted."""
+        with self._ending:
+            if self._closed.is_set():
+                return
+            speaks = failure.speaker == self._rank
+
+            # Each in a thread, since the store and the storage may be what does not answer.
+            acts: list[Callable[[], object]] = [lambda: self.fail(failure)]
+            acts += [lambda: self.on_end(failure.text)] * speaks
+            threads = [threading.Thread(target=act, daemon=True) for act in acts]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(_LAST_ACT)
+            if speaks:
+                print(f"vit-dist: {failure.text}", file=sys.stderr, flush=True)
+            os._exit(failure.code)
