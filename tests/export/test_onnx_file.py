@@ -136,9 +136,10 @@ def test_metadata_holds_preprocessing_classes_and_source(
             "crop": 1.0,
             "channels": 1,
             "interpolation": "bicubic",
+            "fit": "crop",
             "input": "uint8 pixels" if preprocess else "normalised float32",
-            "steps": "grey; short side to round(image_size / crop), bicubic; centre crop; "
-            + ("uint8" if preprocess else "value / 255; (value - mean) / std"),
+            "steps": "grey, upright as EXIF says, on white; shorter side to 8 pixels (bicubic), "
+            "then the centre of 8 × 8; " + ("uint8" if preprocess else "value / 255; (value - mean) / std"),
             "output": "logits",
         },
         "classes": [str(i) for i in range(10)],

@@ -12,16 +12,8 @@ import numpy as np
 import pytest
 
 from vit_dist.config.config import Config
-from vit_dist.config.fields import (
-    AugmentConfig,
-    BatchConfig,
-    CheckpointConfig,
-    EvaluateConfig,
-    LogConfig,
-    RunConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.output_fields import CheckpointConfig, EvaluateConfig, LogConfig
 from vit_dist.config.values import Length
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Purpose, key, keys, uniform

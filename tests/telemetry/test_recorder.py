@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from vit_dist.config.config import Config
-from vit_dist.config.fields import BatchConfig, LogConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.fields import BatchConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.config.output_fields import LogConfig
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.metrics import Line
 from vit_dist.run_folder.status import write_status

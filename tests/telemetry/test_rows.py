@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from vit_dist.config.config import Config
-from vit_dist.config.fields import BatchConfig, EvaluateConfig, TrainConfig
+from vit_dist.config.fields import BatchConfig, TrainConfig
+from vit_dist.config.output_fields import EvaluateConfig
 from vit_dist.plan.plan import Plan
 from vit_dist.telemetry.rows import MOST_ROWS, Rows, aligned_row, heading, labelled_row
 

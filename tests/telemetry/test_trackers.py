@@ -27,7 +27,8 @@ from tests.conftest import REPOSITORY
 from tests.run_folder.full_disk import fill, small_disk
 from tests.training.test_run import digits
 from vit_dist import Config, Run, train
-from vit_dist.config.fields import LogConfig, RunConfig
+from vit_dist.config.fields import RunConfig
+from vit_dist.config.output_fields import LogConfig
 from vit_dist.files import read_json
 from vit_dist.run_folder.metrics import Line, read_metrics
 from vit_dist.run_folder.predictions import (

@@ -18,7 +18,8 @@ from tests.conftest import REPOSITORY
 from tests.telemetry.test_trackers import Wandb
 from tests.telemetry.wandb_server import serving, silent
 from vit_dist.config.config import Config
-from vit_dist.config.fields import LogConfig, RunConfig
+from vit_dist.config.fields import RunConfig
+from vit_dist.config.output_fields import LogConfig
 from vit_dist.telemetry import trackers as trackers_module
 from vit_dist.telemetry import wandb_process, wandb_run
 from vit_dist.telemetry.trackers import Trackers
@@ -233,7 +234,8 @@ def test_nothing_is_left_of_a_run_that_was_killed(stopped: bool, tmp_path: Path)
     code = f"""
 import os, signal, sys
 from vit_dist.config.config import Config
-from vit_dist.config.fields import LogConfig, RunConfig
+from vit_dist.config.fields import RunConfig
+from vit_dist.config.output_fields import LogConfig
 from vit_dist.telemetry import wandb_process
 from vit_dist.telemetry.trackers import Trackers
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vit_dist.checkpointing.state import Best, TrainState
-from vit_dist.config.fields import EvaluateConfig
+from vit_dist.config.output_fields import EvaluateConfig
 from vit_dist.training.model_selection import is_improvement, out_of_patience, update_best, value_of, weights_of
 
 BOTH = {

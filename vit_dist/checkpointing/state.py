@@ -8,7 +8,7 @@ from typing import Any
 from vit_dist.checkpointing.fields import Fields
 from vit_dist.config.catalog import METRICS
 from vit_dist.config.config import Config
-from vit_dist.data.preprocessing import INTERPOLATIONS, Preprocessing
+from vit_dist.data.preprocessing import FITS, INTERPOLATIONS, LARGEST_CROP, Preprocessing
 from vit_dist.errors import UserError, one_line
 from vit_dist.optim.schedules import PLATEAU, schedule_metric
 
@@ -226,12 +226,13 @@ def _preprocessing(fields: Fields, channels: int) -> Preprocessing:
         if len(values) != channels:
             raise ValueError(f"preprocessing.{name}: has {len(values)} values and the images {channels} channels")
     crop = fields.number("crop", 0)
-    if not 0 < crop <= 1 or 0 in std:
-        raise ValueError("preprocessing: crop must be above 0 and 1 at most, and std above 0")
+    if not 0 < crop <= LARGEST_CROP or 0 in std:
+        raise ValueError(f"preprocessing: crop must be above 0 and {LARGEST_CROP:g} at most, and std above 0")
     side = fields.integer("image_size", 1, _LARGEST_SIDE)
-    known = fields.has("interpolation")  # not in the states of earlier versions
-    interpolation = fields.text("interpolation", INTERPOLATIONS) if known else "bicubic"
-    return Preprocessing(side, tuple(mean), tuple(std), crop, interpolation)
+    # Not in the states of earlier versions, which had no others.
+    interpolation = fields.text("interpolation", INTERPOLATIONS) if fields.has("interpolation") else "bicubic"
+    fit = fields.text("fit", FITS) if fields.has("fit") else "crop"
+    return Preprocessing(side, tuple(mean), tuple(std), crop, interpolation, fit)
 
 
 def _versions(fields: Fields) -> dict[str, str]:

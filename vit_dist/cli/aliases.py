@@ -43,6 +43,8 @@ MODEL_ALIASES = {
     **_same("--data.workers {}", "workers num_workers dataloader_num_workers j"),
     **_same("--data.image_size {}", "img_size imgsz image_size input_size"),
     **_same("--data.crop {}", "crop_pct"),
+    **_same("--data.fit {}", "crop_mode"),
+    **_same("--data.interpolation {}", "interpolation"),
     **_same(_FROM_MODEL, "model model_path checkpoint ckpt ckpt_path resume run model_name_or_path"),
     **_same(_IMAGES, "image images source input file files path"),
     **_same("--top {}", "topk top_k k n"),
@@ -109,6 +111,8 @@ TRAIN_ALIASES = {
     **_same("--data.val_fraction {}", "val_split train_val_split val_fraction validation_split val_ratio"),
     **_same("--data.workers {}", "workers num_workers dataloader_num_workers j"),
     **_same("--data.crop {}", "crop_pct crop_fraction"),
+    **_same("--data.fit {}", "crop_mode"),
+    **_same("--data.interpolation {}", "interpolation"),
     **_same('--data.mean "[{}]"', "mean"),
     **_same('--data.std "[{}]"', "std"),
     **_same(_FROM_DATA, "num_classes nb_classes n_classes num_labels nc class_map in_chans channels"),
@@ -224,6 +228,10 @@ def _pretrained(value: str) -> str:
     return value if "." in value or "/" in value else "timm"
 
 
+def _fit(value: str) -> str:
+    return {"center": "crop", "border": "pad", "letterbox": "pad", "squash": "stretch"}.get(value, value)
+
+
 def _ratio(value: str) -> str:
     number = re.fullmatch(r"0?\.(\d+)", value)
     return f"{100 * float(value):g}%" if number else value
@@ -237,6 +245,7 @@ _VALUES: Mapping[str, Callable[[str], str]] = {
     "--optimizer.name {}": _optimizer,
     "--schedule.name {}": _schedule,
     "--model.pretrained {}": _pretrained,
+    "--data.fit {}": _fit,
     "--schedule.warmup {}": _ratio,
 }
 

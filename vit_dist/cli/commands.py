@@ -168,7 +168,7 @@ USAGES = {
         {"MODEL": _MODEL, "OUT": "FILE.onnx, or a new folder"},
         2,
         2,
-        ("model.", "data.image_size", "data.mean", "data.std", "data.crop"),
+        ("model.", "data.image_size", "data.mean", "data.std", "data.crop", "data.fit", "data.interpolation"),
     ),
     "checkpoint list": Usage(
         "List the checkpoints of a run: update, epoch, size, age, which is the best and which the last, and whether "

@@ -117,6 +117,7 @@ def _build(resolved: Resolved, resume: ResumePoint, processes: int, *, trust_cod
         autocast=contextlib.nullcontext,
         source=resolved.data,
         load_pretrained=begins and here,
+        preprocessing=resume.checkpoint.state.preprocessing if resume.checkpoint else None,
         trust_code=trust_code,
     )
     if not here:
@@ -183,6 +184,7 @@ def _show_speed(resolved: Resolved, resume: ResumePoint, position: int, console:
             autocast=runtime.autocast,
             source=resolved.data,
             load_pretrained=False,  # other weights take as long
+            preprocessing=resume.checkpoint.state.preprocessing if resume.checkpoint else None,
             trust_code=trust_code,
         )
         speed = measure_speed(components, runtime, _MEASURED)

@@ -16,6 +16,9 @@ from vit_dist.config.schema import Schema, all_options
 from vit_dist.config.values import merged
 from vit_dist.errors import UserError
 
+# Fields that came after the names of runs: they count only where they are set, so that a run keeps its name.
+_LATER = ("data.fit", "data.interpolation")
+
 
 @dataclass(frozen=True)
 class Config(Schema):
@@ -80,6 +83,9 @@ class Config(Schema):
         timm's own random draws are made for each part.
         """
         fields = self.fields(changes_result=True)
+        for name, default in Config().fields().items():
+            if name in _LATER and fields[name] == default:
+                del fields[name]
         model = self.model
         if not (model.dropout or model.attention_dropout or "/" in model.name or ":" in model.name):
             del fields["batch.micro_size"]

@@ -1,4 +1,4 @@
-"""Every field of a run's config on one page: meaning, bounds, unit and default."""
+"""Every field that shapes what a run learns: meaning, bounds, unit and default. The others: output_fields.py."""
 
 from __future__ import annotations
 
@@ -96,7 +96,13 @@ class DataConfig:
         0, "side of the model's input in pixels; 0: the data set's own, 224 for folder", at_least=0
     )
     crop: float = option(
-        0.0, "part of the side that evaluation keeps (centre crop); 0: timm model's, else 0.875", at_least=0, at_most=1
+        0.0, "part of the side kept in evaluation; 0: timm's, else 0.875; 1 to pad or stretch", at_least=0, at_most=1
+    )
+    fit: Literal["auto", "crop", "pad", "stretch"] = option(
+        "auto", "how images become square: crop the ends, pad with a border, or stretch; auto: timm model's, else crop"
+    )
+    interpolation: Literal["auto", "bicubic", "bilinear"] = option(
+        "auto", "how image files are resized; auto: as the timm model's, else bicubic"
     )
     workers: Union[int, Literal["auto"]] = free("auto", "worker processes that read data, per process", at_least=0)
     timeout: float = free(300.0, "longest time that a worker may spend on one image", above=0, unit="seconds")
@@ -106,9 +112,7 @@ class DataConfig:
         "leaves it out of evaluations, which count it",
     )
     max_pixels: int = free(100_000_000, "pixels of the largest image that is decoded", above=0)
-    mean: tuple[float, ...] = option(
-        (), "mean per channel of pixels in 0..1; empty: the data set's or the timm model's"
-    )
+    mean: tuple[float, ...] = option((), "mean per channel of pixels in 0..1; empty: the data set's or timm model's")
     std: tuple[float, ...] = option(
         (), "standard deviation per channel; empty: the data set's or the timm model's", above=0
     )
@@ -244,55 +248,3 @@ class TrainConfig:
     max_bad_updates: int = option(
         20, "updates skipped, of the last 2 × max_bad_updates, that fail the run", above=0, changes_result=False
     )
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """The evaluation on the validation set, and early stopping."""
-
-    every: str = option("1 epochs", "interval between evaluations; the end of the run is always evaluated")
-    batch_size: int = option(256, "slots of one forward pass", above=0, changes_result=False, at_inference=True)
-    metric: str = option(
-        "top1",
-        "validation metric that picks the best weights: top1, top5 or loss (of the EMA weights if train.ema is "
-        "set; prefix raw_ for the others)",
-    )
-    patience: int = option(
-        0, "evaluations without improvement, after the warmup, that end the run; 0: never", at_least=0
-    )
-    min_delta: float = option(
-        0.0, "change of the metric above which patience sees an improvement; never one image of val alone", at_least=0
-    )
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """The checkpoints: how often they are written, how many are kept."""
-
-    every: str = option(
-        "1 epochs",
-        "interval between checkpoints: epochs, updates, samples, or a time as 15 minutes; a new best and the end are "
-        "always saved",
-        changes_result=False,
-    )
-    keep: int = option(3, "number of newest checkpoints to keep, besides the best one", above=0, changes_result=False)
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """The log: metrics, console, report and experiment trackers."""
-
-    every: str = option("10 updates", "interval between lines of metrics", changes_result=False)
-    level: Literal["debug", "info", "warning"] = option(
-        "info",
-        "warning: warnings and errors only; debug: the libraries' own logs as well, of all ranks",
-        changes_result=False,
-    )
-    report: bool = option(True, "draw the report at the end of the run", changes_result=False)
-    trackers: Literal["auto", "none", "wandb", "tensorboard"] = option(
-        "auto", "experiment tracker; auto: wandb if you are logged in", changes_result=False
-    )
-    project: str = option("vit_dist", "project in W&B", changes_result=False)
-    entity: str = option("", "team or user in W&B; empty: your default", changes_result=False)
-    group: str = option("", "group of runs in W&B", changes_result=False)
-    tags: tuple[str, ...] = option((), "tags of the run in W&B", changes_result=False)

@@ -10,10 +10,7 @@ from typing import Any, get_type_hints
 from vit_dist.config.fields import (
     AugmentConfig,
     BatchConfig,
-    CheckpointConfig,
     DataConfig,
-    EvaluateConfig,
-    LogConfig,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
@@ -22,6 +19,7 @@ from vit_dist.config.fields import (
     TrainConfig,
 )
 from vit_dist.config.option import Option, options
+from vit_dist.config.output_fields import CheckpointConfig, EvaluateConfig, LogConfig
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,34 +12,85 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.config import Config
-from vit_dist.config.fields import ModelConfig
+from vit_dist.config.fields import DataConfig, ModelConfig
 from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.models.timm_models import pretrained_cfg
 
-INTERPOLATIONS = ("bicubic", "bilinear")
+# Those of Pillow that timm knows.
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
+# How an image becomes a square → timm's crop_mode.
+CROP_MODES = {"crop": "center", "pad": "border", "stretch": "squash"}
+FITS = tuple(CROP_MODES)
+# Above 1, the image is smaller than the model's input, and black around it: timm has 1.15 for some models.
+LARGEST_CROP = 2.0
+DEFAULT_CROP, DEFAULT_INTERPOLATION = 0.875, "bicubic"
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """The model's input: side in pixels, mean and std per channel (of values in 0..1).
 
-    crop: the fraction of the side that evaluation keeps of image files (a center crop). interpolation: how image files
-    are resized, bicubic or bilinear.
+    How evaluation resizes images to it, as timm does: the side is cut out of the centre of floor(side / crop) pixels.
+    fit: crop resizes an image's shorter side to these, pad the longer one (the border has the mean's colour), stretch
+    both. interpolation: Pillow's.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop: float = 0.875
-    interpolation: str = "bicubic"
+    crop: float = DEFAULT_CROP
+    interpolation: str = DEFAULT_INTERPOLATION
+    fit: str = "crop"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Build it from plain values, as JSON holds them."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    @classmethod
+    def from_timm(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Build it from timm's description of a model's weights (pretrained_cfg).
+
+        Raises ValueError, KeyError, TypeError or IndexError for one that is none.
+        """
+        crop, interpolation = (
+            values.get("crop_pct") or DEFAULT_CROP,
+            values.get("interpolation") or DEFAULT_INTERPOLATION,
+        )
+        if not 0 < crop <= LARGEST_CROP:
+            raise ValueError(f"crop_pct must be above 0 and {LARGEST_CROP:g} at most, not {crop!r}")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}")
+        fits = [fit for fit, mode in CROP_MODES.items() if mode == values.get("crop_mode")]
+        mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
+        return cls(int(values["input_size"][-1]), mean, std, float(crop), interpolation, *fits)
+
+    def to_timm(self) -> dict[str, Any]:
+        """Return it as fields of timm's pretrained_cfg."""
+        return {
+            "input_size": [len(self.mean), self.image_size, self.image_size],
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop,
+            "crop_mode": CROP_MODES[self.fit],
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def transform(self) -> EvaluationTransform:
+        """Return the transform of a decoded image to uint8 pixels, without augmentation."""
+        return EvaluationTransform(self.crop, self.interpolation, self.fit, [round(255 * value) for value in self.mean])
+
+    def resizing(self) -> str:
+        """Return in words how evaluation makes an image a square."""
+        side, target = self.image_size, max(1, math.floor(self.image_size / self.crop))
+        sides = {"crop": "shorter side", "pad": "longer side", "stretch": "both sides"}[self.fit]
+        cut = f", then the centre of {side} × {side}" if self.fit == "crop" or target > side else ""
+        border = ", on a border of the mean's colour" if self.fit == "pad" else ""
+        return f"{sides} to {target} pixels ({self.interpolation}){border}{cut}"
 
     def normalise(self, pixels: Tensor, image_size: int = 0) -> Tensor:
         """Normalise values 0..255 [n, channels, h, w] to float32 [n, channels, image_size, image_size].
@@ -69,7 +121,21 @@ def timm_preprocessing(config: ModelConfig) -> Preprocessing | None:
     cfg = pretrained_cfg(config.name)
     if cfg is None:
         return None
-    return Preprocessing(cfg.input_size[-1], tuple(cfg.mean), tuple(cfg.std), cfg.crop_pct)
+    return Preprocessing.from_timm(vars(cfg))
+
+
+def resized_as(data: DataConfig, model: Preprocessing | None) -> dict[str, Any]:
+    """Decide crop, interpolation and fit: the config's, else those of a timm model, else the defaults.
+
+    Where the config asks for pad or stretch, which are there to keep the edges, the crop is 1 unless it is set too.
+    """
+    keeps_edges = data.fit in ("pad", "stretch")
+    default = model or Preprocessing(0, (), ())
+    return {
+        "crop": data.crop or (1.0 if keeps_edges else default.crop),
+        "interpolation": default.interpolation if data.interpolation == "auto" else data.interpolation,
+        "fit": default.fit if data.fit == "auto" else data.fit,
+    }
 
 
 def resolve_preprocessing(config: Config, data: LabelledSplits) -> Preprocessing:
@@ -85,10 +151,27 @@ def resolve_preprocessing(config: Config, data: LabelledSplits) -> Preprocessing
     mean, std = mean or data.mean, std or data.std
     if len(mean) != data.channels:
         raise UserError(f"data.mean: has {len(mean)} values and the images {data.channels} channels: give one each")
-    crop, interpolation = config.data.crop or (model.crop if model else 0.875), "bicubic"
+    resizing = resized_as(config.data, model)
     pixels = decoded(data.splits["train"].source)
     if pixels is not None:
-        crop = 1.0  # decoded images fill their frame, and are not cropped in training either
-        if pixels.shape[2] != side:
-            interpolation = "bilinear"  # as the device resizes them
-    return Preprocessing(side, tuple(mean), tuple(std), crop, interpolation)
+        resizing |= _decoded_as(config.data, pixels.shape[2:], side)
+    return Preprocessing(side, tuple(mean), tuple(std), **resizing)
+
+
+def _decoded_as(data: DataConfig, shape: Sequence[int], side: int) -> dict[str, Any]:
+    """Return what holds of images in memory: they fill their frame, and are not cropped in training either.
+
+    shape: [height, width]. The device resizes them. Raises UserError for a fit that it does not have.
+    """
+    height, width = shape
+    resizing: dict[str, Any] = {"crop": 1.0}
+    if shape[0] != side or height != width:
+        resizing["interpolation"] = "bilinear"
+    if height != width:
+        if data.fit not in ("auto", "stretch"):
+            raise UserError(
+                f"data.fit: {data.fit} is for image files: images in memory of {width} × {height} pixels are "
+                "stretched: leave it out, or make them squares"
+            )
+        resizing["fit"] = "stretch"
+    return resizing

@@ -223,7 +223,7 @@ def _evaluation_transform(subset: Subset, preprocessing: Preprocessing) -> Evalu
     """Return the transform without augmentation; None for decoded images, which are taken as they are."""
     if decoded(subset.source) is not None:
         return None
-    return EvaluationTransform(preprocessing.crop, preprocessing.interpolation)
+    return preprocessing.transform()
 
 
 def _workers(reader: Reader, count: int, timeout: float, runtime: Runtime) -> Workers:

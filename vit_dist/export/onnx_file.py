@@ -137,8 +137,7 @@ def _metadata(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any]
     preprocessing = trained.preprocessing
     mode = {1: "grey", 3: "RGB"}.get(trained.channels, "channels")
     last_step = "uint8" if preprocess else "value / 255; (value - mean) / std"
-    resize = f"short side to round(image_size / crop), {preprocessing.interpolation}"
-    steps = f"{mode}; {resize}; centre crop; {last_step}"
+    steps = f"{mode}, upright as EXIF says, on white; {preprocessing.resizing()}; {last_step}"
     fields = {
         "image_size": preprocessing.image_size,
         "mean": preprocessing.mean,
@@ -146,6 +145,7 @@ def _metadata(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any]
         "crop": preprocessing.crop,
         "channels": trained.channels,
         "interpolation": preprocessing.interpolation,
+        "fit": preprocessing.fit,
         "input": "uint8 pixels" if preprocess else "normalised float32",
         "steps": steps,
         "output": "logits",

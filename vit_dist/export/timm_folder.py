@@ -137,17 +137,11 @@ def _create(architecture: str, args: dict[str, Any]) -> tuple[Any, dict[str, Any
 def _pretrained_cfg(trained: TrainedModel, defaults: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
     """Return timm's description of the weights and their preprocessing. defaults: those of the architecture."""
     preprocessing = trained.preprocessing
-    side = preprocessing.image_size
     return {
         "tag": "vit_dist",
         "custom_load": False,
-        "input_size": [trained.channels, side, side],
+        **preprocessing.to_timm(),
         "fixed_input_size": bool(defaults.get("fixed_input_size")) and not args.get("dynamic_img_size"),
-        "interpolation": preprocessing.interpolation,
-        "crop_pct": preprocessing.crop,
-        "crop_mode": "center",
-        "mean": preprocessing.mean,
-        "std": preprocessing.std,
         "num_classes": len(trained.classes),
         "pool_size": None,
         "first_conv": defaults.get("first_conv"),

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.arrays import ArraySource
 from vit_dist.data.sources.custom import numbered, open_parts
@@ -197,7 +196,7 @@ class Preprocess:
         item = Path(image) if isinstance(image, str) else image
         source = ImageList([item], [str(item) if isinstance(item, Path) else "image"], self.mode, self.max_pixels)
         made = self.preprocessing
-        pixels = EvaluationTransform(made.crop, made.interpolation)(source.image(0), 0, made.image_size)
+        pixels = made.transform()(source.image(0), 0, made.image_size)
         return made.normalise(pixels[None])[0]
 
 

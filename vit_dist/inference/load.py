@@ -16,7 +16,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schema import inference_fields
 from vit_dist.config.values import merged
-from vit_dist.data.preprocessing import INTERPOLATIONS, Preprocessing, timm_preprocessing
+from vit_dist.data.preprocessing import Preprocessing, resized_as, timm_preprocessing
 from vit_dist.errors import UserError
 from vit_dist.files import pickle_problem, read_json, user_path
 from vit_dist.inference.choose import choose_checkpoint
@@ -169,9 +169,7 @@ def _from_weights_file(fields: Mapping[str, Any], path: Path | None) -> TrainedM
         raise UserError("\n".join(problems))
     model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
     load_weights(model, path)
-    preprocessing = Preprocessing(
-        side, tuple(mean), tuple(std), crop=config.data.crop or (made.crop if made else 0.875)
-    )
+    preprocessing = Preprocessing(side, tuple(mean), tuple(std), **resized_as(config.data, made))
     identifiers, names = imagenet_classes(config.model.name, classes)
     return TrainedModel(model, preprocessing, identifiers, channels, "raw", config, names)
 
@@ -182,16 +180,16 @@ def _from_export(folder: Path, fields: Mapping[str, Any], trust_code: bool) -> T
     try:
         content = read_json(folder / "config.json")
         made = content["pretrained_cfg"]
-        channels, side = made["input_size"][0], made["input_size"][-1]
-        resize = next((name for name in INTERPOLATIONS if name == made.get("interpolation")), "bicubic")
-        preprocessing = Preprocessing(side, tuple(made["mean"]), tuple(made["std"]), made["crop_pct"], resize)
+        channels, preprocessing = made["input_size"][0], Preprocessing.from_timm(made)
         args = {name: value for name, value in content.get("model_args", {}).items() if name not in _BUILT_WITH}
         name, classes = f"timm/{content['architecture']}", content["num_classes"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder / 'config.json'}: not one that timm would load: {error!r}") from None
     config = Config.load("folder", {**fields, "model.name": name, "model.args": args})
     check_trust(config.model, folder / "config.json", trust_code=trust_code)
-    model = build_model(config.model, classes=classes, channels=channels, image_size=side, seed=0, trained=False)
+    model = build_model(
+        config.model, classes=classes, channels=channels, image_size=preprocessing.image_size, seed=0, trained=False
+    )
     load_weights(model, folder / "model.safetensors")
     label_names = content.get("label_names")
     labels = (

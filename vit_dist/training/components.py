@@ -64,18 +64,19 @@ def build_components(
     model: nn.Module | None = None,
     source: Any = None,
     load_pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
     trust_code: bool = False,
 ) -> Components:
     """Build the parts of a run on `world_size` ranks, of which this one computes on `device`.
 
     autocast: the precision that a teacher runs in. model, source: used in place of the config's model and data.
-    load_pretrained: False if a checkpoint's weights follow. trust_code: run a function that a teacher's run names as
-    its model. Raises UserError for everything that `train` refuses, except what depends on the machine or the run's
-    folder.
+    load_pretrained: False if a checkpoint's weights follow. preprocessing: the checkpoint's, which a run keeps.
+    trust_code: run a function that a teacher's run names as its model. Raises UserError for everything that `train`
+    refuses, except what depends on the machine or the run's folder.
     """
     check_tracker(config.log.trackers)
     data = open_splits(config, source)
-    preprocessing = resolve_preprocessing(config, data)
+    preprocessing = preprocessing or resolve_preprocessing(config, data)
     plan = Plan.from_config(config, len(data.splits["train"]), world_size)
     for field, slots in (
         ("batch.micro_size", config.batch.micro_size),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from vit_dist.checkpointing.state import Best, TrainState
-from vit_dist.config.fields import EvaluateConfig
+from vit_dist.config.output_fields import EvaluateConfig
 from vit_dist.inference.evaluation import Evaluation
 from vit_dist.optim.schedules import Schedule
 

@@ -63,6 +63,7 @@ def replay(
             model=model,
             source=data,
             load_pretrained=checkpoint is None,
+            preprocessing=checkpoint.state.preprocessing if checkpoint else None,
             trust_code=trust_code,
         )
         if checkpoint is not None:

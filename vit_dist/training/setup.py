@@ -64,6 +64,7 @@ def setup(
             model=model,
             source=data,
             load_pretrained=resume.checkpoint is None,
+            preprocessing=resume.checkpoint.state.preprocessing if resume.checkpoint else None,
             trust_code=trust_code,
         )
     state = resumed_state(resume, components.plan)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from torchvision.transforms.v2 import InterpolationMode
 
 _TIMM = ("rand", "augmix", "original", "v0", "3a")
 _ELONGATED = 16  # long side / short side
@@ -30,41 +34,79 @@ class Transform(Protocol):
 
 
 class EvaluationTransform:
-    """Resize the shorter side to side / crop and cut out the centre: [channels, side, side], whatever the key."""
+    """Make an image a square as timm's evaluation does, to the pixel: [channels, side, side], whatever the key.
+
+    The target is floor(side / crop) pixels long; the centre of side × side is cut out of what was resized to it.
+
+    fit: crop resizes the shorter side to the target (timm's crop_mode center); stretch both sides (squash); pad the
+    longer one, with a border of one colour where there is no image (border). interpolation: Pillow's. border: uint8,
+    one value per channel.
+    """
 
     sized = True
 
-    def __init__(self, crop: float, interpolation: str = "bicubic") -> None:
+    def __init__(
+        self, crop: float, interpolation: str = "bicubic", fit: str = "crop", border: Sequence[int] = ()
+    ) -> None:
         import torchvision.transforms.v2  # noqa: F401  takes a second: now, rather than in every worker
 
         self.crop = crop
         self.interpolation = interpolation
+        self.fit = fit
+        self.border = tuple(border)
 
     def __call__(self, image: Image.Image, key: int, side: int) -> Tensor:
         from torchvision.transforms import v2
 
-        shorter = round(side / self.crop)
-        if max(image.size) > _ELONGATED * min(image.size):
-            centre = _resized_centre(image, shorter, side, Image.Resampling[self.interpolation.upper()])
+        target = max(1, math.floor(side / self.crop))
+        mode = v2.InterpolationMode(self.interpolation)
+        if self.fit == "pad":
+            square = _centred(_longer_side(image, target, mode), side, self.border)
+        elif self.fit == "crop" and max(image.size) > _ELONGATED * min(image.size):
+            square = _resized_centre(image, target, side, Image.Resampling[self.interpolation.upper()])
         else:
-            resized = v2.functional.resize(image, [shorter], v2.InterpolationMode(self.interpolation))
-            centre = v2.functional.center_crop(resized, [side, side])
-        pixels: Tensor = v2.functional.pil_to_tensor(centre)
+            resized = v2.functional.resize(image, [target] if self.fit == "crop" else [target, target], mode)
+            square = v2.functional.center_crop(resized, [side, side])
+        pixels: Tensor = v2.functional.pil_to_tensor(square)
         return pixels
 
 
-def _resized_centre(image: Image.Image, shorter: int, side: int, resample: Image.Resampling) -> Image.Image:
-    """Return the centre crop of the resized image, without resizing the rest, which may be thousands of times larger.
+def _longer_side(image: Image.Image, target: int, mode: InterpolationMode) -> Image.Image:
+    """Return an image whose longer side was resized to `target` pixels, as timm's ResizeKeepRatio rounds."""
+    from torchvision.transforms import v2
 
-    The same as the two steps one after the other, but for the rounding of coordinates to 24 bits.
+    ratio = max(length / target for length in image.size)
+    width, height = (max(1, round(length / ratio)) for length in image.size)
+    resized: Image.Image = v2.functional.resize(image, [height, width], mode)
+    return resized
+
+
+def _centred(image: Image.Image, side: int, border: tuple[int, ...]) -> Image.Image:
+    """Return the centre of side × side pixels, with a border of one colour where the image is smaller."""
+    offsets = [
+        (side - length) // 2 if length <= side else -round((length - side) / 2)  # as timm's CenterCropOrPad
+        for length in image.size
+    ]
+    square = Image.new(image.mode, (side, side), border if len(border) > 1 else (*border, 0)[0])
+    square.paste(image, (offsets[0], offsets[1]))
+    return square
+
+
+def _resized_centre(image: Image.Image, shorter: int, side: int, resample: Image.Resampling) -> Image.Image:
+    """Return the centre of side × side pixels of the resized image, without resizing the rest, which may be huge.
+
+    The same as the two steps one after the other, but for the rounding of coordinates to 24 bits. Black where the
+    resized image is smaller.
     """
     box: list[float] = []
+    kept: list[int] = []
     for length in image.size:
         resized = shorter if length == min(image.size) else int(shorter * length / min(image.size))
-        start = round((resized - side) / 2)
-        box += [start * length / resized, (start + side) * length / resized]
+        kept.append(min(side, resized))
+        start = round((resized - kept[-1]) / 2)
+        box += [start * length / resized, (start + kept[-1]) * length / resized]
     left, right, top, bottom = box
-    return image.resize((side, side), resample, box=(left, top, right, bottom))
+    return _centred(image.resize((kept[0], kept[1]), resample, box=(left, top, right, bottom)), side, ())
 
 
 class TrainingTransform:
