@@ -24,9 +24,9 @@ SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "sc
 NOT_IN_THE_IDENTITY = {
     "run.auto",
     "run.name", "run.dir", "run.resume", "run.deterministic", "run.device", "run.threads", "run.time_limit",
-    "run.timeout", "data.root", "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels", "train.max_bad_updates",
-    "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers", "log.report",
-    "log.level",
+    "run.timeout", "data.root", "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels",
+    "train.max_bad_updates", "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers",
+    "log.report", "log.level",
     "log.project", "log.entity", "log.group", "log.tags",
 }  # fmt: skip
 WHOLE = 'must be a length with its unit, as "20 epochs", "5000 updates", "1e6 samples"'
