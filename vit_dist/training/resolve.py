@@ -79,7 +79,11 @@ def find_start(resolved: Resolved, runtime: Runtime | None = None) -> tuple[Reso
             check_place(config.folder, "run.dir" if config.run.dir else "run.name")
         return resume.to_dict()
 
-    resume = ResumePoint.from_dict(find() if runtime is None else runtime.run_on_main(find))
+    if runtime is None:
+        resume = ResumePoint.from_dict(find())
+    else:
+        found = runtime.run_on_main(find)
+        resume = runtime.run_on_all(lambda: ResumePoint.from_dict(found))
     if not resume.duration:
         return resolved, resume
     config = resolved.config

@@ -11,7 +11,7 @@ from typing import Any
 
 from vit_dist.checkpointing.checkpoint import Checkpoint, open_checkpoint, open_whole
 from vit_dist.checkpointing.folder import best_checkpoint, checkpoint_path, list_checkpoints, newest_valid
-from vit_dist.checkpointing.manifest import MANIFEST
+from vit_dist.checkpointing.manifest import MANIFEST, DamagedCheckpointError
 from vit_dist.checkpointing.state import Best, TrainState
 from vit_dist.config.config import Config
 from vit_dist.config.recipe import read_yaml
@@ -65,10 +65,20 @@ class ResumePoint:
     def from_dict(cls, values: dict[str, Any]) -> ResumePoint:
         """Build it from the values of `to_dict`. Raises UserError if this machine does not see the checkpoint."""
         path, best = values["checkpoint"], values["best"]
-        if path is not None and not Path(path).is_dir():
-            raise UserError(f"run.dir: {path} must be on storage that all machines share")
-        opened = open_whole(Path(path), hashes=False) if path is not None else None
+        opened = open_verified(Path(path)) if path is not None else None
         return cls(**{**values, "checkpoint": opened, "best": Best(**best) if best else None})
+
+
+def open_verified(path: Path) -> Checkpoint:
+    """Open a checkpoint that rank 0 has verified. Raises UserError if this machine does not see all of it."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not there: a run's folder must be on storage that all machines share")
+    try:
+        return open_whole(path, hashes=False)
+    except DamagedCheckpointError as error:
+        raise UserError(
+            f"{error}, but whole for process 0: is its folder on storage that all machines share?"
+        ) from None
 
 
 def holds_run(folder: Path) -> bool:

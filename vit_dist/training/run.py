@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vit_dist.checkpointing.checkpoint import open_checkpoint
-from vit_dist.checkpointing.folder import checkpoint_path
 from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config, check_config
 from vit_dist.config.values import parse_seconds
@@ -32,6 +30,7 @@ from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.recorder import Callback, check_callbacks
 from vit_dist.training.artifacts import save_inputs, save_predictions, trained_model
 from vit_dist.training.bad_update import check_finite, diverged, without_answers
+from vit_dist.training.best import load_best
 from vit_dist.training.claim import lock_run
 from vit_dist.training.handshake import check_same_samples, check_same_start
 from vit_dist.training.loop import loop
@@ -202,7 +201,7 @@ def _make_updates(trainer: Trainer) -> bool:
 def _finish(trainer: Trainer) -> dict[str, Any]:
     """Evaluate test once, with the best weights or, if none were chosen, the last; write and return the summary."""
     state, average = trainer.state, trainer.updater.average
-    _load_best(trainer)
+    load_best(trainer)
     weights = state.best.weights if state.best else default_weights(trainer.components.config)
     update = state.best.update if state.best is not None else state.position
     test, predictions = None, None
@@ -225,25 +224,6 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
         path = trainer.folder / "summary.json"
         trainer.recorder.outputs.write(path, lambda: write_json(path, json_values(summary)))
     return summary
-
-
-def _load_best(trainer: Trainer) -> None:
-    """Load the best weights into the model and their average, unless their checkpoint is no longer whole."""
-    state, model = trainer.state, trainer.components.model
-    if state.best is None:
-        return
-    path = checkpoint_path(trainer.checkpointer.folder, state.best.update)
-    try:
-        best = open_checkpoint(path)
-        if best.position != state.best.update:
-            raise UserError(f"{path}: is of update {best.position}")
-    except UserError as error:
-        trainer.console.note(f"{error}: the last weights are tested in place of the best")
-        state.best = None
-        return
-    best.load_model(model)
-    if trainer.updater.average is not None:
-        best.load_average(trainer.updater.average, model)
 
 
 def _finished_before(config: Config, resume: ResumePoint, console: Console, model: nn.Module | None) -> Run:
