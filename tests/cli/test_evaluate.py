@@ -278,7 +278,8 @@ def test_two_processes_give_the_figures_of_one(
         "",
         "vit-dist: --split: there is no split tset (did you mean test?)\n",
         "vit-dist: --json: nowhere/figures.json cannot be written: there is no folder nowhere\n",
-        "vit-dist: predict: runs in one process; vit-dist evaluate uses several\n",
+        "vit-dist: predict is one process's work, and WORLD_SIZE is 2: start it without a launcher, as vit-dist "
+        "predict …\n",
         "vit-dist: --split: is of the model's data and --folder is other data: give one of them\n",
     ]
     alone = evaluate_json(capsys, tmp_path, run)

@@ -20,13 +20,14 @@ from vit_dist.config.config import Config
 from vit_dist.errors import UserError
 from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
-from vit_dist.runtime.launch import is_first_process
+from vit_dist.runtime.launch import check_one_process, end_with_launcher, is_first_process
 from vit_dist.version import __version__
 
 if TYPE_CHECKING:
     from vit_dist.inference.load import TrainedModel
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
+_FOR_SEVERAL = ("train", "evaluate")  # that several processes of a launcher do together
 
 
 _CONFIG_HELP = """usage: vit-dist config schema
@@ -84,7 +85,10 @@ def _run(arguments: list[str]) -> int:
         "checkpoint": _checkpoint,
         "config": _config,
     }
+    end_with_launcher(os.environ)
     try:
+        if arguments[0] not in _FOR_SEVERAL:
+            check_one_process(arguments[0], os.environ)
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
         if is_first_process(os.environ) if error.speaks is None else error.speaks:

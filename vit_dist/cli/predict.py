@@ -52,8 +52,6 @@ def predict(
     _check_flags(names, split, out, png)
     runtime = Runtime(trained.config.run, precision_of(trained))
     try:
-        if runtime.world_size > 1:
-            raise UserError("predict: runs in one process; vit-dist evaluate uses several")
         top = min(top, len(trained.classes))
         images = [str(path) for path in find_images(names)]
         start = time.perf_counter()

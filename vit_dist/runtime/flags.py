@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vit_dist.runtime.launch import end_with_launcher, is_launched, outlive_launcher
+
 # SIGUSR1 is what SLURM sends before a job's time is up (--signal), SIGHUP what a terminal sends when it is closed.
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-_LAUNCHED = ("LOCAL_RANK", "ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID")
 
 
 class Stopped(BaseException):  # no Exception: it may come at any line, and nothing but the run handles it
@@ -55,7 +56,7 @@ class Flags:
         self._save = False
         self._failed = False
         self._deadline = float("inf")
-        self._launched = any(name in environ for name in _LAUNCHED)
+        self._launched = is_launched(environ)
         self._parent = os.getppid()
         self._pending: tuple[Tensor, dist.Work] | None = None
 
@@ -73,14 +74,16 @@ class Flags:
         def request(number: int, frame: FrameType | None) -> None:
             if self._signalled and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self._signalled = True
+            first, self._signalled = not self._signalled, True
             self.reason = signal.Signals(number).name
-            if self.raises:
+            outlive_launcher(os.environ)
+            if self.raises and first:  # the second would come while the first is answered
                 raise Stopped
 
         numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
         ignored = [number for number in numbers[2:] if signal.getsignal(number) == signal.SIG_IGN]
         before = {number: signal.signal(number, request) for number in numbers if number not in ignored}
+        end_with_launcher(os.environ)
         try:
             yield
         finally:

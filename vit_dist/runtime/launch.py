@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
 
 from vit_dist.errors import UserError
 
 _LAUNCHED_BY_ACCELERATE = "ACCELERATE_DYNAMO_BACKEND"
+_LAUNCHED = ("LOCAL_RANK", _LAUNCHED_BY_ACCELERATE, "TORCHELASTIC_RUN_ID")
+_PR_SET_PDEATHSIG = 1
+_at_import = os.getpid(), os.getppid()  # early: the parent is the launcher, unless that was gone by then
 _WORLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _RENDEZVOUS = (*_WORLD, "MASTER_ADDR", "MASTER_PORT")
 # The number of tasks that a scheduler or MPI has started this process among.
@@ -18,6 +24,52 @@ _NOT_SUPPORTED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's own launcher",
 }
+
+
+def is_launched(environ: Mapping[str, str]) -> bool:
+    """Return whether a launcher started this process."""
+    return any(name in environ for name in _LAUNCHED)
+
+
+def end_with_launcher(environ: Mapping[str, str]) -> None:
+    """Ask the kernel for a SIGTERM when the launcher that started this process, if one did, ends or is killed.
+
+    On Linux alone. To the kernel the launcher is the thread that started this process. Its own children do not inherit
+    the request.
+    """
+    if sys.platform != "linux" or not is_launched(environ):
+        return
+    _signal_at_its_end(signal.SIGTERM)
+    process, parent = _at_import
+    if process == os.getpid() and parent != os.getppid():  # it ended before the kernel was asked
+        os.kill(process, signal.SIGTERM)
+
+
+def outlive_launcher(environ: Mapping[str, str]) -> None:
+    """Take that back, once the run stops: the end of a launcher of several threads is several signals."""
+    if sys.platform == "linux" and is_launched(environ):
+        _signal_at_its_end(0)
+
+
+def _signal_at_its_end(number: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
+def check_one_process(command: str, environ: MutableMapping[str, str]) -> None:
+    """Refuse a command that is one process's work if several were launched; else forget what a launcher has set.
+
+    So a stale or half environment, which other commands refuse, does not matter to it. Raises UserError.
+    """
+    processes = environ.get("WORLD_SIZE", "1")
+    if not missing_from_world(environ) and processes.isdecimal() and int(processes) > 1:
+        raise UserError(
+            f"{command} is one process's work, and WORLD_SIZE is {processes}: start it without a launcher, as "
+            f"vit-dist {command} …"
+        )
+    for name in (*_RENDEZVOUS, "LOCAL_WORLD_SIZE"):
+        environ.pop(name, None)
 
 
 def missing_from_world(environ: Mapping[str, str]) -> list[str]:
