@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from tests.data.sources.trees import image, plant
 from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources import survey as module
+from vit_dist.data.sources.decode import Header
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource
@@ -89,10 +91,28 @@ def test_files_whose_headers_cannot_be_read_are_noted(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_done_to_images_when_they_are_decoded_is_counted_and_said_once(tmp_path: Path) -> None:
+    plant(tmp_path, {"cat": 12, "dog": 12})
+    generator, exif = np.random.default_rng(0), Image.Exif()
+    pixels = generator.integers(0, 256, (40, 40, 4), dtype=np.uint8)
+    for number, orientation in enumerate((1, 3, 6, 8)):
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(pixels[:, :, :3]).save(tmp_path / "cat" / f"{number:03}.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "dog" / "000.png")
+    Image.fromarray(pixels[:, :, :3]).quantize(8).save(tmp_path / "dog" / "001.png", transparency=2)
+    facts = survey(read_folder(tmp_path))
+    assert facts.sizes is not None
+    assert (facts.sizes.turned, facts.sizes.transparent) == (3, 2)
+    assert facts.notes[-2:] == (
+        "3 of 24 images looked at are turned upright, as their EXIF says",
+        "2 of 24 images looked at have transparency: what is transparent becomes white",
+    )
+
+
 def test_headers_are_read_of_a_keyed_sample_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(1200)]
     asked: list[Path] = []
-    monkeypatch.setattr(module, "read_header", lambda path: asked.append(path) or (10, 20, False))
+    monkeypatch.setattr(module, "read_header", lambda path: asked.append(path) or Header(10, 20, False))
     assert measure(paths) == ImageSizes(500, 10, 10, 20, 0.0)
     first = list(asked)
     assert len(set(first)) == 500
@@ -116,7 +136,10 @@ def test_facts_are_plain_values(tmp_path: Path) -> None:
     assert values == {
         "classes": ["cat", "dog"],
         "counts": {"train": {"cat": 9, "dog": 9}, "val": {"cat": 1, "dog": 1}},
-        "sizes": {"sampled": 20, "smallest": 5, "median": 5, "largest": 6, "grey": 0.0, "unreadable": []},
+        "sizes": {
+            **{"sampled": 20, "smallest": 5, "median": 5, "largest": 6, "grey": 0.0, "unreadable": []},
+            **{"turned": 0, "transparent": 0},
+        },
         "left_out": [{"kind": "folders without images", "count": 1, "example": "empty"}],
         "notes": [
             "2 classes have under 10 training images (cat 9, dog 9): add images, or expect mistakes there",

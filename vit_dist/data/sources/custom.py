@@ -140,7 +140,7 @@ def _keys(source: Source) -> Keys:
 def _side(source: Source) -> int:
     """Return the side of a Dataset's images in pixels if those looked at are equal squares, else 224."""
     sizes = source.sizes if isinstance(source, DatasetSource) else ()
-    sides = {side for width, height, _ in sizes for side in (width, height)}
+    sides = {side for header in sizes for side in (header.width, header.height)}
     return sides.pop() if len(sides) == 1 else 224
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
+from vit_dist.data.sources.decode import Header, image_header
 from vit_dist.data.sources.images import to_pil
 from vit_dist.data.sources.listing import LABELS, column, plain_label
 from vit_dist.errors import UserError, one_line
@@ -29,14 +30,14 @@ class DatasetSource:
     """A source of the items of a Dataset: (image, label, …), or dictionaries.
 
     image_key: where the image is in an item. mode: Pillow's, RGB or L (grey), of the images that it gives. sizes:
-    (width, height, whether grey) of some of them. paths: the file of each, if the Dataset has them.
+    what some of them say of themselves. paths: the file of each, if the Dataset has them.
     """
 
     dataset: Any
     labels: Ints
     image_key: Any
     mode: str
-    sizes: tuple[tuple[int, int, bool], ...]
+    sizes: tuple[Header, ...]
     paths: Sequence[Path] | None = None
 
     def __len__(self) -> int:
@@ -71,11 +72,16 @@ def dataset_source(dataset: Any, field: str) -> tuple[DatasetSource, list[Any], 
         labels = [_item(dataset, index, field)[label_key] for index in range(len(dataset))]
     files = _attribute(dataset, _FILES)
     paths = [Path(pair[0]) for pair in files] if files is not None and len(files) == len(dataset) else None
-    images = [to_pil(item[image_key], f"{field}[{place}]") for place, item in looked_at.items()]
-    sizes = tuple((*image.size, image.mode in ("1", "L", "LA")) for image in images)
-    mode = "L" if all(grey for _, _, grey in sizes) else "RGB"
+    sizes = tuple(_header(item[image_key], f"{field}[{place}]") for place, item in looked_at.items())
+    mode = "L" if all(header.grey for header in sizes) else "RGB"
     source = DatasetSource(dataset, np.zeros(len(dataset), np.int64), image_key, mode, sizes, paths)
     return source, [plain_label(label) for label in labels], _classes(dataset, label_key)
+
+
+def _header(image: Any, name: str) -> Header:
+    """Return what an image says of itself. Raises UserError if it is none that can be used."""
+    plain = to_pil(image, name)
+    return image_header(image if isinstance(image, Image.Image) else plain)
 
 
 def _item(dataset: Any, index: int, field: str) -> Any:

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -58,6 +59,26 @@ class EncodedImage:
     name: str
     mode: str = "RGB"
     max_pixels: int = MAX_PIXELS
+
+
+class Header(NamedTuple):
+    """What an image says of itself: sides in pixels as they are stored, and what is done to it when it is decoded.
+
+    grey: whether it is stored in grey. turned: by its EXIF. transparent: it has an alpha channel or such a colour.
+    """
+
+    width: int
+    height: int
+    grey: bool
+    turned: bool = False
+    transparent: bool = False
+
+
+def image_header(image: Image.Image) -> Header:
+    """Return what an image says of itself, without decoding a file that is not decoded yet."""
+    grey = image.mode in GREY or image.mode.startswith("I;16")
+    said = image.format != "PNG" or "exif" in image.info  # behind its pixels, Pillow decodes a PNG to look for it
+    return Header(*image.size, grey, said and _turn(image) is not None, image.has_transparency_data)
 
 
 def decode(encoded: EncodedImage) -> Image.Image:
@@ -182,12 +203,16 @@ def upright(image: Image.Image, plain: Image.Image | None = None) -> Image.Image
     plain: its pixels, if they are to be turned in its place.
     """
     image.load()  # a TIFF is turned by that, and says so from then on
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata may raise anything, and says nothing
-        turn = None
-    shown = image if plain is None else plain
+    turn, shown = _turn(image), image if plain is None else plain
     return shown if turn is None else shown.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an image upright, as its EXIF says."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata may raise anything, and says nothing
+        return None
 
 
 def eight_bits(image: Image.Image, name: str) -> Image.Image:

@@ -12,13 +12,14 @@ from typing import BinaryIO, overload
 from PIL import Image
 
 from vit_dist.data.sources.decode import (
-    GREY,
     MAX_PIXELS,
     EncodedImage,
+    Header,
     ImageError,
     check_bytes,
     decode,
     decoding,
+    image_header,
     known_formats,
 )
 from vit_dist.errors import UserError, visible
@@ -91,18 +92,15 @@ class FileSource:
         return decode(self.encoded(index))
 
 
-def read_header(path: Path) -> tuple[int, int, bool] | None:
-    """Return an image's width and height in pixels, and whether it is grey, without decoding it; None if it has none.
-
-    An image that is stored in colour and looks grey counts as one in colour.
-    """
+def read_header(path: Path) -> Header | None:
+    """Return what an image says of itself, without decoding it; None if it says nothing."""
     try:
         with (
             open_regular(path) as file,
             decoding(str(path), MAX_PIXELS),
             Image.open(file, formats=known_formats()) as image,
         ):
-            return image.width, image.height, image.mode in GREY or image.mode.startswith("I;16")
+            return image_header(image)
     except Exception:  # on damaged files, decoders raise nearly everything; reading the image says what is wrong
         return None
 

@@ -62,7 +62,8 @@ class ImageSizes:
     """Sides in pixels of a sample of a data set's images, and the share of grey ones among them, 0 to 1.
 
     smallest and largest: of any side. median: of the shorter sides. sampled: images whose header could be read;
-    unreadable: names of those looked at whose header could not.
+    unreadable: names of those looked at whose header could not. turned, transparent: how many of them are turned by
+    their EXIF, and have an alpha channel or a transparent colour.
     """
 
     sampled: int
@@ -71,6 +72,8 @@ class ImageSizes:
     largest: int
     grey: float
     unreadable: tuple[str, ...] = ()
+    turned: int = 0
+    transparent: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_dist.data.sources.decode import Header
 from vit_dist.data.sources.image_files import read_header
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import ImageSizes, LabelledSplits, LeftOut, Subset
@@ -101,17 +102,19 @@ def measure(paths: Sequence[Path]) -> ImageSizes | None:
     return sizes and replace(sizes, unreadable=tuple(unreadable))
 
 
-def sizes_of(headers: Sequence[tuple[int, int, bool]]) -> ImageSizes | None:
-    """Return the sizes of images given (width, height, whether grey) of each; None without images."""
+def sizes_of(headers: Sequence[Header]) -> ImageSizes | None:
+    """Return the sizes of images given what each says of itself; None without images."""
     if not headers:
         return None
-    shorter = [min(width, height) for width, height, _ in headers]
+    shorter = [min(header.width, header.height) for header in headers]
     return ImageSizes(
         sampled=len(headers),
         smallest=min(shorter),
         median=median_low(shorter),
-        largest=max(max(width, height) for width, height, _ in headers),
-        grey=sum(grey for _, _, grey in headers) / len(headers),
+        largest=max(max(header.width, header.height) for header in headers),
+        grey=sum(header.grey for header in headers) / len(headers),
+        turned=sum(header.turned for header in headers),
+        transparent=sum(header.transparent for header in headers),
     )
 
 
@@ -177,6 +180,13 @@ def _size_notes(sizes: ImageSizes) -> Iterator[str]:
     if 0 < sizes.grey < 1:
         grey = f"{sizes.grey:.0%}" if sizes.grey >= 0.005 else "under 1%"
         yield f"{grey} of the images are grey among images in colour: a class that has more of them is told by that"
+    if sizes.turned:
+        yield f"{sizes.turned} of {sizes.sampled} images looked at are turned upright, as their EXIF says"
+    if sizes.transparent:
+        yield (
+            f"{sizes.transparent} of {sizes.sampled} images looked at have transparency: what is transparent becomes "
+            "white"
+        )
 
 
 def _few(names: Sequence[str]) -> str:
