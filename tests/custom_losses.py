@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import torch
@@ -66,3 +67,9 @@ def lost(logits: Tensor, targets: Tensor) -> Tensor:
 def explodes(update: int) -> float:
     """Return the part of the peak rate at an update, from 0: EXPLODES_BY, far too much, at number EXPLODES_AT."""
     return float(os.environ.get("EXPLODES_BY", "1e30")) if update == int(os.environ["EXPLODES_AT"]) else 1.0
+
+
+def lagging(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross entropy, after LAGGING_SECONDS."""
+    time.sleep(float(os.environ["LAGGING_SECONDS"]))
+    return cross_entropy(logits, targets)

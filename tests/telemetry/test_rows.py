@@ -10,7 +10,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.fields import BatchConfig, TrainConfig
 from vit_dist.config.output_fields import EvaluateConfig
 from vit_dist.plan.plan import Plan
-from vit_dist.telemetry.rows import MOST_ROWS, Rows, aligned_row, heading, labelled_row
+from vit_dist.telemetry.rows import MOST_ROWS, Rows, aligned_row, heading, labelled_row, waiting_text
 
 
 def plan(duration: str, every: str = "1 epochs", samples: int = 100) -> Plan:
@@ -117,3 +117,11 @@ def test_the_time_of_an_update_is_smoothed() -> None:
     rows.add_train(train(1, seconds=10.0))
     rows.add_train(train(2, seconds=1.0))
     assert rows.update_seconds == pytest.approx(7.3)
+
+
+def test_what_updates_wait_for_is_shown_of_all_ranks() -> None:
+    line = {"data_wait_fraction": 0.02}
+    assert waiting_text(line) == ["data wait 2%"]
+    line |= {"data_wait_fraction_min": 0.02, "data_wait_fraction_max": 0.351, "communication_fraction": 0.08}
+    assert waiting_text(line) == ["data wait 2% to 35%", "communication 8%"]
+    assert waiting_text({**line, "data_wait_fraction_max": 0.024, "communication_fraction": None}) == ["data wait 2%"]

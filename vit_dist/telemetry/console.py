@@ -17,7 +17,7 @@ from rich.text import Text
 from vit_dist.errors import one_line, visible_lines
 from vit_dist.formatting import duration, loss_text, weights_text
 from vit_dist.plan.plan import Plan
-from vit_dist.telemetry.rows import Rows, aligned_row, heading, labelled_row
+from vit_dist.telemetry.rows import Rows, aligned_row, heading, labelled_row, waiting_text
 
 Item = TypeVar("Item")
 
@@ -218,7 +218,7 @@ class Console:
         if self._last is not None:
             parts += [rows.left_text(position), f"loss {loss_text(self._last['loss'])}"]
             parts += [f"{self._last['samples_per_second']:,.0f} images/s", f"lr {self._last['lr']:.1e}"]
-            parts += [f"data wait {self._last['data_wait_fraction']:.0%}"]
+            parts += waiting_text(self._last)
         done = round(_BAR * position / rows.plan.updates)
         bar = ("━" * done, "green"), ("━" * (_BAR - done), "dim")
         return Text.assemble(*bar, "  ", _fitting(parts, width - _BAR - 2), no_wrap=True, overflow="ellipsis")

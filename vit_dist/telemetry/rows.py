@@ -86,7 +86,7 @@ class Rows:
             f"loss {loss_text(line['loss'])}",
             f"lr {line['lr']:.1e}",
             f"{line['samples_per_second']:,.0f} images/s",
-            f"data wait {line['data_wait_fraction']:.0%}",
+            *waiting_text(line),
             self.left_text(line["update"]),
         ]
 
@@ -143,6 +143,19 @@ class Rows:
         if not total or any(not isinstance(value, (int, float)) for _, value in lines):
             return ""
         return format(sum(updates * value for updates, value in lines) / total, spec) + unit
+
+
+def waiting_text(line: Mapping[str, Any]) -> list[str]:
+    """Return what an update waits for, in parts.
+
+    With several ranks: data, on the rank that waits least and on the one that waits most, and communication.
+    """
+    shares = [line.get(f"data_wait_fraction_{end}", line["data_wait_fraction"]) for end in ("min", "max")]
+    low, high = (f"{share:.0%}" for share in shares)
+    parts = [f"data wait {high if low == high else f'{low} to {high}'}"]
+    if line.get("communication_fraction") is not None:
+        parts.append(f"communication {line['communication_fraction']:.0%}")
+    return parts
 
 
 def heading(cells: Cells) -> str:

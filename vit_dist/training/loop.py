@@ -11,7 +11,7 @@ def loop(trainer: Trainer) -> bool:
     """Make all updates that are left. Return whether the run came to its end, rather than being stopped."""
     plan, state, clock = trainer.components.plan, trainer.state, trainer.clock
     clock.start()
-    trainer.meter.restart(state.position, trainer.stream.wait_seconds)
+    trainer.start_meters()
     if state.evaluation_due and not _after_update(trainer, stop=False, save=False):
         return False
     while not trainer.over:
@@ -24,6 +24,7 @@ def loop(trainer: Trainer) -> bool:
             trainer.console.note(str(error))
             _save(trainer)
             return False
+        trainer.rank_meter.updated(state.position)
         trainer.console.tick(state.position)
         state.evaluation_due = "val" in trainer.evaluation_streams and plan.due(state.position, plan.evaluate_every)
         trainer.ask_to_save_by_the_clock()

@@ -19,12 +19,14 @@ from vit_dist.optim.ema import EMA
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.metrics import drop_superseded, read_history
 from vit_dist.run_folder.status import versions, write_status
+from vit_dist.runtime.communication import CommunicationTimer
 from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.meter import Meter
 from vit_dist.telemetry.peak_flops import matmul_flops
+from vit_dist.telemetry.ranks import RankMeter
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
 from vit_dist.training.claim import claim_folder
@@ -109,6 +111,7 @@ def _start(
         evaluation_streams=streams[1],
         clock=clock,
         meter=Meter(components.plan, runtime, clock, flops=components.forward_flops, matmul=matmul_flops(runtime)),
+        rank_meter=RankMeter(components.plan, clock, CommunicationTimer(updater.model)),
         recorder=_build_recorder(components, state, runtime, console, resume),
         checkpointer=_build_checkpointer(components, updater, runtime, resume, resolved.samples),
         save_seconds=parse_seconds(config.checkpoint.every),

@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.data.stream import EvaluationStream, Stream
@@ -21,6 +19,7 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.clock import Clock
 from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.meter import Meter
+from vit_dist.telemetry.ranks import RankMeter, RankTimes, Stragglers, rank_fields
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.training.components import Components
 from vit_dist.training.model_selection import out_of_patience, take_evaluation
@@ -46,11 +45,13 @@ class Trainer:
     evaluation_streams: dict[str, EvaluationStream]
     clock: Clock
     meter: Meter
+    rank_meter: RankMeter
     recorder: Recorder
     checkpointer: Checkpointer
     save_seconds: float | None = None
     saved: tuple[int, bool] | None = None
     _saved_at: float = field(default_factory=time.monotonic)
+    _stragglers: Stragglers = field(default_factory=Stragglers)
 
     @property
     def over(self) -> bool:
@@ -64,15 +65,30 @@ class Trainer:
             return
         lr = self.updater.schedule.rate
         self.updater.finish_previous()
-        sums = self.updater.take_sums()
         grad_norm, skipped = self.updater.grad_norm.item(), self.state.skipped_updates
         position, waited = self.state.position, self.stream.wait_seconds
+        self.runtime.synchronize()
+        times = self.rank_meter.times(position, waited)
+        sums = self.updater.take_sums()
         line = self.meter.line(position, waited, sums, lr=lr, grad_norm=grad_norm, skipped=skipped)
-        bad = torch.tensor(self.stream.bad.take(), device=self.runtime.device)
-        line["bad_samples"] = int(self.runtime.all_reduce_sum(bad).item())
+        gathered = self.runtime.gather([self.stream.bad.take(), line["data_wait_fraction"], times.to_json()])
+        bad, waits, values = zip(*gathered, strict=True)
+        line["bad_samples"] = sum(bad)
+        ranks = [RankTimes(**each) for each in values]
+        if len(ranks) > 1:
+            line |= rank_fields(ranks, waits, line["update_seconds"])
         self.recorder.record("train", position, line)
+        for text in self._stragglers.take(ranks):
+            self.console.note(text)
+            self.recorder.record("note", position, {"text": text})
         self.record_saves()
         self.write_status("running")
+        self.rank_meter.restart(position, waited)
+
+    def start_meters(self) -> None:
+        """Make the next `train` line count from here."""
+        self.meter.restart(self.state.position, self.stream.wait_seconds)
+        self.rank_meter.restart(self.state.position, self.stream.wait_seconds)
 
     def validate(self) -> bool:
         """Evaluate val and feed the plateau schedule, the choice of the best and patience.
