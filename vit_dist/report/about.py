@@ -15,6 +15,7 @@ from vit_dist.config.recipe import RECIPES
 from vit_dist.formatting import big, duration
 from vit_dist.report.drawing import short
 from vit_dist.report.measures import RunFigures
+from vit_dist.report.processes import processes_in_words
 from vit_dist.report.quality import class_names
 from vit_dist.run_folder.metrics import Line
 from vit_dist.run_folder.record import RunRecord, reason_text
@@ -29,6 +30,7 @@ def about_rows(run: RunRecord, figures: RunFigures) -> list[tuple[str, str]]:
     """Return what a reader must know of the run: (name, text)."""
     rows = [("Data", _data(run)), ("Model", _model(run)), ("Recipe", _recipe(run.config))]
     rows += [("Training", _training(run, figures)), ("Machine", _machine(run, figures))]
+    rows.append(("Processes", processes_in_words(run)))
     return [(name, text) for name, text in rows if text]
 
 

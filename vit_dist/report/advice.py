@@ -267,7 +267,7 @@ def _small_val(case: _Case) -> Hint | None:
 def _waits_for_data(case: _Case) -> Hint | None:
     train, config = case.run.metrics.train, case.run.config
     seconds = train["update_seconds"] * case.run.spans
-    share = np.nan_to_num(train["data_wait_fraction"])
+    share = np.nan_to_num(np.fmax(train["data_wait_fraction"], train["data_wait_fraction_max"]))
     total = float(seconds.sum())
     waited = float((seconds * share).sum())
     if total < WORTH_SECONDS or waited < WAITING * total:

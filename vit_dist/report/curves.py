@@ -127,11 +127,12 @@ def throughput_curve(run: RunRecord) -> Figure:
 
 
 def utilisation_curve(run: RunRecord) -> Figure:
-    """Draw device utilisation in percent: MFU, the fraction of a measured matrix product, time waiting for images."""
+    """Draw device utilisation in percent: MFU, the fraction of a measured matrix product, time spent waiting."""
     figure, axes = new_figure()
     scale, unit = time_unit(float(run.train_seconds[-1]) if len(run.train_seconds) else 0.0)
     kinds = (("mfu", BLUE, "MFU"), ("matmul_fraction", GREEN, "of a matrix product's speed"))
-    for name, colour, label in (*kinds, ("data_wait_fraction", ORANGE, "waiting for images")):
+    waits = (("data_wait_fraction", ORANGE, "waiting for images"), ("communication_fraction", PURPLE, "communication"))
+    for name, colour, label in (*kinds, *waits):
         values = run.metrics.train[name]
         if not np.isnan(values).all():
             _line(axes, run.train_seconds / scale, 100 * values, colour, label)

@@ -32,6 +32,8 @@ def findings(run: RunRecord, result: Result | None) -> list[Finding]:
     found = [Finding("Files", problem) for problem in run.problems]
     if run.status.get("state") == "failed":
         found.append(Finding("The run", f"It failed: {run.status.get('reason', 'nobody knows why')}"))
+    notes = (line.get("text") for line in run.metrics.other_lines if line["kind"] == "note")
+    found += [Finding("Noted", text) for text in dict.fromkeys(notes) if isinstance(text, str)]
     found += [Finding("Training", text) for text in _training(run)]
     if result is not None and result.loss in ("nan", "inf", "-inf"):
         text = (

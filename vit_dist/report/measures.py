@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_dist.report.differences import same_data
+from vit_dist.report.processes import ProcessTimes, process_times
 from vit_dist.run_folder.figures import interval, margin
 from vit_dist.run_folder.metrics import Floats
 from vit_dist.run_folder.record import RunRecord, best_of
@@ -19,7 +20,7 @@ class RunFigures:
     """The figures of a run, from its summary or from what it has done so far; None if they are not known.
 
     seconds: of training; total_seconds: with evaluation, saving and the rest. best: update, metric and value of the
-    best evaluation. mfu: the median of its lines. test_interval: of test_top1, 95 %.
+    best evaluation. mfu: the median of its lines. test_interval: of test_top1, 95 %. processes: with several.
     """
 
     machine: str
@@ -38,6 +39,7 @@ class RunFigures:
     test_top1: float | None
     test_top5: float | None
     test_interval: tuple[float, float] | None = None
+    processes: ProcessTimes | None = None
 
     @property
     def test_margin(self) -> float | None:
@@ -91,6 +93,7 @@ def run_figures(run: RunRecord) -> RunFigures:
         test_top1=test.get("top1"),
         test_top5=test.get("top5"),
         test_interval=_test_interval(run),
+        processes=process_times(run),
     )
 
 

@@ -98,12 +98,18 @@ def _rows(figures: Sequence[RunFigures], names: Sequence[str]) -> list[list[str]
         row("in all", lambda run: duration(run.total_seconds)),
         row("images/s", lambda run: number(run.samples_per_second, ",.0f")),
         row("MFU", lambda run: number(run.mfu, ".1f", 100, " %")),
+        row("communication", lambda run: number(_communication(run), ".1f", 100, " %")),
+        row("busy, by process", lambda run: run.processes.range_text if run.processes else None),
         row("peak memory, MiB", lambda run: number(run.memory_bytes, ",.0f", 2**-20)),
     ]
     if len({run.machine for run in figures}) > 1:
         rows.append(row("speed, times the first", lambda run: _ratio(first.epoch_seconds, run.epoch_seconds)))
         rows.append(row("minutes saved", lambda run: _minutes_saved(first, run)))
     return [row for row in rows if set(row[1:]) != {"–"}]
+
+
+def _communication(run: RunFigures) -> float | None:
+    return run.processes.communication_fraction if run.processes else None
 
 
 def _ratio(first: float | None, other: float | None) -> str | None:

@@ -34,6 +34,8 @@ Content = TypeVar("Content")
 COLUMNS = (
     *("time", "epoch", "loss", "top1", "lr", "grad_norm", "samples_per_second", "update_seconds"),
     *("data_wait_fraction", "mfu", "matmul_fraction", "peak_memory_bytes", "skipped_updates"),
+    # Of several ranks.
+    *("busy_seconds_min", "busy_seconds_mean", "busy_seconds_max", "data_wait_fraction_max", "communication_fraction"),
 )
 
 
