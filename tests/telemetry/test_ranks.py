@@ -8,7 +8,8 @@ import pytest
 
 from tests.telemetry.test_meter import Watch
 from vit_dist.config.config import Config
-from vit_dist.config.fields import BatchConfig, EvaluateConfig, LogConfig, TrainConfig
+from vit_dist.config.fields import BatchConfig, TrainConfig
+from vit_dist.config.output_fields import EvaluateConfig, LogConfig
 from vit_dist.plan.plan import Plan
 from vit_dist.telemetry.ranks import RankMeter, RankTimes, Stragglers, rank_fields
 
