@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from tests.processes import run_world
@@ -26,6 +25,7 @@ from vit_dist.data import workers as workers_module
 from vit_dist.data.bad_samples import BadSamples
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.decode import EncodedImage
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.splits import Subset, all_of
@@ -257,14 +257,14 @@ def test_a_run_ends_with_the_name_of_a_file_that_became_a_pipe(
 class Hanging(FileSource):
     """Images of which none comes in a worker after the first ten."""
 
-    def image(self, index: int) -> Image.Image:
+    def encoded(self, index: int) -> EncodedImage:
         if multiprocessing.parent_process() is not None:
             self.paths[0].with_suffix(".read").open("a").write("x")
             if self.paths[0].with_suffix(".read").stat().st_size > 50:
                 time.sleep(1)  # what was read ahead is used up, and the run waits for this image
                 os.kill(os.getppid(), signal.SIGTERM)
                 signal.pause()
-        return super().image(index)
+        return super().encoded(index)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")

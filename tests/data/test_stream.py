@@ -126,7 +126,7 @@ def test_the_stream_is_determined_by_its_keys(pictures: dict[str, Subset], refer
     assert isinstance(source, FileSource)
     crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
     cropped = [
-        crop(source.image(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
+        crop.decode(source.encoded(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
         for e, i in zip(epoch.tolist(), index.tolist(), strict=True)
     ]
     offsets = torch.from_numpy(np.floor(uniform(keys(SEED, Purpose.SHIFT, epoch, index), 2) * 5).astype(np.int64) - 2)
@@ -411,7 +411,7 @@ def test_device_augmentation_is_determined_by_its_keys(pictures: dict[str, Subse
     crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
     pixels = torch.stack(
         [
-            crop(source.image(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
+            crop.decode(source.encoded(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
             for e, i in zip(slots.epoch.tolist(), slots.index.tolist(), strict=True)
         ]
     )
@@ -494,8 +494,8 @@ def test_image_sizes_follow_the_configured_order(pictures: dict[str, Subset], ru
     else:
         assert isinstance(subset.source, FileSource)
         crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
-        image = subset.source.image
-        pixels = torch.stack([crop(image(i), key(SEED, Purpose.SAMPLE, 0, i), 32) for i in slots.index.tolist()])
+        file = subset.source.encoded
+        pixels = torch.stack([crop.decode(file(i), key(SEED, Purpose.SAMPLE, 0, i), 32) for i in slots.index.tolist()])
         assert pixels.shape[2:] == (32, 32)
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     assert torch.equal(batch.images, normalise(pixels, 32, mean, std))

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit_dist.data.augmentation.transforms import Transform
-from vit_dist.data.sources.source import decoded, read_image, sample_name
+from vit_dist.data.augmentation.transforms import TrainingTransform, Transform
+from vit_dist.data.sources.decode import ImageError
+from vit_dist.data.sources.source import decoded, read_encoded, read_image, sample_name
 from vit_dist.data.sources.splits import Subset
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Purpose, key
@@ -70,6 +71,9 @@ class Reader:
         self.largest_side = largest_side or image_size
         self.on_bad_sample = on_bad_sample
         self.way_on = way_on
+        self._cropping: TrainingTransform | None = None  # where images are decoded no further than their random crops
+        if isinstance(transform, TrainingTransform) and transform.crop_min and hasattr(subset.source, "encoded"):
+            self._cropping = transform
 
     def shape(self, side: int = 0) -> tuple[int, int, int]:
         """Return [channels, height, width] of the images at a side; 0: the largest."""
@@ -174,12 +178,14 @@ class Reader:
         begin(index)
         if index in known:
             return known[index]
+        drawn = key(self.seed, Purpose.SAMPLE, epoch, index)
         try:
-            image = read_image(source, index)
-        except UserError as error:
+            if self._cropping is not None:
+                made = self._cropping.decode(read_encoded(source, index), drawn, side)
+            else:
+                made = self.transform(read_image(source, index), drawn, side)
+        except ImageError as error:
             return str(error)
-        try:
-            made = self.transform(image, key(self.seed, Purpose.SAMPLE, epoch, index), side).numpy()
         except UserError:
             raise
         except Exception as error:  # a transform of the user's own may raise anything
@@ -191,5 +197,5 @@ class Reader:
         if made.shape != pixels.shape:
             name = visible(sample_name(source, index, "image"))
             return f"{name}: is {list(made.shape)}, others are {list(pixels.shape)}: make them alike"
-        pixels[:] = made
+        pixels[:] = made.numpy()
         return None

@@ -31,12 +31,12 @@ def write_status(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that affect results."""
+    """Return the versions of the packages that affect results: the last two decide the pixels of image files."""
     return {
         "vit_dist": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "accelerate": version("accelerate"),
+        **{name: version(name) for name in ("accelerate", "pillow", "torchvision")},
     }
 
 

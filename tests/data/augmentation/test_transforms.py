@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import random
 from pathlib import Path
@@ -25,6 +26,7 @@ from vit_dist.data.augmentation.transforms import (
     training_transform,
 )
 from vit_dist.data.reader import Reader
+from vit_dist.data.sources.decode import EncodedImage, decode
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import all_of
 from vit_dist.data.workers import Workers
@@ -94,6 +96,29 @@ def test_generators_of_every_library_are_seeded() -> None:
     # Python's reads all 64 bits.
     assert draws(2**63 - 1)[0] != first[0]
     assert draws(0)[1] == np.random.RandomState(0).random()
+
+
+def drawn(image: Image.Image) -> Image.Image:
+    """Return an image of values from every generator, in the first row."""
+    row = [random.random(), np.random.random(), float(torch.rand(1))]
+    image.paste(tuple(int(256 * value) for value in row), (0, 0, image.width, 1))
+    return image
+
+
+@pytest.mark.parametrize("crop_min", [0.08, 1.0])
+def test_an_encoded_image_gives_the_crop_and_draws_of_a_decoded_one(crop_min: float) -> None:
+    smooth = noise(12, 9).resize((300, 200), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    smooth.save(file, "JPEG")
+    encoded = EncodedImage(file.getvalue(), "a")
+    config = AugmentConfig(crop_min=crop_min, transform="tests.data.augmentation.test_transforms:drawn")
+    transform = TrainingTransform(config, MEAN, 64, None)
+    for key in keys(0, Purpose.SAMPLE, np.zeros(50, np.int64), np.arange(50)).tolist():
+        expected = transform(decode(encoded), key, 64)
+        disturb(key % 1000)
+        pixels = transform.decode(encoded, key, 64)
+        assert torch.equal(pixels[:, 0], expected[:, 0])
+        assert (pixels.float() - expected.float()).abs().mean() <= 1
 
 
 @pytest.mark.parametrize(("size", "box", "resized"), [((64, 48), (7, 2), (42, 32)), ((48, 64), (2, 7), (32, 42))])

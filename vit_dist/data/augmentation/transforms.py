@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.values import import_function
+from vit_dist.data.sources.crop import Box, decode_crop
+from vit_dist.data.sources.decode import EncodedImage
 from vit_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,17 +133,43 @@ class TrainingTransform:
             self.steps.append(import_function(config.transform, "augment.transform"))
 
     def __call__(self, image: Image.Image, key: int, side: int) -> Tensor:
+        """Transform a decoded image. Raises UserError."""
+        with seeded(key):
+            return self._stepped(self._cropped(image, key, side), side)
+
+    def decode(self, encoded: EncodedImage, key: int, side: int) -> Tensor:
+        """Decode and transform the random crop of an image: as of the decoded image, within rounding.
+
+        Raises ImageError where it cannot be decoded, UserError.
+        """
         from torchvision.transforms import v2
 
         with seeded(key):
-            if self.crop_min:
-                image = v2.RandomResizedCrop(side, (self.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC)(
-                    image
-                )
-            elif self.plain is not None:
-                image = v2.functional.to_pil_image(self.plain(image, key, side))
-            for step in self.steps:
-                image = step(image)
+            pixels = decode_crop(encoded, self._draw_box, side, alone=_in_worker)
+            return self._stepped(v2.functional.to_pil_image(pixels), side) if self.steps else pixels
+
+    def _draw_box(self, width: int, height: int) -> Box:
+        """Draw the part of an image that becomes the crop, as torchvision's transform does of an image."""
+        from torchvision.transforms import v2
+
+        draw = v2.RandomResizedCrop(1, (self.crop_min, 1.0))
+        drawn = draw.make_params([torch.empty((1, height, width), device="meta")])
+        return Box(drawn["top"], drawn["left"], drawn["height"], drawn["width"])
+
+    def _cropped(self, image: Image.Image, key: int, side: int) -> Image.Image:
+        from torchvision.transforms import v2
+
+        if self.crop_min:
+            crop = v2.RandomResizedCrop(side, (self.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+            return crop(image)  # type: ignore[no-any-return]
+        return image if self.plain is None else v2.functional.to_pil_image(self.plain(image, key, side))
+
+    def _stepped(self, image: Any, side: int) -> Tensor:
+        """Return the pixels of a crop after the steps. Raises UserError."""
+        from torchvision.transforms import v2
+
+        for step in self.steps:
+            image = step(image)
         if not isinstance(image, Image.Image) or (self.sized and image.size != (side, side)):
             actual = f"{image.size[0]} × {image.size[1]}" if isinstance(image, Image.Image) else type(image).__name__
             raise UserError(f"augment.transform: must return a PIL image of the size of its input, not {actual}")

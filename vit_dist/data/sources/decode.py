@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from vit_dist.errors import UserError, one_line, visible
 
@@ -37,8 +37,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
 # Modes of grey images.
 GREY = {"1", "L", "LA", "La", "I", "F"}
 
@@ -78,7 +76,7 @@ def image_header(image: Image.Image) -> Header:
     """Return what an image says of itself, without decoding a file that is not decoded yet."""
     grey = image.mode in GREY or image.mode.startswith("I;16")
     said = image.format != "PNG" or "exif" in image.info  # behind its pixels, Pillow decodes a PNG to look for it
-    return Header(*image.size, grey, said and _turn(image) is not None, image.has_transparency_data)
+    return Header(*image.size, grey, said and orientation(image) != 1, image.has_transparency_data)
 
 
 def decode(encoded: EncodedImage) -> Image.Image:
@@ -88,7 +86,7 @@ def decode(encoded: EncodedImage) -> Image.Image:
         return plain_image(image, encoded.name, encoded.mode)
 
 
-def open_header(encoded: EncodedImage) -> Image.Image:
+def open_header(encoded: EncodedImage) -> ImageFile.ImageFile:
     """Open an image without decoding its pixels; a huge JPEG is set to half its size. Raises ImageError, and others."""
     image = Image.open(io.BytesIO(encoded.content), formats=known_formats())
     if image.format in ("JPEG", "MPO") and image.width * image.height > _HALVED_ABOVE:
@@ -103,7 +101,7 @@ def open_header(encoded: EncodedImage) -> Image.Image:
 
 def load(image: Image.Image) -> None:
     """Decode the pixels of an opened image, with nothing printed."""
-    with _silent_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
+    with silent() if image.format == "TIFF" else contextlib.nullcontext():  # libtiff raises it as well
         image.load()
 
 
@@ -153,8 +151,8 @@ def _pillow_limits(max_pixels: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silent_libtiff() -> Iterator[None]:
-    """Send away what libtiff writes on the standard error by itself; its errors are raised as well."""
+def silent() -> Iterator[None]:
+    """Send away what this process writes on the standard error, as C libraries do by themselves."""
     try:
         before = os.dup(2)
     except OSError:  # there is no standard error
@@ -203,16 +201,18 @@ def upright(image: Image.Image, plain: Image.Image | None = None) -> Image.Image
     plain: its pixels, if they are to be turned in its place.
     """
     image.load()  # a TIFF is turned by that, and says so from then on
-    turn, shown = _turn(image), image if plain is None else plain
+    turn = _TURNS.get(orientation(image))
+    shown = image if plain is None else plain
     return shown if turn is None else shown.transpose(turn)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return what makes an image upright, as its EXIF says."""
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 … 8; 1, upright, where none can be read."""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in _TURNS else 1
     except Exception:  # damaged metadata may raise anything, and says nothing
-        return None
+        return 1
 
 
 def eight_bits(image: Image.Image, name: str) -> Image.Image:

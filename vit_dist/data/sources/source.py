@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vit_dist.data.sources.decode import EncodedImage, ImageError
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Ints
 
@@ -36,14 +38,30 @@ class Source(Protocol):
 
 
 def read_image(source: Source, index: int) -> Image.Image:
-    """Return the image at an index. Raises UserError that names it for whatever the source raises."""
-    try:
+    """Return the image at an index. Raises ImageError that names it for whatever the source raises."""
+    with _naming(source, index):
         return source.image(index)
-    except UserError:
+
+
+def read_encoded(source: Source, index: int) -> EncodedImage:
+    """Return the image at an index as the bytes of its file, of a source that has them. Raises ImageError, likewise."""
+    with _naming(source, index):
+        found: EncodedImage = source.encoded(index)  # type: ignore[attr-defined]
+        return found
+
+
+@contextlib.contextmanager
+def _naming(source: Source, index: int) -> Iterator[None]:
+    """Turn whatever a source raises into an ImageError."""
+    try:
+        yield
+    except ImageError:
         raise
+    except UserError as error:
+        raise ImageError(str(error)) from error
     except Exception as error:  # a source of the user's own may raise anything
         reason = f"{type(error).__name__}: {one_line(error, 200)}"
-        raise UserError(f"{visible(sample_name(source, index, 'image'))}: cannot be read ({reason})") from error
+        raise ImageError(f"{visible(sample_name(source, index, 'image'))}: cannot be read ({reason})") from error
 
 
 def decoded(source: Source) -> Pixels | None:

@@ -1,0 +1,175 @@
+"""Decode one part of an image for training: no more pixels than its size there needs, resized once, as uint8.
+
+Within rounding it is what Pillow makes of the decoded image by `crop` and `resize`, bicubic, which evaluation uses. The
+choice of libraries was measured (docs/log.md): torch resizes uint8 five times as fast as Pillow; a JPEG whose part is
+to become much smaller is decoded at a fraction of its size, which Pillow does; others torchvision decodes a little
+faster, to the same bit.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+from torch import Tensor
+from torch.nn import functional as F
+
+from vit_dist.data.sources.decode import EncodedImage, decoding, load, open_header, orientation, plain_image, silent
+
+# JPEGs are decoded at a half, a quarter or an eighth of their size if this many times the wanted side is left.
+_LEFT = 2
+_READ = {"L": "GRAY", "RGB": "RGB"}  # Pillow's modes → torchvision's
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, image: Image.Image) -> Image.Image:
+        """Return this part of an image; the image itself if that is all of it."""
+        if (self.width, self.height) == image.size:
+            return image
+        return image.crop((self.left, self.top, self.left + self.width, self.top + self.height))
+
+
+class _Turn(NamedTuple):
+    """What makes a stored image upright: mirrored left to right, flipped top to bottom, and then transposed."""
+
+    mirror: bool
+    flip: bool
+    transpose: bool
+
+    def stored(self, box: Box, width: int, height: int) -> Box:
+        """Return where a part of the upright image is in the stored one, of this width and height."""
+        if self.transpose:
+            box = Box(box.left, box.top, box.width, box.height)
+        left = width - box.left - box.width if self.mirror else box.left
+        top = height - box.top - box.height if self.flip else box.top
+        return Box(top, left, box.height, box.width)
+
+    def upright(self, pixels: Tensor) -> Tensor:
+        """Turn a stored square, [channels, side, side]."""
+        if self.mirror or self.flip:
+            pixels = pixels.flip([2] * self.mirror + [1] * self.flip)
+        return pixels.transpose(1, 2) if self.transpose else pixels
+
+
+# By EXIF orientation.
+_TURNS = {
+    1: _Turn(False, False, False),
+    2: _Turn(True, False, False),
+    3: _Turn(True, True, False),
+    4: _Turn(False, True, False),
+    5: _Turn(False, False, True),
+    6: _Turn(False, True, True),
+    7: _Turn(True, True, True),
+    8: _Turn(True, False, True),
+}
+
+
+def decode_crop(encoded: EncodedImage, choose: Callable[[int, int], Box], side: int, *, alone: bool) -> Tensor:
+    """Return a part of an image, upright, resized to a square: uint8 [channels, side, side].
+
+    choose: called once with the upright image's width and height, returns the part. alone: whether no other thread of
+    this process writes to the standard error meanwhile. Raises ImageError that names the image.
+    """
+    with decoding(encoded.name, encoded.max_pixels), open_header(encoded) as image:
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and not image.decoderconfig:
+            pixels = _jpeg_crop(encoded, image, choose, side, alone)
+        else:  # the pixels say how it is turned, or are not those of its mode, or are of half its size already
+            load(image)
+            plain = plain_image(image, encoded.name, encoded.mode)
+            pixels = _resized(_pixels(choose(*plain.size).of(plain)), side)
+    return pixels.expand(3, -1, -1) if encoded.mode == "RGB" else pixels
+
+
+def _jpeg_crop(
+    encoded: EncodedImage, image: ImageFile.ImageFile, choose: Callable[[int, int], Box], side: int, alone: bool
+) -> Tensor:
+    """Return a part of a grey or coloured JPEG, upright, resized: uint8 [channels or 1, side, side]."""
+    turn, (width, height) = _TURNS[orientation(image)], image.size
+    box = turn.stored(choose(height, width) if turn.transpose else choose(width, height), width, height)
+    scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(box.height, box.width) >= _LEFT * side * scale)
+    grey = encoded.mode == "L" and image.mode != "L"
+    if scale > 1:
+        image.draft(None, (width // scale, height // scale))
+        load(image)
+        return turn.upright(_pixels(_reduced(image, box, scale, side, grey)))
+    whole = _by_torchvision(encoded.content, image) if alone and image.format == "JPEG" and not grey else None
+    if whole is None:
+        load(image)
+        part = _pixels(box.of(image).convert("L") if grey else box.of(image))
+    else:
+        part = whole[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    return turn.upright(_resized(part, side))
+
+
+def _reduced(image: Image.Image, box: Box, scale: int, side: int, grey: bool) -> Image.Image:
+    """Return a part of an image that was decoded at 1 / scale of its size, resized.
+
+    box: in pixels of its own size. grey: whether to make it grey.
+    """
+    top, left, bottom, right = (
+        edge / scale for edge in (box.top, box.left, box.top + box.height, box.left + box.width)
+    )
+    # Whole pixels, without those beyond that Pillow would mix into the edges; the rest of the box is between pixels.
+    outer = Box(int(top), int(left), math.ceil(bottom) - int(top), math.ceil(right) - int(left))
+    inner = (left - outer.left, top - outer.top, right - outer.left, bottom - outer.top)
+    part = outer.of(image).convert("L") if grey else outer.of(image)
+    return part.resize((side, side), Image.Resampling.BICUBIC, inner)
+
+
+def _resized(part: Tensor, side: int) -> Tensor:
+    """Resize uint8 [channels, height, width] to [channels, side, side], bicubic, as Pillow does within rounding."""
+    part = part[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(part, (side, side), mode="bicubic", antialias=True)[0]
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """Return a copy of an image's pixels, uint8 [channels, height, width], in memory [height, width, channels]."""
+    pixels = torch.frombuffer(image.tobytes(), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, len(image.getbands())).permute(2, 0, 1)
+
+
+def _by_torchvision(content: bytes, image: Image.Image) -> Tensor | None:
+    """Return the pixels of a JPEG whose header was read, uint8 [channels, height, width]; None: left to Pillow."""
+    if not _torchvision_agrees():
+        return None
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        with silent():  # libjpeg says by itself that data are damaged
+            pixels: Tensor = decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode[_READ[image.mode]])
+    except RuntimeError:  # damaged: whether that can be read is Pillow's to say
+        return None
+    return pixels if pixels.shape[1:] == (image.height, image.width) else None
+
+
+@lru_cache(maxsize=1)
+def _torchvision_agrees() -> bool:
+    """Return whether torchvision decodes JPEGs, to the same bit as Pillow: both may be built with any libjpeg."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((61, 45), Image.Resampling.BICUBIC)
+    for settings in ({}, {"progressive": True, "subsampling": 0}, {"quality": 20}):
+        file = io.BytesIO()
+        image.save(file, "JPEG", **settings)
+        try:
+            from torchvision.io import ImageReadMode, decode_jpeg
+
+            ours = decode_jpeg(torch.frombuffer(file.getbuffer(), dtype=torch.uint8), ImageReadMode.RGB)
+        except (ImportError, AttributeError, RuntimeError):
+            return False
+        with Image.open(file) as decoded:
+            if not np.array_equal(ours.permute(1, 2, 0).numpy(), np.asarray(decoded)):
+                return False
+    return True
