@@ -44,6 +44,8 @@ docs/config.md lists the same fields."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 75 stopped and resumable, 2 a mistake of the user's."""
     prepare_streams()
+    if "LOCAL_RANK" in os.environ:  # torch, when it is imported: a peer that is gone is said by us, in a line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if argv is None else argv)
     lost = None
     try:

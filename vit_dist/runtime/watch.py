@@ -66,9 +66,9 @@ class Watch:
         self._store = store.clone()  # a connection of its own: one that waits blocks all that use it
         self._rank, self._world_size, self._timeout = rank, world_size, timeout
         self._host = socket.gethostname()
-        self._silence = min(_SILENCE, timeout / 4)
         self._pause = _BEAT * max(1.0, world_size / _PEERS_A_BEAT)
-        self._clock = self._contact = 0.0
+        self._silence = max(4 * self._pause, min(_SILENCE, timeout / 4))
+        self._clock = self._contact = self._progressed = 0.0
         self._store_lost = False
         self._beats = self._answers = self._progress = self._long = 0
         self._wait: tuple[str, float] | None = None
@@ -136,7 +136,11 @@ class Watch:
         if gone:
             text = f"{self._named(gone)} ended without a word: killed, or out of memory; see the log of its host"
             return self.fail(self._lost(gone, text))
-        return self.fail(self._lost([], f"process {self._rank} on {self._host}: the connection to the others broke"))
+        return self.fail(
+            self._lost(
+                [], f"process {self._rank} on {self._host}: the connection to the others broke{self._store_place()}"
+            )
+        )
 
     def left_by_another(self) -> Failure | None:
         """Return why another process has failed, if one has left word. Waits for one answer of the store, at most."""
@@ -198,11 +202,13 @@ class Watch:
 
     def _look(self) -> None:
         """End the process if the main thread has waited too long. Runs in a thread of its own, and calls nobody."""
-        before = time.monotonic()
+        before, progress = time.monotonic(), -1
         while not self._closed.wait(_LOOK):
             now = time.monotonic()
             self._clock += min(now - before, 1.0)  # a process that was stopped itself has not waited
             before = now
+            if progress != self._progress or self._long:
+                progress, self._progressed = self._progress, self._clock
             failure = self._verdict()
             if failure is not None:
                 self._end(failure)
@@ -210,16 +216,19 @@ class Watch:
     def _verdict(self) -> Failure | None:
         """Return why the process must be ended, if it must."""
         wait = self._wait
-        waited = self._clock - wait[1] if wait is not None else 0.0
+        what, waited = (wait[0], self._clock - wait[1]) if wait is not None else ("", 0.0)
         if self._failure is not None:
             left = self._clock - self._failed_at
             return self._failure if (left > _GRACE and waited > _GRACE) or left > self._timeout + _GRACE else None
-        if wait is None or waited <= self._timeout:
+        stood = self._clock - self._progressed
+        if waited <= self._timeout and not (self._store_lost and stood > self._timeout):
             return None
-        if self._store_lost or self._clock - self._contact > self._silence:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            text = f"process {self._rank} on {self._host}: no answer from {where} for {waited:.0f} s (run.timeout)"
-            return self._lost([], f"{text}, nor from other processes: see the network and that host")
+        if self._store_place():
+            waited = stood
+            text = (
+                f"process {self._rank} on {self._host}: no answer from other processes for {waited:.0f} s (run.timeout)"
+            )
+            return self._lost([], text + self._store_place())
         silent = self._silent(self._silence)
         if silent:
             verb = "does" if len(silent) == 1 else "do"
@@ -232,22 +241,29 @@ class Watch:
         if busy:
             verb = "has" if len(busy) == 1 else "have"
             text = f"{self._named(busy)} {verb} made no progress for {waited:.0f} s (run.timeout)"
-            return self._lost(busy, f"{text}, and the others wait for {wait[0]}")
+            return self._lost(busy, f"{text}, and the others wait for {what}")
         if len(stuck) < len(self._peers):
             return None
-        text = f"all {self._world_size} processes have waited {waited:.0f} s (run.timeout) for {wait[0]}"
+        text = f"all {self._world_size} processes have waited {waited:.0f} s (run.timeout) for {what}"
         return self._lost([], f"{text}: the network between their hosts does not carry it")
 
     def _silent(self, seconds: float) -> list[int]:
         """Return the processes that have given no sign of life for so long, as far as they were read."""
         return [rank for rank, peer in self._peers.items() if self._clock - peer.changed > seconds]
 
+    def _store_place(self) -> str:
+        """Return where to look if the store is not there either, else nothing."""
+        if not self._store_lost and self._clock - self._contact <= self._silence:
+            return ""
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        return f", nor is there an answer from {where}: see the network, and what became of that host"
+
     def _lost(self, ranks: Sequence[int], text: str) -> Failure:
         """Return the failure of processes that cannot tell it themselves."""
-        reachable = ranks or not (self._store_lost or self._clock - self._contact > self._silence)
-        local = os.environ.get("LOCAL_RANK", "0") == "0"
-        speaker = min(set(range(self._world_size)) - set(ranks)) if reachable else self._rank if local else -1
-        return Failure(list(ranks), text, 1, speaker)
+        if self._store_place():  # nobody knows who else is left: one of each host speaks
+            alone = self._rank == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+            return Failure(list(ranks), text, 1, self._rank if alone else -1)
+        return Failure(list(ranks), text, 1, min(set(range(self._world_size)) - set(ranks)))
 
     def _named(self, ranks: Sequence[int]) -> str:
         """Return `process 1 of 4 on HOST`, or `processes 1 and 2 of 4 on HOST and HOST`."""
@@ -279,4 +295,5 @@ class Watch:
                 thread.join(_LAST_ACT)
             if speaks:
                 print(f"vit-dist: {failure.text}", file=sys.stderr, flush=True)
+            time.sleep(2 * self._pause)  # the others read the word; the store may end with this process
             os._exit(failure.code)
