@@ -569,6 +569,7 @@ def everything() -> dict[str, Any]:
     values = Config().to_dict()
     values["model"] |= {"name": "timm/x", "args": {"a": 1}}
     values["data"] |= {"mean": [0.5], "std": [0.25]}
+    values["batch"] |= {"global_size": 126}  # three lanes divide it
     values["loss"] |= {"teacher": "timm/x", "teacher_weights": "x.safetensors"}
     values["optimizer"] |= {"name": "muon"}
     values["schedule"] |= {"name": "LinearLR", "cooldown": "5 updates", "args": {"total_iters": "5 updates"}}
@@ -608,6 +609,7 @@ def test_round_trip_through_dict_json_and_yaml() -> None:
     values = everything()
     for section, field, kind in FIELDS:
         values[section][field.name] = changed(f"{section}.{field.name}", values[section][field.name], kind)
+    values["data"]["lanes"] = 1  # no other number goes with the rest
     config = Config.from_dict(values)
     assert (config.data.mean, config.optimizer.betas, config.optimizer.momentum) == ((0.25,), (0.5, 0.75), 0.5)
     assert Config.from_dict(config.to_dict()) == config

@@ -111,6 +111,15 @@ class DataConfig:
         "an image that cannot be read: fail ends the run; skip draws another in its place in training, by key, and "
         "leaves it out of evaluations, which count it",
     )
+    lanes: int = option(
+        1,
+        "of shards: parts that each process reads apart from the others; a multiple of the micro-batches in a global "
+        "batch, so that a process opens the shards of its own lanes only; must divide batch.global_size",
+        above=0,
+    )
+    shard_window: int = option(
+        16, "of shards: how many are mixed with each other at a time, over all lanes", at_least=1, at_most=100
+    )
     max_pixels: int = free(100_000_000, "pixels of the largest image that is decoded", above=0)
     mean: tuple[float, ...] = option((), "mean per channel of pixels in 0..1; empty: the data set's or timm model's")
     std: tuple[float, ...] = option(

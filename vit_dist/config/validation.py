@@ -91,8 +91,14 @@ def _model_problems(config: Schema) -> Iterator[str]:
 
 
 def _data_problems(config: Schema) -> Iterator[str]:
-    """Check that there are as many means as deviations."""
-    data = config.data
+    """Check that there are as many means as deviations, and that lanes fit the batch."""
+    data, size = config.data, config.batch.global_size
+    if size % data.lanes and "batch.global_size" not in config.run.auto:
+        divisors = [lanes for lanes in range(1, size + 1) if size % lanes == 0]
+        fitting = min(divisors, key=lambda lanes: abs(lanes - data.lanes))
+        yield f"data.lanes: {data.lanes} do not divide batch.global_size {size}: set {fitting}"
+    if data.lanes > 1 and config.augment.repeats > 1:
+        yield "data.lanes: augment.repeats puts copies of a sample into several lanes: set data.lanes 1"
     if len(data.mean) != len(data.std):
         yield f"data.std: has {len(data.std)} values where data.mean has {len(data.mean)}: give both per channel"
 

@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     REPLACEMENT = 13
     SURVEY = 14
     FINGERPRINT = 15
+    LANES = 16
+    SHARDS = 17
 
 
 def key(*parts: int) -> int:

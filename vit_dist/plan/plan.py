@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
@@ -19,6 +19,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.limits import UPDATES
 from vit_dist.config.values import Length, parse_seconds, parse_size
 from vit_dist.errors import UserError
+from vit_dist.plan.blocks import BlockOrder
 from vit_dist.plan.keys import Ints
 from vit_dist.plan.permutation import CHUNK, order_chunk
 
@@ -39,7 +40,10 @@ class Slots:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every number of a run. `*_every` are exact numbers of samples; warmup and cooldown are in updates."""
+    """Every number of a run. `*_every` are exact numbers of samples; warmup and cooldown are in updates.
+
+    shards: the order of samples that lie in shards; None: any order of all samples, which is shuffled as a whole.
+    """
 
     samples: int
     total_samples: int
@@ -57,10 +61,14 @@ class Plan:
     seed: int
     repeats: int = 1
     sizes: tuple[tuple[int, int], ...] = ()
+    shards: BlockOrder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def from_config(cls, config: Config, samples: int, world_size: int) -> Plan:
-        """Plan the run of a config over `samples` training samples on `world_size` processes. Raises UserError."""
+    def from_config(cls, config: Config, samples: int, world_size: int, shards: Ints | None = None) -> Plan:
+        """Plan the run of a config over `samples` training samples on `world_size` processes. Raises UserError.
+
+        shards: of samples that lie in shards, how many are in each, in their order.
+        """
         assert samples > 0
         assert world_size > 0
         size = config.batch.global_size
@@ -106,6 +114,7 @@ class Plan:
             seed=config.run.seed,
             repeats=config.augment.repeats,
             sizes=tuple(sizes),
+            shards=None if shards is None else _block_order(config, shards),
         )
 
     def in_updates(self, length: Length) -> Fraction:
@@ -155,14 +164,19 @@ class Plan:
             distinct = math.ceil(self.global_size / self.repeats)
             copy, within = np.divmod(within, distinct)
             places = batch * distinct + within
+        index = self._shuffled(places) if self.shards is None else self.shards.indices(places)
+        epoch = places // self.samples * self.repeats + copy
+        return Slots(index, epoch, real.astype(np.float32), self.size_at(position))
+
+    def _shuffled(self, places: Ints) -> Ints:
+        """Return the samples at these places of the stream, where each epoch is shuffled as a whole."""
         epoch, in_epoch = np.divmod(places, self.samples)
         index = np.empty_like(places)
         chunk = in_epoch // CHUNK
         for e, c in sorted(set(zip(epoch.tolist(), chunk.tolist(), strict=True))):
             here = (epoch == e) & (chunk == c)
             index[here] = order_chunk(self.seed, e, self.samples, c)[in_epoch[here] % CHUNK]
-        epoch = epoch * self.repeats + copy
-        return Slots(index, epoch, real.astype(np.float32), self.size_at(position))
+        return index
 
     def size_at(self, position: int) -> int:
         """Return the side of the images of the global batch at `position`; 0: the run's own."""
@@ -170,7 +184,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; exact lengths as text."""
-        plain = {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "shards"}
+        plain = {k: str(v) if isinstance(v, Fraction) else v for k, v in values.items()}
         return {**plain, "sizes": [list(size) for size in self.sizes]}
 
 
@@ -181,6 +196,12 @@ def evaluation_slots(length: int, batch_size: int, rank: int, world_size: int) -
         index = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int64)
         real = index < length
         yield Slots(np.where(real, index, 0), np.zeros_like(index), real.astype(np.float32))
+
+
+def _block_order(config: Config, shards: Ints) -> BlockOrder:
+    data = config.data
+    size = config.batch.global_size
+    return BlockOrder(shards, seed=config.run.seed, global_size=size, lanes=data.lanes, window=data.shard_window)
 
 
 def _samples(length: Length, samples: int, global_size: int, total: int) -> Fraction:
