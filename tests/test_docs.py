@@ -66,7 +66,7 @@ def commands_on(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_commands_in_the_docs_are_understood(page: Path) -> None:
     for command, *words in commands_on(page):
-        if command == "checkpoint":
+        if command in ("checkpoint", "shards"):
             command = " ".join([command, *words[:1]])
             words = words[1:]
         assert command in [*USAGES, "config"], command

@@ -76,6 +76,9 @@ _CONFIG_FLAGS = {
 }
 
 
+_PROCESSES = ("N", "processes that work at the same time; default: one for each core, 16 at most")
+
+
 USAGES = {
     "train": Usage(
         f"Train a Vision Transformer. {_RECIPE}",
@@ -194,6 +197,34 @@ USAGES = {
             "--damaged": ("", "remove damaged ones as well"),
         },
         {"RUN": "the folder of a run"},
+        1,
+        1,
+    ),
+    "shards build": Usage(
+        "Pack image files into shards: tar files in WebDataset's layout, with an index, which train, evaluate and "
+        "others read as data.root. Splits, classes and what will be held out as val are those of the images. After an "
+        "interruption, the same command goes on, to the same bytes.",
+        {
+            "--shard_size": ("SIZE", "most bytes of a shard, as 64MB or 1GiB; default: 128MiB"),
+            "--processes": _PROCESSES,
+        },
+        {"IMAGES": "a folder of images, or a table of paths and labels", "OUT": "the new folder of the shards"},
+        2,
+        2,
+    ),
+    "shards index": Usage(
+        "Write the index of tar files that others made in WebDataset's layout: images, each with a .cls, or a .json "
+        "with its label. Names of classes are taken from classes.txt, one a line; splits from the names of the files.",
+        {"--processes": _PROCESSES},
+        {"FOLDER": "the folder of the tar files"},
+        1,
+        1,
+    ),
+    "shards verify": Usage(
+        "Read all shards and compare them with the hashes in their index: names each shard and image that is damaged. "
+        "Exit code 1 if one is.",
+        {"--processes": _PROCESSES},
+        {"FOLDER": "the folder of the shards"},
         1,
         1,
     ),

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "classify images",
     "export": "export a model to ONNX, or to a folder for timm and the Hugging Face Hub",
     "checkpoint": "list, verify or prune the checkpoints of a run",
+    "shards": "pack images into shards, index those of others, verify them",
     "config": "print the JSON schema of the config, for editors",
 }
 _START: Examples = (
@@ -70,6 +71,12 @@ EXAMPLES: dict[str, Examples] = {
     ),
     "checkpoint list": (("vit-dist checkpoint list runs/photos-1a2b3c", "what there is to go on from"),),
     "checkpoint verify": (("vit-dist checkpoint verify runs/photos-1a2b3c", "whether all files are whole"),),
+    "shards build": (
+        ("vit-dist shards build photos photos-shards", "pack a folder of images"),
+        ("vit-dist shards build list.csv shards --shard_size 1GiB", "those in a table, into larger shards"),
+    ),
+    "shards index": (("vit-dist shards index webdataset", "make tar files of others readable"),),
+    "shards verify": (("vit-dist shards verify photos-shards", "compare every byte with its hash"),),
     "checkpoint prune": (("vit-dist checkpoint prune runs/photos-1a2b3c --keep 1", "free space"),),
 }
 _BARE = (

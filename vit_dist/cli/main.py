@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import sys
@@ -28,17 +27,6 @@ if TYPE_CHECKING:
 
 STOPPED, MISTAKE, INTERRUPTED = 75, 2, 130
 _FOR_SEVERAL = ("train", "evaluate")  # that several processes of a launcher do together
-
-
-_CONFIG_HELP = """usage: vit-dist config schema
-
-Print the JSON schema of a config in YAML: every section and field with its description, type, choices, bounds and
-default. Editors use it to complete and check a config. Write it next to your config and name it in the first line:
-
-  vit-dist config schema > schema.json
-  # yaml-language-server: $schema=schema.json
-
-docs/config.md lists the same fields."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,6 +73,7 @@ def _run(arguments: list[str]) -> int:
         "predict": _predict,
         "export": _export,
         "checkpoint": _checkpoint,
+        "shards": _shards,
         "config": _config,
     }
     end_with_launcher(os.environ)
@@ -286,13 +275,13 @@ def _checkpoint(words: list[str]) -> int:
     return checkpoint(words)
 
 
-def _config(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(_CONFIG_HELP)
-        return 0
-    if words != ["schema"]:
-        raise UserError(f"config: takes schema alone, not {' '.join(words)}; see vit-dist config --help")
-    from vit_dist.config.checking import json_schema
+def _shards(words: list[str]) -> int:
+    from vit_dist.cli.shards import shards
 
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
-    return 0
+    return shards(words)
+
+
+def _config(words: list[str]) -> int:
+    from vit_dist.cli.config import config
+
+    return config(words)

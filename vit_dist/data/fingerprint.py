@@ -35,7 +35,8 @@ def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
     """Return (samples, sha256) of each split: of names, file sizes and classes, or of pixels held in memory.
 
     Of files also (content): of the first 64 KiB of at most 256 of them, chosen by key, since other images may have the
-    same names and sizes. Of a source without files or pixels, of the classes and a few of its images. Names are
+    same names and sizes. Of shards, of the hashes in their index; of other sources without files or pixels, of the
+    classes and a few of the images. Names are
     relative to the folder that holds all files, so that data may be moved. A file that is gone has 0 bytes.
     """
     root = _common_folder(data)
@@ -149,6 +150,10 @@ def _digest(split: Subset, root: str) -> str:
     if pixels is not None:
         digest.update(split.labels.tobytes())
         digest.update(pixels[split.indices].tobytes())
+    elif isinstance(content := getattr(split.source, "content", None), str):
+        digest.update(content.encode())
+        digest.update(split.labels.tobytes())
+        digest.update(split.indices.tobytes())
     elif root:
         for name, size, label in _samples(split, root):
             digest.update(f"{name}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))

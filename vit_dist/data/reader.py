@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vit_dist.data.augmentation.transforms import TrainingTransform, Transform
 from vit_dist.data.sources.decode import ImageError
-from vit_dist.data.sources.source import decoded, read_encoded, read_image, sample_name
+from vit_dist.data.sources.source import decoded, is_named, read_encoded, read_image, sample_name
 from vit_dist.data.sources.splits import Subset
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Purpose, key
@@ -149,7 +149,7 @@ class Reader:
         if problem is None:
             return place, None
         if self.on_bad_sample == "fail":
-            raise UserError(problem + (self.way_on if hasattr(self.subset.source, "paths") else ""))
+            raise UserError(problem + (self.way_on if is_named(self.subset.source) else ""))
         if self.on_bad_sample == "leave out":
             pixels[:] = 0
             return place, problem

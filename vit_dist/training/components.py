@@ -15,6 +15,7 @@ from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.values import parse_size
 from vit_dist.data.augmentation.transforms import training_transform
 from vit_dist.data.preprocessing import Preprocessing, resolve_preprocessing
+from vit_dist.data.shards.source import shard_sizes
 from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
@@ -77,7 +78,10 @@ def build_components(
     check_tracker(config.log.trackers)
     data = open_splits(config, source)
     preprocessing = preprocessing or resolve_preprocessing(config, data)
-    plan = Plan.from_config(config, len(data.splits["train"]), world_size)
+    train = data.splits["train"]
+    plan = Plan.from_config(config, len(train), world_size, shard_sizes(train))
+    if plan.shards is None and config.data.lanes > 1:
+        raise UserError(f"data.lanes: {config.data.lanes} are for shards, and this data has none: set data.lanes 1")
     for field, slots in (
         ("batch.micro_size", config.batch.micro_size),
         ("evaluate.batch_size", config.evaluate.batch_size),

@@ -95,11 +95,16 @@ class FileSource:
 def read_header(path: Path) -> Header | None:
     """Return what an image says of itself, without decoding it; None if it says nothing."""
     try:
-        with (
-            open_regular(path) as file,
-            decoding(str(path), MAX_PIXELS),
-            Image.open(file, formats=known_formats()) as image,
-        ):
+        with open_regular(path) as file:
+            return header_of(file)
+    except (OSError, UserError):
+        return None
+
+
+def header_of(file: BinaryIO) -> Header | None:
+    """Return what the image in an opened file says of itself; None if it says nothing."""
+    try:
+        with decoding("", MAX_PIXELS), Image.open(file, formats=known_formats()) as image:
             return image_header(image)
     except Exception:  # on damaged files, decoders raise nearly everything; reading the image says what is wrong
         return None

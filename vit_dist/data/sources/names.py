@@ -73,6 +73,12 @@ def split_words(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def split_of(name: str) -> str | None:
+    """Return the split that a word in a name means (imagenet-train-000.tar is train); None if there is none."""
+    match = _WORD_INSIDE.search(name.casefold())
+    return SPLITS[match[1]] if match else None
+
+
 def class_of(name: str, known: Sequence[str]) -> str | None:
     """Return the known class that a folder's name means, None if there is none.
 

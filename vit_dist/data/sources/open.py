@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from vit_dist.config.fields import DataConfig
+from vit_dist.data.shards.source import is_shards, open_index, read_shards, tar_files
 from vit_dist.data.sources.builtin import BUILTIN
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.scan import table_beside
@@ -27,7 +28,7 @@ def open_data(config: DataConfig) -> LabelledSplits:
     root = Path(config.root).expanduser() if config.root else default_root() / name
     if name != "folder":
         return with_val(BUILTIN[name](root), config.val_fraction)
-    data = read_folder(root, config.max_pixels, config.classes)
+    data = _read(root, config)
     if len(data.classes) == 1:
         table = f"; {beside}" if (beside := table_beside(str(root))) else ""
         raise UserError(
@@ -35,6 +36,18 @@ def open_data(config: DataConfig) -> LabelledSplits:
             f"needs two or more, each in a folder of its own{table}"
         )
     return with_val(data, config.val_fraction)
+
+
+def _read(root: Path, config: DataConfig) -> LabelledSplits:
+    """Read a folder by what is in it: shards, or images. Raises UserError."""
+    if is_shards(root):
+        return read_shards(root, config.max_pixels)
+    try:
+        return read_folder(root, config.max_pixels, config.classes)
+    except UserError:
+        if root.is_dir() and tar_files(root):
+            open_index(root)  # says what to do with tar files alone
+        raise
 
 
 def default_root() -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,9 +22,10 @@ Pixels = NDArray[np.uint8]
 class Source(Protocol):
     """Labelled images, each read by its index; an object of your own may be one.
 
-    Three more attributes are used where a source has them: `pixels`, all of its images already decoded, uint8
-    [length, channels, height, width]; `paths`, the file of each image, which names it in predictions; and
-    `encoded(index)`, which returns the EncodedImage whose decoded form `image(index)` is.
+    Some more attributes are used where a source has them: `pixels`, all of its images already decoded, uint8
+    [length, channels, height, width]; `paths`, the file of each image, which names it in predictions, or
+    `image_name(index)`, which names it; and `encoded(index)`, which returns the EncodedImage whose decoded form
+    `image(index)` is.
     """
 
     @property
@@ -73,7 +74,15 @@ def decoded(source: Source) -> Pixels | None:
 def sample_name(source: Source, index: int, split: str) -> str:
     """Return the name of a sample for people: its file, or its number in the split's source."""
     paths: Sequence[Path] | None = getattr(source, "paths", None)
-    return f"{split}/{index}" if paths is None else str(paths[index])
+    if paths is not None:
+        return str(paths[index])
+    named: Callable[[int], str] | None = getattr(source, "image_name", None)
+    return f"{split}/{index}" if named is None else named(index)
+
+
+def is_named(source: Source) -> bool:
+    """Return whether the images of a source have names of their own, by which they can be mended or removed."""
+    return hasattr(source, "paths") or hasattr(source, "image_name")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""A source of images in shards: tar files whose index says where each image is, read one by one from their place."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+from PIL import Image
+
+from vit_dist.data.shards.archive import BLOCK, member_name
+from vit_dist.data.shards.index import COLUMNS, INDEX, Shard, ShardIndex, load_columns, make_index
+from vit_dist.data.shards.storage import LocalFolder, Storage
+from vit_dist.data.sources.decode import MAX_PIXELS, EncodedImage, ImageError, check_bytes, decode
+from vit_dist.data.sources.splits import IMAGENET, LabelledSplits, Subset
+from vit_dist.errors import UserError, one_line, visible
+from vit_dist.plan.keys import Ints, Keys
+
+
+class ShardSource:
+    """A source of the images in shards. mode: Pillow's, RGB or L (grey). max_pixels: of the largest that is decoded."""
+
+    def __init__(self, index: ShardIndex, storage: Storage, mode: str = "RGB", max_pixels: int = MAX_PIXELS) -> None:
+        self.index = index
+        self.storage = storage
+        self.mode = mode
+        self.max_pixels = max_pixels
+        self.shard_starts = index.starts
+        self.content = index.content
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> Ints:
+        """Class numbers, int64 [length]."""
+        labels: Ints = self.index.columns["label"]
+        return labels
+
+    @property
+    def keys(self) -> Keys:
+        """Of each image, what decides whether it is held out as val, uint64 [length]."""
+        keys: Keys = self.index.columns["key"]
+        return keys
+
+    def encoded(self, index: int) -> EncodedImage:
+        """Return an image as the bytes of its file. Raises ImageError that names shard and image."""
+        shard, offset, size = self._place(index)
+        path = f"{self.storage.name}/{shard.file}"
+        check_bytes(size, f"{path}: image {index}", self.max_pixels)
+        try:
+            content = self.storage.read(shard.file, offset - BLOCK, BLOCK + size)
+        except OSError as error:
+            reason = error.strerror or one_line(error, 200)
+            raise ImageError(f"{visible(path)}: image {index} cannot be read ({reason})") from None
+        name = f"{path}: {member_name(content[:BLOCK]) or f'image {index}'}"
+        content = content[BLOCK:]
+        if zlib.crc32(content) != int(self.index.columns["crc32"][index]):
+            raise ImageError(
+                f"{visible(name)}: has other bytes than the index says: vit-dist shards verify names all damage"
+            )
+        return EncodedImage(content, name, self.mode, self.max_pixels)
+
+    def image(self, index: int) -> Image.Image:
+        """Return the decoded image, upright, in the source's mode. Raises ImageError that names shard and image."""
+        return decode(self.encoded(index))
+
+    def image_name(self, index: int) -> str:
+        """Return the name of an image for people: its shard, and its name in it, or its number if it has none."""
+        shard, offset, _ = self._place(index)
+        with contextlib.suppress(OSError):
+            if name := member_name(self.storage.read(shard.file, offset - BLOCK, BLOCK)):
+                return f"{self.storage.name}/{shard.file}: {name}"
+        return f"{self.storage.name}/{shard.file}: image {index}"
+
+    def _place(self, index: int) -> tuple[Shard, int, int]:
+        """Return the shard of an image, and where in it its bytes begin and how many they are."""
+        number = int(np.searchsorted(self.shard_starts, index, "right")) - 1
+        columns = self.index.columns
+        return self.index.shards[number], int(columns["offset"][index]), int(columns["size"][index])
+
+
+def is_shards(root: Path) -> bool:
+    """Return whether a folder holds shards with their index."""
+    return (root / INDEX).is_file() and (root / COLUMNS).is_dir()
+
+
+def tar_files(root: Path) -> list[Path]:
+    """Return the tar files in a folder and in the folders in it, sorted."""
+    return sorted([*root.glob("*.tar"), *root.glob("*/*.tar")])
+
+
+def open_index(folder: Path) -> ShardIndex:
+    """Read the index of a folder of shards. Raises UserError."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: holds tar files without an index: vit-dist shards index {quote(str(folder))} writes it"
+        )
+    try:
+        return make_index(path.read_bytes(), load_columns(folder), str(path))
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UserError(f"{path}: its columns cannot be read: {reason or one_line(error, 200)}") from None
+
+
+def read_shards(root: Path, max_pixels: int = MAX_PIXELS) -> LabelledSplits:
+    """Read the splits of a folder of shards. Raises UserError."""
+    return splits_of(open_index(root), LocalFolder(root), max_pixels)
+
+
+def splits_of(index: ShardIndex, storage: Storage, max_pixels: int) -> LabelledSplits:
+    """Return the splits of an index whose shards are in a storage. Raises UserError for a label without a class."""
+    source = ShardSource(index, storage, max_pixels=max_pixels)
+    splits = {}
+    for split in dict.fromkeys(shard.split for shard in index.shards):
+        begin, end = index.rows(split)
+        labels = source.labels[begin:end]
+        if end == begin or labels.min() < 0 or labels.max() >= len(index.classes):
+            raise UserError(f"{storage.name}/{INDEX}: {split} has no images, or some of no class: write it anew")
+        splits[split] = Subset(source, np.arange(begin, end, dtype=np.int64), np.asarray(labels))
+    return LabelledSplits(splits, index.classes, 3, 224, *IMAGENET, index.sizes)
+
+
+def shard_sizes(subset: Subset) -> Ints | None:
+    """Return how many images of a subset are in each shard of its source; None for a source without shards."""
+    starts: Ints | None = getattr(subset.source, "shard_starts", None)
+    if starts is None:
+        return None
+    assert len(subset) < 2 or bool((np.diff(subset.indices) > 0).all()), "its images must be in the source's order"
+    edges = np.searchsorted(subset.indices, np.append(starts, len(subset.source)))
+    sizes: Ints = np.diff(edges).astype(np.int64)
+    return sizes
