@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +11,26 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.processes import run_world
 from tests.runs import DIGITS, QUIET
 from tests.runtime.namespaces import Node, two_nodes
 from tests.runtime.test_launch import ACCELERATE, environment
 from vit_dist import Config, train
 from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.run_folder.status import status
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
 VALUES = {**DIGITS, **QUIET, "batch.micro_size": 24, "train.duration": "12 updates", "evaluate.every": "6 updates"}
 PORT = "29511"
+# Waits for a file to be seen as for a network file system, but not as long.
+_IMPATIENT = """
+import sys
+from vit_dist.__main__ import main
+from vit_dist.training import handshake
+handshake._LONGEST_WAIT = 0.5
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
 
 Nodes = tuple[Node, Node]
 
@@ -58,6 +69,7 @@ def last_words(
 def ranks(nodes: Nodes) -> list[dict[str, str]]:
     """Return the environment of each host's process, as a launcher sets it."""
     world = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": PORT}
+    world |= {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
     return [{**environment(), **world, "RANK": str(rank), "MASTER_ADDR": nodes[0].address} for rank in range(2)]
 
 
@@ -113,7 +125,9 @@ def test_hosts_whose_names_lead_to_loopback_reach_each_other(
     check_same(kind, debian_nodes, tmp_path / "run", on_one_host)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("static", marks=pytest.mark.slow), "c10d", "accelerate"])
+@pytest.mark.parametrize(
+    "kind", ["accelerate", pytest.param("static", marks=pytest.mark.slow), pytest.param("c10d", marks=pytest.mark.slow)]
+)
 def test_two_hosts_train_as_two_processes_do(kind: str, nodes: Nodes, tmp_path: Path, on_one_host: list[str]) -> None:
     check_same(kind, nodes, tmp_path / "run", on_one_host)
 
@@ -122,7 +136,7 @@ def test_a_run_folder_that_hosts_do_not_share_is_refused(nodes: Nodes, tmp_path:
     disk = tmp_path / "disk"
     disk.mkdir()
     folder = disk / "run"
-    commands = [[sys.executable, *flags(folder)]] * 2
+    commands = [[sys.executable, "-c", _IMPATIENT, *flags(folder)[1:]]] * 2
 
     def refusal() -> str:
         """Return the one line that the first host prints; check that neither prints more than notes beside it."""
@@ -143,3 +157,24 @@ def test_a_run_folder_that_hosts_do_not_share_is_refused(nodes: Nodes, tmp_path:
     last = folder / "checkpoints" / "update_00000006"
     assert refusal() == f"{who}{last} is not there: a run's folder must be on storage that all machines share"
     assert weights(folder) == before
+
+
+def test_a_link_that_is_cut_ends_both_hosts(nodes: Nodes, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, *flags(folder, train__duration="100000 updates", log__every="1 updates", run__timeout=3)]
+    processes = [node.start(command, environ) for node, environ in zip(nodes, ranks(nodes), strict=True)]
+    assert processes[0].stdout is not None
+    for line in processes[0].stdout:
+        if line.startswith("update 3/"):
+            nodes[1].set_link("down")
+            break
+    outputs = [process.communicate(timeout=90)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    told = [re.findall(r"^vit-dist: (process .*)$", output, re.MULTILINE) for output in outputs]
+    assert [len(lines) for lines in told] == [1, 1], outputs
+    main, other = told[0][0], told[1][0]
+    assert re.match(rf"process 1 of 2 on {nodes[1].name} does not answer for \d+ s \(run.timeout\)", main)
+    where = f"{nodes[0].address}:{PORT}"
+    assert re.match(rf"process 1 on {nodes[1].name}: no answer from {where} for \d+ s \(run.timeout\)", other)
+    assert "Traceback" not in outputs[0] + outputs[1]
+    assert status(folder)["state"] == "failed"
