@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ def resize_and_crop(path: Path, mode: str, side: int, crop: float) -> np.ndarray
     The short side is resized to side / crop (bicubic), then the centre is cropped.
     """
     image = Image.open(path).convert(mode)
-    short = round(side / crop)
+    short = math.floor(side / crop)
     width, height = image.size
     size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
     image = image.resize(size, Image.Resampling.BICUBIC)

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.export.models import DIGITS, digits_run, digits_test_images, small_model
 from vit_dist import Config
 from vit_dist.export.model_card import model_card
 from vit_dist.export.timm_folder import export_timm
 from vit_dist.files import read_json
+from vit_dist.inference.classifier import Classifier
 from vit_dist.inference.load import load_model
 
 
@@ -59,6 +61,7 @@ def test_results_are_those_of_the_run(run: Path) -> None:
     assert "Trained with vit_dist: the EMA weights of update 60.\n" in card
     assert "- data: digits\n- classes: `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`\n" in card
     assert f"- mean: {list(trained.preprocessing.mean)}\n- std: {list(trained.preprocessing.std)}\n" in card
+    assert "\n- image files: shorter side to 8 pixels (bicubic), then the centre of 8 × 8; turned upright as " in card
 
 
 def test_a_run_on_a_folder_without_test_names_the_folder_and_counts_val(run: Path) -> None:
@@ -129,7 +132,10 @@ def test_usage_example_runs(channels: int, run: Path, tmp_path: Path, capsys: py
     assert (folder / "README.md").read_text() == card
     pixels = digits_test_images()[0, 0].numpy()
     picture = pixels if channels == 1 else np.stack([pixels] * 3, axis=-1)
-    Image.fromarray(picture).save(folder / "picture.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    Image.fromarray(picture).rotate(180).save(folder / "picture.png", exif=exif)
+    expected = Classifier(trained, torch.device("cpu")).predict(Image.fromarray(picture)).probabilities.max()
     capsys.readouterr()
     before = os.getcwd()
     os.chdir(folder)
@@ -139,4 +145,4 @@ def test_usage_example_runs(channels: int, run: Path, tmp_path: Path, capsys: py
         os.chdir(before)
     label, probability = capsys.readouterr().out.split()
     assert label in trained.classes
-    assert 1 / len(trained.classes) < float(probability) <= 1
+    assert float(probability) == pytest.approx(expected, rel=1e-4)

@@ -255,6 +255,12 @@ def test_notes_on_settings_that_fit_badly(tmp_path: Path) -> None:
     assert notes(data, {**good, "model.freeze": ["patch_embed"]}) == [
         "model.freeze: frozen parameters stay random without model.pretrained: set that, or leave freeze out", scratch,
     ]  # fmt: skip
+    for fit in ("pad", "stretch"):
+        assert notes(data, {**good, "data.fit": fit})[1:] == [
+            f"augment.crop_min: training takes random parts of the images, evaluation all of each (data.fit {fit}): "
+            "set augment.crop_min 0 to train on all of each too"]  # fmt: skip
+        assert notes(data, {**good, "data.fit": fit, "augment.crop_min": 0}) == [scratch]
+    assert notes(data, {**good, "data.fit": "crop"}) == [scratch]
 
 
 def test_a_choice_is_plain() -> None:

@@ -25,11 +25,11 @@ pipeline_tag: image-classification
 
 _SNIPPET = """import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("local-dir:.", pretrained=True).eval()  # this folder; on the Hub: "hf-hub:OWNER/NAME"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-image = Image.open("picture.png").convert("{mode}")
+image = ImageOps.exif_transpose(Image.open("picture.png")).convert("{mode}")
 with torch.inference_mode():
     probabilities = model(transform(image)[None]).softmax(1)[0]
 print(model.pretrained_cfg["label_names"][probabilities.argmax()], probabilities.max().item())
@@ -76,6 +76,7 @@ def _data(trained: TrainedModel) -> str:
     lines += [
         f"- classes: {classes}",
         f"- images: {trained.channels} × {side} × {side}, (value/255 - mean) / std",
+        f"- image files: {preprocessing.resizing()}; turned upright as EXIF says, what is transparent on white",
         f"- mean: {list(preprocessing.mean)}",
         f"- std: {list(preprocessing.std)}",
     ]

@@ -25,6 +25,12 @@ def advice(config: Config, data: LabelledSplits) -> Iterator[str]:
     yield from _on_model(config, data)
     if config.augment.flip and set(data.classes) == {str(digit) for digit in range(10)}:
         yield "augment.flip: flipping digits makes them unreadable: set augment.flip 0"
+    fit, in_files = config.data.fit, decoded(data.splits["train"].source) is None
+    if in_files and config.augment.crop_min and fit in ("pad", "stretch"):
+        yield (
+            f"augment.crop_min: training takes random parts of the images, evaluation all of each (data.fit {fit}): "
+            "set augment.crop_min 0 to train on all of each too"
+        )
     size, micro = config.batch.global_size, config.batch.micro_size
     if micro > size + size % 2:
         yield f"batch.micro_size: {micro - size} of its {micro} slots are never used: set {size + size % 2}"

@@ -9,6 +9,7 @@ import torch
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig
+from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.survey import Survey, survey
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
@@ -131,6 +132,7 @@ def plan_rows(components: Components) -> dict[str, str]:
         "data": f"{splits}; {len(data.classes)} classes{_without_test(facts)}",
         **facts.rows(),
         "images": f"{data.channels} × {preprocessing.image_size} × {preprocessing.image_size}, mean {mean}, std {std}",
+        **({"evaluated": preprocessing.resizing()} if decoded(data.splits["train"].source) is None else {}),
         "run": f"{plan.updates} updates of {plan.global_size} samples = {plan.epochs:.4g} epochs{short}",
         "batch": f"micro-batches of {plan.micro_size}, {plan.micro_batches_per_rank} per process and update{fillers}",
         "loss": f"{loss.name}{smoothing}{distilled}",
