@@ -58,6 +58,8 @@ def test_every_format_is_opened(path: Path) -> None:
         0,
     )
     assert state.train_state.best == Best(2, "top1", 27.77777777777778, "ema")
+    made = state.preprocessing  # which had neither an interpolation nor a fit
+    assert (made.interpolation, made.fit, state.config.data.fit) == ("bicubic", "crop", "auto")
     assert state.train_state.patience_baseline == 27.77777777777778
     assert (state.samples, state.updates, state.channels, state.precision) == (1294, 4, 1, "fp32")
     assert (state.preprocessing.image_size, state.preprocessing.mean) == (8, (0.3053,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from fractions import Fraction
@@ -12,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from vit_dist.config.config import Config
+from vit_dist.config.config import LATER, Config
 from vit_dist.config.fields import DataConfig, LossConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from vit_dist.config.recipe import RECIPES, find_recipe
 from vit_dist.config.values import Length, import_function, parse_size
@@ -603,6 +604,13 @@ def test_identity_is_six_hex_digits_and_the_same_in_every_process() -> None:
     assert int(Config().identity(), 16) >= 0
     assert Config.from_dict({}).identity() == Config().identity()
     assert Config().fields(changes_result=True).keys() == Config().fields().keys() - NOT_IN_THE_IDENTITY
+
+
+def test_fields_that_came_later_leave_the_names_of_earlier_runs() -> None:
+    earlier = {name: value for name, value in Config().fields(changes_result=True).items() if name not in LATER}
+    text = json.dumps({name: value for name, value in earlier.items() if name != "batch.micro_size"}, sort_keys=True)
+    assert Config().identity() == hashlib.sha256(text.encode()).hexdigest()[:6]
+    assert len({Config.from_dict({"data": {"fit": fit}}).identity() for fit in ("auto", "crop", "pad", "stretch")}) == 4
 
 
 def test_round_trip_through_dict_json_and_yaml() -> None:

@@ -17,13 +17,15 @@ import pytest
 from PIL import Image
 
 from tests import custom_losses
-from tests.checkpointing.states import rehash
+from tests.checkpointing.states import change_json, rehash
 from tests.processes import run_world
 from vit_dist import Config, Run, UserError, train
 from vit_dist.cli import main
 from vit_dist.data.sources.source import MemorySource
+from vit_dist.files import read_json
 from vit_dist.training.resolve import resolve
 
+OTHER: dict[str, Any] = {"interpolation": "bilinear", "fit": "stretch", "crop": 0.8}
 SMALL: dict[str, Any] = {
     "data.image_size": 16,
     "data.workers": 0,
@@ -233,6 +235,25 @@ def stop_in(forward: int, config: Config) -> Run:
         return train(config)
     finally:
         custom_losses.actions = {}
+
+
+def test_a_run_keeps_the_preprocessing_that_its_checkpoint_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photos(tmp_path / "pets")
+    first = train(on(root, run__dir="run"))
+    assert first.preprocessing.interpolation == "bicubic"
+    # As an earlier version decided it, which by the rules of now would be another one.
+    for path in (first.folder / "checkpoints").glob("update_*"):
+        change_json(path, "state.json", lambda state: state | {"preprocessing": {**state["preprocessing"], **OTHER}})
+    flags = words(root, run__dir="run", train__duration="4 updates")
+    assert main(["plan", *flags[1:]]) == 0
+    assert "both sides to 20 pixels (bilinear), then the centre of 16 × 16" in capsys.readouterr().out
+    longer = train(on(root, run__dir="run", train__duration="4 updates"))
+    assert longer.history[-1]["kind"] == "stop"
+    assert longer.preprocessing == replace(first.preprocessing, **OTHER)
+    saved = read_json(longer.folder / "checkpoints" / "update_00000004" / "state.json")["preprocessing"]
+    assert {name: saved[name] for name in OTHER} == OTHER
 
 
 def test_the_first_command_of_a_run_that_was_made_longer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from vit_dist.config.values import merged
 from vit_dist.errors import UserError
 
 # Fields that came after the names of runs: they count only where they are set, so that a run keeps its name.
-_LATER = ("data.fit", "data.interpolation")
+LATER = ("data.fit", "data.interpolation")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Config(Schema):
         """
         fields = self.fields(changes_result=True)
         for name, default in Config().fields().items():
-            if name in _LATER and fields[name] == default:
+            if name in LATER and fields[name] == default:
                 del fields[name]
         model = self.model
         if not (model.dropout or model.attention_dropout or "/" in model.name or ":" in model.name):
