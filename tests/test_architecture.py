@@ -50,6 +50,7 @@ ALLOWED = {
     "sklearn": ("data.sources.builtin",),
     "scipy": ("data.augmentation.draws",),
     "huggingface_hub": ("models.pretrained",),
+    "datasets": ("data.sources.huggingface",),
     "onnx": ("export.onnx_file",),
     "onnxruntime": ("export.onnx_file",),
     "onnxscript": ("export.onnx_file",),

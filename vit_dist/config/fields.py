@@ -85,7 +85,12 @@ class DataConfig:
     name: str = option(
         "", "digits, mnist, fashion_mnist, cifar10, cifar100, folder; empty: folder if root is set, else digits"
     )
-    root: str = free("", "folder of the files, which downloads go to as well; empty: ~/.cache/vit_dist")
+    root: str = free(
+        "",
+        "folder of the files, which downloads go to as well; or hf://owner/name, a data set on the Hugging Face Hub; "
+        "empty: ~/.cache/vit_dist",
+    )
+    label_column: str = option("", "column of the labels in a Hugging Face data set; empty: by its type, then its name")
     val_fraction: float = option(
         0.1, "fraction of the training set held out for validation if there is no val split", at_least=0, at_most=0.5
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_dist.data.fingerprint import SAMPLES, same_samples, split_fingerprint, trained_on
 from vit_dist.data.sources.folder import FOLDER, find_class_folders
-from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.open import is_address, open_data
 from vit_dist.data.sources.splits import SPLITS, Subset
 from vit_dist.errors import UserError, nearest
 from vit_dist.formatting import data_text
@@ -54,7 +54,7 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None, field: st
             "data.root: this model does not say its data: name images (predict) or --folder DIR (evaluate), "
             "or set data.root or data.name"
         )
-    if in_files and config.root and not Path(config.root).expanduser().is_dir():
+    if in_files and config.root and not is_address(config.root) and not Path(config.root).expanduser().is_dir():
         raise UserError(f"data.root: no folder {config.root} here: set --data.root to where the data is now")
     data = open_data(config)
     others = _names_for_numbers(trained, data.classes)

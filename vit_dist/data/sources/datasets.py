@@ -19,7 +19,7 @@ from vit_dist.plan.keys import Ints
 
 # Lists of (file, label) that torchvision's folders have.
 _FILES = ("samples", "imgs")
-_IMAGES = ("image", "img", "pixels", "picture", "x")
+IMAGES = ("image", "img", "pixels", "picture", "x")
 # How often the first item is read: one that is mirrored at random comes out the same each time once in 128.
 _READS = 8
 _LOOKED_AT = 16
@@ -96,7 +96,7 @@ def _keys(item: Any, field: str, kind: str) -> tuple[Any, Any]:
     """Return where the image and the label are in an item. Raises UserError."""
     if isinstance(item, Mapping):
         names = list(item)
-        return column(names, _IMAGES, field, "images"), column(names, LABELS, field, "labels")
+        return column(names, IMAGES, field, "images"), column(names, LABELS, field, "labels")
     if isinstance(item, (tuple, list)) and len(item) >= 2:
         return 0, 1
     raise UserError(f"{field}: an item of {kind} is {type(item).__name__}: it must be (image, label)")

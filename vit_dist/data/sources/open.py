@@ -9,6 +9,7 @@ from vit_dist.config.fields import DataConfig
 from vit_dist.data.shards.source import is_shards, open_index, read_shards, tar_files
 from vit_dist.data.sources.builtin import BUILTIN
 from vit_dist.data.sources.folder import read_folder
+from vit_dist.data.sources.huggingface import HUB, is_saved, parquet_files, read_huggingface
 from vit_dist.data.sources.scan import table_beside
 from vit_dist.data.sources.splits import LabelledSplits, with_val
 from vit_dist.errors import UserError, nearest
@@ -28,7 +29,7 @@ def open_data(config: DataConfig) -> LabelledSplits:
     root = Path(config.root).expanduser() if config.root else default_root() / name
     if name != "folder":
         return with_val(BUILTIN[name](root), config.val_fraction)
-    data = _read(root, config)
+    data = _read(config)
     if len(data.classes) == 1:
         table = f"; {beside}" if (beside := table_beside(str(root))) else ""
         raise UserError(
@@ -38,16 +39,31 @@ def open_data(config: DataConfig) -> LabelledSplits:
     return with_val(data, config.val_fraction)
 
 
-def _read(root: Path, config: DataConfig) -> LabelledSplits:
-    """Read a folder by what is in it: shards, or images. Raises UserError."""
+def is_address(root: str) -> bool:
+    """Return whether a `data.root` is no path on this machine, but the address of data elsewhere."""
+    return "://" in root
+
+
+def _read(config: DataConfig) -> LabelledSplits:
+    """Read a folder by what is in it: shards, a Hugging Face data set, or images. Raises UserError."""
+    root = Path(config.root).expanduser()
+    if config.root.startswith(HUB):
+        return read_huggingface(config.root, config.max_pixels, config.label_column)
+    if is_saved(root):
+        return read_huggingface(str(root), config.max_pixels, config.label_column)
     if is_shards(root):
         return read_shards(root, config.max_pixels)
     try:
-        return read_folder(root, config.max_pixels, config.classes)
+        data = read_folder(root, config.max_pixels, config.classes)
     except UserError:
+        if root.is_dir() and parquet_files(root):
+            return read_huggingface(str(root), config.max_pixels, config.label_column)
         if root.is_dir() and tar_files(root):
             open_index(root)  # says what to do with tar files alone
         raise
+    if config.label_column:
+        raise UserError(f"data.label_column: is for data sets of Hugging Face, and {root} is none: leave it out")
+    return data
 
 
 def default_root() -> Path:
