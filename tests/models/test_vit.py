@@ -20,7 +20,7 @@ from vit_dist.config.config import Config
 from vit_dist.config.fields import ModelConfig
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import parameter_count
-from vit_dist.models.vit import PRESETS, Block, LayerScale, PatchEmbed, ViT, sincos
+from vit_dist.models.vit import PRESETS, LayerScale, PatchEmbed, ViT, sincos
 
 SMALL: dict[str, Any] = {"image_size": 12, "patch_size": 4, "channels": 2, "classes": 5, "width": 24, "depth": 3,
                          "heads": 3}  # fmt: skip
@@ -328,25 +328,36 @@ def test_initial_weights_of_every_kind_as_in_jax() -> None:
 
 
 def test_drop_path_drops_the_drawn_branches_and_scales_the_others() -> None:
-    block = Block(24, 3, 48, 1e-6, 0.0, 0.0, 0.25, 0.0, False).double()
-    scatter(block, 3)
-    x = torch.randn(4, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    draws = torch.tensor([[0.1, 0.9], [0.9, 0.2499], [0.25, 0.999], [0.0, 0.0]], dtype=torch.float64)
+    model = vit(depth=2, drop_path=0.25).double()  # rates 0 and 0.25
+    for number, block in enumerate(model.blocks):
+        scatter(block, 3 + number)
+    side = SMALL["image_size"]
+    images = torch.randn(
+        4, SMALL["channels"], side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
+    )
+    first, second = model.blocks
+    seen: list[Tensor] = []
+    handle = second.register_forward_pre_hook(lambda block, arguments: seen.append(arguments[0]))
+    draws = torch.tensor([[0.1, 0.9], [0.9, 0.2499], [0.25, 0.999], [0.0, 0.0]])
     scales = [(0, 4 / 3), (4 / 3, 0), (4 / 3, 4 / 3), (0, 0)]
     with torch.no_grad():
-        actual = block(x, draws)
+        actual = model(images, torch.stack([torch.zeros(4, 2), draws], dim=1))
+        handle.remove()
+        x = seen[0]
+        outputs = []
         for i, (attention, mlp) in enumerate(scales):
             sample = x[i : i + 1]
-            between = sample + attention * block.attn(block.norm1(sample))
-            expected = between + mlp * block.mlp(block.norm2(between))
-            torch.testing.assert_close(actual[i : i + 1], expected, rtol=1e-12, atol=1e-12)
-        assert torch.equal(actual[3], x[3])
+            between = sample + attention * second.attn(second.norm1(sample))
+            outputs.append(between + mlp * second.mlp(second.norm2(between)))
+        expected = model.forward_head(model.norm(torch.cat(outputs)))
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+        # A block whose rate is 0 drops nothing, whatever is drawn.
+        assert torch.equal(first(x, torch.ones(4, 2)), first(x))
 
 
 def test_drop_path_rises_linearly_and_each_block_reads_its_own_draws() -> None:
     model = vit(depth=5, drop_path=0.5)
     assert model.drop_path_rates == pytest.approx([0, 0.125, 0.25, 0.375, 0.5], abs=1e-15)
-    assert [block.rate for block in model.blocks] == model.drop_path_rates
     assert vit(depth=1, drop_path=0.5).drop_path_rates == [0.0]
     with torch.no_grad():
         everything_dropped = model(images(), torch.zeros(3, 5, 2, dtype=torch.float64))
@@ -478,7 +489,7 @@ def test_every_field_of_the_config_reaches_the_model() -> None:
     block: Any = model.blocks[2]
     assert (model.patch_embed.proj.weight.shape, model.head.weight.shape) == ((32, 2, 4, 4), (7, 32))
     assert (len(model.blocks), block.attn.heads, block.mlp.fc1.out_features, block.norm1.eps) == (3, 4, 96, 0.125)
-    assert (model.cls_token, block.mlp.drop.p, block.attn.attention_dropout, block.rate) == (None, 0.1, 0.2, 0.4)
+    assert (model.cls_token, block.mlp.drop.p, block.attn.attention_dropout) == (None, 0.1, 0.2)
     assert not isinstance(model.pos_embed, nn.Parameter)
     assert isinstance(model.norm, nn.LayerNorm)
     assert isinstance(model.fc_norm, nn.Identity)

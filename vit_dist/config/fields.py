@@ -253,6 +253,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "auto: bf16 on a GPU that supports it, else fp32; a resumed run keeps its precision", at_inference=True
     )
+    compile: Literal["none", "blocks"] = free(
+        "none", "blocks: compile the model's blocks (torch.compile); other kernels, and rounding, the same update"
+    )
     ema: float = option(
         0.0,
         "decay per update of an exponential moving average of the weights, such as 0.999, warmed up; 0: none",

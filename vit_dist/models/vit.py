@@ -60,10 +60,16 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        self._rates: Tensor
+        self._keeps: Tensor
         stride = patch_stride or patch_size
         self.grid = image_size // stride
         self.prefix = (pool == "token") + registers
         self.drop_path_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        # Tensors, as all that differs between blocks: compiled, they share one graph.
+        self.register_buffer("_rates", torch.tensor(self.drop_path_rates)[:, None], persistent=False)
+        keeps = torch.tensor([1 - rate for rate in self.drop_path_rates])[:, None]
+        self.register_buffer("_keeps", keeps, persistent=False)
         self.patch_embed = PatchEmbed(patch_size, stride, channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if pool == "token" else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
@@ -73,10 +79,8 @@ class ViT(nn.Module):
             self.register_buffer("pos_embed", sincos(self.grid, width, prefix=self.prefix), persistent=False)
         self.pos_drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(
-                width, heads, int(width * mlp_ratio), norm_eps, dropout, attention_dropout, rate, layer_scale, qk_norm
-            )
-            for rate in self.drop_path_rates
+            Block(width, heads, int(width * mlp_ratio), norm_eps, dropout, attention_dropout, layer_scale, qk_norm)
+            for _ in range(depth)
         )
         # timm puts the last norm before the class token is read, but after the mean over the patches.
         after_pool = pool == "mean" and fc_norm
@@ -144,8 +148,10 @@ class ViT(nn.Module):
             if token is not None:
                 x = torch.cat([token.expand(len(x), -1, -1), x], dim=1)
         x = self.pos_drop(x + resampled(self.pos_embed, self.prefix, self.grid, x.shape[1]))
+        # What a branch of a sample is multiplied by: 0 if its draw is below the block's rate.
+        scales = None if drop_path is None else (drop_path >= self._rates).to(self._keeps.dtype) / self._keeps
         for i, block in enumerate(self.blocks):
-            x = block(x, None if drop_path is None else drop_path[:, i])
+            x = block(x, None if scales is None else scales[:, i])
         tokens: Tensor = self.norm(x)
         return tokens
 
@@ -191,7 +197,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); a sample's branch is dropped if its draw is below `rate`."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), each branch of a sample times its scale."""
 
     def __init__(
         self,
@@ -201,12 +207,10 @@ class Block(nn.Module):
         eps: float,
         dropout: float,
         attention_dropout: float,
-        rate: float,
         layer_scale: float,
         qk_norm: bool,
     ) -> None:
         super().__init__()
-        self.rate = rate
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads, dropout, attention_dropout, eps if qk_norm else None)
         self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
@@ -214,16 +218,14 @@ class Block(nn.Module):
         self.mlp = MLP(width, hidden, dropout)
         self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor, draws: Tensor | None) -> Tensor:
-        """x: [batch, tokens, width]; draws: [batch, 2] in 0..1, or None."""
-        x = x + self._kept(self.ls1(self.attn(self.norm1(x))), draws, 0)
-        return x + self._kept(self.ls2(self.mlp(self.norm2(x))), draws, 1)
+    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        """x: [batch, tokens, width]; scales: of the two branches, [batch, 2], or None for 1."""
+        x = x + _scaled(self.ls1(self.attn(self.norm1(x))), scales, 0)
+        return x + _scaled(self.ls2(self.mlp(self.norm2(x))), scales, 1)
 
-    def _kept(self, x: Tensor, draws: Tensor | None, branch: int) -> Tensor:
-        if draws is None or self.rate == 0:
-            return x
-        keep = (draws[:, branch] >= self.rate).to(x.dtype) / (1 - self.rate)
-        return x * keep[:, None, None]
+
+def _scaled(x: Tensor, scales: Tensor | None, branch: int) -> Tensor:
+    return x if scales is None else x * scales[:, branch, None, None].to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -8,6 +8,7 @@ import numpy as np
 
 from vit_dist.data.stream import pictures
 from vit_dist.inference.load import TrainedModel, default_weights
+from vit_dist.models.compile import run_eagerly
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
@@ -53,6 +54,8 @@ def save_predictions(trainer: Trainer, split: str, weights: str, update: int, pr
 def trained_model(trainer: Trainer, *, finished: bool) -> TrainedModel:
     """Return the model as it is now, with what is needed to use it. finished: whether it holds the best weights."""
     components, best = trainer.components, trainer.state.best if finished else None
+    if components.config.train.compile != "none":
+        run_eagerly(components.model)  # else a batch of each other size would be compiled for
     classes = list(components.data.classes)
     weights = best.weights if best else default_weights(components.config) if finished else "raw"
     return TrainedModel(

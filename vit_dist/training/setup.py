@@ -15,6 +15,7 @@ from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.values import parse_seconds
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import one_line
+from vit_dist.models.compile import graphs
 from vit_dist.optim.ema import EMA
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.metrics import drop_superseded, read_history
@@ -30,6 +31,7 @@ from vit_dist.telemetry.ranks import RankMeter
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
 from vit_dist.training.claim import claim_folder
+from vit_dist.training.compiling import compile_model
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.handshake import check_shared_folder
 from vit_dist.training.overview import print_overview
@@ -139,6 +141,7 @@ def build_updater(
     if checkpoint is not None:
         checkpoint.check_fits(model, optimizer)
         checkpoint.load_model(model)
+    components.notes.extend(compile_model(components, runtime))
     wrapped = runtime.prepare(model)
     wrapped.train()
     average = EMA(model, config.train.ema) if config.train.ema else None
@@ -208,6 +211,7 @@ def _start_values(trainer: Trainer, resume: ResumePoint) -> dict[str, Any]:
         "versions": versions(),
         "parameters": components.parameters,
         "forward_flops": components.forward_flops,
+        "compiled_graphs": graphs() if components.config.train.compile != "none" else 0,
         "matmul_flops": trainer.meter.matmul,
         "all_reduce_bytes": size,
         "all_reduce_calls": calls,

@@ -1,0 +1,43 @@
+"""Compile a model's blocks in place: one graph for all of them, and the same names of parameters."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vit_dist.errors import UserError
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return a model's blocks. Raises UserError if it has none that are alike."""
+    blocks = getattr(model, "blocks", None)
+    found = list(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else []
+    if not found or len({type(block) for block in found}) > 1:
+        raise UserError(
+            "train.compile: blocks needs a model whose .blocks are all of one kind, as a ViT's: set train.compile none"
+        )
+    if any(getattr(module, "drop_prob", 0) for block in found for module in block.modules()):
+        raise UserError(
+            "train.compile: timm's drop path has a rate of its own in each block, and a graph for each: set "
+            "model.drop_path 0 or train.compile none"
+        )
+    return found
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile a model's blocks, when each is first called. Raises UserError if it has none that are alike."""
+    for block in blocks_of(model):
+        # With torch's own random numbers, dropout is what it is without compiling.
+        block.compile(dynamic=False, options={"fallback_random": True})
+
+
+def run_eagerly(model: nn.Module) -> None:
+    """Let a model's blocks run as they are written again."""
+    for block in blocks_of(model):
+        block._compiled_call_impl = None
+
+
+def graphs() -> int:
+    """Return how many graphs this process has compiled so far."""
+    from torch._dynamo.utils import counters  # a second to import, which only those who compile wait for
+
+    return int(counters["stats"]["unique_graphs"])
