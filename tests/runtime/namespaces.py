@@ -51,6 +51,10 @@ class Node:
             text=True,
         )
 
+    def add_address(self, address: str) -> None:
+        """Give this host's end of the cable one more address, as fd77::1/64."""
+        _ip("-n", self.namespace, "addr", "add", address, "dev", self.interface, *["nodad"] * (":" in address))
+
     def set_link(self, state: str) -> None:
         """Set this host's end of the cable `up` or `down`."""
         _ip("-n", self.namespace, "link", "set", self.interface, state)

@@ -50,7 +50,7 @@ def launchers(kind: str, nodes: Nodes) -> list[list[str]]:
         return [[*configured, *main, "--machine_rank", str(rank)] for rank in range(2)]
     if kind == "c10d":  # by the name: where it leads to loopback, torchrun does not know its own address
         return [[*TORCHRUN, "--rdzv_backend", "c10d", "--rdzv_endpoint", f"{first.name}:{PORT}", "--rdzv_id", "1"]] * 2
-    main = ["--master_addr", first.address, "--master_port", PORT]
+    main = ["--master_addr", first.name, "--master_port", PORT]
     return [[*TORCHRUN, *main, "--node_rank", str(rank)] for rank in range(2)]
 
 
