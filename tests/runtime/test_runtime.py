@@ -175,3 +175,11 @@ def test_autocast_computes_in_the_runs_precision(precision: str, kind: torch.dty
         assert module(torch.zeros(1, 2)).dtype == kind
     assert module(torch.zeros(1, 2)).dtype == torch.float32
     runtime.end()
+
+
+def test_deterministic_algorithms_last_as_long_as_the_run() -> None:
+    runtime = Runtime(RunConfig(device="cpu", threads=1, deterministic=True), "fp32")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    runtime.end()
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -58,9 +58,12 @@ class Runtime(World):
         # fp32 is fp32 on every device: TF32 rounds to 10 bits, and a GPU's losses would drift from a CPU's.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
+        self._deterministic_before = torch.are_deterministic_algorithms_enabled()
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+            # It takes a third of an update, and nothing here reads such memory.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
         super().__init__(device, config.timeout)
         self.notes: list[str] = []
@@ -215,6 +218,7 @@ class Runtime(World):
     def end(self) -> None:
         """Leave the process group, and let the next run in this process choose its own precision."""
         Runtime._running = False
+        torch.use_deterministic_algorithms(self._deterministic_before)
         self.leave()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
