@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import ExifTags, Image
 
 from tests.cli.commands import command
 from tests.data.sources.trees import image, plant
@@ -75,6 +76,49 @@ def test_what_was_found_is_printed_by_plan_and_train_and_kept(
     assert kept is not None
     assert kept.totals == {"train": 46, "val": 5, "test": 2}
     assert kept.sizes == (5, 5, 50)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object) -> list[str]:
+    """Return what a command prints that succeeds, a line each, with single spaces."""
+    result = command(capsys, *words)
+    assert result.code == 0, result.err
+    return [" ".join(line.split()) for line in (result.out + result.err).splitlines()]
+
+
+def test_uneven_classes_are_counted_and_one_that_has_no_val_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(tmp_path / "pets", {"common": 120, "rare": 5, "single": 1})
+    for verb in ("plan", "train"):
+        lines = said(capsys, verb, "--data.root", "pets", *FLAGS)
+        assert "classes 3, train + val: common (108 + 12), rare (4 + 1), single (1 + 0)" in lines
+        absent = "note: 1 class has no image in val (single, 1 in train): nothing is measured on them"
+        assert lines.count(absent) == 1
+
+
+def test_tiny_images_keep_their_side_or_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        for number in range(60):
+            image(tmp_path / "icons" / name / f"{number}.png", (32, 32))
+    lines = said(capsys, "plan", "--data.root", "icons")
+    assert "sizes 32 × 32 pixels" in lines
+    assert any(line.startswith("images 3 × 32 × 32, mean ") for line in lines)
+    assert "evaluated shorter side to 32 pixels (bicubic), then the centre of 32 × 32" in lines
+    lines = said(capsys, "plan", "--data.root", "icons", "--model.name", "timm/vit_tiny_patch16_224")
+    large = "note: data.image_size: 224 enlarges images of 32 pixels 7 times, which takes time and shows nothing more"
+    assert large in lines
+
+
+def test_photos_that_exif_turns_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("up", "down"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (48, 40)).save(tmp_path / "photos" / name / f"{number}.jpg", exif=exif)
+    note = "note: 12 of 12 images looked at are turned upright, as their EXIF says"
+    for verb in ("plan", "train"):
+        assert said(capsys, verb, "--data.root", "photos", *FLAGS).count(note) == 1
 
 
 def test_evaluate_reads_two_levels_and_says_what_it_leaves_out(

@@ -252,6 +252,13 @@ def test_notes_on_settings_that_fit_badly(tmp_path: Path) -> None:
         scratch,
         "data.image_size: 224 enlarges images of 20 pixels 11 times, which takes time and shows nothing more",
     ]
+    # Nothing is enlarged in silence: timm's models bring a side of their own.
+    silent = {**good, "data.image_size": 0, "model.name": "timm/vit_tiny_patch16_224"}
+    enlarged = "data.image_size: 224 enlarges images of 20 pixels 11 times, "
+    assert notes(data, silent) == [scratch, f"{enlarged}which takes time and shows nothing more"]
+    assert notes(data, {**silent, "model.pretrained": "timm"}) == [
+        f"{enlarged}to what the weights were trained on: a smaller side is faster"]  # fmt: skip
+    assert notes(data, {**silent, "data.image_size": 32, "model.pretrained": "timm"}) == []
     assert notes(data, {**good, "model.freeze": ["patch_embed"]}) == [
         "model.freeze: frozen parameters stay random without model.pretrained: set that, or leave freeze out", scratch,
     ]  # fmt: skip

@@ -124,6 +124,12 @@ def timm_preprocessing(config: ModelConfig) -> Preprocessing | None:
     return Preprocessing.from_timm(vars(cfg))
 
 
+def input_side(config: DataConfig, data: LabelledSplits, model: Preprocessing | None) -> int:
+    """Return the side of the model's input: the config's, else a timm model's for image files, else the data's."""
+    of_model = model.image_size if model and data.image_size == 224 else data.image_size
+    return config.image_size or of_model
+
+
 def resized_as(data: DataConfig, model: Preprocessing | None) -> dict[str, Any]:
     """Decide crop, interpolation and fit: the config's, else those of a timm model, else the defaults.
 
@@ -144,7 +150,7 @@ def resolve_preprocessing(config: Config, data: LabelledSplits) -> Preprocessing
     Raises UserError.
     """
     model = timm_preprocessing(config.model)
-    side = config.data.image_size or (model.image_size if model and data.image_size == 224 else data.image_size)
+    side = input_side(config.data, data, model)
     mean, std = config.data.mean, config.data.std
     if not mean and model and len(model.mean) == data.channels:
         mean, std = model.mean, model.std

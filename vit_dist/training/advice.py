@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vit_dist.config.catalog import is_timm
 from vit_dist.config.config import Config
 from vit_dist.config.values import Length, parse_size
+from vit_dist.data.preprocessing import input_side, timm_preprocessing
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.sources.survey import survey
@@ -60,6 +60,7 @@ def _on_model(config: Config, data: LabelledSplits) -> Iterator[str]:
     """Yield notes on what a model from scratch can learn from these images."""
     model, images = config.model, len(data.splits["train"])
     if model.pretrained:
+        yield from _on_sides(config, data, "to what the weights were trained on: a smaller side is faster")
         return
     if model.freeze or model.linear_probe:
         field = "linear_probe" if model.linear_probe else "freeze"
@@ -71,16 +72,14 @@ def _on_model(config: Config, data: LabelledSplits) -> Iterator[str]:
             f"training from scratch on {images:,} images: on so few, pretrained weights are far more accurate: "
             "--model.pretrained timm"
         )
-    if not is_timm(model.name):
-        yield from _on_sides(config, data)
+    yield from _on_sides(config, data, "which takes time and shows nothing more")
 
 
-def _on_sides(config: Config, data: LabelledSplits) -> Iterator[str]:
-    """Yield a note if the input is far larger than the images."""
+def _on_sides(config: Config, data: LabelledSplits, judged: str) -> Iterator[str]:
+    """Yield a note if the input is far larger than the images. judged: what is to be said of it."""
     sizes = survey(data).sizes
-    side = max([config.data.image_size or data.image_size, *(parse_size(text)[0] for text in config.augment.sizes)])
+    side = input_side(config.data, data, timm_preprocessing(config.model))
+    side = max([side, *(parse_size(text)[0] for text in config.augment.sizes)])
     if sizes is not None and side > _ENLARGED * sizes.median:
-        yield (
-            f"data.image_size: {side} enlarges images of {sizes.median} pixels {side / sizes.median:.0f} times, which "
-            "takes time and shows nothing more"
-        )
+        times = f"{side / sizes.median:.0f} times"
+        yield f"data.image_size: {side} enlarges images of {sizes.median} pixels {times}, {judged}"

@@ -43,7 +43,7 @@ def test_counts_are_those_of_each_class_in_each_split() -> None:
     assert facts.notes == (
         "val has 4 images, so one of them is 25.0 points of accuracy: "
         "hold out more by a larger data.val_fraction, or add images to val",
-        "1 class has no image in val (c0): nothing is measured on them",
+        "1 class has no image in val (c0, 12 in train): nothing is measured on them",
     )
 
 

@@ -156,10 +156,10 @@ def _count_notes(classes: Sequence[str], counts: dict[str, tuple[int, ...]]) -> 
     if val < SMALL_VAL:
         points = f"val has {val} images, so one of them is {100 / val:.1f} points of accuracy"
         yield f"{points}: hold out more by a larger data.val_fraction, or add images to val"
-    absent = [classes[number] for number, count in enumerate(counts["val"]) if not count]
+    absent = [f"{classes[number]}, {train[number]} in train" for number, count in enumerate(counts["val"]) if not count]
     if absent:
         have = "class has" if len(absent) == 1 else "classes have"
-        yield f"{len(absent)} {have} no image in val ({_few(absent)}): nothing is measured on them"
+        yield f"{len(absent)} {have} no image in val ({_few(absent, '; ')}): nothing is measured on them"
 
 
 def _size_notes(sizes: ImageSizes) -> Iterator[str]:
@@ -189,5 +189,5 @@ def _size_notes(sizes: ImageSizes) -> Iterator[str]:
         )
 
 
-def _few(names: Sequence[str]) -> str:
-    return visible(", ".join(names[:3]) + (" …" if len(names) > 3 else ""))
+def _few(names: Sequence[str], between: str = ", ") -> str:
+    return visible(between.join(names[:3]) + (" …" if len(names) > 3 else ""))
