@@ -51,6 +51,7 @@ ALLOWED = {
     "scipy": ("data.augmentation.draws",),
     "huggingface_hub": ("models.pretrained",),
     "datasets": ("data.sources.huggingface",),
+    "fsspec": ("data.shards.remote",),
     "onnx": ("export.onnx_file",),
     "onnxruntime": ("export.onnx_file",),
     "onnxscript": ("export.onnx_file",),

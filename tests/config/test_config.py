@@ -27,6 +27,7 @@ NOT_IN_THE_IDENTITY = {
     "run.name", "run.dir", "run.resume", "run.deterministic", "run.device", "run.threads", "run.time_limit",
     "run.timeout", "train.compile",
     "data.root", "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels",
+    "data.cache_size",
     "train.max_bad_updates", "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers",
     "log.report", "log.level",
     "log.project", "log.entity", "log.group", "log.tags",
@@ -526,6 +527,7 @@ def is_read(value: Any, written: Any) -> bool:
 OTHERS: dict[str, Any] = {
     "run.time_limit": "55 minutes",
     "run.auto": ["train.duration"],
+    "data.cache_size": "1TB",
     "augment.transform": "x:y",
     "augment.sizes": ["16 for 5%"],
     "loss.name": "bce",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import sys
 from pathlib import Path
 from shlex import quote
 
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.config.fields import DataConfig
+from vit_dist.config.values import parse_bytes
 from vit_dist.data.shards.build import build, plan_shards
 from vit_dist.data.shards.foreign import index_tars, is_sorted
 from vit_dist.data.shards.index import ShardIndex
@@ -31,7 +32,6 @@ packed readable; or compare all bytes with their hashes. `vit-dist shards build 
 
 _DEFAULT_SIZE = "128MiB"
 _SMALLEST = 20_480
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 
 
 def shards(words: list[str]) -> int:
@@ -47,21 +47,17 @@ def shards(words: list[str]) -> int:
         return commands[words[0]](arguments, console)
 
 
-def parse_size(text: str) -> int:
-    """Return a size with its unit, as 64MB or 1GiB, in bytes. Raises UserError."""
-    match = _SIZE.fullmatch(text.strip())
-    size = 0
-    if match is not None:
-        base = 1024 if match[3] else 1000
-        size = int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
-    if size < _SMALLEST:
-        raise UserError(f"--shard_size: must be a size of {_SMALLEST:,} bytes or more, as 64MB or 1GiB, not {text}")
-    return size
+def _shard_size(text: str) -> int:
+    """Return the size of a shard in bytes. Raises UserError."""
+    with contextlib.suppress(ValueError):
+        if (size := parse_bytes(text)) >= _SMALLEST:
+            return size
+    raise UserError(f"--shard_size: must be a size of {_SMALLEST:,} bytes or more, as 64MB or 1GiB, not {text}")
 
 
 def _build(arguments: Arguments, console: Console) -> int:
     images, out = (user_path(name, "shards build") for name in arguments.positionals)
-    size = parse_size(arguments.flags.get("--shard_size", _DEFAULT_SIZE))
+    size = _shard_size(arguments.flags.get("--shard_size", _DEFAULT_SIZE))
     if out.resolve() == images.resolve() or images.resolve() in out.resolve().parents:
         raise UserError(f"shards build: {out} is in {images}, where it would be taken for images: name another folder")
     data = _open(images)

@@ -87,8 +87,8 @@ class DataConfig:
     )
     root: str = free(
         "",
-        "folder of the files, which downloads go to as well; or hf://owner/name, a data set on the Hugging Face Hub; "
-        "empty: ~/.cache/vit_dist",
+        "folder of the files, which downloads go to as well; or an address: of shards (https://, s3://, gs:// …), or "
+        "hf://owner/name on the Hugging Face Hub; empty: ~/.cache/vit_dist",
     )
     label_column: str = option("", "column of the labels in a Hugging Face data set; empty: by its type, then its name")
     val_fraction: float = option(
@@ -122,6 +122,7 @@ class DataConfig:
         "batch, so that a process opens the shards of its own lanes only; must divide batch.global_size",
         above=0,
     )
+    cache_size: str = free("32GiB", "of shards at an address: most bytes of local copies, in ~/.cache/vit_dist/shards")
     shard_window: int = option(
         16, "of shards: how many are mixed with each other at a time, over all lanes", at_least=1, at_most=100
     )

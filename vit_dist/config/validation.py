@@ -12,10 +12,11 @@ from vit_dist.config.catalog import AUTO, METRICS, is_timm, loss_problems, optim
 from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schedulers import schedule_problems
 from vit_dist.config.schema import Schema
-from vit_dist.config.values import Length, TooLongError, coerce, parse_seconds, parse_size
+from vit_dist.config.values import Length, TooLongError, coerce, parse_bytes, parse_seconds, parse_size
 from vit_dist.errors import nearest
 from vit_dist.files import pickle_problem
 
+_SMALLEST_CACHE = 2**26
 # What `re.compile` raises.
 _NO_PATTERN = (re.error, RecursionError, OverflowError)
 
@@ -91,12 +92,18 @@ def _model_problems(config: Schema) -> Iterator[str]:
 
 
 def _data_problems(config: Schema) -> Iterator[str]:
-    """Check that there are as many means as deviations, and that lanes fit the batch."""
+    """Check the number of means, lanes against the batch, and the size of the cache."""
     data, size = config.data, config.batch.global_size
     if size % data.lanes and "batch.global_size" not in config.run.auto:
         divisors = [lanes for lanes in range(1, size + 1) if size % lanes == 0]
         fitting = min(divisors, key=lambda lanes: abs(lanes - data.lanes))
         yield f"data.lanes: {data.lanes} do not divide batch.global_size {size}: set {fitting}"
+    try:
+        too_small = parse_bytes(data.cache_size) < _SMALLEST_CACHE
+    except ValueError:
+        too_small = True
+    if too_small:
+        yield f"data.cache_size: must be a size of 64MiB or more, as 32GiB, not {data.cache_size}"
     if data.lanes > 1 and config.augment.repeats > 1:
         yield "data.lanes: augment.repeats puts copies of a sample into several lanes: set data.lanes 1"
     if len(data.mean) != len(data.std):

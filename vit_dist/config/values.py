@@ -95,6 +95,18 @@ def parse_size(text: str) -> tuple[int, Length]:
     return int(side), Length.parse(length)
 
 
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Parse a size with its unit, as 64MB or 1GiB, into bytes. Raises ValueError."""
+    match = _BYTES.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"not a size in bytes: {text!r}")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " kmgt".index(match[2].lower() or " "))
+
+
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two mappings, nested ones too; the second's values win."""
     both = dict(first)

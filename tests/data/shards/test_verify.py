@@ -68,6 +68,14 @@ def test_each_damaged_shard_and_image_is_named(
     assert "build the shards anew, or bring them back" in result.err
 
 
+def test_a_damaged_index_is_named(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shards / "index" / "crc32.npy"
+    change(path, -1)
+    result = command(capsys, "shards", "verify", shards)
+    assert result.code == 1
+    assert result.out.startswith(f"{path}: has other bytes than were written: bring it back")
+
+
 def _name(shards: Path, row: int) -> str:
     from vit_dist.data.shards.source import ShardSource
     from vit_dist.data.shards.storage import LocalFolder

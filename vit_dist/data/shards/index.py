@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -76,10 +75,13 @@ class ShardIndex:
 
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Write an index beside its shards; they are whole once index.json is there. Raises UserError."""
+    hashes = {}
     with staged(folder / COLUMNS) as hidden:
         hidden.mkdir()
         for name, dtype in TYPES.items():
-            np.save(hidden / f"{name}.npy", np.asarray(index.columns[name], dtype))
+            path = hidden / f"{name}.npy"
+            np.save(path, np.asarray(index.columns[name], dtype))
+            hashes[name] = file_hash(path)
         publish(hidden, folder / COLUMNS, replace=True)
     try:
         write_durably(folder / CLASSES, "".join(f"{name}\n" for name in index.classes))
@@ -88,6 +90,7 @@ def write_index(folder: Path, index: ShardIndex) -> None:
             "plan": index.plan,
             "classes": index.classes,
             "sizes": None if index.sizes is None else asdict(index.sizes),
+            "columns": hashes,
             "shards": [asdict(shard) for shard in index.shards],
         }
         write_durably(folder / INDEX, json.dumps(values, indent=0) + "\n")
@@ -101,9 +104,19 @@ def load_columns(folder: Path) -> dict[str, NDArray[Any]]:
     return {name: np.load(folder / COLUMNS / f"{name}.npy", mmap_mode="r") for name in TYPES}
 
 
-def parse_columns(contents: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
-    """Return the columns in the bytes of their files. Raises OSError, ValueError."""
-    return {name: np.load(io.BytesIO(content)) for name, content in contents.items()}
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def column_hashes(text: bytes, name: str) -> dict[str, str]:
+    """Return the hash of the file of each column, in the text of an index.json. Raises UserError that names it."""
+    try:
+        hashes = json.loads(text)["columns"]
+        return {column: str(hashes[column]) for column in TYPES}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(name, one_line(error, 200)) from None
 
 
 def make_index(text: bytes, columns: Mapping[str, NDArray[Any]], name: str) -> ShardIndex:
@@ -123,8 +136,12 @@ def make_index(text: bytes, columns: Mapping[str, NDArray[Any]], name: str) -> S
             raise
         problem = one_line(error, 200)
     if problem:
-        raise UserError(f"{name}: is damaged ({problem}): bring back the one that was written with the shards")
+        raise _damaged(name, problem)
     return index
+
+
+def _damaged(name: str, problem: str) -> UserError:
+    return UserError(f"{name}: is damaged ({problem}): bring back the one that was written with the shards")
 
 
 def _problem(index: ShardIndex) -> str:

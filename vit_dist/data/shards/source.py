@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 
@@ -11,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from vit_dist.data.shards.archive import BLOCK, member_name
-from vit_dist.data.shards.index import COLUMNS, INDEX, Shard, ShardIndex, load_columns, make_index
+from vit_dist.data.shards.cache import PartCache
+from vit_dist.data.shards.index import COLUMNS, INDEX, Shard, ShardIndex, column_hashes, load_columns, make_index
+from vit_dist.data.shards.remote import Files, RemoteFolder, cache_name, fetch_hashed, fetch_index, files_at
 from vit_dist.data.shards.storage import LocalFolder, Storage
 from vit_dist.data.sources.decode import MAX_PIXELS, EncodedImage, ImageError, check_bytes, decode
 from vit_dist.data.sources.splits import IMAGENET, LabelledSplits, Subset
@@ -50,14 +54,17 @@ class ShardSource:
         shard, offset, size = self._place(index)
         path = f"{self.storage.name}/{shard.file}"
         check_bytes(size, f"{path}: image {index}", self.max_pixels)
+        expected, place = int(self.index.columns["crc32"][index]), (shard.file, offset - BLOCK, BLOCK + size)
         try:
-            content = self.storage.read(shard.file, offset - BLOCK, BLOCK + size)
+            content = self.storage.read(*place)
+            if zlib.crc32(content[BLOCK:]) != expected and self.storage.forget(*place):
+                content = self.storage.read(*place)
         except OSError as error:
             reason = error.strerror or one_line(error, 200)
             raise ImageError(f"{visible(path)}: image {index} cannot be read ({reason})") from None
         name = f"{path}: {member_name(content[:BLOCK]) or f'image {index}'}"
         content = content[BLOCK:]
-        if zlib.crc32(content) != int(self.index.columns["crc32"][index]):
+        if zlib.crc32(content) != expected:
             raise ImageError(
                 f"{visible(name)}: has other bytes than the index says: vit-dist shards verify names all damage"
             )
@@ -111,6 +118,43 @@ def open_index(folder: Path) -> ShardIndex:
 def read_shards(root: Path, max_pixels: int = MAX_PIXELS) -> LabelledSplits:
     """Read the splits of a folder of shards. Raises UserError."""
     return splits_of(open_index(root), LocalFolder(root), max_pixels)
+
+
+def read_remote_shards(address: str, cache: Path, limit: int, max_pixels: int = MAX_PIXELS) -> LabelledSplits:
+    """Read the splits of a folder of shards at an address (https://, s3://, gs:// …). Raises UserError.
+
+    cache: the folder for local copies: of the index in full, of the shards at most `limit` bytes.
+    """
+    address = address.rstrip("/")
+    files = files_at(address)
+    text = fetch_index(files, INDEX, address)
+    folder = cache / "indexes" / cache_name(text)
+    try:
+        if not folder.is_dir():
+            _fetch_columns(files, address, column_hashes(text, f"{address}/{INDEX}"), folder)
+        columns = load_columns(folder)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error, 200)
+        raise UserError(f"data.root: {address}: its index cannot be kept in {folder}: {reason}") from None
+    index = make_index(text, columns, f"{address}/{INDEX}")
+    lengths = {shard.file: shard.bytes for shard in index.shards}
+    storage = RemoteFolder(address, lengths, PartCache(cache / "parts" / folder.name, limit))
+    return splits_of(index, storage, max_pixels)
+
+
+def _fetch_columns(files: Files, address: str, hashes: Mapping[str, str], folder: Path) -> None:
+    """Fetch the columns of an index to a folder, which is whole once it is there. Raises UserError, OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        hidden = Path(name) / folder.name
+        (hidden / COLUMNS).mkdir(parents=True)
+        for column, digest in hashes.items():
+            file = f"{COLUMNS}/{column}.npy"
+            (hidden / file).write_bytes(fetch_hashed(files, file, address, digest))
+        with contextlib.suppress(OSError):  # another process was faster
+            hidden.rename(folder)
+    if not folder.is_dir():
+        raise OSError("cannot be written")
 
 
 def splits_of(index: ShardIndex, storage: Storage, max_pixels: int) -> LabelledSplits:

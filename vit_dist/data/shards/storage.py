@@ -23,6 +23,9 @@ class Storage(Protocol):
     def read(self, file: str, offset: int, size: int) -> bytes:
         """Return bytes of a file; fewer where it ends before. Raises OSError."""
 
+    def forget(self, file: str, offset: int, size: int) -> bool:
+        """Remove the local copy of bytes of a file, which may be damaged; return whether there was one."""
+
 
 class LocalFolder:
     """The files in a folder of this machine. Processes that inherit it open files of their own."""
@@ -52,6 +55,10 @@ class LocalFolder:
                 break
             content += more
         return content
+
+    def forget(self, file: str, offset: int, size: int) -> bool:
+        """Return False: the files are no copies."""
+        return False
 
     def _descriptor(self, file: str) -> int:
         if self._process != os.getpid():  # after a fork: what is open there stays open there

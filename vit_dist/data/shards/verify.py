@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.data.shards.archive import BLOCK, member_name
-from vit_dist.data.shards.index import Shard, ShardIndex
+from vit_dist.data.shards.index import COLUMNS, INDEX, Shard, ShardIndex, column_hashes, file_hash
 from vit_dist.data.shards.processes import in_processes
 from vit_dist.data.shards.source import open_index, tar_files
 
@@ -26,6 +26,14 @@ def verify(folder: Path, processes: int, progress: Callable[[Iterable[Any], int]
     index = open_index(folder)
     numbers = range(len(index.shards))
     problems: dict[int, list[str]] = {}
+    hashes = column_hashes((folder / INDEX).read_bytes(), str(folder / INDEX))
+    columns = [folder / COLUMNS / f"{name}.npy" for name, digest in hashes.items()
+               if file_hash(folder / COLUMNS / f"{name}.npy") != digest]  # fmt: skip
+    if columns:
+        return [
+            f"{path}: has other bytes than were written: bring it back; it says where the images are"
+            for path in columns
+        ]
     for number, lines in progress(in_processes(partial(_check, folder, index), numbers, processes), len(numbers)):
         problems[number] = lines
     known = {folder / shard.file for shard in index.shards}

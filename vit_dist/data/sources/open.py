@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from vit_dist.config.fields import DataConfig
-from vit_dist.data.shards.source import is_shards, open_index, read_shards, tar_files
+from vit_dist.config.values import parse_bytes
+from vit_dist.data.shards.source import is_shards, open_index, read_remote_shards, read_shards, tar_files
 from vit_dist.data.sources.builtin import BUILTIN
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.huggingface import HUB, is_saved, parquet_files, read_huggingface
@@ -49,6 +50,9 @@ def _read(config: DataConfig) -> LabelledSplits:
     root = Path(config.root).expanduser()
     if config.root.startswith(HUB):
         return read_huggingface(config.root, config.max_pixels, config.label_column)
+    if is_address(config.root):
+        cache = default_root() / "shards"
+        return read_remote_shards(config.root, cache, parse_bytes(config.cache_size), config.max_pixels)
     if is_saved(root):
         return read_huggingface(str(root), config.max_pixels, config.label_column)
     if is_shards(root):
