@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from tests.processes import run_world
 from vit_dist.config.fields import AugmentConfig
+from vit_dist.data.augmentation import transforms
 from vit_dist.data.augmentation.transforms import (
     EvaluationTransform,
     TrainingTransform,
@@ -262,16 +263,16 @@ def test_each_recipe_is_the_same_in_another_process(tmp_path: Path) -> None:
 
 
 def resized_and_cropped(image: Image.Image, shorter: int, side: int) -> torch.Tensor:
-    """Resize the whole image, then crop, as the transform does with every image that is not elongated."""
+    """Resize the whole image, then crop, as the transform does where that is not huge."""
     resized = v2.functional.resize(image, [shorter], v2.InterpolationMode.BICUBIC)
     pixels: torch.Tensor = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [side, side]))
     return pixels
 
 
 @pytest.mark.parametrize("crop", [0.875, 1.0, 0.5])
-def test_ordinary_images_are_resized_whole(crop: float) -> None:
+def test_images_are_resized_whole(crop: float) -> None:
     generator = np.random.default_rng(0)
-    for width, height in ((7, 5), (40, 30), (31, 496), (640, 40), (333, 500), (1, 16), (100, 100)):
+    for width, height in ((7, 5), (40, 30), (31, 496), (640, 40), (333, 500), (1, 16), (100, 100), (2, 500), (3000, 9)):
         image = Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
         for side in (8, 33, 64):
             expected = resized_and_cropped(image, math.floor(side / crop), side)
@@ -279,7 +280,10 @@ def test_ordinary_images_are_resized_whole(crop: float) -> None:
 
 
 @pytest.mark.parametrize("crop", [0.875, 1.0, 0.5, 1.15])
-def test_elongated_images_become_what_they_would_if_resized_whole(crop: float) -> None:
+def test_images_that_would_be_huge_become_what_they_would_if_resized_whole(
+    crop: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforms, "_HUGE", 0)
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
     for size in ((20, 400), (3000, 100), (5, 91), (2, 500), (1001, 40)):
         image = smooth.resize(size, Image.Resampling.BICUBIC)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from torchvision.transforms.v2 import InterpolationMode
 
 _TIMM = ("rand", "augmix", "original", "v0", "3a")
-_ELONGATED = 16  # long side / short side
+# An image is resized whole though its centre alone is needed, unless it is elongated (long side / short side) and would
+# have more than so many pixels, in 50 MB.
+_ELONGATED, _HUGE = 16, 2**24
 _in_worker = False
 
 
@@ -64,7 +66,7 @@ class EvaluationTransform:
         mode = v2.InterpolationMode(self.interpolation)
         if self.fit == "pad":
             square = _centred(_longer_side(image, target, mode), side, self.border)
-        elif self.fit == "crop" and max(image.size) > _ELONGATED * min(image.size):
+        elif self.fit == "crop" and max(image.size) > max(_ELONGATED, _HUGE / target**2) * min(image.size):
             square = _resized_centre(image, target, side, Image.Resampling[self.interpolation.upper()])
         else:
             resized = v2.functional.resize(image, [target] if self.fit == "crop" else [target, target], mode)
@@ -95,7 +97,7 @@ def _centred(image: Image.Image, side: int, border: tuple[int, ...]) -> Image.Im
 
 
 def _resized_centre(image: Image.Image, shorter: int, side: int, resample: Image.Resampling) -> Image.Image:
-    """Return the centre of side × side pixels of the resized image, without resizing the rest, which may be huge.
+    """Return the centre of side × side pixels of the resized image, without resizing the rest, which would be huge.
 
     The same as the two steps one after the other, but for the rounding of coordinates to 24 bits. Black where the
     resized image is smaller.
