@@ -25,7 +25,7 @@ SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "sc
 NOT_IN_THE_IDENTITY = {
     "run.auto",
     "run.name", "run.dir", "run.resume", "run.deterministic", "run.device", "run.threads", "run.time_limit",
-    "run.timeout", "train.compile",
+    "run.timeout", "train.compile", "model.checkpoint_blocks",
     "data.root", "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels",
     "data.cache_size",
     "train.max_bad_updates", "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from vit_dist.config.fields import ModelConfig
 from vit_dist.data.preprocessing import Preprocessing, timm_preprocessing
 from vit_dist.errors import UserError
-from vit_dist.models.build import build_model, drop_path_depth
+from vit_dist.models.build import build_model, checkpoint_blocks, drop_path_depth
 from vit_dist.models.forward import forward_flops
 from vit_dist.models.timm_models import imagenet_classes
 
@@ -302,3 +303,28 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(model: Mod
         build_model(model, classes=2, channels=3, image_size=side, seed=0)
     assert str(error.value).startswith(line)
     assert time.perf_counter() - start < 10  # seconds
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "timm/vit_tiny_patch16_224"])
+def test_blocks_that_are_computed_again_give_the_same_gradients(name: str) -> None:
+    config = dataclasses.replace(TINY, name=name, drop_path=0.3 if name == "vit_tiny" else 0.0, dropout=0.2)
+    if name != "vit_tiny":
+        config = ModelConfig(
+            name=name, args={"depth": 2, "embed_dim": 48, "num_heads": 2, "patch_size": 4}, dropout=0.2
+        )
+    gradients = []
+    for again in (False, True):
+        model = build(config, channels=3).train()
+        if again:
+            checkpoint_blocks(model)
+        torch.manual_seed(3)
+        inputs = [torch.randn(4, 3, 8, 8)] + ([torch.rand(4, 2, 2)] if name == "vit_tiny" else [])
+        model(*inputs).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True) if a is not None and b is not None)
+    assert sum(grad is not None for grad in gradients[1]) > 20
+
+
+def test_a_model_without_blocks_cannot_compute_them_again() -> None:
+    with pytest.raises(UserError, match=r"^model\.checkpoint_blocks: this model cannot: set it false$"):
+        checkpoint_blocks(nn.Linear(2, 2))

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
-from vit_dist.models.build import build_model, drop_path_depth
+from vit_dist.models.build import build_model, checkpoint_blocks, drop_path_depth
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.sizing.memory import Memory, estimate
 
@@ -119,6 +119,17 @@ def test_activations_equal_what_the_allocator_keeps(model: dict[str, Any], preci
     _, module = vit(**model)
     memory = estimated(module, 32, precision).activations
     assert memory == pytest.approx(kept_after_forward(module.train(), 32, precision), rel=0.05)
+
+
+def test_checkpointed_blocks_keep_their_inputs_and_one_block_at_a_time() -> None:
+    deep, less_deep = (estimated(vit(depth=depth)[1], 32).activations for depth in (8, 7))
+    _, module = vit(depth=8)
+    checkpoint_blocks(module)
+    memory = estimated(module, 32).activations
+    expected = kept_after_forward(module.train(), 32, "fp32") + deep - less_deep
+    tokens = 4 * 32 * 17 * 48  # bytes of what one block hands to the next
+    assert memory == pytest.approx(expected, abs=2 * tokens)
+    assert memory < 0.25 * deep
 
 
 def test_activations_are_close_to_a_count_by_hand() -> None:

@@ -72,6 +72,11 @@ class ModelConfig:
     drop_path: float = option(
         0.0, "stochastic depth of the last block, rising linearly from 0 at the first", at_least=0, below=1
     )
+    checkpoint_blocks: bool = option(
+        False,
+        "keep only the blocks' inputs for the backward pass, which computes the rest again: less memory, more time",
+        changes_result=False,
+    )
     pretrained: str = option("", "weights to start from: a safetensors file, the folder of a run, or timm")
     freeze: tuple[str, ...] = option((), "regular expressions; parameters whose name matches one are frozen")
     linear_probe: bool = option(False, "train the head only")

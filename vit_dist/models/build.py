@@ -94,6 +94,22 @@ def drop_path_depth(model: nn.Module) -> int:
     return len(rates) if rates and max(rates) > 0 else 0
 
 
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Let a model keep its blocks' inputs alone for the backward pass, which computes the rest again.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016. Raises UserError for a model that cannot.
+    """
+    if isinstance(model, ViT):
+        model.checkpoint_blocks = True
+        return
+    switch = getattr(model, "set_grad_checkpointing", None)  # timm's
+    try:
+        assert callable(switch)
+        switch()
+    except AssertionError:  # timm's own, for a model that cannot, too
+        raise UserError("model.checkpoint_blocks: this model cannot: set it false") from None
+
+
 def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> nn.Module:
     check_model_name(config.name)
     preset = PRESETS[config.name]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 PRESETS = {
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -60,16 +61,15 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self._rates: Tensor
-        self._keeps: Tensor
+        self.checkpoint_blocks = False  # whether only the blocks' inputs are kept for the backward pass
+        self._rates: Tensor | None
         stride = patch_stride or patch_size
         self.grid = image_size // stride
         self.prefix = (pool == "token") + registers
         self.drop_path_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        # Tensors, as all that differs between blocks: compiled, they share one graph.
-        self.register_buffer("_rates", torch.tensor(self.drop_path_rates)[:, None], persistent=False)
-        keeps = torch.tensor([1 - rate for rate in self.drop_path_rates])[:, None]
-        self.register_buffer("_keeps", keeps, persistent=False)
+        # A tensor, as all that differs between blocks: compiled, they share one graph. Rates, and what is not dropped.
+        rates = torch.tensor([self.drop_path_rates, [1 - rate for rate in self.drop_path_rates]])[..., None]
+        self.register_buffer("_rates", rates if drop_path else None, persistent=False)
         self.patch_embed = PatchEmbed(patch_size, stride, channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if pool == "token" else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
@@ -149,9 +149,15 @@ class ViT(nn.Module):
                 x = torch.cat([token.expand(len(x), -1, -1), x], dim=1)
         x = self.pos_drop(x + resampled(self.pos_embed, self.prefix, self.grid, x.shape[1]))
         # What a branch of a sample is multiplied by: 0 if its draw is below the block's rate.
-        scales = None if drop_path is None else (drop_path >= self._rates).to(self._keeps.dtype) / self._keeps
+        scales = None
+        if drop_path is not None and self._rates is not None:
+            scales = (drop_path >= self._rates[0]).to(self._rates.dtype) / self._rates[1]
         for i, block in enumerate(self.blocks):
-            x = block(x, None if scales is None else scales[:, i])
+            inputs = x, None if scales is None else scales[:, i]
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                x = block(*inputs)
         tokens: Tensor = self.norm(x)
         return tokens
 

@@ -63,9 +63,25 @@ def _kept(model: nn.Module, slots: int, image: tuple[int, int, int], drop_paths:
             kept[address] = tensor
         return tensor
 
+    # Ours and timm's models that keep the inputs of their blocks alone.
+    checkpoints = getattr(model, "checkpoint_blocks", False) or getattr(model, "grad_checkpointing", False)
+    blocks = list(getattr(model, "blocks", [])) if checkpoints else []
+    last: list[tuple[Tensor | None, ...]] = []
+
+    def keep_inputs(block: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
+        for tensor in inputs:
+            if tensor is not None:
+                pack(tensor)
+        last[:] = [inputs]
+
+    handles = [block.register_forward_pre_hook(keep_inputs) for block in blocks]
     inputs = [torch.zeros(slots, *image)] + ([torch.zeros(slots, drop_paths, 2)] if drop_paths else [])
     with _autocast(precision), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(*inputs).float().logsumexp(1).sum()
+        for handle in handles:
+            handle.remove()
+        if blocks:  # the backward pass computes one block at a time again, from the last on
+            blocks[-1](*last[0])
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

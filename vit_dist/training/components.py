@@ -21,7 +21,7 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.inference.load import start_from
-from vit_dist.models.build import build_model, check_outputs, refuse_batch_norm
+from vit_dist.models.build import build_model, check_outputs, checkpoint_blocks, refuse_batch_norm
 from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.models.pretrained import freeze
 from vit_dist.optim.optimizers import build_optimizer, peak_lr
@@ -154,6 +154,8 @@ def _build_model(
             image_size=preprocessing.image_size,
             field="model" if given else "model.name",
         )
+    if config.model.checkpoint_blocks:
+        checkpoint_blocks(model)
     notes: list[str] = []
     if load_pretrained and config.model.pretrained:
         notes += start_from(model, config.model, list(data.classes))
