@@ -144,6 +144,15 @@ def test_under_a_launcher_only_rank_0_prints_the_error(tmp_path: Path) -> None:
     assert done.stderr.count("vit-dist: data.root: set the folder of your images") == 1
 
 
+def test_torchrun_shows_the_error_as_the_root_cause(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = launch([*command, "scripts/train.py"], tmp_path / "run", "--data.root", str(tmp_path / "nothing"))
+    assert done.returncode == 1
+    cause = done.stderr.partition("Root Cause")[2]
+    assert f"traceback : data.root: no folder {tmp_path / 'nothing'}" in cause
+    assert done.stderr.count("vit-dist: data.root: no folder") == 1
+
+
 def test_sigterm_saves_and_exits_75(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-u", "scripts/train.py", "--run.dir", str(folder), "--log.every", "1 updates"]

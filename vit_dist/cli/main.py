@@ -19,7 +19,7 @@ from vit_dist.config.config import Config
 from vit_dist.errors import UserError
 from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
-from vit_dist.runtime.launch import check_one_process, end_with_launcher, is_first_process
+from vit_dist.runtime.launch import check_one_process, end_with_launcher, is_first_process, tell_launcher
 from vit_dist.version import __version__
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _run(arguments: list[str]) -> int:
             check_one_process(arguments[0], os.environ)
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
+        tell_launcher(str(error))
         if is_first_process(os.environ) if error.speaks is None else error.speaks:
             with contextlib.suppress(OSError):
                 for line in str(error).splitlines():

@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass
 from torch.distributed.distributed_c10d import Store
 
 from vit_dist.errors import every
+from vit_dist.runtime.launch import tell_launcher
 
 _BEAT = 0.5  # seconds between two signs of life
 _LOOK = 0.25  # seconds between two looks at how long the main thread has waited
 _GRACE = 5.0  # seconds for the main thread to find out by itself that a process is gone
 _SILENCE = 10.0  # seconds without a sign of life after which a process counts as gone, at most
 _LAST_ACT = 5.0  # seconds for what is done before the process is ended: storage may hang as well
-_PEERS_A_BEAT = 256  # so many processes are read in one interval; with more, less often
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,15 @@ class Watch:
         self._store = store.clone()  # a connection of its own: one that waits blocks all that use it
         self._rank, self._world_size, self._timeout = rank, world_size, timeout
         self._host = socket.gethostname()
-        self._pause = _BEAT * max(1.0, world_size / _PEERS_A_BEAT)
+        self._pause = _BEAT * max(1.0, world_size / 256)  # the store serves all
         self._silence = max(4 * self._pause, min(_SILENCE, timeout / 4))
         self._clock = self._contact = self._progressed = 0.0
         self._store_lost = False
         self._beats = self._answers = self._progress = self._long = 0
         self._wait: tuple[str, float] | None = None
         self._peers = {other: _Peer() for other in range(world_size) if other != rank}
-        self._asked = False
         self._failure: Failure | None = None
-        self._failed_at = 0.0
+        self._failed_at, self._asked = 0.0, False
         self._wake, self._closed, self._ending = threading.Event(), threading.Event(), threading.Lock()
         self._store.set(f"host/{rank}", self._host)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._look)]
@@ -293,6 +292,7 @@ class Watch:
                 thread.start()
             for thread in threads:
                 thread.join(_LAST_ACT)
+            tell_launcher(failure.text)
             if speaks:
                 print(f"vit-dist: {failure.text}", file=sys.stderr, flush=True)
             time.sleep(2 * self._pause)  # the others read the word; the store may end with this process

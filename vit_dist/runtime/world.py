@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from torch import Tensor
 from vit_dist.errors import PeerError, UserError, one_line
 from vit_dist.runtime.exchange import broadcast_value, gather_values
 from vit_dist.runtime.flags import Flags, Stopped
-from vit_dist.runtime.launch import check_world
+from vit_dist.runtime.launch import check_world, tell_launcher
 from vit_dist.runtime.store import own_store
 from vit_dist.runtime.watch import Failure, Watch
 
@@ -212,6 +213,8 @@ class World:
                 return error
             failure = told  # a launcher asks the others to stop as soon as one has failed
         else:
+            if not isinstance(error, (UserError, Stopped, KeyboardInterrupt)):
+                tell_launcher("".join(traceback.format_exception(error)))
             self.watch.fail(Failure([self.rank], *self._described(error)))
             return error
         self._failure = PeerError(failure.text, failure.code, speaks=failure.speaker == self.rank)
