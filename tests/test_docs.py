@@ -49,7 +49,11 @@ def test_flags_in_the_docs_exist(page: Path) -> None:
     own = {flag for usage in USAGES.values() for flag in usage.flags}
     fields = {f"--{name}" for name in Config().fields()}
     named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*[\w]", page.read_text(encoding="utf-8")))
-    mapped = {flag for flag in named if flag.startswith(("--model.args.", "--schedule.args.", "--optimizer."))}
+    mapped = {
+        flag
+        for flag in named
+        if flag.startswith(("--model.args.", "--data.columns.", "--schedule.args.", "--optimizer."))
+    }
     assert sorted(named - own - fields - OTHER_FLAGS - mapped) == []
 
 

@@ -92,8 +92,14 @@ class DataConfig:
     )
     root: str = free(
         "",
-        "folder of the files, which downloads go to as well; or an address: of shards (https://, s3://, gs:// …), or "
-        "hf://owner/name on the Hugging Face Hub; empty: ~/.cache/vit_dist",
+        "folder of images, or a table of paths and labels (.csv, .tsv, .jsonl, .parquet); downloads go to it as well; or "
+        "an address: of shards (https://, s3://, gs:// …), or hf://owner/name on the Hugging Face Hub; empty: "
+        "~/.cache/vit_dist",
+    )
+    columns: dict[str, Any] = option(
+        {},
+        "columns of a table with unusual names, as {path: file_id, label: species, split: fold}",
+        at_inference=True,
     )
     label_column: str = option("", "column of the labels in a Hugging Face data set; empty: by its type, then its name")
     val_fraction: float = option(

@@ -20,6 +20,9 @@ _SMALLEST_CACHE = 2**26
 # What `re.compile` raises.
 _NO_PATTERN = (re.error, RecursionError, OverflowError)
 
+# What the columns of a table may hold.
+_COLUMNS = ("path", "label", "split")
+
 
 def contradictions(config: Schema) -> Iterator[str]:
     """Yield what is wrong with a config whose fields each have their type and bounds, a line each."""
@@ -106,6 +109,11 @@ def _data_problems(config: Schema) -> Iterator[str]:
         yield f"data.cache_size: must be a size of 64MiB or more, as 32GiB, not {data.cache_size}"
     if data.lanes > 1 and config.augment.repeats > 1:
         yield "data.lanes: augment.repeats puts copies of a sample into several lanes: set data.lanes 1"
+    for what, name in data.columns.items():
+        if what not in _COLUMNS:
+            yield f"data.columns: {what} is no column that is read{nearest(str(what), _COLUMNS)}"
+        elif not isinstance(name, str) or not name:
+            yield f"data.columns.{what}: must be the name of a column, not {name!r}"
     if len(data.mean) != len(data.std):
         yield f"data.std: has {len(data.std)} values where data.mean has {len(data.mean)}: give both per channel"
 

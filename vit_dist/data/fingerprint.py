@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_dist.data.sources.image_files import FilePaths, file_names
+from vit_dist.data.sources.image_files import FilePaths, file_names, sizes_of_files
 from vit_dist.data.sources.source import decoded, read_image
 from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.errors import UserError
@@ -175,13 +175,11 @@ def _add_few_images(digest: Any, split: Subset) -> None:
 
 def _samples(split: Subset, root: str) -> Iterator[Sample]:
     """Yield (name, bytes, class) of each sample of a split of files."""
-    plain = isinstance(getattr(split.source, "paths", None), FilePaths)  # without ".." and doubled slashes
-    for path, label in zip(file_names(split.source, split.indices), split.labels.tolist(), strict=True):
-        try:
-            size = os.stat(path).st_size
-        except OSError:
-            size = 0
-        yield path[len(root) :] if plain and path.startswith(root) else os.path.relpath(path, root), size, label
+    plain = isinstance(getattr(split.source, "paths", None), FilePaths)  # without doubled slashes
+    sizes = np.maximum(sizes_of_files(split.source, split.indices).bytes, 0).tolist()
+    for path, size, label in zip(file_names(split.source, split.indices), sizes, split.labels.tolist(), strict=True):
+        short = plain and path.startswith(root) and ".." not in path
+        yield path[len(root) :] if short else os.path.relpath(path, root), size, label
 
 
 def _common_folder(data: LabelledSplits) -> str:

@@ -147,7 +147,7 @@ class Classifier:
             for note in opened.notes:
                 warnings.warn(note, stacklevel=3)
             return opened.subset
-        parts = open_parts(source, trained.config.data.max_pixels)
+        parts = open_parts(source, trained.config.data.max_pixels, trained.config.data.columns)
         name = SPLITS.get(split, split) or next(known for known in ("test", "val", "train") if known in parts)
         if name not in parts:
             raise UserError(f"split: there is no split {split}{nearest(split, sorted(parts))}")

@@ -54,8 +54,8 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None, field: st
             "data.root: this model does not say its data: name images (predict) or --folder DIR (evaluate), "
             "or set data.root or data.name"
         )
-    if in_files and config.root and not is_address(config.root) and not Path(config.root).expanduser().is_dir():
-        raise UserError(f"data.root: no folder {config.root} here: set --data.root to where the data is now")
+    if in_files and config.root and not is_address(config.root) and not Path(config.root).expanduser().exists():
+        raise UserError(f"data.root: no folder or table {config.root} here: set --data.root to where the data is now")
     data = open_data(config)
     others = _names_for_numbers(trained, data.classes)
     classes = others or trained.classes

@@ -291,7 +291,7 @@ def test_splits_of_several_forms_share_the_classes_by_name(image_folder: Path) -
 
 
 def test_labels_without_names_are_numbers_of_the_models_classes() -> None:
-    part = open_parts((COLOUR, LABELS), 10**6)["train"]
+    part = open_parts((COLOUR, LABELS), 10**6, {})["train"]
     assert numbered(part, ("x", "y", "z"), "RGB").labels.tolist() == LABELS.tolist()
     with pytest.raises(UserError, match=r"^source: has class 2, and there are 2 classes, numbered from 0$"):
         numbered(part, ("x", "y"), "RGB")
@@ -367,14 +367,14 @@ PROBLEMS: dict[str, tuple[Any, str]] = {
         {"train": (COLOUR, np.asarray(list("abc"))[LABELS]), "val": (COLOUR, np.asarray(list("abd"))[LABELS])},
         "source['val']: class d is not one of the 3 classes (a, b, c)",
     ),
-    "gone": ([("gone.png", "a"), ("too.png", "b")], "source: gone.png is not there, nor are 1 more"),
+    "gone": ([("gone.png", "a"), ("too.png", "b")], "source[0]: gone.png is not there, nor are 1 more"),
     "no column": (
         Table(path=["a.png"], price=[1]),
-        "source: has no column of labels: name one label; it has path, price",
+        "source: has no column of labels: name one label, or set data.columns.label; it has path, price",
     ),
     "no pairs": (["a.png", "b.png"], "source[0]: must be a pair of a path and a label"),
     "pairs of numbers": ([(1, 2)], "source[0]: must begin with the path of an image, not with int"),
-    "no CSV": ("gone.csv", "source: gone.csv is not there: give a CSV file with columns path and label"),
+    "no table": ("gone.csv", "source: gone.csv is not there: give a table with columns path and label (.csv, .parquet"),
     "an empty list": ([], "source: lists no images"),
     "a number": (3, "source: int has no __len__, labels, image: give (images, labels), a torch Dataset, a table or"),
 }
@@ -396,10 +396,13 @@ def test_mistakes_in_files_are_one_line(image_folder: Path, tmp_path: Path) -> N
     image = image_folder / "train" / "ant" / "00.png"
     for content, problem in (
         ("path,label\n", f"source: {table} lists no images"),
-        (f"path,label\n{image}\n", f"source: {table}, row 2: must have 2 cells, as its head has"),
-        (f"path,label\n{image},\n", f"source: {image} has no label"),
-        (f"a,b\n{image},x\n", "source: has no column of image files: name one path; it has a, b"),
-        (f"path,label,split\n{image},x,later\n", "source: later is no split"),
+        (f"path,label\n{image}\n", f"source: {table}, row 2: must have 2 cells, as its head has, not 1"),
+        (f"path,label\n{image},\n", f"source: {table}, row 2, column label: {image} has no label: give it one"),
+        (
+            f"a,b\n{image},x\n",
+            f"source: {table}: has no column of image files: name one path, or set data.columns.path; it has a, b",
+        ),
+        (f"path,label,split\n{image},x,later\n", f"source: {table}, row 2, column split: later is no split"),
     ):
         table.write_text(content)
         with pytest.raises(UserError) as error:

@@ -254,7 +254,7 @@ def test_a_table_beside_one_folder_of_images_is_pointed_to(tmp_path: Path) -> No
     with pytest.raises(UserError) as error:
         open_data(DataConfig(root=str(tmp_path)))
     table = tmp_path / "labels.csv"
-    assert str(error.value).endswith(f'; if {table} has their labels: train(config, source="{table}") in Python')
+    assert str(error.value).endswith(f"; if {table} has their labels, set data.root to it")
 
 
 def test_several_data_sets_are_refused_with_the_one_to_give(tmp_path: Path) -> None:

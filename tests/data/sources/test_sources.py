@@ -131,13 +131,13 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "gone") == f"data.root: no folder {tmp_path / 'gone'}"
     path = picture(tmp_path / "a.png")
-    is_file = "is a file: give a folder with a folder of images for each class"
-    assert refusal(path) == f"data.root: {path} {is_file}"
+    assert refusal(path) == (
+        f"data.root: {path} is a file: give a folder with a folder of images for each class, or a table of paths and "
+        "labels (.csv, .tsv, .jsonl, .parquet)"
+    )
     table = tmp_path / "labels.csv"
     table.touch()
-    in_python = f'train(config, source="{table}")'
-    assert refusal(table) == f"data.root: {table} {is_file}; a table of labels is read in Python: {in_python}"
-    assert f"a folder of its own; if {table} has their labels: {in_python} in Python\n" in refusal(tmp_path)
+    assert f"a folder of its own; if {table} has their labels, set data.root to it\n" in refusal(tmp_path)
 
 
 def test_a_class_missing_from_train_is_refused(tmp_path: Path) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
-from vit_dist.data.sources.image_files import file_names
+from vit_dist.data.sources.image_files import file_names, sizes_of_files
 from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.errors import visible
+from vit_dist.plan.keys import Ints
 
 # Pairs of files of equal size that are compared in each split, and the bytes of each end that are read of them.
 _MOST_COMPARED, _END = 300, 64 * 1024
@@ -23,11 +23,12 @@ def copies_in_train(data: LabelledSplits) -> Iterator[str]:
 
     Only files whose size occurs in both are read, a bounded number of them, and of each its beginning and its end.
     """
-    train = _sizes(data.splits["train"])
     for split in ("val", "test"):
-        if split not in data.splits or not train:
+        if split not in data.splits:
             continue
-        found = list(_copied(train, _sizes(data.splits[split])))
+        other = _sizes(data.splits[split])
+        train = _sizes(data.splits["train"], np.fromiter(other, np.int64, len(other)))
+        found = list(_copied(train, other))
         if found:
             most = "at least " if len(found) == _MOST_COMPARED else ""
             path, twin = map(visible, found[0])
@@ -69,14 +70,17 @@ def _end(path: str, begin: int) -> bytes:
         return file.read(_END)
 
 
-def _sizes(subset: Subset) -> dict[int, list[str]]:
-    """Return size in bytes → the regular files of that size, not empty; none for images that are no files."""
+def _sizes(subset: Subset, others: Ints | None = None) -> dict[int, list[str]]:
+    """Return size in bytes → the regular files of that size, not empty; none for images that are no files.
+
+    others: sizes that are of use; None: all.
+    """
+    indices = np.sort(subset.indices)
+    paths, sizes = file_names(subset.source, indices), sizes_of_files(subset.source, indices)
+    of_use = sizes.regular & (sizes.bytes > 0)
+    if others is not None:
+        of_use &= np.isin(sizes.bytes, others)
     found: dict[int, list[str]] = defaultdict(list)
-    for path in file_names(subset.source, np.sort(subset.indices)):
-        try:
-            status = os.stat(path)
-        except OSError:  # reading it says what is wrong
-            continue
-        if stat.S_ISREG(status.st_mode) and status.st_size:
-            found[status.st_size].append(path)
+    for place in np.flatnonzero(of_use).tolist():
+        found[int(sizes.bytes[place])].append(paths[place])
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.arrays import ArraySource, array_source
 from vit_dist.data.sources.datasets import DatasetSource
-from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.image_files import FilePaths, FileSource
 from vit_dist.data.sources.labelled import Labelled, labelled_files, open_labelled, open_listing
 from vit_dist.data.sources.listing import Listing
 from vit_dist.data.sources.source import MemorySource, Pixels, Source, decoded, read_image
@@ -33,18 +34,19 @@ from vit_dist.plan.keys import Keys, Purpose, keys
 _HALF = ((0.5,), (0.5,))
 
 
-def from_source(source: Any, config: DataConfig) -> LabelledSplits:
+def from_source(source: Any, config: DataConfig, field: str = "source") -> LabelledSplits:
     """Make splits of labelled images in any form (docs/python.md lists them), or of a dictionary of splits of them.
 
     Without val, a keyed part of train is held out, by `data.val_fraction`. Class names are the source's if it has them,
     else the labels' numbers. Files have three channels; arrays, Datasets and other objects as many as their images. The
     side is `data.image_size`, else that of images which are equal squares, in arrays and Datasets, else 224; mean and
-    std are ImageNet's for RGB, 0.5 for grey. Raises UserError, naming what is missing or wrong.
+    std are ImageNet's for RGB, 0.5 for grey. field: what errors call it. Raises UserError, naming what is missing or
+    wrong.
     """
-    parts = open_parts(source, config.max_pixels)
+    parts = open_parts(source, config.max_pixels, config.columns, field)
     train = parts.get("train")
     if train is None:
-        raise UserError(f"source: has {', '.join(parts)} but no train")
+        raise UserError(f"{field}: has {', '.join(parts)} but no train")
     classes = train.classes or _numbers(train)
     pixels = _check_pixels(train)
     mode = _mode(train)
@@ -55,25 +57,29 @@ def from_source(source: Any, config: DataConfig) -> LabelledSplits:
     mean, std = IMAGENET if channels == 3 else _HALF
     side = config.image_size or (pixels.shape[2] if pixels is not None else _side(train.source))
     splits = {name: numbered(part, classes, mode) for name, part in parts.items()}
-    data = LabelledSplits(splits, classes, channels, side, mean, std, _sizes(train.source), name=train.name)
+    sizes, notes = _sizes(train.source), dict.fromkeys(note for part in parts.values() for note in part.notes)
+    data = LabelledSplits(splits, classes, channels, side, mean, std, sizes, notes=tuple(notes), name=train.name)
     return with_val(data, config.val_fraction, _keys(train.source))
 
 
-def open_parts(source: Any, max_pixels: int) -> dict[str, Labelled]:
-    """Open labelled images in any form, by split; those that say no split are train. Raises UserError."""
+def open_parts(source: Any, max_pixels: int, columns: Mapping[str, str], field: str = "source") -> dict[str, Labelled]:
+    """Open labelled images in any form, by split; those that say no split are train.
+
+    columns: `data.columns`. field: what errors call the source. Raises UserError.
+    """
     if isinstance(source, Mapping) and any(str(name).lower() in SPLITS for name in source):
         parts: dict[str, Labelled] = {}
         for key, part in source.items():
             split = SPLITS.get(str(key).lower())
             if split is None or split in parts:
                 twice = f"is a second {split} split" if split else f"is no split{nearest(str(key), sorted(SPLITS))}"
-                raise UserError(f"source: {key} {twice}")
-            parts[split] = open_labelled(part, f"source[{key!r}]", max_pixels)
+                raise UserError(f"{field}: {key} {twice}")
+            parts[split] = open_labelled(part, f"{field}[{key!r}]", max_pixels, columns)
         return parts
-    listing = open_listing(source, "source")
+    listing = open_listing(source, field, columns)
     if listing is None:
-        return {"train": open_labelled(source, "source", max_pixels)}
-    return _by_split(*listing, max_pixels)
+        return {"train": open_labelled(source, field, max_pixels, columns)}
+    return _by_split(*listing, max_pixels, field)
 
 
 def numbered(part: Labelled, classes: Sequence[str], mode: str) -> Subset:
@@ -101,21 +107,19 @@ def numbered(part: Labelled, classes: Sequence[str], mode: str) -> Subset:
     return replace(subset, source=source, labels=numbers[subset.labels])
 
 
-def _by_split(listing: Listing, name: str, max_pixels: int) -> dict[str, Labelled]:
+def _by_split(listing: Listing, name: str, max_pixels: int, field: str) -> dict[str, Labelled]:
     """Return the parts of a listing by the split of each file, if it says it. Raises UserError."""
     if listing.splits is None:
-        return {"train": labelled_files(listing, name, "source", max_pixels)}
-    unknown = [split for split in listing.splits if split.lower() not in SPLITS]
-    if unknown:
-        raise UserError(f"source: {unknown[0]} is no split{nearest(unknown[0], sorted(SPLITS))}")
+        return {"train": labelled_files(listing, name, field, max_pixels)}
     rows: dict[str, list[int]] = {}
-    for row, split in enumerate(listing.splits):
-        rows.setdefault(SPLITS[split.lower()], []).append(row)
-    parts = {
-        split: Listing([listing.paths[row] for row in of_split], [listing.labels[row] for row in of_split])
-        for split, of_split in rows.items()
-    }
-    return {split: labelled_files(part, name, f"source, split {split}", max_pixels) for split, part in parts.items()}
+    for row, text in enumerate(listing.splits):
+        split = SPLITS.get(text.lower())
+        if split is None:
+            said = f"{text or 'an empty cell'} is no split{nearest(text, sorted(SPLITS))}"
+            raise UserError(f"{listing.rows.at(row, 'split')}: {said}")
+        rows.setdefault(split, []).append(row)
+    parts = {split: listing.take(of_split) for split, of_split in rows.items()}
+    return {split: labelled_files(part, name, f"{field}, split {split}", max_pixels) for split, part in parts.items()}
 
 
 def _sizes(source: Source) -> ImageSizes | None:
@@ -134,7 +138,13 @@ def _keys(source: Source) -> Keys:
     paths: Sequence[Any] | None = getattr(source, "paths", None)
     if paths is None:
         return keys(0, Purpose.SPLIT, np.arange(len(source), dtype=np.int64))
-    return name_keys("/".join(Path(path).parts[-2:]) for path in paths)
+    return name_keys(map(_last_parts, paths.names if isinstance(paths, FilePaths) else paths))
+
+
+def _last_parts(path: Any) -> str:
+    """Return the name of a file and that of its folder."""
+    parts = path.rsplit("/", 2) if isinstance(path, str) and os.sep == "/" else []
+    return "/".join(parts[1:] if len(parts) == 3 and parts[0] else Path(path).parts[-2:])
 
 
 def _side(source: Source) -> int:

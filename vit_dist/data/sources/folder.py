@@ -15,7 +15,7 @@ from vit_dist.data.sources.decode import MAX_PIXELS
 from vit_dist.data.sources.image_files import FilePaths, FileSource
 from vit_dist.data.sources.layout import Classes, find_layout, loose
 from vit_dist.data.sources.names import EXTENSIONS, class_of, composed
-from vit_dist.data.sources.scan import Folder, in_python, scan
+from vit_dist.data.sources.scan import Folder, scan
 from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, LeftOut, Subset, all_of, name_keys
 from vit_dist.data.sources.survey import measure
 from vit_dist.errors import UserError
@@ -32,8 +32,10 @@ def read_folder(root: Path, max_pixels: int = MAX_PIXELS, classes: str = "auto")
     UserError, with the tree that was found, for a layout that is not known or could be two.
     """
     if root.is_file():
-        table = f"; a table of labels is read in Python: {in_python(root)}" if root.suffix == ".csv" else ""
-        raise UserError(f"data.root: {root} is a file: give a folder with a folder of images for each class{table}")
+        raise UserError(
+            f"data.root: {root} is a file: give a folder with a folder of images for each class, or a table of paths "
+            "and labels (.csv, .tsv, .jsonl, .parquet)"
+        )
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}")
     found = scan(root)

@@ -22,6 +22,7 @@ from vit_dist.data.sources.decode import (
     image_header,
     known_formats,
 )
+from vit_dist.data.sources.file_sizes import FileSizes, file_sizes
 from vit_dist.errors import UserError, visible
 from vit_dist.plan.keys import Ints, Keys
 
@@ -37,8 +38,10 @@ _KINDS = {
 class FilePaths(Sequence[Path]):
     """Paths of many files, kept as text: a million objects take a gigabyte, and seconds to make."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], sizes: FileSizes | None = None) -> None:
+        """sizes: of the files, if they have been looked up."""
         self.names = names
+        self._sizes = sizes
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,6 +55,12 @@ class FilePaths(Sequence[Path]):
         names = self.names[index]
         return Path(names) if isinstance(names, str) else FilePaths(names)
 
+    @property
+    def sizes(self) -> FileSizes:
+        """Return the size of each file as it was when this was first asked for."""
+        self._sizes = self._sizes or file_sizes(self.names)
+        return self._sizes
+
 
 def file_names(source: object, indices: Ints) -> list[str]:
     """Return the paths of these samples of a source of files, as text; none of a source without files."""
@@ -60,6 +69,14 @@ def file_names(source: object, indices: Ints) -> list[str]:
         return []
     names = paths.names if isinstance(paths, FilePaths) else paths
     return [str(names[index]) for index in indices.tolist()]
+
+
+def sizes_of_files(source: object, indices: Ints) -> FileSizes:
+    """Return the sizes of these samples of a source of files; of a source without files, none."""
+    paths = getattr(source, "paths", None)
+    if isinstance(paths, FilePaths):
+        return FileSizes(paths.sizes.bytes[indices], paths.sizes.regular[indices])
+    return file_sizes(file_names(source, indices))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from torch import Tensor
 from vit_dist.data.sources.arrays import array_source, is_arrays, read_images
 from vit_dist.data.sources.datasets import dataset_source
 from vit_dist.data.sources.image_files import FileSource
-from vit_dist.data.sources.listing import Listing, from_pairs, from_table, plain_label, read_csv
+from vit_dist.data.sources.listing import Listing, from_pairs, from_table, plain_label
+from vit_dist.data.sources.names import is_table
 from vit_dist.data.sources.source import Source
+from vit_dist.data.sources.tables import read_table
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import user_path
 from vit_dist.plan.keys import Ints
@@ -28,18 +30,19 @@ class Labelled:
     """Labelled images as they were given.
 
     classes: the names that the source's labels number; None if only the numbers are known. field: what errors call it.
-    name: of the data, for people.
+    name: of the data, for people. notes: lines for the user on how it was read.
     """
 
     source: Source
     classes: tuple[str, ...] | None
     field: str
     name: str
+    notes: tuple[str, ...] = ()
 
 
-def open_labelled(value: Any, field: str, max_pixels: int) -> Labelled:
-    """Open labelled images of any form but splits. Raises UserError."""
-    listing = open_listing(value, field)
+def open_labelled(value: Any, field: str, max_pixels: int, columns: Mapping[str, str]) -> Labelled:
+    """Open labelled images of any form but splits. columns: `data.columns`. Raises UserError."""
+    listing = open_listing(value, field, columns)
     if listing is not None:
         return labelled_files(*listing, field, max_pixels)
     if is_arrays(value):
@@ -65,28 +68,36 @@ def open_labelled(value: Any, field: str, max_pixels: int) -> Labelled:
     return Labelled(value, None if names is None else _named(names, int(labels.max()), field), field, _kind(value))
 
 
-def open_listing(value: Any, field: str) -> tuple[Listing, str] | None:
-    """Return the files, labels and name of a listing in any form; None for anything else. Raises UserError."""
+def open_listing(value: Any, field: str, columns: Mapping[str, str]) -> tuple[Listing, str] | None:
+    """Return the files, labels and name of a listing in any form; None for anything else.
+
+    columns: `data.columns`. Raises UserError.
+    """
     if isinstance(value, (str, Path)):
         path = user_path(str(value), field)
         if path.is_dir():
             raise UserError(f"{field}: {path} is a folder: set data.root to it, without a source")
         if not path.is_file():
-            raise UserError(f"{field}: {path} is not there: give a CSV file with columns path and label")
-        return read_csv(path, field), path.stem
+            raise UserError(
+                f"{field}: {path} is not there: give a table with columns path and label (.csv, .parquet …)"
+            )
+        if not is_table(path.name):
+            raise UserError(f"{field}: {path} is no table by its ending: name it .csv, .tsv, .jsonl or .parquet")
+        return read_table(path, field, columns), path.stem
     if isinstance(value, Mapping):
-        return from_table(value, list(value), field), "table"
-    columns = getattr(value, "columns", None)
-    if columns is not None and hasattr(value, "__getitem__"):
-        return from_table(value, list(columns), field), "table"
+        return from_table(value, list(value), field, columns), "table"
+    names = getattr(value, "columns", None)
+    if names is not None and hasattr(value, "__getitem__"):
+        return from_table(value, list(names), field, columns), "table"
     if isinstance(value, (list, tuple)) and not is_arrays(value):
         return from_pairs(value, field), "listing"
     return None
 
 
 def labelled_files(listing: Listing, name: str, field: str, max_pixels: int) -> Labelled:
+    """Return the images of a listing, whose splits are left aside. Raises UserError."""
     labels, classes = _number(listing.labels, len(listing.paths), f"{field}, labels")
-    return Labelled(FileSource(listing.paths, labels, max_pixels=max_pixels), classes, field, name)
+    return Labelled(FileSource(listing.paths, labels, max_pixels=max_pixels), classes, field, name, listing.notes)
 
 
 def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple[str, ...] | None]:
@@ -95,8 +106,9 @@ def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple
     if len(plain) != length:
         raise UserError(f"{field}: has {len(plain)} labels for {length} images")
     if all(isinstance(label, str) for label in plain):
-        names, numbers = np.unique(np.asarray(plain), return_inverse=True)
-        return numbers.astype(np.int64), tuple(map(str, names))
+        names = sorted(set(plain))
+        number_of = {name: number for number, name in enumerate(names)}
+        return np.fromiter((number_of[label] for label in plain), np.int64, length), tuple(names)
     odd = next((label for label in plain if isinstance(label, bool) or not isinstance(label, (int, np.integer))), None)
     if odd is not None:
         raise UserError(f"{field}: must be class numbers or names, not {one_line(repr(odd), 60)}, {type(odd).__name__}")

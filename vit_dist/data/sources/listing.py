@@ -1,69 +1,109 @@
-"""Listings of image files with their labels: a CSV file, a table of any library, a list of pairs."""
+"""Listings of image files with their labels, from a table or a list of pairs: their columns, paths and rows."""
 
 from __future__ import annotations
 
-import csv
+import os
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_dist.errors import UserError
+from vit_dist.data.sources.file_sizes import FileSizes
+from vit_dist.data.sources.image_files import FilePaths
+from vit_dist.errors import UserError, visible
 from vit_dist.files import user_path
 
 # Names of columns → what they hold, in any case; the first that a table has is taken.
 PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
 LABELS = ("label", "class", "target", "category", "labels")
-_SPLIT = "split"
+_KNOWN = {"path": (PATHS, "image files"), "label": (LABELS, "labels"), "split": (("split",), "splits")}
+# Paths that are no plain names: of a home, with parts that mean nothing, or that no system takes.
+_ODD = re.compile(r"^~|^\./|//|/\.|/$|\0")
+
+
+class Rows(NamedTuple):
+    """Where the rows of a listing are, for messages.
+
+    place: the field, and the file if there is one. columns: what (path, label, split) → the column's name. first: the
+    number of the first row. blank: after how many rows each empty one stood. form: of a row's place, if no table's.
+    """
+
+    place: str
+    columns: Mapping[str, str] = {}
+    first: int = 0
+    blank: Sequence[int] = ()
+    form: str = ", row {}"
+
+    def at(self, index: int, what: str = "") -> str:
+        """Return the place of a row, and of one of its columns."""
+        number = self.first + index + bisect_right(self.blank, index)
+        column = f", column {self.columns[what]}" if what in self.columns else ""
+        return visible(self.place + self.form.format(number) + column)
 
 
 class Listing(NamedTuple):
-    """Image files with their labels (names or numbers), and the split of each, if the listing says it."""
+    """Image files with their labels (names or numbers), and the split of each, if the listing says it.
 
-    paths: list[Path]
+    rows: where they stand. notes: lines for the user on how the listing was read.
+    """
+
+    paths: FilePaths
     labels: list[Any]
-    splits: list[str] | None = None
+    splits: list[str] | None
+    rows: Rows
+    notes: tuple[str, ...] = ()
+
+    def take(self, rows: Sequence[int]) -> Listing:
+        """Return some rows, all of one split, with what is known of their files."""
+        bytes_, regular = self.paths.sizes
+        paths = FilePaths([self.paths.names[row] for row in rows], FileSizes(bytes_[rows], regular[rows]))
+        return Listing(paths, [self.labels[row] for row in rows], None, self.rows, self.notes)
 
 
-def column(names: Iterable[str], known: Sequence[str], field: str, what: str) -> str:
+def column(names: Iterable[str], known: Sequence[str], field: str, what: str, fix: str = "") -> str:
     """Return the column that holds something, by its name in any case. Raises UserError."""
     names = [str(name) for name in names]
-    of_lower = {name.lower().strip(): name for name in names}
-    for name in known:
-        if name in of_lower:
-            return of_lower[name]
-    raise UserError(f"{field}: has no column of {what}: name one {known[0]}; it has {', '.join(names) or 'none'}")
+    found = usual_column(names, known)
+    if found is None:
+        there = visible(", ".join(names)) or "none"
+        raise UserError(f"{field}: has no column of {what}: name one {known[0]}{fix}; it has {there}")
+    return found
 
 
-def read_csv(path: Path, field: str) -> Listing:
-    """Read a CSV file with a head: columns path and label, and split if there is one; paths are relative to its folder.
+def usual_column(names: Iterable[str], known: Sequence[str]) -> str | None:
+    """Return the first column that has one of these names, in any case; None if there is none."""
+    of_lower = {name.lower().strip(): name for name in reversed(list(names))}
+    return next((of_lower[name] for name in known if name in of_lower), None)
 
-    Raises UserError.
+
+def choose_columns(names: Sequence[Any], chosen: Mapping[str, str], place: str, table: str) -> dict[str, str]:
+    """Return what (path, label and, if it is there, split) → the name of its column.
+
+    chosen: `data.columns`, which goes before the usual names. place, table: how messages begin, and call the table.
+    Raises UserError that lists the columns.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-            names = list(rows[0]) if rows else []
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise UserError(f"{field}: {path} cannot be read as a CSV file: {error}") from None
-    if not rows:
-        raise UserError(f"{field}: {path} lists no images")
-    short = next((number for number, row in enumerate(rows, 2) if None in row.values() or None in row), None)
-    if short is not None:
-        raise UserError(f"{field}: {path}, row {short}: must have {len(names)} cells, as its head has")
-    table = {name: [row[name] for row in rows] for name in names}
-    return from_table(table, names, field, path.parent)
+    texts, found = [str(name) for name in names], {}
+    for what, (known, words) in _KNOWN.items():
+        if what in chosen:
+            name = chosen[what] if chosen[what] in texts else usual_column(texts, (chosen[what].lower().strip(),))
+            if name is None:
+                there = visible(", ".join(texts))
+                raise UserError(f"data.columns.{what}: {table} has no column {chosen[what]}: it has {there}")
+            found[what] = name
+        elif what == "split":
+            if (name := usual_column(texts, known)) is not None:
+                found[what] = name
+        else:
+            found[what] = column(texts, known, place, words, f", or set data.columns.{what}")
+    return found
 
 
-def from_table(table: Any, names: Sequence[str], field: str, folder: Path = Path()) -> Listing:
+def from_table(table: Any, names: Sequence[Any], field: str, chosen: Mapping[str, str]) -> Listing:
     """Return the listing in a table, which gives a column of values by its name. Raises UserError."""
-    paths = list(table[column(names, PATHS, field, "image files")])
-    labels = [plain_label(label) for label in table[column(names, LABELS, field, "labels")]]
-    split = next((name for name in names if str(name).lower() == _SPLIT), None)
-    wrong = next((number for number, path in enumerate(paths) if not isinstance(path, (str, Path))), None)
-    if wrong is not None:
-        raise UserError(f"{field}: row {wrong} has no path of a file, but {type(paths[wrong]).__name__}")
-    splits = None if split is None else [str(name) for name in table[split]]
-    return _checked(Listing([folder / user_path(str(path), field) for path in paths], labels, splits), field)
+    columns = choose_columns(names, chosen, field, field)
+    values = {what: list(table[name]) for what, name in columns.items()}
+    return made(values["path"], values["label"], values.get("split"), Rows(field, columns), Path())
 
 
 def from_pairs(pairs: Sequence[Any], field: str) -> Listing:
@@ -72,29 +112,53 @@ def from_pairs(pairs: Sequence[Any], field: str) -> Listing:
         if isinstance(pair, (str, Mapping)) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise UserError(f"{field}[{number}]: must be a pair of a path and a label")
         if not isinstance(pair[0], (str, Path)):
-            raise UserError(
-                f"{field}[{number}]: must begin with the path of an image, not with {type(pair[0]).__name__}"
-            )
-    paths = [user_path(str(path), field) for path, _ in pairs]
-    return _checked(Listing(paths, [plain_label(label) for _, label in pairs]), field)
+            kind = type(pair[0]).__name__
+            raise UserError(f"{field}[{number}]: must begin with the path of an image, not with {kind}")
+    paths, labels = [path for path, _ in pairs], [label for _, label in pairs]
+    return made(paths, labels, None, Rows(field, form="[{}]"), Path())
 
 
-def _checked(listing: Listing, field: str) -> Listing:
-    """Return a listing whose files are there. Raises UserError."""
-    if not listing.paths:
-        raise UserError(f"{field}: lists no images")
-    missing = [path for path in listing.paths if not path.exists()]
+def made(
+    paths: list[Any], labels: list[Any], splits: list[Any] | None, rows: Rows, folder: Path, notes: Sequence[str] = ()
+) -> Listing:
+    """Return the listing of these columns, whose files are there and whose images have labels.
+
+    folder: what paths are relative to. Raises UserError that names the row and the column.
+    """
+    if not paths:
+        raise UserError(f"{rows.place}{'' if rows.first else ':'} lists no images")
+    names = FilePaths(_located(paths, folder, rows))
+    missing = names.sizes.missing()
     if missing:
         more = f", nor are {len(missing) - 1:,} more" if missing[1:] else ""
-        raise UserError(f"{field}: {missing[0]} is not there{more}")
-    empty = next((number for number, label in enumerate(listing.labels) if label in ("", None) or label != label), None)
+        raise UserError(f"{rows.at(missing[0], 'path')}: {visible(names.names[missing[0]])} is not there{more}")
+    labels = [plain_label(label) for label in labels]
+    empty = next((number for number, label in enumerate(labels) if label in ("", None) or label != label), None)
     if empty is not None:
-        raise UserError(f"{field}: {listing.paths[empty]} has no label")
-    return listing
+        raise UserError(f"{rows.at(empty, 'label')}: {visible(names.names[empty])} has no label: give it one")
+    return Listing(names, labels, None if splits is None else [*map(str, splits)], rows, tuple(notes))
+
+
+def _located(paths: Sequence[Any], folder: Path, rows: Rows) -> list[str]:
+    """Return the paths as text, from where the program runs. Raises UserError for what is none."""
+    before = "" if folder == Path() else os.path.join(folder, "")
+    found = []
+    for number, path in enumerate(paths):
+        if not isinstance(path, (str, Path)) or path == "":
+            kind = "it is empty" if path in ("", None) or path != path else f"not {type(path).__name__}"
+            raise UserError(f"{rows.at(number, 'path')}: must be the path of an image: {kind}")
+        text = str(path)
+        if os.sep != "/" or _ODD.search(text):
+            found.append(str(folder / user_path(text, rows.at(number, "path"))))
+        else:
+            found.append(text if text[0] == "/" else before + text)
+    return found
 
 
 def plain_label(label: Any) -> Any:
     """Return a label as a plain value of Python: NumPy's and others' numbers have item()."""
+    if isinstance(label, (str, int)):
+        return label
     item = getattr(label, "item", None)
     try:
         return item() if callable(item) else label

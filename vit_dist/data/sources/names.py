@@ -18,6 +18,9 @@ NOT_DECODED = {
     *(".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
     *(".raf", ".dcm", ".nii", ".eps", ".pdf"),
 }
+# Tables of paths and labels: of text with what separates its cells, of JSON lines, of Parquet.
+TEXT = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": ","}
+JSON_LINES, PARQUET = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq")
 # Made by systems and programs; a name that begins with a dot is hidden as well.
 _SYSTEM = {
     *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db"),
@@ -45,6 +48,11 @@ def ending(name: str) -> str:
 def is_image(name: str) -> bool:
     """Return whether a file is an image by the ending of its name."""
     return ending(name) in EXTENSIONS
+
+
+def is_table(name: str) -> bool:
+    """Return whether a file is a table of paths and labels, if it is one, by the ending of its name."""
+    return ending(name) in {*TEXT, *JSON_LINES, *PARQUET}
 
 
 def is_hidden(name: str) -> bool:

@@ -9,8 +9,10 @@ from vit_dist.config.fields import DataConfig
 from vit_dist.config.values import parse_bytes
 from vit_dist.data.shards.source import is_shards, open_index, read_remote_shards, read_shards, tar_files
 from vit_dist.data.sources.builtin import BUILTIN
+from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.huggingface import HUB, is_saved, parquet_files, read_huggingface
+from vit_dist.data.sources.names import is_table
 from vit_dist.data.sources.scan import table_beside
 from vit_dist.data.sources.splits import LabelledSplits, with_val
 from vit_dist.errors import UserError, nearest
@@ -32,10 +34,12 @@ def open_data(config: DataConfig) -> LabelledSplits:
         return with_val(BUILTIN[name](root), config.val_fraction)
     data = _read(config)
     if len(data.classes) == 1:
-        table = f"; {beside}" if (beside := table_beside(str(root))) else ""
+        images, fix = sum(map(len, data.splits.values())), ""
+        if root.is_dir():
+            fix = ", each in a folder of its own" + (f"; {beside}" if (beside := table_beside(str(root))) else "")
         raise UserError(
-            f"data.root: {root} has one class, {data.classes[0]} ({len(data.splits['train']):,} images): a classifier "
-            f"needs two or more, each in a folder of its own{table}"
+            f"data.root: {root} has one class, {data.classes[0]} ({images:,} image{'s' * (images > 1)}): a classifier "
+            f"needs two or more{fix}"
         )
     return with_val(data, config.val_fraction)
 
@@ -46,7 +50,7 @@ def is_address(root: str) -> bool:
 
 
 def _read(config: DataConfig) -> LabelledSplits:
-    """Read a folder by what is in it: shards, a Hugging Face data set, or images. Raises UserError."""
+    """Read data by what it is: shards, a Hugging Face data set, a table, or a folder of images. Raises UserError."""
     root = Path(config.root).expanduser()
     if config.root.startswith(HUB):
         return read_huggingface(config.root, config.max_pixels, config.label_column)
@@ -57,6 +61,10 @@ def _read(config: DataConfig) -> LabelledSplits:
         return read_huggingface(str(root), config.max_pixels, config.label_column)
     if is_shards(root):
         return read_shards(root, config.max_pixels)
+    if root.is_file() and is_table(root.name):
+        return from_source(root, config, "data.root")
+    if config.columns:
+        raise UserError(f"data.columns: are those of a table, and {root} is none: leave them out")
     try:
         data = read_folder(root, config.max_pixels, config.classes)
     except UserError:

@@ -11,7 +11,7 @@ from glob import escape, glob
 from itertools import islice
 from pathlib import Path
 
-from vit_dist.data.sources.names import EXTENSIONS, NOT_DECODED, composed, ending, is_hidden, is_image
+from vit_dist.data.sources.names import EXTENSIONS, NOT_DECODED, composed, ending, is_hidden, is_image, is_table
 from vit_dist.data.sources.splits import LeftOut
 from vit_dist.errors import UserError
 
@@ -231,13 +231,9 @@ def folders_beside(folder: Folder) -> list[str]:
 
 
 def table_beside(folder: str) -> str:
-    """Return what to do with a CSV file in a folder or beside it, which may hold labels; empty if there is none."""
+    """Return what to do with a table in a folder or beside it, which may hold labels; empty if there is none."""
     for base in (folder, os.path.dirname(folder)):
-        for path in sorted(glob(os.path.join(escape(base), "*.csv"))):
-            return f"if {path} has their labels: {in_python(path)} in Python"
+        for path in sorted(glob(os.path.join(escape(base), "*"))):
+            if is_table(path) and not path.endswith((".txt", ".json")):
+                return f"if {path} has their labels, set data.root to it"
     return ""
-
-
-def in_python(table: str | Path) -> str:
-    """Return how a table of files and labels is given in Python."""
-    return f'train(config, source="{table}")'

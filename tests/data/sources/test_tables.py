@@ -1,0 +1,220 @@
+"""Tables of paths and labels: CSV, TSV, semicolons, JSON lines, Parquet, with usual and unusual columns."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vit_dist import Config, UserError
+from vit_dist.config.fields import DataConfig
+from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import sample_name
+from vit_dist.data.sources.splits import LabelledSplits
+
+Row = dict[str, Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, image_folder: Path) -> Path:
+    """A folder with photos/ in it, the images of three classes."""
+    (tmp_path / "photos").symlink_to(image_folder / "valid")
+    return tmp_path
+
+
+def rows(path: str = "path", label: str = "label", split: str = "split") -> list[Row]:
+    names = [f"photos/{kind}/{number:02}.png" for number in range(6) for kind in ("cat", "ant")]
+    splits = ["train"] * 8 + ["valid"] * 4
+    return [{path: name, label: name.split("/")[1], split: part} for name, part in zip(names, splits, strict=True)]
+
+
+def separated(by: str) -> Callable[[Path, list[Row]], None]:
+    def write(path: Path, content: list[Row]) -> None:
+        lines = [by.join(content[0]), *(by.join(f'"{cell}"' for cell in row.values()) for row in content)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return write
+
+
+def json_lines(path: Path, content: list[Row]) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in content))
+
+
+def parquet(path: Path, content: list[Row]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({name: [row[name] for row in content] for name in content[0]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, path)
+
+
+def described(data: LabelledSplits) -> dict[str, list[tuple[str, str]]]:
+    """Return (file, class) of each sample, by split."""
+    return {
+        name: [
+            (sample_name(split.source, index, name), data.classes[label])
+            for index, label in zip(split.indices.tolist(), split.labels.tolist(), strict=True)
+        ]
+        for name, split in data.splits.items()
+    }
+
+
+KINDS: dict[str, tuple[Callable[[Path, list[Row]], None], str]] = {
+    "list.csv": (separated(","), ""),
+    "list.tsv": (separated("\t"), ""),
+    "list.txt": (separated("\t"), "tabs"),
+    "semicolons.csv": (separated(";"), "semicolons"),
+    "commas.tsv": (separated(","), "commas"),
+    "list.jsonl": (json_lines, ""),
+    "list.parquet": (parquet, ""),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_table_alone_is_the_data(folder: Path, name: str) -> None:
+    write, separator = KINDS[name]
+    write(folder / name, rows())
+    data = open_data(DataConfig(root=str(folder / name)))
+    expected = [(str(folder / row["path"]), row["label"]) for row in rows()]
+    assert described(data) == {"train": expected[:8], "val": expected[8:]}
+    assert (data.classes, data.channels, data.image_size) == (("ant", "cat"), 3, 224)
+    assert data.notes == ((f"data.root: {name} is read as separated by {separator}",) if separator else ())
+
+
+@pytest.mark.parametrize("name", ["list.csv", "semicolons.csv", "list.jsonl", "list.parquet"])
+def test_columns_are_chosen_where_names_are_unusual(folder: Path, name: str) -> None:
+    KINDS[name][0](
+        folder / name, [{"label": 3, **row} for row in rows("Id;No" if name == "list.csv" else "Id", "Kind", "fold")]
+    )
+    columns = {"path": "id;no" if name == "list.csv" else "id", "label": "Kind", "split": "fold"}
+    data = open_data(DataConfig(root=str(folder / name), columns=columns))
+    assert [len(data.splits[split]) for split in ("train", "val")] == [8, 4]
+    assert data.classes == ("ant", "cat")
+    whole = open_data(
+        DataConfig(root=str(folder / name), columns={"path": columns["path"], "label": "Kind"}, val_fraction=0.0)
+    )
+    assert len(whole.splits["train"]) == 12
+
+
+def test_columns_belong_to_the_run_and_count_only_where_they_are_set() -> None:
+    plain = Config.load("folder", {"data.root": "list.csv"})
+    chosen = Config.load("folder", {"data.root": "list.csv", "data.columns": {"label": "kind"}})
+    assert plain.identity() != chosen.identity()
+    assert plain.identity() == Config.load("folder", {"data.root": "list.csv", "data.columns": {}}).identity()
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"labels": "kind"}, "data.columns: labels is no column that is read (did you mean label?)"),
+        ({"path": 3}, "data.columns.path: must be the name of a column, not 3"),
+    ],
+)
+def test_columns_that_mean_nothing_are_refused(columns: Any, problem: str) -> None:
+    with pytest.raises(UserError) as error:
+        Config.load("folder", {"data.columns": columns})
+    assert str(error.value) == problem
+
+
+def refusal(table: Path, **fields: Any) -> str:
+    """Return why a table is refused, after its name."""
+    with pytest.raises(UserError) as error:
+        open_data(DataConfig(root=str(table), **fields))
+    assert "\n" not in str(error.value)
+    return str(error.value).replace(f"data.root: {table}", "T").replace(str(table.parent), "F")
+
+
+TEXTS = {
+    "path,kind\nphotos/ant/00.png,ant\n": (
+        "T: has no column of labels: name one label, or set data.columns.label; it has path, kind"
+    ),
+    "a.jpg,cat\nb.jpg,dog\n": "T, row 1: must name the columns, as path,label; it has a.jpg,cat",
+    "": "T lists no images",
+    "path,label\n": "T lists no images",
+    "path,label\nphotos/ant/00.png,ant\n\nphotos/ant/01.png,ant,3\n": (
+        "T, row 4: must have 2 cells, as its head has, not 3"
+    ),
+    "path,label\nphotos/ant/00.png,ant\n\nphotos/ant/99.png,ant\n": (
+        "T, row 4, column path: F/photos/ant/99.png is not there"
+    ),
+    "path,label\n\n,ant\n": "T, row 3, column path: must be the path of an image: it is empty",
+    "label,File\nant,photos/ant/00.png\n,photos/ant/01.png\n": (
+        "T, row 3, column label: F/photos/ant/01.png has no label: give it one"
+    ),
+    "path,label,split\nphotos/ant/00.png,ant,trian\n": (
+        "T, row 2, column split: trian is no split (did you mean train?)"
+    ),
+    "path,label\nphotos/ant/00.png,ant\nphotos/ant/01.png,ant\n": (
+        "T has one class, ant (2 images): a classifier needs two or more"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), TEXTS.items())
+def test_what_is_wrong_in_a_csv_file_is_named_with_its_row(folder: Path, text: str, problem: str) -> None:
+    (folder / "list.csv").write_text(text)
+    assert refusal(folder / "list.csv") == problem
+
+
+LINES = {
+    '{"path": "photos/ant/00.png", "label": "ant"}\n{"path": "photos/ant/01.png"}\n': (
+        "T, row 2: has no column label, as row 1 has; it has path"
+    ),
+    '\n{"path": "photos/ant/00.png", "label": null}\n': (
+        "T, row 2, column label: F/photos/ant/00.png has no label: give it one"
+    ),
+    '{"path": "photos/ant/00.png", "label": "ant"}\n{"path": 7, "label": "ant"}\n': (
+        "T, row 2, column path: must be the path of an image: not int"
+    ),
+    "[1, 2]\n": 'T, row 1: must be an object, as {"path": "cat/1.jpg", "label": "cat"}, alone on its line',
+    "{'path': 3}\n": (
+        "T, row 1: is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+    ),
+    "[" * 200_000: "T, row 1: is no JSON: it is nested too deeply",
+    "\n\n": "T lists no images",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), LINES.items(), ids=range(len(LINES)))
+def test_what_is_wrong_in_json_lines_is_named_with_its_row(folder: Path, text: str, problem: str) -> None:
+    (folder / "list.jsonl").write_text(text)
+    assert refusal(folder / "list.jsonl") == problem
+
+
+def test_a_wrong_choice_of_columns_is_answered_with_those_that_are_there(folder: Path) -> None:
+    separated(",")(folder / "list.csv", rows("where", "what"))
+    assert refusal(folder / "list.csv", columns={"path": "wher"}) == (
+        "data.columns.path: F/list.csv has no column wher: it has where, what, split"
+    )
+    (folder / "sub").mkdir()
+    with pytest.raises(UserError, match=r"^data\.columns: are those of a table, and .*/sub is none: leave them out$"):
+        open_data(DataConfig(root=str(folder / "sub"), columns={"path": "where"}))
+
+
+def test_text_that_is_none_and_parquet_that_is_none(folder: Path) -> None:
+    (folder / "list.csv").write_bytes(b"\xff\xfe\x00")
+    assert refusal(folder / "list.csv").startswith("T cannot be read as a CSV file: 'utf-8' codec can't decode")
+    pytest.importorskip("pyarrow")
+    (folder / "list.parquet").write_bytes(b"PAR1 and nothing else")
+    assert refusal(folder / "list.parquet").startswith("T cannot be read as Parquet: ")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "list.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert refusal(folder / "list.parquet") == "T is read by pyarrow, which is not installed: pip install pyarrow"
+
+
+def test_paths_may_be_absolute_of_a_home_or_roundabout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "photos"))
+    monkeypatch.chdir(folder)
+    names = [f"{folder}/photos/ant/00.png", "~/cat/00.png", "./photos//cat/01.png", "photos/ant/../cat/01.png"]
+    separated(",")(folder / "list.csv", [{"path": name, "label": str(n)} for n, name in enumerate(names)])
+    expected = ["photos/ant/00.png", "photos/cat/00.png", "photos/cat/01.png", "photos/ant/../cat/01.png"]
+    for root, before in ((folder / "list.csv", f"{folder}/"), (Path("list.csv"), "")):
+        data = open_data(DataConfig(root=str(root), val_fraction=0.0))
+        names = [name for name, _ in described(data)["train"]]
+        assert names[2:] == [before + name for name in expected[2:]]
+        assert names[:2] == [f"{folder}/{name}" for name in expected[:2]]
