@@ -92,7 +92,7 @@ class DataConfig:
     )
     root: str = free(
         "",
-        "folder of images, or a table of paths and labels (.csv, .tsv, .jsonl, .parquet); downloads go to it as well; or "
+        "folder of images or table of paths and labels (.csv, .tsv, .jsonl, .parquet); downloads go to it as well; or "
         "an address: of shards (https://, s3://, gs:// …), or hf://owner/name on the Hugging Face Hub; empty: "
         "~/.cache/vit_dist",
     )
