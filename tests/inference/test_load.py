@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from tests.checkpointing.states import rehash
@@ -388,6 +389,21 @@ def test_a_file_of_timm_weights_has_timms_preprocessing(tmp_path: Path) -> None:
     own_values = {"data.mean": [0.1, 0.2, 0.3], "data.std": [0.4, 0.5, 0.6], "data.crop": 0.75}
     preprocessing = load_model(str(path), overrides={**overrides, **own_values}).preprocessing
     assert preprocessing == Preprocessing(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), crop=0.75)
+    for fit in ("pad", "stretch"):
+        resizing = {"data.fit": fit, "data.interpolation": "bilinear"}
+        preprocessing = load_model(str(path), overrides={**overrides, **resizing}).preprocessing
+        assert (preprocessing.fit, preprocessing.crop, preprocessing.interpolation) == (fit, 1.0, "bilinear")
+
+
+def test_timms_own_weights_have_the_resizing_of_their_tag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_model(timm.create_model("test_resnet"), str(path))
+    cfg = timm.get_pretrained_cfg("test_resnet.r160_in1k")
+    assert cfg is not None
+    changed = dataclasses.replace(cfg, interpolation="bilinear", crop_mode="squash", crop_pct=0.9)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: changed)
+    made = load_model(str(path), overrides={"model.name": "timm/test_resnet"}).preprocessing
+    assert (made.interpolation, made.fit, made.crop, made.image_size) == ("bilinear", "stretch", 0.9, 160)
 
 
 @pytest.mark.parametrize("ending", ["pt", "pth", "bin", "ckpt", "pkl"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.optim import SGD
@@ -251,6 +252,26 @@ def test_crop_of_files_comes_from_the_config_or_else_from_the_model(image_folder
     assert crop(model__name="timm/convnext_tiny", data__crop=0.5) == 0.5
     # Decoded images fill their frame.
     assert crop("digits") == crop("digits", data__crop=0.5) == crop("digits", model__name="timm/convnext_tiny") == 1.0
+
+
+def test_a_timm_model_that_is_given_brings_its_preprocessing(image_folder: Path) -> None:
+    config = Config.load("folder", {"data.root": str(image_folder)})
+    data, given = open_data(config.data), timm.create_model("test_vit", num_classes=3)
+    made, cfg = resolve_preprocessing(config, data, given), given.pretrained_cfg
+    assert (made.image_size, made.crop, made.mean) == (cfg["input_size"][-1], cfg["crop_pct"], tuple(cfg["mean"]))
+    given.pretrained_cfg = {**cfg, "crop_mode": "squash", "interpolation": "bilinear"}
+    own = Config.load(
+        "folder", {"data.root": str(image_folder), "data.image_size": 32, "data.interpolation": "bicubic"}
+    )
+    made = resolve_preprocessing(own, data, given)
+    assert (made.image_size, made.fit, made.interpolation) == (32, "stretch", "bicubic")
+    # Not what another module calls so, nor what the config's own model has.
+    named = Config.load("folder", {"data.root": str(image_folder), "model.name": "timm/convnext_tiny"})
+    plain = resolve_preprocessing(config, data)
+    for cfg in ({}, {"mean": 3}, "a text", None):
+        other = nn.Identity()
+        other.pretrained_cfg = cfg
+        assert resolve_preprocessing(named, data, other) == plain
 
 
 def test_augmentation_has_a_row_if_there_is_any() -> None:

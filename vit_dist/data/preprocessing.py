@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import DataConfig, ModelConfig
@@ -124,6 +124,15 @@ def timm_preprocessing(config: ModelConfig) -> Preprocessing | None:
     return Preprocessing.from_timm(vars(cfg))
 
 
+def _preprocessing_of(model: nn.Module) -> Preprocessing | None:
+    """Return the preprocessing that a timm model names itself; None for other models."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    try:
+        return Preprocessing.from_timm(cfg) if isinstance(cfg, Mapping) else None
+    except (ValueError, KeyError, TypeError, IndexError):  # whatever it is, it is not timm's
+        return None
+
+
 def input_side(config: DataConfig, data: LabelledSplits, model: Preprocessing | None) -> int:
     """Return the side of the model's input: the config's, else a timm model's for image files, else the data's."""
     of_model = model.image_size if model and data.image_size == 224 else data.image_size
@@ -144,12 +153,12 @@ def resized_as(data: DataConfig, model: Preprocessing | None) -> dict[str, Any]:
     }
 
 
-def resolve_preprocessing(config: Config, data: LabelledSplits) -> Preprocessing:
+def resolve_preprocessing(config: Config, data: LabelledSplits, given: nn.Module | None = None) -> Preprocessing:
     """Decide the preprocessing of a run: the config's, else the timm model's where it fits, else the data's.
 
-    Raises UserError.
+    given: a model in place of the config's. Raises UserError.
     """
-    model = timm_preprocessing(config.model)
+    model = timm_preprocessing(config.model) if given is None else _preprocessing_of(given)
     side = input_side(config.data, data, model)
     mean, std = config.data.mean, config.data.std
     if not mean and model and len(model.mean) == data.channels:

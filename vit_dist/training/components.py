@@ -77,7 +77,7 @@ def build_components(
     """
     check_tracker(config.log.trackers)
     data = open_splits(config, source)
-    preprocessing = preprocessing or resolve_preprocessing(config, data)
+    preprocessing = preprocessing or resolve_preprocessing(config, data, model)
     train = data.splits["train"]
     plan = Plan.from_config(config, len(train), world_size, shard_sizes(train))
     if plan.shards is None and config.data.lanes > 1:
