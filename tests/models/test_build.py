@@ -90,7 +90,7 @@ def test_a_timm_model_is_built_for_the_data() -> None:
     assert model.pos_embed.shape == (1, 10, 24)
     assert model.head_drop.p == 0.1
     assert model.blocks[2].drop_path1.drop_prob == pytest.approx(0.2)
-    assert drop_path_depth(model) == 0
+    assert drop_path_depth(model) == 2  # that of the first block is 0
 
 
 def test_a_convolutional_timm_model_takes_any_size() -> None:

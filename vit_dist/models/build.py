@@ -14,6 +14,7 @@ from vit_dist.config.validation import vit_problems
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError, one_line
 from vit_dist.models.forward import eval_mode
+from vit_dist.models.keyed_drop_path import key_drop_paths, keyed_depth
 from vit_dist.models.timm_models import build_timm_model, check_model_name
 from vit_dist.models.vit import PRESETS, ViT
 from vit_dist.plan.keys import Purpose, key
@@ -39,6 +40,8 @@ def build_model(
         torch.default_generator.manual_seed(key(seed, Purpose.INIT) >> 1)
         if is_timm(config.name):
             model = build_timm_model(config, classes, channels, image_size, dynamic=bool(sizes))
+            if trained:
+                key_drop_paths(model, (channels, image_size, image_size))
         elif ":" in config.name:
             build = import_function(config.name, "model.name")
             try:
@@ -89,9 +92,10 @@ def refuse_batch_norm(model: nn.Module) -> None:
 
 
 def drop_path_depth(model: nn.Module) -> int:
-    """Return the number of blocks that take keyed draws: the depth of our ViT if it drops paths, else 0."""
-    rates = getattr(model, "drop_path_rates", None) if isinstance(model, ViT) else None
-    return len(rates) if rates and max(rates) > 0 else 0
+    """Return how many pairs of keyed draws a model takes for each sample: the depth of our ViT if it drops paths."""
+    if not isinstance(model, ViT):
+        return keyed_depth(model)
+    return len(model.drop_path_rates) if max(model.drop_path_rates) > 0 else 0
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
