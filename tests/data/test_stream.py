@@ -24,6 +24,7 @@ from vit_dist.data.augmentation.ops import erase_with_noise, flip, mix, mix_targ
 from vit_dist.data.augmentation.transforms import EvaluationTransform, TrainingTransform
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.decode import EncodedImage
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.source import MemorySource
@@ -118,6 +119,10 @@ def reference(pictures: dict[str, Subset], runtime: Runtime) -> list[dict[str, T
     return [samples(global_batch(streams, position)) for position in range(plan.updates)]
 
 
+def decoded_crop(transform: TrainingTransform, encoded: EncodedImage, drawn: int, side: int) -> Tensor:
+    return transform.decode(encoded, transform.open(encoded, drawn, side), drawn, side)
+
+
 def test_the_stream_is_determined_by_its_keys(pictures: dict[str, Subset], reference: list[dict[str, Tensor]]) -> None:
     slots = plan_of(12).slots(BORDER, 0)
     index, epoch = slots.index[:GLOBAL], slots.epoch[:GLOBAL]
@@ -126,7 +131,7 @@ def test_the_stream_is_determined_by_its_keys(pictures: dict[str, Subset], refer
     assert isinstance(source, FileSource)
     crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
     cropped = [
-        crop.decode(source.encoded(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
+        decoded_crop(crop, source.encoded(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
         for e, i in zip(epoch.tolist(), index.tolist(), strict=True)
     ]
     offsets = torch.from_numpy(np.floor(uniform(keys(SEED, Purpose.SHIFT, epoch, index), 2) * 5).astype(np.int64) - 2)
@@ -411,7 +416,7 @@ def test_device_augmentation_is_determined_by_its_keys(pictures: dict[str, Subse
     crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
     pixels = torch.stack(
         [
-            crop.decode(source.encoded(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
+            decoded_crop(crop, source.encoded(i), key(SEED, Purpose.SAMPLE, e, i), SIDE)
             for e, i in zip(slots.epoch.tolist(), slots.index.tolist(), strict=True)
         ]
     )
@@ -495,7 +500,9 @@ def test_image_sizes_follow_the_configured_order(pictures: dict[str, Subset], ru
         assert isinstance(subset.source, FileSource)
         crop = TrainingTransform(AugmentConfig(crop_min=0.35), MEAN, SIDE, None)
         file = subset.source.encoded
-        pixels = torch.stack([crop.decode(file(i), key(SEED, Purpose.SAMPLE, 0, i), 32) for i in slots.index.tolist()])
+        pixels = torch.stack(
+            [decoded_crop(crop, file(i), key(SEED, Purpose.SAMPLE, 0, i), 32) for i in slots.index.tolist()]
+        )
         assert pixels.shape[2:] == (32, 32)
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     assert torch.equal(batch.images, normalise(pixels, 32, mean, std))

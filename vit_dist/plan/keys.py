@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Keys = NDArray[np.uint64]
+_FIRST, _STEP, _MASK = 0x9E3779B97F4A7C15, 0x632BE59BD9B4E019, 2**64 - 1
 
 
 class Purpose(IntEnum):
@@ -37,15 +38,18 @@ class Purpose(IntEnum):
 
 def key(*parts: int) -> int:
     """Return the 64-bit key of integers (seed, purpose, epoch, index …)."""
-    return int(keys(*parts))
+    state = _FIRST
+    for part in parts:
+        state = _mix_int(state ^ _mix_int((int(part) + _STEP) & _MASK))
+    return state
 
 
 def keys(*parts: int | Ints | Keys) -> Keys:
     """Return the keys of integers and arrays of them, broadcast together."""
-    state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
+    state = np.asarray(_FIRST, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
-            state = mix_bits(state ^ mix_bits(np.asarray(part).astype(np.uint64) + np.uint64(0x632BE59BD9B4E019)))
+            state = mix_bits(state ^ mix_bits(np.asarray(part).astype(np.uint64) + np.uint64(_STEP)))
     return state
 
 
@@ -54,6 +58,13 @@ def uniform(draw_keys: Keys, *shape: int) -> NDArray[np.float32]:
     count = np.arange(math.prod(shape), dtype=np.int64)
     bits = keys(draw_keys[:, None], count) >> np.uint64(40)
     return (bits.astype(np.float32) * np.float32(2.0**-24)).reshape(len(draw_keys), *shape)
+
+
+def _mix_int(value: int) -> int:
+    """Return what `mix_bits` makes of one value: without NumPy, an eighth of the time."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
 
 
 def mix_bits(values: Any) -> Any:

@@ -117,7 +117,7 @@ def test_an_encoded_image_gives_the_crop_and_draws_of_a_decoded_one(crop_min: fl
     for key in keys(0, Purpose.SAMPLE, np.zeros(50, np.int64), np.arange(50)).tolist():
         expected = transform(decode(encoded), key, 64)
         disturb(key % 1000)
-        pixels = transform.decode(encoded, key, 64)
+        pixels = transform.decode(encoded, transform.open(encoded, key, 64), key, 64)
         assert torch.equal(pixels[:, 0], expected[:, 0])
         assert (pixels.float() - expected.float()).abs().mean() <= 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torchvision.transforms import v2
 
 from tests.data.sources.damaged import KINDS, damaged, whole
 from vit_dist.data.sources import crop
-from vit_dist.data.sources.crop import Box, decode_crop
+from vit_dist.data.sources.crop import Box, open_crop, random_box
 from vit_dist.data.sources.decode import EncodedImage, ImageError, decode
 
 SIDE = 32
@@ -27,6 +29,10 @@ BOX = Box(3, 5, 33, 29)
 def photo(number: int = 0, width: int = 640, height: int = 427) -> Image.Image:
     """Return one of the two photographs that come with scikit-learn."""
     return Image.fromarray(load_sample_images().images[number]).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def decode_crop(encoded: EncodedImage, choose: Callable[[int, int], Box], side: int, *, alone: bool) -> Tensor:
+    return crop.decode_crop(encoded, open_crop(encoded, choose, side), choose, side, alone=alone)
 
 
 def saved(image: Image.Image, format: str = "JPEG", **settings: object) -> bytes:
@@ -168,3 +174,16 @@ def test_the_number_of_threads_changes_nothing() -> None:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("crop_min", [0.08, 0.35, 1.0])
+def test_a_random_part_is_the_one_that_torchvision_draws(crop_min: float) -> None:
+    theirs = v2.RandomResizedCrop(8, (crop_min, 1.0))
+    for seed, (width, height) in enumerate([(500, 375), (375, 500), (1, 1), (7, 300), (300, 7), (4000, 3000)] * 50):
+        torch.manual_seed(seed)
+        expected = theirs.make_params([torch.empty(1, height, width, device="meta")])
+        after = torch.rand(1)
+        torch.manual_seed(seed)
+        box = random_box(crop_min, width, height)
+        assert box._asdict() == expected
+        assert torch.equal(torch.rand(1), after)

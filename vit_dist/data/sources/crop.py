@@ -24,6 +24,9 @@ from vit_dist.data.sources.decode import EncodedImage, decoding, load, open_head
 
 # JPEGs are decoded at a half, a quarter or an eighth of their size if this many times the wanted side is left.
 _LEFT = 2
+# Of a random crop, width / height; and their logarithms in float32, as torchvision has them.
+_RATIOS = (3 / 4, 4 / 3)
+_LOG_RATIOS = torch.log(torch.tensor(_RATIOS)).tolist()
 _READ = {"L": "GRAY", "RGB": "RGB"}  # Pillow's modes → torchvision's
 
 
@@ -64,6 +67,27 @@ class _Turn(NamedTuple):
         return pixels.transpose(1, 2) if self.transpose else pixels
 
 
+def random_box(crop_min: float, width: int, height: int) -> Box:
+    """Draw the part of an image that becomes a random resized crop: the one that torchvision draws, in less time.
+
+    crop_min: its least share of the area; its sides are 3:4 to 4:3.
+    """
+    area = height * width
+    for _ in range(10):
+        target = area * torch.empty(1).uniform_(crop_min, 1.0).item()
+        ratio = torch.empty(1).uniform_(*_LOG_RATIOS).exp_().item()
+        wide, tall = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < wide <= width and 0 < tall <= height:
+            top = int(torch.randint(height - tall + 1, (1,)))
+            return Box(top, int(torch.randint(width - wide + 1, (1,))), tall, wide)
+    wide, tall = width, height
+    if width / height < _RATIOS[0]:
+        tall = round(width / _RATIOS[0])
+    elif width / height > _RATIOS[1]:
+        wide = round(height * _RATIOS[1])
+    return Box((height - tall) // 2, (width - wide) // 2, tall, wide)
+
+
 # By EXIF orientation.
 _TURNS = {
     1: _Turn(False, False, False),
@@ -77,16 +101,50 @@ _TURNS = {
 }
 
 
-def decode_crop(encoded: EncodedImage, choose: Callable[[int, int], Box], side: int, *, alone: bool) -> Tensor:
+class OpenedCrop(NamedTuple):
+    """An image whose header was read, and the part of it that is wanted.
+
+    size: its width and height, upright. box: in the stored image; None where the header does not say enough to choose
+    it. scale: it is decoded at 1 / scale of its size.
+    """
+
+    image: ImageFile.ImageFile
+    size: tuple[int, int] = (0, 0)
+    turn: _Turn = _TURNS[1]
+    box: Box | None = None
+    scale: int = 1
+
+
+def open_crop(encoded: EncodedImage, choose: Callable[[int, int], Box], side: int) -> OpenedCrop:
+    """Read the header of an image and choose the part that is wanted, if the header says enough.
+
+    choose: called at most once with the upright image's width and height, returns the part. side: what it is to be
+    resized to. Raises ImageError that names the image.
+    """
+    with decoding(encoded.name, encoded.max_pixels):
+        image = open_header(encoded)
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or image.decoderconfig:
+            return OpenedCrop(image)  # it is turned as its pixels say, or is of another mode, or of half its size
+        turn, (width, height) = _TURNS[orientation(image)], image.size
+        size = (height, width) if turn.transpose else (width, height)
+        box = turn.stored(choose(*size), width, height)
+        least = min(box.height, box.width)
+        scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or least >= _LEFT * side * scale)
+        return OpenedCrop(image, size, turn, box, scale)
+
+
+def decode_crop(
+    encoded: EncodedImage, opened: OpenedCrop, choose: Callable[[int, int], Box], side: int, *, alone: bool
+) -> Tensor:
     """Return a part of an image, upright, resized to a square: uint8 [channels, side, side].
 
-    choose: called once with the upright image's width and height, returns the part. alone: whether no other thread of
-    this process writes to the standard error meanwhile. Raises ImageError that names the image.
+    opened: what `open_crop` returned for it. choose: as there, called if that has no box. alone: whether no other
+    thread of this process writes to the standard error meanwhile. Raises ImageError that names the image.
     """
-    with decoding(encoded.name, encoded.max_pixels), open_header(encoded) as image:
-        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and not image.decoderconfig:
-            pixels = _jpeg_crop(encoded, image, choose, side, alone)
-        else:  # the pixels say how it is turned, or are not those of its mode, or are of half its size already
+    with decoding(encoded.name, encoded.max_pixels), opened.image as image:
+        if opened.box is not None:
+            pixels = opened.turn.upright(_jpeg_crop(encoded, image, opened.box, opened.scale, side, alone))
+        else:
             load(image)
             plain = plain_image(image, encoded.name, encoded.mode)
             pixels = _resized(_pixels(choose(*plain.size).of(plain)), side)
@@ -94,24 +152,19 @@ def decode_crop(encoded: EncodedImage, choose: Callable[[int, int], Box], side: 
 
 
 def _jpeg_crop(
-    encoded: EncodedImage, image: ImageFile.ImageFile, choose: Callable[[int, int], Box], side: int, alone: bool
+    encoded: EncodedImage, image: ImageFile.ImageFile, box: Box, scale: int, side: int, alone: bool
 ) -> Tensor:
-    """Return a part of a grey or coloured JPEG, upright, resized: uint8 [channels or 1, side, side]."""
-    turn, (width, height) = _TURNS[orientation(image)], image.size
-    box = turn.stored(choose(height, width) if turn.transpose else choose(width, height), width, height)
-    scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(box.height, box.width) >= _LEFT * side * scale)
+    """Return a part of a grey or coloured JPEG, as it is stored, resized: uint8 [channels or 1, side, side]."""
     grey = encoded.mode == "L" and image.mode != "L"
     if scale > 1:
-        image.draft(None, (width // scale, height // scale))
+        image.draft(None, (image.width // scale, image.height // scale))
         load(image)
-        return turn.upright(_pixels(_reduced(image, box, scale, side, grey)))
+        return _pixels(_reduced(image, box, scale, side, grey))
     whole = _by_torchvision(encoded.content, image) if alone and image.format == "JPEG" and not grey else None
-    if whole is None:
-        load(image)
-        part = _pixels(box.of(image).convert("L") if grey else box.of(image))
-    else:
-        part = whole[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    return turn.upright(_resized(part, side))
+    if whole is not None:
+        return _resized(whole[:, box.top : box.top + box.height, box.left : box.left + box.width], side)
+    load(image)
+    return _resized(_pixels(box.of(image).convert("L") if grey else box.of(image)), side)
 
 
 def _reduced(image: Image.Image, box: Box, scale: int, side: int, grey: bool) -> Image.Image:

@@ -116,13 +116,16 @@ def check_bytes(size: int, name: str, max_pixels: int) -> None:
 
 @contextlib.contextmanager
 def decoding(name: str, max_pixels: int) -> Iterator[None]:
-    """Decode within a limit of pixels, and without warnings. Raises ImageError for whatever decoders raise.
+    """Decode within a limit of pixels, and without warnings. Raises ImageError for whatever decoders raise."""
+    with named_errors(name), _pillow_limits(max_pixels):
+        yield
 
-    Errors of the operating system while a file is read are worded alike.
-    """
+
+@contextlib.contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Turn whatever the system and decoders raise into an ImageError that names the image."""
     try:
-        with _pillow_limits(max_pixels):
-            yield
+        yield
         return
     except UserError:
         raise

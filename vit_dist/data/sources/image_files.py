@@ -21,6 +21,7 @@ from vit_dist.data.sources.decode import (
     decoding,
     image_header,
     known_formats,
+    named_errors,
 )
 from vit_dist.data.sources.file_sizes import FileSizes, file_sizes
 from vit_dist.errors import UserError, visible
@@ -98,9 +99,8 @@ class FileSource:
 
     def encoded(self, index: int) -> EncodedImage:
         """Return an image as the bytes of its file. Raises ImageError that names it."""
-        path = self.paths[index]
-        name = str(path)
-        with decoding(name, self.max_pixels), open_regular(path) as file:
+        name = self.paths.names[index] if isinstance(self.paths, FilePaths) else str(self.paths[index])
+        with named_errors(name), open_regular(name) as file:
             check_bytes(os.fstat(file.fileno()).st_size, name, self.max_pixels)
             return EncodedImage(file.read(), name, self.mode, self.max_pixels)
 
@@ -127,7 +127,7 @@ def header_of(file: BinaryIO) -> Header | None:
         return None
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file to read. Raises ImageError for anything else, which might never answer, and OSError."""
     _check_regular(path, os.stat(path))  # before opening: to open a device may have effects
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -140,7 +140,7 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def _check_regular(path: Path, status: os.stat_result) -> None:
+def _check_regular(path: str | Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise ImageError(f"{visible(str(path))}: is {kind}, not a file: remove it")
