@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
 from vit_dist.config.config import Config
 from vit_dist.data.sources.survey import Survey
+from vit_dist.plan.plan import Plan
 from vit_dist.training.defaults import Choice
-from vit_dist.training.overview import choice_lines, data_rows
+from vit_dist.training.overview import choice_lines, data_rows, idle_notes
 
 
 def test_choices_are_listed_with_their_reasons() -> None:
@@ -16,6 +20,21 @@ def test_choices_are_listed_with_their_reasons() -> None:
         "    data.crop 1.0         small images",
     ]
     assert choice_lines([]) == []
+
+
+@pytest.mark.parametrize(
+    ("world", "lanes", "size", "micro", "fitting"),
+    [(1, 1, 64, 16, 0), (2, 1, 64, 16, 4), (4, 2, 64, 16, 4), (2, 4, 64, 16, 0), (2, 8, 64, 16, 0), (2, 1, 60, 16, 15)],
+)
+def test_lanes_that_would_keep_processes_apart_are_noted(
+    world: int, lanes: int, size: int, micro: int, fitting: int
+) -> None:
+    fields = {"run.auto": [], "batch.global_size": size, "batch.micro_size": micro, "data.lanes": lanes}
+    config = Config.load("folder", fields)
+    notes = list(idle_notes(Plan.from_config(config, 1000, world, np.full(100, 10)), 0))
+    said = f"data.lanes: each process reads all shards: in a new run, set data.lanes {fitting}, and each has its own"
+    assert notes == ([said] if fitting else [])
+    assert list(idle_notes(Plan.from_config(config, 1000, world), 0)) == []
 
 
 def test_the_data_is_told_by_use() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_dist.data.sources.source import is_named, sample_name
 from vit_dist.data.stream import pictures
 from vit_dist.inference.load import TrainedModel, default_weights
 from vit_dist.models.compile import run_eagerly
@@ -40,9 +41,8 @@ def save_predictions(trainer: Trainer, split: str, weights: str, update: int, pr
     about: dict[str, Any] = {"split": split, "weights": weights, "update": update}
     about["classes"] = list(components.data.classes)
     wrong = components.data.splits[split].only(predictions.index[shown])
-    paths = getattr(wrong.source, "paths", None)
-    if paths is not None:
-        about["paths"] = [str(paths[index]) for index in wrong.indices.tolist()]
+    if is_named(wrong.source):
+        about["paths"] = [sample_name(wrong.source, index, split) for index in wrong.indices.tolist()]
     images = pictures(wrong, np.arange(len(shown)), components.preprocessing)
     saved = SavedPredictions(predictions, about, shown, images)
     path = trainer.folder / PREDICTIONS

@@ -152,12 +152,15 @@ def plan_rows(components: Components) -> dict[str, str]:
 
 
 def idle_notes(plan: Plan, gpus: int) -> Iterator[str]:
-    """Yield notes on processes and GPUs of this machine that the run leaves idle, and how to use them."""
+    """Yield notes on processes and GPUs of this machine that idle or read for others, and how to use them."""
     idle = plan.world_size - plan.micro_batches
     if idle > 0:
         micro_size = max(2, math.ceil(plan.global_size / plan.world_size / 2) * 2)
         only = f"{idle} of {plan.world_size} processes compute only fillers"
         yield f"{only}: set batch.micro_size {micro_size} to use them"
+    if plan.world_size > 1 and plan.shards is not None and plan.micro_size % plan.shards.lane_size:
+        lanes = plan.global_size // math.gcd(plan.global_size, plan.micro_size)
+        yield f"data.lanes: each process reads all shards: in a new run, set data.lanes {lanes}, and each has its own"
     if gpus > 1 and plan.world_size == 1:
         launch = f"accelerate launch --multi_gpu --num_processes {gpus} scripts/train.py …"
         yield f"one of {gpus} GPUs is used; all of them: {launch}"

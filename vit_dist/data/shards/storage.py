@@ -45,12 +45,9 @@ class LocalFolder:
     def read(self, file: str, offset: int, size: int) -> bytes:
         """Return bytes of a file; fewer where it ends before. Raises OSError."""
         descriptor = self._descriptor(file)
-        if not hasattr(os, "pread"):  # Windows
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            return os.read(descriptor, size)
-        content = os.pread(descriptor, size, offset)
+        content = _read_at(descriptor, offset, size)
         while 0 < len(content) < size:  # a signal, or more than 2 GiB
-            more = os.pread(descriptor, size - len(content), offset + len(content))
+            more = _read_at(descriptor, offset + len(content), size - len(content))
             if not more:
                 break
             content += more
@@ -88,3 +85,10 @@ class LocalFolder:
     def __del__(self) -> None:
         """Close the files."""
         self._close()
+
+
+def _read_at(descriptor: int, offset: int, size: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)  # Windows, where a process has its files for itself
+    return os.read(descriptor, size)
