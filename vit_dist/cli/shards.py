@@ -78,14 +78,9 @@ def _build(arguments: Arguments, console: Console) -> int:
 
 def _open(images: Path) -> LabelledSplits:
     """Return the splits of a folder of images or a table as they are, with nothing held out. Raises UserError."""
-    config = DataConfig(root=str(images), val_fraction=0.0)
-    if images.is_file():
-        from vit_dist.data.sources.custom import from_source
-
-        return from_source(images, config)
     from vit_dist.data.sources.open import open_data
 
-    return open_data(config)
+    return open_data(DataConfig(root=str(images), val_fraction=0.0))
 
 
 def _index(arguments: Arguments, console: Console) -> int:

@@ -98,10 +98,10 @@ class DataConfig:
     )
     columns: dict[str, Any] = option(
         {},
-        "columns of a table with unusual names, as {path: file_id, label: species, split: fold}",
+        "columns of a table with unusual names, as {path: file_id, label: species, split: fold}; of a Hugging Face "
+        "data set, path is that of the images",
         at_inference=True,
     )
-    label_column: str = option("", "column of the labels in a Hugging Face data set; empty: by its type, then its name")
     val_fraction: float = option(
         0.1, "fraction of the training set held out for validation if there is no val split", at_least=0, at_most=0.5
     )

@@ -189,8 +189,8 @@ def rows_of(**columns: Any) -> dict[str, Any]:
 
 MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "two": (rows_of(coarse=[0, 1] * 2, fine=[0, 1, 2, 2]), {**IMAGE, **BOTH},
-            "no column is known to have the labels: set data.label_column to one of image, coarse, fine$"),
-    "no label": (rows_of(size=[1, 2, 3, 4]), {**IMAGE, "size": INT}, "set data.label_column to one of"),
+            "no column is known to have the labels: set data.columns.label to one of image, coarse, fine$"),
+    "no label": (rows_of(size=[1, 2, 3, 4]), {**IMAGE, "size": INT}, "set data.columns.label to one of"),
     "missing": (rows_of(label=[0, 1, -1, 0]), {**IMAGE, "label": datasets.ClassLabel(num_classes=2)},
                 "train, row 2: has no label: remove it"),
     "floats": (rows_of(label=[0.5, 1, 1, 0]), {**IMAGE, "label": datasets.Value("float32")},
@@ -212,15 +212,12 @@ def test_columns_that_do_not_fit_are_told_in_one_line(case: str, tmp_path: Path)
 
 def test_the_column_of_labels_may_be_named(tmp_path: Path) -> None:
     root = save(tmp_path / "rows", rows_of(coarse=[0, 1] * 2, fine=[0, 1, 2, 2]), {**IMAGE, **BOTH})
-    assert opened(root, label_column="fine").classes == ("a", "b", "c")
-    assert opened(root, label_column="coarse").splits["train"].labels.tolist() == [0, 1, 0, 1]
-    with pytest.raises(UserError, match=r"^data.label_column: .* has no column fin: it has image, coarse, fine$"):
-        opened(root, label_column="fin")
-
-
-def test_the_column_of_labels_is_for_tables_alone(image_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"^data.label_column: is for data sets of Hugging Face"):
-        opened(image_folder, label_column="label")
+    assert opened(root, columns={"label": "fine"}).classes == ("a", "b", "c")
+    assert opened(root, columns={"label": "coarse", "path": "image"}).splits["train"].labels.tolist() == [0, 1, 0, 1]
+    with pytest.raises(UserError, match=r"^data.columns.label: .* has no column fin: it has image, coarse, fine$"):
+        opened(root, columns={"label": "fin"})
+    with pytest.raises(UserError, match=r"^data.columns.split: .* has splits of its own: leave it out$"):
+        opened(root, columns={"split": "fine"})
 
 
 def test_a_split_without_labels_is_left_out(tmp_path: Path) -> None:

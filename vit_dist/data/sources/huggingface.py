@@ -87,10 +87,10 @@ def parquet_files(root: Path) -> list[Path]:
     return sorted([*root.glob("*.parquet"), *root.glob("*/*.parquet")])
 
 
-def read_huggingface(root: str, max_pixels: int = MAX_PIXELS, label_column: str = "") -> LabelledSplits:
+def read_huggingface(root: str, max_pixels: int, chosen: Mapping[str, str]) -> LabelledSplits:
     """Read a folder that `datasets` saved, one of Parquet files, or hf://owner/name[@revision][/configuration].
 
-    Columns are found by their types, then by their names. label_column: that of the labels; empty: found. Raises
+    Columns are found by their types, then by their names. chosen: `data.columns`, path being that of the images. Raises
     UserError.
     """
     with _one_line(root):
@@ -105,7 +105,7 @@ def read_huggingface(root: str, max_pixels: int = MAX_PIXELS, label_column: str 
                 continue
             if split in found:
                 raise UserError(f"data.root: {root} has two splits that mean {split}, {name} is one: remove it")
-            images, label = _columns(dataset.features, root, label_column)
+            images, label = _columns(dataset.features, root, chosen)
             labels = [plain_label(each) for each in dataset.select_columns([label]).with_format("numpy")[:][label]]
             names = names or getattr(dataset.features[label], "names", None)
             if split != "train" and labels and all(each in (-1, None) for each in labels):
@@ -183,18 +183,23 @@ def _one_line(root: str) -> Iterator[None]:
         raise UserError(f"data.root: {root} cannot be read: {type(error).__name__}: {one_line(error, 300)}") from error
 
 
-def _columns(features: Mapping[str, Any], root: str, label_column: str) -> tuple[str, str]:
+def _columns(features: Mapping[str, Any], root: str, chosen: Mapping[str, str]) -> tuple[str, str]:
     """Return the columns of images and of labels. Raises UserError with the columns that there are."""
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     field = f"data.root: {root}"
+    for what, name in chosen.items():
+        if what not in ("path", "label"):
+            raise UserError(f"data.columns.{what}: {root} has splits of its own: leave it out")
+        if name not in features:
+            raise UserError(f"data.columns.{what}: {root} has no column {name}: it has {', '.join(features)}")
     images = [name for name, kind in kinds.items() if kind == "Image"]
     if not images:
         images = [name for name, feature in features.items() if isinstance(feature, Mapping) and "bytes" in feature]
-    image = images[0] if len(images) == 1 else column(images or list(features), IMAGES, field, "images")
-    if label_column:
-        if label_column not in features:
-            raise UserError(f"data.label_column: {root} has no column {label_column}: it has {', '.join(features)}")
-        return image, label_column
+    image = chosen.get("path") or (
+        images[0] if len(images) == 1 else column(images or list(features), IMAGES, field, "images")
+    )
+    if "label" in chosen:
+        return image, chosen["label"]
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     if len(labels) == 1:
         return image, labels[0]
@@ -202,7 +207,7 @@ def _columns(features: Mapping[str, Any], root: str, label_column: str) -> tuple
         return image, column(labels or [name for name in features if name != image], LABELS, field, "labels")
     except UserError:
         raise UserError(
-            f"{field}: no column is known to have the labels: set data.label_column to one of {', '.join(features)}"
+            f"{field}: no column is known to have the labels: set data.columns.label to one of {', '.join(features)}"
         ) from None
 
 
@@ -224,13 +229,13 @@ def _number(
         for row, label in enumerate(of_split):
             if label is None or label == -1 or label == "" or not isinstance(label, (int, str)):
                 what = "has no label" if label in (None, -1, "") else f"has a label that is {type(label).__name__}"
-                raise UserError(f"data.root: {root}, {split}, row {row}: {what}: remove it, or set data.label_column")
+                raise UserError(f"data.root: {root}, {split}, row {row}: {what}: remove it, or set data.columns.label")
     if not labels["train"]:
         raise UserError(f"data.root: {root} has no images to train on")
     if names is None and all(isinstance(label, int) for label in labels["train"]):
         most = max(label for of_split in labels.values() for label in of_split)
         if most >= sum(map(len, labels.values())):
-            raise UserError(f"data.root: {root}: its labels go up to {most}: set data.label_column to that of classes")
+            raise UserError(f"data.root: {root}: its labels go up to {most}: set data.columns.label to that of classes")
         names = [str(number) for number in range(most + 1)]
     if names is not None and all(isinstance(label, int) for label in labels["train"]):
         return tuple(names), {split: np.asarray(of_split, np.int64) for split, of_split in labels.items()}

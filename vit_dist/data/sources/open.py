@@ -53,29 +53,26 @@ def _read(config: DataConfig) -> LabelledSplits:
     """Read data by what it is: shards, a Hugging Face data set, a table, or a folder of images. Raises UserError."""
     root = Path(config.root).expanduser()
     if config.root.startswith(HUB):
-        return read_huggingface(config.root, config.max_pixels, config.label_column)
+        return read_huggingface(config.root, config.max_pixels, config.columns)
+    if is_saved(root):
+        return read_huggingface(str(root), config.max_pixels, config.columns)
+    if root.is_file() and is_table(root.name):
+        return from_source(root, config, "data.root")
+    if config.columns and not (root.is_dir() and parquet_files(root)):
+        raise UserError(f"data.columns: are those of a table, and {config.root} is none: leave them out")
     if is_address(config.root):
         cache = default_root() / "shards"
         return read_remote_shards(config.root, cache, parse_bytes(config.cache_size), config.max_pixels)
-    if is_saved(root):
-        return read_huggingface(str(root), config.max_pixels, config.label_column)
     if is_shards(root):
         return read_shards(root, config.max_pixels)
-    if root.is_file() and is_table(root.name):
-        return from_source(root, config, "data.root")
-    if config.columns:
-        raise UserError(f"data.columns: are those of a table, and {root} is none: leave them out")
     try:
-        data = read_folder(root, config.max_pixels, config.classes)
+        return read_folder(root, config.max_pixels, config.classes)
     except UserError:
         if root.is_dir() and parquet_files(root):
-            return read_huggingface(str(root), config.max_pixels, config.label_column)
+            return read_huggingface(str(root), config.max_pixels, config.columns)
         if root.is_dir() and tar_files(root):
             open_index(root)  # says what to do with tar files alone
         raise
-    if config.label_column:
-        raise UserError(f"data.label_column: is for data sets of Hugging Face, and {root} is none: leave it out")
-    return data
 
 
 def default_root() -> Path:
