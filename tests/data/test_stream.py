@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
+from vit_dist.data.augmentation.batch import pixels_in
 from vit_dist.data.augmentation.draws import affine, erasures, mixes
 from vit_dist.data.augmentation.ops import erase_with_noise, flip, mix, mix_targets, normalise, shift, warp
 from vit_dist.data.augmentation.transforms import EvaluationTransform, TrainingTransform
@@ -425,7 +426,7 @@ def test_device_augmentation_is_determined_by_its_keys(pictures: dict[str, Subse
     drawn = erasures(EVERYTHING, keys(SEED, Purpose.ERASE, slots.epoch, slots.index), (3, SIDE, SIDE))
     assert 4 < len(drawn.rows) < 12
     boxes, noise = torch.from_numpy(drawn.boxes), torch.from_numpy(drawn.noise)
-    images = erase_with_noise(images, torch.from_numpy(drawn.rows), boxes, noise, drawn.pixels)
+    images = erase_with_noise(images, torch.from_numpy(drawn.rows), boxes, noise, pixels_in(drawn.boxes))
     mixed = mixes(EVERYTHING, SEED, BORDER, 0, slots.weight, (SIDE, SIDE))
     assert mixed.cut.any()
     assert (mixed.kept[~mixed.cut] < 1).any()

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vit_dist.config.fields import AugmentConfig
-from vit_dist.data.augmentation.batch import BatchAugmentation
+from vit_dist.data.augmentation.batch import BatchAugmentation, pixels_in
 from vit_dist.data.augmentation.transforms import EvaluationTransform, training_transform
 from vit_dist.data.bad_samples import BadSamples
 from vit_dist.data.batch import Batch
@@ -20,6 +19,7 @@ from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.reader import HostBatch, OnBadSample, Reader
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import Subset
+from vit_dist.data.transfer import copy_together
 from vit_dist.data.workers import Workers
 from vit_dist.plan.keys import Ints, Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
@@ -61,7 +61,7 @@ class Stream:
         self.classes = classes
         self.drop_path_depth = drop_path_depth
         self.wait_seconds = 0.0
-        self._augmentation = BatchAugmentation(augment, preprocessing, plan.seed, classes, runtime.to_device)
+        self._augmentation = BatchAugmentation(augment, preprocessing, plan.seed, classes)
         crop = _evaluation_transform(subset, preprocessing)
         transform = training_transform(augment, preprocessing.mean, preprocessing.image_size, crop)
         self.bad = BadSamples(runtime.rank, "another is drawn in its place")
@@ -131,24 +131,27 @@ class Stream:
                 yield self.plan.slots(position, micro_batch)
 
     def _batch(self, read: HostBatch, position: int, micro_batch: int) -> Batch:
-        """Copy a micro-batch to the device and augment it there."""
+        """Copy a micro-batch to the device, in two transfers, and augment it there."""
         pixels, labels, ids, epoch, weights, _ = read
         index, epochs = ids.numpy(), epoch.numpy()
-        to_device = self.runtime.to_device
         side = self.plan.size_at(position) or self.preprocessing.image_size
-        images = self._augmentation.images(to_device(pixels), epochs, index, side)
-        first_pair = micro_batch * self.plan.micro_size // 2
-        images, targets = self._augmentation.mix(images, to_device(labels), weights.numpy(), position, first_pair)
-        drop_path = None
+        augmentation = self._augmentation
+        drawn = augmentation.draw(epochs, index, (pixels.shape[2], pixels.shape[3]), side)
+        erased_pixels = pixels_in(drawn["erased_boxes"]) if "erased_noise" in drawn else 0
+        drawn |= augmentation.draw_mixes(weights.numpy(), position, micro_batch * self.plan.micro_size // 2, side)
         if self.drop_path_depth:
             draws = uniform(keys(self.plan.seed, Purpose.DROP_PATH, epochs, index), self.drop_path_depth, 2)
-            drop_path = to_device(torch.from_numpy(draws))
+            drawn["drop_path"] = draws
+        drawn |= {"labels": labels.numpy(), "weights": weights.numpy()}
+        copied = copy_together(drawn, self.runtime.to_device)
+        images = augmentation.images(self.runtime.to_device(pixels), copied, side, erased_pixels)
+        images, targets = augmentation.mix(images, copied["labels"], copied)
         return Batch(
             images=images,
             targets=targets,
-            weights=to_device(weights),
+            weights=copied["weights"],
             ids=ids,
-            drop_path=drop_path,
+            drop_path=copied.get("drop_path"),
             seed=key(self.plan.seed, Purpose.FORWARD, position, micro_batch) >> 1,
         )
 
@@ -192,8 +195,8 @@ class EvaluationStream:
         to_device = self.runtime.to_device
         for pixels, labels, ids, _, weights, bad in self._workers.read(self._slots):
             self.bad.add(bad.values())
-            images = self.preprocessing.normalise(to_device(pixels))
-            yield images, to_device(labels), to_device(weights), ids
+            copied = copy_together({"labels": labels.numpy(), "weights": weights.numpy()}, to_device)
+            yield self.preprocessing.normalise(to_device(pixels)), copied["labels"], copied["weights"], ids
 
 
 def pictures(subset: Subset, places: Ints, preprocessing: Preprocessing) -> Pixels:

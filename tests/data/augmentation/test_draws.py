@@ -16,6 +16,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
 
 from vit_dist.config.fields import AugmentConfig
+from vit_dist.data.augmentation.batch import pixels_in
 from vit_dist.data.augmentation.draws import Erasures, Mixes, affine, erasures, flips, mixes, shifts
 from vit_dist.data.augmentation.ops import mix, mix_targets, warp
 from vit_dist.plan.keys import Purpose, keys, uniform
@@ -68,7 +69,7 @@ def test_an_erasure_depends_only_on_its_key(mode: str) -> None:
     def by_key(chosen: Any) -> dict[int, tuple[Any, ...]]:
         actual = erasures(config, sample_keys[chosen], (3, 20, 24))
         fields = (actual.boxes.tolist(), actual.colour.tolist(), actual.noise.tolist())
-        assert actual.pixels == sum((b - t) * (r - left) for t, b, left, r in actual.boxes.tolist())
+        assert pixels_in(actual.boxes) == sum((b - t) * (r - left) for t, b, left, r in actual.boxes.tolist())
         return dict(zip(sample_keys[chosen][actual.rows].tolist(), zip(*fields, strict=True), strict=True))
 
     whole = by_key(np.arange(100))

@@ -31,12 +31,6 @@ class Erasures:
     colour: Floats
     noise: Ints
 
-    @property
-    def pixels(self) -> int:
-        """Return the number of pixels in all boxes together."""
-        top, bottom, left, right = self.boxes.T
-        return int(((bottom - top) * (right - left)).sum())
-
 
 @dataclass(frozen=True)
 class Mixes:
