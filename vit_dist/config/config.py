@@ -17,7 +17,10 @@ from vit_dist.config.values import merged
 from vit_dist.errors import UserError
 
 # Fields that came after the names of runs: they count only where they are set, so that a run keeps its name.
-LATER = ("data.fit", "data.interpolation", "data.columns", "data.lanes", "data.shard_window")
+LATER = (
+    *("data.fit", "data.interpolation", "data.columns", "data.lanes", "data.shard_window"),
+    "data.leave_out",
+)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from vit_dist.data.augmentation.transforms import training_transform
 from vit_dist.data.preprocessing import Preprocessing, resolve_preprocessing
 from vit_dist.data.shards.source import shard_sizes
 from vit_dist.data.sources.custom import from_source
+from vit_dist.data.sources.leave_out import leave_out
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
@@ -116,8 +117,10 @@ def open_splits(config: Config, source: Any) -> LabelledSplits:
     """Return the config's data, or that of the source given in its place, in any form. Raises UserError."""
     if source is None:
         data = open_data(config.data)
+    elif isinstance(source, LabelledSplits):
+        data = source
     else:
-        data = source if isinstance(source, LabelledSplits) else from_source(source, config.data)
+        data = leave_out(from_source(source, config.data), config.data.leave_out, "")
     if len(data.classes) < 2:
         raise UserError(f"data: has one class, {data.classes[0]}: a classifier needs two or more")
     return data

@@ -12,6 +12,7 @@ from vit_dist.data.sources.builtin import BUILTIN
 from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.huggingface import HUB, is_saved, parquet_files, read_huggingface
+from vit_dist.data.sources.leave_out import leave_out
 from vit_dist.data.sources.names import is_table
 from vit_dist.data.sources.scan import table_beside
 from vit_dist.data.sources.splits import LabelledSplits, with_val
@@ -21,7 +22,11 @@ _NAMES = [*BUILTIN, "folder"]
 
 
 def open_data(config: DataConfig) -> LabelledSplits:
-    """Open the data of a config, downloading it if it is absent. Raises UserError."""
+    """Open the data of a config, downloading it if it is absent, without what it leaves out. Raises UserError."""
+    return leave_out(_open_all(config), config.leave_out, config.root)
+
+
+def _open_all(config: DataConfig) -> LabelledSplits:
     name = config.source
     if name not in _NAMES:
         raise UserError(f"data.name: no data set {name}{nearest(name, _NAMES)}")
