@@ -30,6 +30,7 @@ PACKAGES = (
     "telemetry",
     "report",
     "inference",
+    "checks",
     "export",
     "training",
     "cli",

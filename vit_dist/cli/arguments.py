@@ -22,7 +22,7 @@ from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
 
 _CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS, "--sort": RUN_COLUMNS, "--state": RUN_STATES}
-_COUNTS = ("--top", "--processes", "--keep")
+_COUNTS = ("--top", "--processes", "--keep", "--devices")
 
 
 @dataclass(frozen=True)

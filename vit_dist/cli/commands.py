@@ -105,6 +105,25 @@ USAGES = {
         0,
         ("",),
     ),
+    "check": Usage(
+        "Look at every image of every split before they are trained on, each decoded in full: images that cannot be "
+        "read, odd ones, copies within and across splits, copies under another label, classes with few images. Writes "
+        "a page, check.json and leave_out.txt, a list for --data.leave_out of what is broken. Exit code 1 if something "
+        "is: images that cannot be read, or the same image in two splits or under two labels. With --speed: how fast "
+        f"the images are read here. {_RECIPE}",
+        {
+            "--config": _CONFIG_FLAGS["--config"],
+            "--print_config": _CONFIG_FLAGS["--print_config"],
+            "--out": ("DIR", "folder of the page, the JSON and the list; default: check"),
+            "--speed": ("", "check nothing: measure reading, decoding and transforming, in images/s"),
+            "--devices": ("N", "with --speed: devices on this machine that train at once (default: its GPUs, or 1)"),
+            "--rate": ("X", "with --speed: images/s that each device trains; says whether it would wait for images"),
+        },
+        {},
+        0,
+        0,
+        ("",),
+    ),
     "runs": Usage(
         "List the runs in a folder: data, model, the fields in which runs on the same data differ, best evaluation, "
         "accuracy on test with its 95 % interval, epochs, time, state. Newest first.",

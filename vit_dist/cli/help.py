@@ -18,6 +18,7 @@ Examples = tuple[tuple[str, str], ...]
 COMMANDS = {
     "train": "train a Vision Transformer, or go on with a run that was stopped",
     "plan": "show what train would do, without training",
+    "check": "look at all images before they are trained on, or measure how fast they are read",
     "runs": "list the runs in a folder with their results, sorted and filtered",
     "report": "draw the report of a run, or compare several runs",
     "evaluate": "measure a model on a split or on a folder of images",
@@ -43,6 +44,11 @@ EXAMPLES: dict[str, Examples] = {
         ("vit-dist plan --data.root photos", "what train would do with these images"),
         ("vit-dist plan --config mnist --batch.global_size 256", "with a recipe and another batch"),
         ("vit-dist plan --config imagenet_deit3_s16 --processes 8", "on eight processes"),
+    ),
+    "check": (
+        ("vit-dist check --data.root photos", "whether images can be read, are there twice, or are odd"),
+        ("vit-dist train --data.root photos --data.leave_out check/leave_out.txt", "without what is broken"),
+        ("vit-dist check --data.root photos --speed --devices 8 --rate 900", "whether 8 GPUs would wait for images"),
     ),
     "runs": (
         ("vit-dist runs", "all runs in the folder runs"),

@@ -67,6 +67,7 @@ def _run(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "plan": _plan,
+        "check": _check,
         "runs": _runs,
         "report": _report,
         "evaluate": _evaluate,
@@ -151,6 +152,14 @@ def _plan(words: list[str]) -> int:
             command=train_command(words) if processes == 1 else "",
         )
     return 0
+
+
+def _check(words: list[str]) -> int:
+    from vit_dist.cli.check import run_check
+
+    arguments = parse_arguments("check", words)
+    config = arguments.load_config()
+    return 0 if _print_config(arguments, config) else run_check(arguments, config)
 
 
 def _print_config(arguments: Arguments, config: Config) -> bool:

@@ -45,10 +45,14 @@ class SampleNames:
     def of(self, source: Source, indices: Ints) -> Iterator[str]:
         """Yield the names of these images of a source, in this order."""
         if hasattr(source, "paths"):
-            yield from (path.removeprefix(self._root).replace(os.sep, "/") for path in file_names(source, indices))
+            yield from (self.below_root(path).replace(os.sep, "/") for path in file_names(source, indices))
             return
         prefix = self._prefixes[id(source)]
         yield from (f"{prefix}{index}" for index in indices.tolist())
+
+    def below_root(self, path: str) -> str:
+        """Return a path relative to the root, if it lies in it."""
+        return path.removeprefix(self._root)
 
 
 def leave_out(data: LabelledSplits, path: str, root: str) -> LabelledSplits:
