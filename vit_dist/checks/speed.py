@@ -222,11 +222,11 @@ class _StageReader(Reader):
             transform(image, drawn, side)
             return read - start, waited, middle - read, time.thread_time() - middle
         assert isinstance(transform, TrainingTransform)
-        self.bare.decode(encoded, drawn, side)
+        self.bare.decode(encoded, self.bare.open(encoded, drawn, side), drawn, side)
         middle = time.thread_time()
         if not transform.steps:
             return read - start, waited, middle - read, 0.0
-        transform.decode(encoded, drawn, side)
+        transform.decode(encoded, transform.open(encoded, drawn, side), drawn, side)
         return read - start, waited, middle - read, time.thread_time() - middle - (middle - read)
 
 
