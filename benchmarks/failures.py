@@ -78,6 +78,7 @@ _RESTARTS = [
     ("torchrun", 1),
     ("torchrun, static", 1),
     ("torchrun, static", 3),
+    ("two hosts", 1),
     ("two hosts", 3),
     ("two hosts, c10d", 1),
     ("two hosts, c10d", 3),
@@ -376,6 +377,7 @@ def table(rows: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the cases, print the table and write the results."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, in all processes below
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results" / "failures.json")
     parser.add_argument("--only", nargs="*", default=[""])

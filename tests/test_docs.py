@@ -26,6 +26,8 @@ OTHER_FLAGS = {
     *("--config_file", "--cpu", "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank"),
     *("--main_process_ip", "--nproc_per_node", "--mixed_precision", "--logdir", "--rounds", "--updates", "--data"),
     *("--saves", "--budget", "--skip", "--local-dir", "--onnx"),
+    *("--node_rank", "--master_addr", "--master_port", "--main_process_port", "--standalone", "--max_restarts"),
+    *("--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--rdzv_conf"),
     *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--requeue", "--signal", "--section.field"),
 }
 
