@@ -78,4 +78,13 @@ def every(words: Sequence[str]) -> str:
 
 def one_line(error: object, limit: int | None = None) -> str:
     """Return an error's text on one line, cut to `limit` characters; the name of its type if it has none."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    try:
+        return " ".join(str(error).split())[:limit] or type(error).__name__
+    except Exception:  # of the error's own __str__
+        return type(error).__name__
+
+
+def described(error: BaseException, limit: int | None = None) -> str:
+    """Return an error's type and text on one line, the text cut to `limit` characters; of a UserError the text."""
+    text, name = one_line(error, limit), type(error).__name__
+    return text if isinstance(error, UserError) or text == name else f"{name}: {text}"

@@ -139,6 +139,13 @@ def test_the_first_process_of_a_whole_world_speaks() -> None:
     assert launch.is_first_process({})
 
 
+def test_one_process_of_each_host_speaks_before_they_know_of_each_other() -> None:
+    assert launch.speaks_for_host({**WORLD, "RANK": "4", "LOCAL_RANK": "0"})
+    assert not launch.speaks_for_host({**WORLD, "RANK": "5", "LOCAL_RANK": "1"})
+    assert launch.speaks_for_host({"LOCAL_RANK": "1"})  # half an environment
+    assert launch.speaks_for_host({})
+
+
 @pytest.mark.parametrize(
     ("variable", "program"),
     [("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "mpirun")],

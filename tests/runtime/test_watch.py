@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from torch.distributed import PrefixStore, TCPStore
 
-from tests.processes import run_world
+from tests.processes import _CONTEXT, run_world
 from vit_dist.config.fields import RunConfig
 from vit_dist.errors import PeerError
 from vit_dist.runtime.runtime import Runtime
@@ -101,6 +101,31 @@ def test_a_process_that_left_nothing_is_named(pair: Pair) -> None:
     assert failure.text.startswith("process 1 of 2 on ")
     assert failure.text.endswith(" ended without a word: killed, or out of memory; see the log of its host")
     assert (failure.code, failure.speaker) == (1, 0)
+
+
+def waits_unheard() -> None:
+    """Wait for a process that gives no sign of life, with a standard error that nobody reads any more."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    watch = Watch(PrefixStore("run", store), 0, 2, TIMEOUT)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(reader)
+    with watch.waiting("ever"):
+        threading.Event().wait()
+
+
+def test_a_process_ends_though_nobody_reads_what_it_says() -> None:
+    process = _CONTEXT.Process(target=waits_unheard)
+    process.start()
+    process.join(60)
+    process.kill()
+    assert process.exitcode == 1
+
+
+def test_without_the_store_nobody_is_said_to_have_ended(pair: Pair) -> None:
+    watch = pair.watches[0]
+    watch._clock, watch._store_lost = 100.0, True
+    assert watch.find_failure().ranks == []
 
 
 def goes_on(flag: str) -> int:

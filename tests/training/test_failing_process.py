@@ -44,14 +44,31 @@ def hang() -> None:
     threading.Event().wait()
 
 
+def terminate_at(opened: str) -> None:
+    """Send SIGTERM to this process when it opens a file whose path holds a text."""
+    waits = [opened]
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if waits and event == "open" and waits[0] in str(arguments[0]):
+            waits.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sys.addaudithook(watch)
+
+
 def train_rank(folder: str, rank: int, port: int, log: str, faults: dict[int, Any], timeout: float) -> None:
-    """Train as one of two ranks, whose output goes to a file. faults: what a rank does at a forward pass."""
+    """Train as one of two ranks, whose output goes to a file.
+
+    faults: what a rank does at a forward pass, or a text of the path at whose opening it gets a SIGTERM.
+    """
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    if rank in faults:
+    if isinstance(faults.get(rank), str):
+        terminate_at(faults[rank])
+    elif rank in faults:
         custom_losses.actions[AT] = faults[rank]
     flags = [word for name, value in TWO.items() for word in (f"--{name}", _flag(value))]
     sys.exit(main(["train", "--run.dir", folder, "--run.timeout", str(timeout), *flags]))
@@ -138,3 +155,35 @@ def test_where_rank_0_is_killed_with_the_store_another_process_says_so(whole: by
     assert status(folder)["state"] == "failed"
     assert world(folder, {})[0] == [0, 0]
     assert last_weights(folder) == whole
+
+
+def test_an_exception_of_rank_0_has_its_traceback_where_rank_0_has_the_store(tmp_path: Path) -> None:
+    codes, outputs = world(tmp_path / "run", {0: crash})
+    assert codes == [1, 1], outputs
+    assert outputs[0].count("KeyError: 'a name'") == outputs[0].count("Traceback") == 1
+    assert lines(outputs[0]) == lines(outputs[1]) == []
+    assert status(tmp_path / "run")["reason"] == "KeyError: 'a name'"
+
+
+def test_a_rank_that_is_asked_to_stop_just_before_the_first_update_takes_the_others_along(
+    whole: bytes, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    codes, outputs = world(folder, {0: "inputs.safetensors"})
+    assert codes == [75, 75], outputs
+    assert status(folder)["state"] == "stopped"
+    assert "nothing is lost: the same command goes on from there" in outputs[0]
+    assert lines(outputs[0]) == lines(outputs[1]) == []
+    assert world(folder, {})[0] == [0, 0]
+    assert last_weights(folder) == whole
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1,)], ids=["both", "rank 1"])
+def test_ranks_that_are_stopped_while_the_data_is_opened_say_so_once(ranks: tuple[int, ...], tmp_path: Path) -> None:
+    codes, outputs = world(tmp_path / "run", dict.fromkeys(ranks, "digits.csv"))
+    assert codes == [75, 75], outputs
+    alone = f"vit-dist: process 1 on {HOST}: was asked to stop (SIGTERM)"
+    both = "vit-dist: stopped before the first update; the same command starts again"
+    assert lines(outputs[0]) == [both if 0 in ranks else alone]
+    assert lines(outputs[1]) == []
+    assert not (tmp_path / "run").exists()

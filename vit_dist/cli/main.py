@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,13 @@ from vit_dist.config.config import Config
 from vit_dist.errors import UserError
 from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
-from vit_dist.runtime.launch import check_one_process, end_with_launcher, is_first_process, tell_launcher
+from vit_dist.runtime.launch import (
+    check_one_process,
+    end_with_launcher,
+    is_first_process,
+    speaks_for_host,
+    tell_launcher,
+)
 from vit_dist.version import __version__
 
 if TYPE_CHECKING:
@@ -84,9 +91,11 @@ def _run(arguments: list[str]) -> int:
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
         tell_launcher(str(error))
-        if is_first_process(os.environ) if error.speaks is None else error.speaks:
+        if speaks_for_host(os.environ) if error.speaks is None else error.speaks:
+            of_this_host = error.speaks is None and not is_first_process(os.environ)
+            where = f"process {os.environ['RANK']} on {socket.gethostname()}: " if of_this_host else ""
             with contextlib.suppress(OSError):
-                for line in str(error).splitlines():
+                for line in f"{where}{error}".splitlines():
                     print_error(line)
         return error.exit_code
     except KeyboardInterrupt:
@@ -122,7 +131,8 @@ def _train(words: list[str]) -> int:
         try:
             return STOPPED if train(config, trust_code=_trusts(arguments), console=console).stopped else 0
         except Stopped:
-            print("vit-dist: stopped before the first update; the same command starts again", file=sys.stderr)
+            if is_first_process(os.environ):
+                print("vit-dist: stopped before the first update; the same command starts again", file=sys.stderr)
             return STOPPED
 
 

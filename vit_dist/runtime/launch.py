@@ -86,6 +86,11 @@ def is_first_process(environ: Mapping[str, str]) -> bool:
     return environ.get("RANK", "0") == "0" or bool(missing_from_world(environ))
 
 
+def speaks_for_host(environ: Mapping[str, str]) -> bool:
+    """Return whether this process says what is wrong on its host, while the processes do not know of each other yet."""
+    return environ.get("LOCAL_RANK", "0") == "0" or bool(missing_from_world(environ))
+
+
 def check_launch(environ: Mapping[str, str]) -> None:
     """Refuse a launch that would not start what was asked for. Raises UserError."""
     missing = missing_from_world(environ)

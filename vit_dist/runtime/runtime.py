@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
+from vit_dist.runtime.buckets import fix_buckets
 from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
 from vit_dist.runtime.launch import check_gpus, check_launch, ignored_settings
 from vit_dist.runtime.world import World
@@ -112,6 +113,8 @@ class Runtime(World):
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
             with self.waiting("the first weights"):
                 prepared: nn.Module = self._accelerator.prepare_model(model)
+                if isinstance(prepared, DistributedDataParallel):
+                    fix_buckets(prepared)
         return prepared
 
     def backward(self, loss: Tensor) -> None:

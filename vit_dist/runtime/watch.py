@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +19,14 @@ from dataclasses import asdict, dataclass
 from torch.distributed.distributed_c10d import Store
 
 from vit_dist.errors import every
+from vit_dist.runtime.last_words import attempt, tell
 from vit_dist.runtime.launch import tell_launcher
 
 _BEAT = 0.5  # seconds between two signs of life
 _LOOK = 0.25  # seconds between two looks at how long the main thread has waited
 _GRACE = 5.0  # seconds for the main thread to find out by itself that a process is gone
 _SILENCE = 10.0  # seconds without a sign of life after which a process counts as gone, at most
-_LAST_ACT = 5.0  # seconds for what is done before the process is ended: storage may hang as well
+_HEARD = 3.0  # seconds in which the others learn of a failure, before the process that has their store ends
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Watch:
         self._peers = {other: _Peer() for other in range(world_size) if other != rank}
         self._failure: Failure | None = None
         self._failed_at, self._asked = 0.0, False
-        self._wake, self._closed, self._ending = threading.Event(), threading.Event(), threading.Lock()
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._ending, self._hearing = threading.Lock(), threading.Lock()
         self._store.set(f"host/{rank}", self._host)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._look)]
         for thread in self._threads:
@@ -131,7 +132,7 @@ class Watch:
             time.sleep(0.02)
         if self._failure is not None:
             return self._failure
-        gone = self._silent(silence)
+        gone = [] if self._store_lost else self._silent(silence)  # without it, nobody is heard
         if gone:
             text = f"{self._named(gone)} ended without a word: killed, or out of memory; see the log of its host"
             return self.fail(self._lost(gone, text))
@@ -151,13 +152,13 @@ class Watch:
 
     def close(self, *, failed: bool, hosts_store: bool) -> None:
         """End the watch. hosts_store: whether the store ends with this process: after a failure the others read it."""
-        deadline = time.monotonic() + _GRACE
+        deadline = time.monotonic() + _HEARD
         with contextlib.suppress(RuntimeError, ValueError), self.waiting("the store"):
-            if failed:
-                left = self._store.add("left", 1)
-                while hosts_store and left < self._world_size and time.monotonic() < deadline:
-                    time.sleep(0.02)
-                    left = self._store.add("left", 0)
+            failure = self._failure
+            while failed and hosts_store and failure is not None and time.monotonic() < deadline:
+                if self._store.add("heard", 0) >= self._world_size - len(failure.ranks):
+                    break
+                time.sleep(0.02)
         with self._ending:
             self._closed.set()
         self._wake.set()
@@ -271,10 +272,15 @@ class Watch:
         return f"process{'es'[: 2 * (len(ranks) > 1)]} {every(list(map(str, ranks)))} of {self._world_size}{where}"
 
     def _take(self, value: bytes) -> Failure:
-        """Return the failure that the store holds, and keep it."""
+        """Return the failure that the store holds, and keep it; tell the store that this process has heard of it."""
         failure = Failure(**json.loads(value))
-        if self._failure is None:
-            self._failed_at, self._failure = self._clock, failure
+        with self._hearing:
+            first = self._failure is None
+            if first:
+                self._failed_at, self._failure = self._clock, failure
+        if first and self._rank not in failure.ranks:
+            with contextlib.suppress(RuntimeError, ValueError):
+                self._store.add("heard", 1)
         return failure
 
     def _end(self, failure: Failure) -> None:
@@ -283,17 +289,7 @@ class Watch:
             if self._closed.is_set():
                 return
             speaks = failure.speaker == self._rank
-
-            # Each in a thread, since the store and the storage may be what does not answer.
-            acts: list[Callable[[], object]] = [lambda: self.fail(failure)]
-            acts += [lambda: self.on_end(failure.text)] * speaks
-            threads = [threading.Thread(target=act, daemon=True) for act in acts]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(_LAST_ACT)
-            tell_launcher(failure.text)
-            if speaks:
-                print(f"vit-dist: {failure.text}", file=sys.stderr, flush=True)
+            attempt(lambda: self.fail(failure), *[lambda: self.on_end(failure.text)] * speaks)
+            attempt(lambda: tell_launcher(failure.text), *[lambda: tell(failure.text)] * speaks)
             time.sleep(2 * self._pause)  # the others read the word; the store may end with this process
             os._exit(failure.code)

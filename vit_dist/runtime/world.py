@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate.state import PartialState
 from torch import Tensor
 
-from vit_dist.errors import PeerError, UserError, one_line
+from vit_dist.errors import PeerError, UserError, described
 from vit_dist.runtime.exchange import broadcast_value, gather_values
 from vit_dist.runtime.flags import Flags, Stopped
 from vit_dist.runtime.launch import check_world, tell_launcher
@@ -166,7 +166,7 @@ class World:
         elif isinstance(error, KeyboardInterrupt):
             text, code = "was interrupted", _INTERRUPTED
         else:
-            text, code = f"{type(error).__name__}: {one_line(error, 300)}", 1
+            text, code = described(error, 300), 1
         alone = self.rank == 0 and isinstance(error, UserError)
         return [text if alone else f"process {self.rank} on {socket.gethostname()}: {text}", code]
 
@@ -216,6 +216,8 @@ class World:
             if not isinstance(error, (UserError, Stopped, KeyboardInterrupt)):
                 tell_launcher("".join(traceback.format_exception(error)))
             self.watch.fail(Failure([self.rank], *self._described(error)))
+            if isinstance(error, UserError):
+                error.speaks = self.is_main
             return error
         self._failure = PeerError(failure.text, failure.code, speaks=failure.speaker == self.rank)
         return self._failure

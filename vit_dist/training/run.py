@@ -17,7 +17,7 @@ from torch import nn
 from vit_dist.checkpointing.state import Best
 from vit_dist.config.config import Config, check_config
 from vit_dist.config.values import parse_seconds
-from vit_dist.errors import PeerError, UserError, one_line
+from vit_dist.errors import PeerError, UserError, described, one_line
 from vit_dist.files import json_values, read_json, write_json
 from vit_dist.inference.classifier import Classifier
 from vit_dist.inference.load import default_weights, load_run_model
@@ -140,6 +140,8 @@ def _run(trainer: Trainer) -> Run:
     """Run a trainer until it has finished or is stopped, and write to status.json how it ended."""
     summary: dict[str, Any] = {}
     finished = interrupted = False
+    # Of several ranks, one that stops by itself would leave the others: from here on they agree on it.
+    trainer.runtime.flags.raises = trainer.runtime.world_size == 1
     if trainer.runtime.watch is not None:
         trainer.runtime.watch.on_end = partial(_tell_end, trainer)
     try:
@@ -171,8 +173,9 @@ def _run(trainer: Trainer) -> Run:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         cause = trainer.runtime.cause(error)
-        reason = one_line(cause if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}")
-        trainer.write_status("failed", reason, speaks=isinstance(cause, PeerError) and bool(cause.speaks))
+        trainer.write_status(
+            "failed", described(cause, 2000), speaks=isinstance(cause, PeerError) and bool(cause.speaks)
+        )
         if cause is error:
             raise
         raise cause from None
@@ -183,7 +186,7 @@ def _run(trainer: Trainer) -> Run:
 def _tell_end(trainer: Trainer, reason: str) -> None:
     """Write to status.json why this process is about to be ended while it waits for another."""
     trainer.console.stop()
-    trainer.write_status("failed", reason, speaks=True)
+    trainer.write_status("failed", one_line(reason), speaks=True)
 
 
 def _make_updates(trainer: Trainer) -> bool:

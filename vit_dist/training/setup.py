@@ -14,7 +14,7 @@ from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.values import parse_seconds
 from vit_dist.data.stream import EvaluationStream, Stream
-from vit_dist.errors import one_line
+from vit_dist.errors import described
 from vit_dist.models.compile import graphs
 from vit_dist.optim.ema import EMA
 from vit_dist.run_folder.lock import FolderLock
@@ -82,7 +82,7 @@ def setup(
         cause = runtime.cause(error)
         if runtime.is_main:
             how = "stopped" if isinstance(cause, Stopped) else "failed"
-            write_status(config.folder, how, state.position, one_line(cause))
+            write_status(config.folder, how, state.position, described(cause, 2000))
         if lock is not None:
             lock.release()
         raise
@@ -139,17 +139,19 @@ def build_updater(
     config, model = components.config, components.model
     optimizer, schedule = components.optimizer, components.schedule
     if checkpoint is not None:
-        checkpoint.check_fits(model, optimizer)
-        checkpoint.load_model(model)
+        with runtime.working():  # storage may be slow
+            checkpoint.check_fits(model, optimizer)
+            checkpoint.load_model(model)
     components.notes.extend(compile_model(components, runtime))
     wrapped = runtime.prepare(model)
     wrapped.train()
     average = EMA(model, config.train.ema) if config.train.ema else None
     if checkpoint is not None:
-        checkpoint.load_optimizer(optimizer, model)
+        with runtime.working():
+            checkpoint.load_optimizer(optimizer, model)
+            if average is not None:
+                checkpoint.load_average(average, model)
         schedule.load_state_dict(checkpoint.state.schedule)
-        if average is not None:
-            checkpoint.load_average(average, model)
         if runtime.scaler is not None and checkpoint.state.scaler:
             runtime.scaler.load_state_dict(checkpoint.state.scaler)
     settings: Any = {"clip_norm": config.optimizer.clip_norm, "max_bad_updates": config.train.max_bad_updates}
