@@ -191,10 +191,9 @@ def differences(files: Path, augment: AugmentConfig, side: int) -> dict[str, flo
         encoded = source.encoded(index)
         whole = decode(encoded)
         for key in range(3):
-            ours, pillows = (
-                transform.decode(encoded, 1000 * key + index, side),
-                transform(whole, 1000 * key + index, side),
-            )
+            drawn = 1000 * key + index
+            ours = transform.decode(encoded, transform.open(encoded, drawn, side), drawn, side)
+            pillows = transform(whole, drawn, side)
             found.append(float((ours.float() - pillows.float()).abs().mean()))
     print(f"  mean difference to Pillow's: {statistics.mean(found):.4f} of 255, of one image at most {max(found):.4f}")
     return {"mean": statistics.mean(found), "largest of an image": max(found)}

@@ -137,8 +137,8 @@ def test_evaluate_reads_two_levels_and_says_what_it_leaves_out(
     assert "other: 3 images" in result.out
     note = (
         "note: left out of other: images in no class folder: 1 (other/loose.png); images in no class folder: 1 "
-        "(thing/000.png); images of kinds that are not read, convert them to .jpg or .png (.heic): 1 "
-        "(animal/cat/photo.heic)"
+        "(thing/000.png); images of kinds that are not read, convert them to .jpg or .png, or pip install pillow-heif "
+        "(.heic): 1 (animal/cat/photo.heic)"
     )
     assert note in result.out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import random
@@ -22,8 +23,9 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from tests.data.sources.damaged import KINDS, damaged, whole
 from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.sources import decode, image_files
-from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.image_files import FileSource, read_header
 from vit_dist.data.sources.images import to_pil
+from vit_dist.data.sources.names import is_image
 from vit_dist.errors import UserError
 
 
@@ -368,3 +370,35 @@ def test_what_is_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(found)[0], pixels[0, :, :3])
     # A grey image stays one: a source that looks at it takes it for grey.
     assert to_pil(see_through("LA"), "images[0]").mode == "L"
+
+
+# HEIC
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(100)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif is installed")
+def test_a_heic_image_names_the_package_it_needs(tmp_path: Path) -> None:
+    for content in (HEIC, HEIC.replace(b"heic", b"mif1", 1)):
+        path = tmp_path / "a.heic"
+        path.write_bytes(content)
+        assert refusal(path) == "is a HEIC image, which needs a package: pip install pillow-heif"
+    path.write_bytes(whole("avif"))  # of the same family
+    assert decoded(path).size == (48, 40)
+    assert not is_image("a.heic")
+
+
+def test_a_heic_image_is_decoded_where_the_package_is(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = Image.new("RGB", (60, 40), (200, 100, 50))
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file)
+    path = tmp_path / "a.HEIC"
+    path.write_bytes(file.getvalue())
+    assert np.abs(np.asarray(decoded(path), np.int64) - (200, 100, 50)).max() <= 4
+    assert is_image(path.name)
+    header = read_header(path)
+    assert header is not None
+    assert header[:2] == (60, 40)
+    path.write_bytes(HEIC)
+    assert refusal(path).startswith("cannot be decoded (")

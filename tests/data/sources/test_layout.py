@@ -312,7 +312,8 @@ def test_what_systems_leave_behind_is_no_class(tmp_path: Path) -> None:
     assert counts(data) == {"train": TWO}
     assert left_out(data) == [
         f"images in no class folder: 1 ({tmp_path.name}/loose.png)",
-        "images of kinds that are not read, convert them to .jpg or .png (.heic): 1 (dog/photo.HEIC)",
+        "images of kinds that are not read, convert them to .jpg or .png, or pip install pillow-heif (.heic): 1 "
+        "(dog/photo.HEIC)",
         "files that are no images by their ending (.txt, .json, none): 4 (cat/more.txt)",
         "hidden or system files or folders: 8 (.cache)",
         "folders without images: 2 (cat/none)",

@@ -123,8 +123,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "dog").mkdir(parents=True)
     (tmp_path / "train" / "dog" / "a.HEIC").touch()
     assert refusal(tmp_path) == (
-        f"data.root: no images in {tmp_path} {looked}: images of kinds that are not read, convert them to .jpg or .png "
-        "(.heic): 1 (train/dog/a.HEIC); folders without images: 1 (train)"
+        f"data.root: no images in {tmp_path} {looked}: images of kinds that are not read, convert them to .jpg or "
+        ".png, or pip install pillow-heif (.heic): 1 (train/dog/a.HEIC); folders without images: 1 (train)"
     )
 
 

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ _HALVED_ABOVE = 100_000_000
 # Those that decode by themselves: EPS, for one, would start Ghostscript.
 _FORMATS = (
     *("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI"),
-    "TGA",
+    *("TGA", "HEIF"),
 )
 # EXIF orientation → what makes it upright.
 _TURNS = {
@@ -88,6 +89,8 @@ def decode(encoded: EncodedImage) -> Image.Image:
 
 def open_header(encoded: EncodedImage) -> ImageFile.ImageFile:
     """Open an image without decoding its pixels; a huge JPEG is set to half its size. Raises ImageError, and others."""
+    if is_heif(encoded.content[:64]) and not heif_is_known():
+        raise ImageError(f"{visible(encoded.name)}: is a HEIC image, which needs a package: pip install pillow-heif")
     image = Image.open(io.BytesIO(encoded.content), formats=known_formats())
     if image.format in ("JPEG", "MPO") and image.width * image.height > _HALVED_ABOVE:
         image.draft(None, (image.width // 2, image.height // 2))
@@ -103,6 +106,24 @@ def load(image: Image.Image) -> None:
     """Decode the pixels of an opened image, with nothing printed."""
     with silent() if image.format == "TIFF" else contextlib.nullcontext():  # libtiff raises it as well
         image.load()
+
+
+def is_heif(head: bytes) -> bool:
+    """Return whether a file that begins with these bytes, 32 or more, is a HEIC image, as phones write them."""
+    brands = [head[start : start + 4] for start in (8, *range(16, min(len(head), int.from_bytes(head[:4], "big")), 4))]
+    return head[4:8] == b"ftyp" and any(brand in (b"heic", b"heix", b"heim", b"heis") for brand in brands)
+
+
+@lru_cache(maxsize=1)
+def heif_is_known() -> bool:
+    """Return whether HEIC images can be decoded, and let Pillow decode them if so."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.options.DECODE_THREADS = 1  # workers are there for that
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def check_bytes(size: int, name: str, max_pixels: int) -> None:

@@ -19,7 +19,9 @@ from vit_dist.data.sources.decode import (
     check_bytes,
     decode,
     decoding,
+    heif_is_known,
     image_header,
+    is_heif,
     known_formats,
     named_errors,
 )
@@ -121,6 +123,9 @@ def read_header(path: Path) -> Header | None:
 def header_of(file: BinaryIO) -> Header | None:
     """Return what the image in an opened file says of itself; None if it says nothing."""
     try:
+        if is_heif(file.read(64)):
+            heif_is_known()
+        file.seek(0)
         with decoding("", MAX_PIXELS), Image.open(file, formats=known_formats()) as image:
             return image_header(image)
     except Exception:  # on damaged files, decoders raise nearly everything; reading the image says what is wrong

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 
 from vit_dist.data.sources.splits import SPLITS
 
@@ -13,6 +14,8 @@ EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
     *(".ppm", ".pgm"),
 }
+# Decoded where the package pillow-heif is installed.
+HEIF = {".heic", ".heif"}
 # Images of cameras and programs that are not decoded here, so that they are not taken for notes.
 NOT_DECODED = {
     *(".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2"),
@@ -46,8 +49,9 @@ def ending(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file is an image by the ending of its name."""
-    return ending(name) in EXTENSIONS
+    """Return whether a file is an image that is decoded here, by the ending of its name."""
+    end = ending(name)
+    return end in EXTENSIONS or (end in HEIF and find_spec("pillow_heif") is not None)
 
 
 def is_table(name: str) -> bool:

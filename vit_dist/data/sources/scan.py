@@ -11,7 +11,7 @@ from glob import escape, glob
 from itertools import islice
 from pathlib import Path
 
-from vit_dist.data.sources.names import EXTENSIONS, NOT_DECODED, composed, ending, is_hidden, is_image, is_table
+from vit_dist.data.sources.names import HEIF, NOT_DECODED, composed, ending, is_hidden, is_image, is_table
 from vit_dist.data.sources.splits import LeftOut
 from vit_dist.errors import UserError
 
@@ -153,7 +153,7 @@ class _Walk:
 
     def _is_image(self, entry: os.DirEntry[str]) -> bool:
         end = ending(entry.name)
-        if end in EXTENSIONS:
+        if is_image(entry.name):
             return True
         kind = "not decoded" if end in NOT_DECODED else "other"
         self.endings[kind][end or "none"] += 1
@@ -168,6 +168,8 @@ class _Walk:
         }
         for kind, text in texts.items():
             endings = self.endings[kind]
+            if endings.keys() & HEIF:
+                text += ", or pip install pillow-heif"
             if endings:
                 common = [end for end, _ in sorted(endings.items(), key=lambda item: (-item[1], item[0]))]
                 named = ", ".join(common[:3]) + (" …" if len(common) > 3 else "")
