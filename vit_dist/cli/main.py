@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,18 +14,12 @@ from typing import TYPE_CHECKING
 from vit_dist.cli.advice import command_advice
 from vit_dist.cli.arguments import Arguments, parse_arguments
 from vit_dist.cli.help import COMMANDS, overview
-from vit_dist.cli.streams import drop_unwritten, prepare_streams, print_error
+from vit_dist.cli.streams import drop_unwritten, prepare_streams, print_error, print_mistake
 from vit_dist.config.config import Config
 from vit_dist.errors import UserError
 from vit_dist.files import user_path
 from vit_dist.inference.output import FORMATS
-from vit_dist.runtime.launch import (
-    check_one_process,
-    end_with_launcher,
-    is_first_process,
-    speaks_for_host,
-    tell_launcher,
-)
+from vit_dist.runtime.launch import check_one_process, end_with_launcher, is_first_process, tell_launcher
 from vit_dist.version import __version__
 
 if TYPE_CHECKING:
@@ -91,12 +84,7 @@ def _run(arguments: list[str]) -> int:
         return commands[arguments[0]](arguments[1:])
     except UserError as error:
         tell_launcher(str(error))
-        if speaks_for_host(os.environ) if error.speaks is None else error.speaks:
-            of_this_host = error.speaks is None and not is_first_process(os.environ)
-            where = f"process {os.environ['RANK']} on {socket.gethostname()}: " if of_this_host else ""
-            with contextlib.suppress(OSError):
-                for line in f"{where}{error}".splitlines():
-                    print_error(line)
+        print_mistake(error)
         return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

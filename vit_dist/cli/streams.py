@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import socket
 import sys
 from typing import TextIO
+
+from vit_dist.errors import UserError
+from vit_dist.runtime.launch import is_first_process, speaks_for_host
 
 
 def prepare_streams() -> None:
@@ -35,6 +39,16 @@ def drop_unwritten(stream: TextIO | None) -> str | None:
     except ValueError:  # closed
         return None
     return None
+
+
+def print_mistake(error: UserError) -> None:
+    """Print a mistake of the user's, on the process of a run that is to say it."""
+    if speaks_for_host(os.environ) if error.speaks is None else error.speaks:
+        of_this_host = error.speaks is None and not is_first_process(os.environ)
+        where = f"process {os.environ['RANK']} on {socket.gethostname()}: " if of_this_host else ""
+        with contextlib.suppress(OSError):
+            for line in f"{where}{error}".splitlines():
+                print_error(line)
 
 
 def print_error(line: str) -> None:
