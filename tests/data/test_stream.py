@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import random
 import time
 from collections.abc import Iterator
@@ -345,6 +346,17 @@ def test_evaluation_sees_every_sample_once_and_never_augments(
         assert weights.sum() == 21
         assert torch.equal(images[weights == 1], expected)
         assert torch.equal(targets[weights == 1], torch.from_numpy(source.labels))
+
+
+def test_workers_of_an_evaluation_end_with_its_pass(pictures: dict[str, Subset], runtime: Runtime) -> None:
+    stream = EvaluationStream(pictures["val"], PREPROCESSING, runtime, batch_size=4, workers=2)
+    for _ in range(2):
+        batches = iter(stream)
+        next(batches)
+        assert len(multiprocessing.active_children()) == 2
+        assert sum(1 for _ in batches) == 5
+        assert not multiprocessing.active_children()
+    stream.close()
 
 
 def test_evaluation_of_a_subset_reads_its_samples_in_order(runtime: Runtime) -> None:

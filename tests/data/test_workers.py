@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import multiprocessing
 import os
 import resource
@@ -25,6 +26,7 @@ from vit_dist.data import worker, workers
 from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.reader import HostBatch, OnBadSample, Reader
 from vit_dist.data.sources.splits import all_of
+from vit_dist.data.worker import Buffer
 from vit_dist.data.workers import WaitStoppedError, Workers
 from vit_dist.errors import UserError
 from vit_dist.plan.plan import Slots, evaluation_slots
@@ -129,6 +131,18 @@ def test_only_as_many_workers_start_as_there_are_batches() -> None:
     opened = workers_of(Pictures(), 16)
     list(opened.read(evaluation_slots(40, 20, 0, 1)))
     assert len(multiprocessing.active_children()) == 2
+    opened.close()
+
+
+def test_batches_that_memory_cannot_hold_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = workers_of(Pictures(), 3)
+    each = 2 * Buffer.size(len(next(iter(slots())).index), math.prod(opened.reader.shape()))
+    monkeypatch.setattr(workers, "free_memory", lambda: 2 * each)
+    with pytest.raises(UserError, match=r"^data\.workers: the batches that 3 of 3 workers read ahead take .* KiB"):
+        list(opened.read(slots()))
+    assert not multiprocessing.active_children()
+    monkeypatch.setattr(workers, "free_memory", lambda: 3 * each)
+    assert colours(opened) == list(range(40))
     opened.close()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from vit_dist.config.fields import DataConfig, RunConfig
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.stream import EvaluationStream
-from vit_dist.inference.evaluation import evaluate
+from vit_dist.inference.evaluation import Swap, evaluate, evaluate_each
+from vit_dist.optim.ema import EMA
 from vit_dist.runtime.runtime import Runtime
 
 LOGITS = torch.tensor(
@@ -51,6 +54,30 @@ def runtime() -> Iterator[Runtime]:
     runtime = Runtime(RunConfig(device="cpu"), "fp32")
     yield runtime
     runtime.end()
+
+
+def test_one_pass_with_several_weights_is_one_pass_with_each(runtime: Runtime) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 7), nn.BatchNorm1d(7))
+    average = EMA(model, 0.9)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(torch.randn(tensor.shape, generator=generator))
+    images, targets = torch.randn(3, 5, 4, generator=generator), torch.randint(7, (3, 5), generator=generator)
+    batches = [(images[n], targets[n], torch.ones(5), torch.arange(5) + 5 * n) for n in range(3)]
+    reads = iter(batches)  # which can be read only once
+    weights: dict[str, Swap] = {"raw": contextlib.nullcontext, "ema": average.swapped}
+    together = evaluate_each(model, weights, reads, 15, runtime, keep={"ema": 3})
+    raw = evaluate(model, batches, 15, runtime)
+    with average.swapped():
+        ema = evaluate(model, batches, 15, runtime, keep=3)
+    assert raw.loss != ema.loss
+    for one, other in ((together["raw"], raw), (together["ema"], ema)):
+        assert replace(one, seconds=0.0, predictions=None) == replace(other, seconds=0.0, predictions=None)
+    assert together["raw"].predictions is None
+    assert together["ema"].predictions is not None
+    assert ema.predictions is not None
+    assert np.array_equal(together["ema"].predictions.probability, ema.predictions.probability)
 
 
 def test_loss_and_accuracy_match_a_calculation_by_hand(runtime: Runtime) -> None:

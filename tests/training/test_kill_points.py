@@ -37,6 +37,7 @@ CONFIG: dict[str, Any] = {
     "train.duration": "7 updates",
     "train.ema": 0.5,
     "evaluate.every": "2 updates",
+    "evaluate.batch_size": 72,  # two batches of val, five of test
     "checkpoint.every": "1 updates",
     "checkpoint.keep": 1,
     "log.every": "1 updates",

@@ -82,11 +82,11 @@ def test_each_stop_signal_saves_and_stops(number: signal.Signals, tmp_path: Path
     assert not train_acting(folder, -1, send(number), checkpoint__every="100%").stopped
 
 
-# The first pass counts FLOPs. An evaluation is one pass with the raw weights and one with the average: at updates 2, 4,
-# 6 and 7, then of test. A pass is given up before its next batch.
+# The first pass counts FLOPs. An evaluation passes each batch with the raw weights and with the average: four passes at
+# updates 2, 4, 6 and 7, then ten of test. It is given up before its next batch.
 @pytest.mark.parametrize(
     ("number", "position", "due"),
-    [(2, 2, True), (4, 4, True), (7, 7, True), (8, 7, True), (9, 7, False), (10, 7, False)],
+    [(2, 2, True), (7, 4, True), (14, 7, True), (18, 7, False), (24, 7, False)],
 )
 def test_a_stop_in_an_evaluation_saves_first_and_evaluates_when_resumed(
     number: int, position: int, due: bool, expected: dict[str, Any], tmp_path: Path

@@ -173,7 +173,7 @@ class EvaluationStream:
         timeout: float = 300.0,
         on_bad_sample: str = "fail",
     ) -> None:
-        """Build it; workers start with the first pass. timeout, on_bad_sample: as in `DataConfig`."""
+        """Build it; workers start with each pass, and end with it. timeout, on_bad_sample: as in `DataConfig`."""
         self.length = len(subset)
         self.preprocessing = preprocessing
         self.runtime = runtime
@@ -192,11 +192,14 @@ class EvaluationStream:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield (images, targets, weights) on the device, and ids on the host."""
         assert self._workers is not None, "closed"
-        to_device = self.runtime.to_device
-        for pixels, labels, ids, _, weights, bad in self._workers.read(self._slots):
-            self.bad.add(bad.values())
-            copied = copy_together({"labels": labels.numpy(), "weights": weights.numpy()}, to_device)
-            yield self.preprocessing.normalise(to_device(pixels)), copied["labels"], copied["weights"], ids
+        to_device, workers = self.runtime.to_device, self._workers
+        try:
+            for pixels, labels, ids, _, weights, bad in workers.read(self._slots):
+                self.bad.add(bad.values())
+                copied = copy_together({"labels": labels.numpy(), "weights": weights.numpy()}, to_device)
+                yield self.preprocessing.normalise(to_device(pixels)), copied["labels"], copied["weights"], ids
+        finally:
+            workers.close()  # else they stay beside the training's until the next pass
 
 
 def pictures(subset: Subset, places: Ints, preprocessing: Preprocessing) -> Pixels:

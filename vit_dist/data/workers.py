@@ -25,7 +25,9 @@ from vit_dist.data.reader import HostBatch, Reader
 from vit_dist.data.sources.source import sample_name
 from vit_dist.data.worker import Buffer, progress_of, shared_memory
 from vit_dist.errors import UserError, one_line, visible
+from vit_dist.formatting import size_text
 from vit_dist.plan.plan import Slots
+from vit_dist.runtime.free_memory import free_memory
 
 # Micro-batches that each worker reads ahead.
 _AHEAD = 2
@@ -77,6 +79,7 @@ class Workers:
         # By index in the source: what is known to be wrong with a sample; how often a worker died of it.
         self._unreadable: dict[int, str] = {}
         self._deaths: dict[int, int] = {}
+        self._free: int | None = None  # bytes of memory, before the first worker started
         _open.add(self)
 
     def read(self, slots: Iterable[Slots]) -> Iterator[HostBatch]:
@@ -123,12 +126,25 @@ class Workers:
         if number < len(self._workers):
             return self._workers[number]
         size = Buffer.size(slots, math.prod(self.reader.shape()))
+        self._check_memory(number + 1, size)
         with self._starting(number):
             buffers = [Buffer(shared_memory(self._context, size), slots) for _ in range(_AHEAD)]
             worker = _Worker(number, buffers, shared_memory(self._context, 16))
         self._start(worker)
         self._workers.append(worker)
         return worker
+
+    def _check_memory(self, workers: int, size: int) -> None:
+        """Check that the batches of so many workers, of `size` bytes each, find room in memory. Raises UserError."""
+        if workers == 1:
+            self._free = free_memory()
+        needed = workers * _AHEAD * size  # which the system gives only when they are written
+        if self._free is not None and needed > self._free:
+            raise UserError(
+                f"data.workers: the batches that {workers} of {self.count} workers read ahead take "
+                f"{size_text(needed)}, and {size_text(self._free)} of memory are free: set fewer, or a smaller "
+                "batch.micro_size or evaluate.batch_size"
+            )
 
     def _start(self, worker: _Worker) -> None:
         """Start the process of a worker, and send it what it has to answer. Raises UserError."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,55 +56,91 @@ class Evaluation:
         return {name: getattr(self, name) for name in _FIELDS}
 
 
+Batches = Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]
+# What puts weights into the model for a `with` statement.
+Swap = Callable[[], contextlib.AbstractContextManager[object]]
+
+
 def evaluate(
+    model: nn.Module, stream: Batches, length: int, runtime: Runtime, *, keep: int = 0, bad: BadSamples | None = None
+) -> Evaluation:
+    """Evaluate the bare model, with the weights that it holds, on a split of `length` samples: `evaluate_each`."""
+    return evaluate_each(model, {"": contextlib.nullcontext}, stream, length, runtime, keep={"": keep}, bad=bad)[""]
+
+
+def evaluate_each(
     model: nn.Module,
-    stream: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]],
+    weights: Mapping[str, Swap],
+    stream: Batches,
     length: int,
     runtime: Runtime,
     *,
-    keep: int = 0,
+    keep: Mapping[str, int],
     bad: BadSamples | None = None,
-) -> Evaluation:
-    """Evaluate the bare model on a split of `length` samples; the modules' training modes are left as they were.
+) -> dict[str, Evaluation]:
+    """Evaluate the bare model with several weights on a split of `length` samples, in one pass over its images.
 
-    stream: equally many batches on every rank: images, targets and weights on the device, ids on the host. keep: also
-    return predictions, with so many classes of each sample; then batches must have one shape. bad: of the stream, if
-    it leaves samples out. Ranks communicate once at the end, and twice more for predictions. Raises UserError if no
-    sample could be read, and Stopped, on all ranks, if the run is asked to stop.
+    The modules' training modes are left as they were. weights: name → what puts them into the model. stream: equally
+    many batches on every rank: images, targets and sample weights on the device, ids on the host. keep: name of
+    weights → also return predictions, with so many classes of each sample; then batches must have one shape. bad: of
+    the stream, if it leaves samples out. The seconds of the pass are shared out equally. Ranks communicate once at the
+    end for each weights, and twice more for predictions. Raises UserError if no sample could be read, and Stopped, on
+    all ranks, if the run is asked to stop.
     """
     start = time.perf_counter()
     if bad:
         bad.take()
-    sums = torch.zeros(5, device=runtime.device, dtype=runtime.sum_dtype)
-    classes = 0
-    batches: list[tuple[Tensor, Tensor]] = []
+    measures = {name: _Measure(runtime, keep.get(name, 0)) for name in weights}
     with eval_mode(model):
-        for images, targets, weights, ids in stream:
+        for images, targets, sample_weights, ids in stream:
             if runtime.flags.agreed().stop:
                 raise Stopped
-            logits = at_least_float32(model(images))
-            classes = logits.shape[1]
-            top_classes = logits.topk(min(max(5, keep), classes)).indices
-            sums[:4] += _weighted_sums(logits, targets, weights, top_classes[:, :5])
-            if keep:
-                kept = top_classes[:, :keep]
-                is_real = (weights > 0).long()
-                numbers = torch.cat([torch.stack([is_real, runtime.to_device(ids), targets], 1), kept], 1)
-                batches.append((numbers, probabilities_of(logits, kept)))
-    sums[4] = bad.take() if bad else 0
-    seen, loss, top1, top5, left_out = runtime.all_reduce_sum(sums).tolist()
-    assert round(seen + left_out) == length, f"{seen} of {length} samples were seen, and {left_out} left out"
-    if not seen:
-        raise UserError(f"data: none of the {length:,} images to evaluate can be read")
-    return Evaluation(
-        loss=loss / seen,
-        top1=100 * top1 / seen,
-        top5=100 * top5 / seen if classes > 5 else None,
-        seen=round(seen),
-        bad=round(left_out),
-        seconds=time.perf_counter() - start,
-        predictions=_gather_predictions(batches, runtime) if keep else None,
-    )
+            for name, swapped in weights.items():
+                with swapped():
+                    logits = at_least_float32(model(images))
+                measures[name].add(logits, targets, sample_weights, ids)
+    left_out = bad.take() if bad else 0
+    results = {name: measure.result(length, left_out) for name, measure in measures.items()}
+    seconds = (time.perf_counter() - start) / len(results)
+    return {name: replace(result, seconds=seconds) for name, result in results.items()}
+
+
+class _Measure:
+    """The sums of one pass with some weights, on the device, and their predictions if they are kept."""
+
+    def __init__(self, runtime: Runtime, keep: int) -> None:
+        self._runtime = runtime
+        self._keep = keep
+        self._sums = torch.zeros(5, device=runtime.device, dtype=runtime.sum_dtype)
+        self._classes = 0
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, targets: Tensor, weights: Tensor, ids: Tensor) -> None:
+        """Add a batch."""
+        self._classes = logits.shape[1]
+        top_classes = logits.topk(min(max(5, self._keep), self._classes)).indices
+        self._sums[:4] += _weighted_sums(logits, targets, weights, top_classes[:, :5])
+        if self._keep:
+            kept = top_classes[:, : self._keep]
+            numbers = [(weights > 0).long(), self._runtime.to_device(ids), targets]
+            self._batches.append((torch.cat([torch.stack(numbers, 1), kept], 1), probabilities_of(logits, kept)))
+
+    def result(self, length: int, left_out: int) -> Evaluation:
+        """Return the evaluation of all ranks' batches. left_out: samples of this rank. Raises UserError."""
+        self._sums[4] = left_out
+        seen, loss, top1, top5, bad = self._runtime.all_reduce_sum(self._sums).tolist()
+        assert round(seen + bad) == length, f"{seen} of {length} samples were seen, and {bad} left out"
+        if not seen:
+            raise UserError(f"data: none of the {length:,} images to evaluate can be read")
+        return Evaluation(
+            loss=loss / seen,
+            top1=100 * top1 / seen,
+            top5=100 * top5 / seen if self._classes > 5 else None,
+            seen=round(seen),
+            seconds=0.0,
+            bad=round(bad),
+            predictions=_gather_predictions(self._batches, self._runtime) if self._keep else None,
+        )
 
 
 def _weighted_sums(logits: Tensor, targets: Tensor, weights: Tensor, top_classes: Tensor) -> Tensor:

@@ -62,5 +62,6 @@ class EMA:
 
     def swap(self) -> None:
         """Exchange the model's weights and the average."""
+        torch.clear_autocast_cache()  # it knows a weight in half precision by its tensor, whatever is in it now
         for i, live in enumerate(self._live):
             live.data, self._average[i] = self._average[i], live.data

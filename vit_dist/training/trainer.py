@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.files import json_number
-from vit_dist.inference.evaluation import Evaluation, evaluate
+from vit_dist.inference.evaluation import Evaluation, Swap, evaluate_each
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.run_folder.progress import write_progress
@@ -112,21 +114,23 @@ class Trainer:
         return best is not None
 
     def evaluate_split(self, split: str, keep: str = "") -> dict[str, Evaluation]:
-        """Evaluate a split with the model's weights (raw) and, if there is one, with their average (ema).
+        """Evaluate a split with the model's weights (raw) and, if there is one, their average (ema), in one pass.
 
         keep: the weights (raw or ema) whose predictions the result keeps.
         """
         self.console.phase(f"evaluating {split}")
-        results, average = {"raw": self.evaluate_weights(split, TOP_K if keep == "raw" else 0)}, self.updater.average
-        if average is not None:
-            with average.swapped():
-                results["ema"] = self.evaluate_weights(split, TOP_K if keep == "ema" else 0)
-        return results
+        weights: dict[str, Swap] = {"raw": contextlib.nullcontext}
+        if self.updater.average is not None:
+            weights["ema"] = self.updater.average.swapped
+        return self._evaluate(split, weights, {keep: TOP_K})
 
     def evaluate_weights(self, split: str, keep: int = 0) -> Evaluation:
         """Make one exact pass over a split with the weights that the model holds now. keep: classes per sample."""
-        stream = self.evaluation_streams[split]
-        return evaluate(self.components.model, stream, stream.length, self.runtime, keep=keep, bad=stream.bad)
+        return self._evaluate(split, {"raw": contextlib.nullcontext}, {"raw": keep})["raw"]
+
+    def _evaluate(self, split: str, weights: Mapping[str, Swap], keep: Mapping[str, int]) -> dict[str, Evaluation]:
+        stream, model = self.evaluation_streams[split], self.components.model
+        return evaluate_each(model, weights, stream, stream.length, self.runtime, keep=keep, bad=stream.bad)
 
     def record_evaluations(
         self, split: str, results: dict[str, Evaluation], update: int, *, best: str | None = None
