@@ -201,6 +201,11 @@ def test_text_that_is_none_and_parquet_that_is_none(folder: Path) -> None:
     assert refusal(folder / "list.parquet").startswith("T cannot be read as Parquet: ")
 
 
+def test_parquet_with_the_images_in_it_is_given_by_its_folder(folder: Path) -> None:
+    parquet(folder / "list.parquet", [{"image": {"bytes": b"x", "path": "a.png"}, "label": 3}])
+    assert refusal(folder / "list.parquet") == "T, column image: holds images, not paths: give the folder F"
+
+
 def test_parquet_without_pyarrow_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "list.parquet").touch()
     monkeypatch.setitem(sys.modules, "pyarrow", None)

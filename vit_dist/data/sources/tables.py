@@ -142,6 +142,11 @@ def _read_parquet(path: Path, field: str, chosen: Mapping[str, str]) -> Listing:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             columns = choose_columns(names, chosen, f"{field}: {path}", str(path))
+            kind = str(file.schema_arrow.field(columns["path"]).type)
+            if kind.startswith(("struct", "binary", "large_binary")):
+                raise UserError(
+                    f"{field}: {path}, column {columns['path']}: holds images, not paths: give the folder {path.parent}"
+                )
             cells = _Cells(columns)
             for batch in file.iter_batches(_BATCH, columns=list(columns.values())):
                 for what, values in _columns(batch, columns):
