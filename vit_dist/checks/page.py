@@ -191,6 +191,8 @@ def size_rows(check: DataCheck) -> dict[str, str]:
 
 
 def _range(spread: Mapping[str, int]) -> str:
+    if spread["smallest"] == spread["largest"]:
+        return f"{spread['smallest']:,}"
     return f"{spread['smallest']:,} to {spread['largest']:,} (median {spread['median']:,})"
 
 

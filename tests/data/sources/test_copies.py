@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources import copies
 from vit_dist.data.sources.copies import copies_in_train
+from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.open import open_data
 
 
@@ -45,3 +47,24 @@ def test_of_files_of_one_size_those_of_one_name_are_compared(tmp_path: Path, mon
     monkeypatch.setattr(copies, "_MOST_COMPARED", 2)
     more = {f"test/a/{number}.bmp": f"a{number}".encode() for number in range(5)}
     assert write(tmp_path, more)[0].startswith("at least 2 of the 7 images of test are ")
+
+
+def test_copies_in_memory_are_found_pixel_for_pixel() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
+    labels = np.arange(20) % 2
+    other = images[[3, 5, 8]].copy()
+    other[2, 0, 0] ^= 1
+    parts = {"train": (images, labels), "test": (other, labels[:3])}
+    [note] = copies_in_train(from_source(parts, DataConfig(val_fraction=0.0)))
+    assert note == (
+        "2 of the 3 images of test are in train too, pixel for pixel: remove one of each, since nothing new is "
+        "measured on them"
+    )
+    assert list(copies_in_train(from_source((images, labels), DataConfig()))) == []
+    twice = np.concatenate([images, images[:10]])
+    data = from_source((twice, np.arange(30) % 2), DataConfig(val_fraction=0.5))
+    train, val = (set((data.splits[split].indices % 20).tolist()) for split in ("train", "val"))
+    of_val = sum(index % 20 in train & val for index in data.splits["val"].indices.tolist())
+    [note] = copies_in_train(data)
+    assert of_val > 1
+    assert note.startswith(f"{of_val} of the {len(data.splits['val'])} images of val are in train too, pixel for pixel")

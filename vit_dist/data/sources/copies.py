@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_dist.data.sources.image_files import file_names, sizes_of_files
+from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.errors import visible
-from vit_dist.plan.keys import Ints
+from vit_dist.plan.keys import Ints, Keys
 
 # Pairs of files of equal size that are compared in each split, and the bytes of each end that are read of them.
 _MOST_COMPARED, _END = 300, 64 * 1024
@@ -22,7 +24,11 @@ def copies_in_train(data: LabelledSplits) -> Iterator[str]:
     """Yield a note for each of val and test with files whose size and bytes are those of a file of train.
 
     Only files whose size occurs in both are read, a bounded number of them, and of each its beginning and its end.
+    Images that are held in memory are all compared, by a hash of their pixels.
     """
+    if decoded(data.splits["train"].source) is not None:
+        yield from _copies_in_memory(data)
+        return
     for split in ("val", "test"):
         if split not in data.splits:
             continue
@@ -37,6 +43,29 @@ def copies_in_train(data: LabelledSplits) -> Iterator[str]:
                 f"{'is' if len(found) == 1 else 'are'} in train too ({path} is {twin}): remove one of each, since "
                 "nothing new is measured on them"
             )
+
+
+def _copies_in_memory(data: LabelledSplits) -> Iterator[str]:
+    train = _digests(data.splits["train"])
+    for split in ("val", "test"):
+        if split not in data.splits:
+            continue
+        copied = np.flatnonzero(np.isin(_digests(data.splits[split]), train))
+        if len(copied):
+            yield (
+                f"{len(copied):,} of the {len(data.splits[split]):,} images of {split} "
+                f"{'is' if len(copied) == 1 else 'are'} in train too, pixel for pixel: remove one of each, since "
+                "nothing new is measured on them"
+            )
+
+
+def _digests(subset: Subset) -> Keys:
+    """Return a hash of each image of a split, uint64 [length]; empty for images that are not held in memory."""
+    pixels = decoded(subset.source)
+    if pixels is None:
+        return np.empty(0, np.uint64)
+    hashes = (hashlib.blake2b(pixels[index].tobytes(), digest_size=8).digest() for index in subset.indices.tolist())
+    return np.frombuffer(b"".join(hashes), "<u8")
 
 
 def _copied(train: dict[int, list[str]], other: dict[int, list[str]]) -> Iterator[tuple[str, str]]:
