@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +149,19 @@ def test_the_dump_names_the_samples_of_the_global_batch_and_their_losses(
     assert math.isclose(fine["grad_norm"], np.linalg.norm(list(fine["grad_norms"].values())))
 
 
-def lost_on_one_rank(folder: str, replays: bool) -> list[Any]:
-    """Train on two ranks; from the first micro-batch of update 12 the loss of rank 1 is NaN. Or replay that."""
-    import os
+def lost_on_one_rank(folder: str, replays: bool, fails: bool = False) -> list[Any]:
+    """Train on two ranks; from the first micro-batch of update 12 the loss of rank 1 is NaN. Or replay that.
+
+    fails: rank 1 cannot compute the loss.
+    """
 
     os.environ.update({"LOST_RANK": "1", "LOST_FROM": "12", "LOST_TO": "40"})
     settings = config(Path(folder), loss__name="tests.custom_losses:lost", optimizer__clip_norm=0.0)
+    if fails:
+        os.environ |= {"LOST_FROM": "none"} if os.environ["RANK"] == "1" else {}
+        with pytest.raises(UserError) as caught:
+            replay(settings)
+        return [str(caught.value)]
     if replays:
         custom_losses.forwards = 10
         return [sample["loss"] for sample in replay(settings)["samples"]]
@@ -174,6 +183,10 @@ def test_all_ranks_end_alike_if_the_loss_of_one_is_not_finite(tmp_path: Path) ->
     assert (status(folder)["state"], content["world_size"]) == ("failed", 2)
     first, second = run_world(2, lost_on_one_rank, tmp_path / "replay", str(folder), True)
     assert first == second == losses
+
+    first, second = run_world(2, lost_on_one_rank, tmp_path / "fails", str(folder), True, True)
+    assert "invalid literal for int()" in second[0]
+    assert first == [f"process 1 on {socket.gethostname()}: {second[0]}"]
 
 
 def test_a_single_bad_update_is_counted_and_the_run_finishes(

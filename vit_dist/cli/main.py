@@ -105,9 +105,13 @@ def _train(words: list[str]) -> int:
     if _print_config(arguments, config):
         return 0
     if "--replay" in arguments.flags:
+        from vit_dist.runtime.flags import Stopped
         from vit_dist.training.replay import replay
 
-        replay(config, trust_code=_trusts(arguments))
+        try:
+            replay(config, trust_code=_trusts(arguments))
+        except Stopped:
+            return STOPPED
         return 0
     from vit_dist.telemetry.console import Console
 

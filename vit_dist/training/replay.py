@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -48,40 +49,51 @@ def replay(
     """
     runtime = Runtime(config.run, None)
     console = Console(speaks=runtime.is_main, level=config.log.level, may_fail=True)
+    # A launcher that has lost a process asks the others to stop: they first find out why.
+    signals = runtime.flags.on_signals() if runtime.world_size > 1 else contextlib.nullcontext()
+    runtime.flags.raises = True
     try:
-        resolved = resolve(config, source, runtime)
-        config, data, folder = resolved.config, resolved.data, resolved.config.folder
-        recorded = _recorded(config)
-        position = recorded["update"] - 1
-        checkpoint = _newest_before(config, position)
-        runtime.use_precision(recorded["precision"], config.run.device)
-        components = build_components(
-            config,
-            world_size=runtime.world_size,
-            device=runtime.device,
-            autocast=runtime.autocast,
-            model=model,
-            source=data,
-            load_pretrained=checkpoint is None,
-            preprocessing=checkpoint.state.preprocessing if checkpoint else None,
-            trust_code=trust_code,
-        )
-        if checkpoint is not None:
-            check_same_data(checkpoint, data, resolved.samples)
-        state = resumed_state(ResumePoint(checkpoint, True), components.plan)
-        again = position - state.position
-        updater = build_updater(components, state, checkpoint, runtime)
-        stream, evaluation_streams = build_streams(components, runtime)
-        try:
-            _repeat_updates(components, updater, stream, evaluation_streams.get("val"), position)
-            numbers = measure_update(updater, stream, components.plan, components.model, position)
-            rate = updater.schedule.rate
-        finally:
-            stream.close()
-            for evaluation_stream in evaluation_streams.values():
-                evaluation_stream.close()
+        with signals, runtime.together():
+            return _replay(config, runtime, console, model, source, trust_code=trust_code)
     finally:
         runtime.end()
+
+
+def _replay(
+    config: Config, runtime: Runtime, console: Console, model: nn.Module | None, source: Any, *, trust_code: bool
+) -> dict[str, Any]:
+    """Compute the update again, print its numbers and return them."""
+    resolved = resolve(config, source, runtime)
+    config, data, folder = resolved.config, resolved.data, resolved.config.folder
+    recorded = _recorded(config)
+    position = recorded["update"] - 1
+    checkpoint = _newest_before(config, position)
+    runtime.use_precision(recorded["precision"], config.run.device)
+    components = build_components(
+        config,
+        world_size=runtime.world_size,
+        device=runtime.device,
+        autocast=runtime.autocast,
+        model=model,
+        source=data,
+        load_pretrained=checkpoint is None,
+        preprocessing=checkpoint.state.preprocessing if checkpoint else None,
+        trust_code=trust_code,
+    )
+    if checkpoint is not None:
+        check_same_data(checkpoint, data, resolved.samples)
+    state = resumed_state(ResumePoint(checkpoint, True), components.plan)
+    again = position - state.position
+    updater = build_updater(components, state, checkpoint, runtime)
+    stream, evaluation_streams = build_streams(components, runtime)
+    try:
+        _repeat_updates(components, updater, stream, evaluation_streams.get("val"), position)
+        numbers = measure_update(updater, stream, components.plan, components.model, position)
+        rate = updater.schedule.rate
+    finally:
+        stream.close()
+        for evaluation_stream in evaluation_streams.values():
+            evaluation_stream.close()
     start = checkpoint.path.relative_to(folder) if checkpoint is not None else "the start"
     content = {"lr": rate, **numbers.to_dict(components.data.splits["train"])}
     console.say(f"update {position + 1} of {folder}, from {start} (updates made again: {again})")
