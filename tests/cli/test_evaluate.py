@@ -643,7 +643,7 @@ def test_missing_data_is_an_error_that_names_the_flag(
     run, root = held_out_run / "run", held_out_run / "data"
     root.rename(held_out_run / "elsewhere")
     try:
-        line = f"vit-dist: data.root: no folder {root} here: set --data.root to where the data is now\n"
+        line = f"vit-dist: data.root: no folder or table {root} here: set --data.root to where the data is now\n"
         for words in ([], ["--split", "train"]):
             assert refused(capsys, run, *words) == line
             result = command(capsys, "predict", run, *words)
