@@ -243,8 +243,8 @@ def test_one_class_is_refused(tmp_path: Path, folders: dict[str, int]) -> None:
         assert str(error.value).startswith(f"data.root: {tmp_path}: test, train in only hold images and no class")
     else:
         assert str(error.value) == (
-            f"data.root: {tmp_path} has one class, only (3 images): a classifier needs two or more, each in a folder "
-            "of its own"
+            f"data.root: {tmp_path} has one class, only ({sum(folders.values())} images): a classifier needs two or "
+            "more, each in a folder of its own"
         )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.values import import_function
-from vit_dist.data.sources.crop import Box, OpenedCrop, decode_crop, open_crop, random_box
+from vit_dist.data.sources.crop import Box, OpenedCrop, decode_crop, open_crop, random_box, resized_part
 from vit_dist.data.sources.decode import EncodedImage
 from vit_dist.errors import UserError
 
@@ -137,8 +137,14 @@ class TrainingTransform:
 
     def __call__(self, image: Image.Image, key: int, side: int) -> Tensor:
         """Transform a decoded image. Raises UserError."""
+        from torchvision.transforms import v2
+
         with seeded(key):
-            return self._stepped(self._cropped(image, key, side), side)
+            if self.crop_min:
+                pixels = resized_part(image, self._draw(*image.size), side)
+                return self._stepped(v2.functional.to_pil_image(pixels), side) if self.steps else pixels
+            whole = image if self.plain is None else v2.functional.to_pil_image(self.plain(image, key, side))
+            return self._stepped(whole, side)
 
     def open(self, encoded: EncodedImage, key: int, side: int) -> OpenedCrop:
         """Read the header of an image, and draw its random crop if that says enough. Raises ImageError."""
@@ -162,14 +168,6 @@ class TrainingTransform:
 
     def _draw(self, width: int, height: int) -> Box:
         return random_box(self.crop_min, width, height)
-
-    def _cropped(self, image: Image.Image, key: int, side: int) -> Image.Image:
-        from torchvision.transforms import v2
-
-        if self.crop_min:
-            crop = v2.RandomResizedCrop(side, (self.crop_min, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
-            return crop(image)  # type: ignore[no-any-return]
-        return image if self.plain is None else v2.functional.to_pil_image(self.plain(image, key, side))
 
     def _stepped(self, image: Any, side: int) -> Tensor:
         """Return the pixels of a crop after the steps. Raises UserError."""

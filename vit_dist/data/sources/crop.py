@@ -147,8 +147,13 @@ def decode_crop(
         else:
             load(image)
             plain = plain_image(image, encoded.name, encoded.mode)
-            pixels = _resized(_pixels(choose(*plain.size).of(plain)), side)
+            pixels = resized_part(plain, choose(*plain.size), side)
     return pixels.expand(3, -1, -1) if encoded.mode == "RGB" else pixels
+
+
+def resized_part(image: Image.Image, box: Box, side: int) -> Tensor:
+    """Return a part of a decoded image, resized to a square: uint8 [channels, side, side]."""
+    return _resized(_pixels(box.of(image)), side)
 
 
 def _jpeg_crop(
@@ -190,7 +195,7 @@ def _resized(part: Tensor, side: int) -> Tensor:
 
 def _pixels(image: Image.Image) -> Tensor:
     """Return a copy of an image's pixels, uint8 [channels, height, width], in memory [height, width, channels]."""
-    pixels = torch.frombuffer(image.tobytes(), dtype=torch.uint8)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)  # which may be written to
     return pixels.view(image.height, image.width, len(image.getbands())).permute(2, 0, 1)
 
 
