@@ -34,7 +34,7 @@ from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import Stream
-from vit_dist.models.build import build_model
+from vit_dist.models.build import build_model, drop_path_depth
 from vit_dist.models.forward import parameter_count
 from vit_dist.models.vit import ViT
 from vit_dist.optim.optimizers import build_optimizer, parameter_groups, peak_lr
@@ -228,7 +228,11 @@ def ours(config: Config, model: nn.Module, preprocessing: Preprocessing) -> tupl
     """Return the losses of the first updates by our loop in float64, and the batches of each."""
     runtime = Runtime(config.run, "fp32")
     plan = Plan.from_config(config, SAMPLES, 1)
-    stream = Stream(all_of(pictures()), plan, preprocessing, config.augment, runtime, workers=0, classes=CLASSES)
+    depth = drop_path_depth(model)
+    stream = Stream(
+        all_of(pictures()), plan, preprocessing, config.augment, runtime, workers=0, classes=CLASSES,
+        drop_path_depth=depth,
+    )  # fmt: skip
     prepared = runtime.prepare(model.train())
     lr = peak_lr(config.optimizer, config.batch.global_size)
     optimizer = build_optimizer(config.optimizer, model, lr)
@@ -324,13 +328,26 @@ def test_deit3_trains_like_a_plain_loop_with_timm() -> None:
     reference.load_state_dict(start, strict=True)
     optimizer = create_optimizer_v2(reference, "lamb", lr=4e-3, weight_decay=0.05)
 
+    given: list[Tensor] = []
+    dropping = [module for module in reference.modules() if isinstance(module, timm.layers.DropPath)]
+
+    def dropped(number: int, rate: float) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            kept = (given[0][:, number // 2, number % 2] >= rate).double()
+            return x * kept[:, None, None] / (1 - rate)
+
+        return forward
+
+    for number, module in enumerate(dropping):
+        module.forward = dropped(number, module.drop_prob)
+
     def forward(window: list[Batch]) -> Tensor:
-        """Drop-path draws from torch's generator, once for each micro-batch."""
+        """Drop-path by the draws of each batch."""
         outputs = []
         for batch in window:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(batch.seed)
-                outputs.append(reference(batch.images))
+            assert batch.drop_path is not None
+            given[:] = [batch.drop_path]
+            outputs.append(reference(batch.images))
         return torch.cat(outputs)
 
     expected = list(plain(reference, forward, BinaryCrossEntropy(smoothing=0.0), optimizer, windows, 4e-3))

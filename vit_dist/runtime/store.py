@@ -18,7 +18,6 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from vit_dist.errors import UserError
-from vit_dist.runtime.interface import choose_interface
 
 _PREFIX = "vit_dist"
 _LONGEST_WAIT = 300.0  # seconds, for all processes to arrive
@@ -28,7 +27,6 @@ _PAUSE = 0.01
 def own_store(environ: MutableMapping[str, str]) -> dict[str, Any]:
     """Return what makes the process group of a launched world use a store of this run's; nothing without a launcher.
 
-    The interface that its gloo groups use is chosen here, if the host's name leads them astray.
     Raises UserError if a process does not arrive within five minutes.
     """
     if "LOCAL_RANK" not in environ:
@@ -37,7 +35,6 @@ def own_store(environ: MutableMapping[str, str]) -> dict[str, Any]:
     store = _world_store()
     name = agree_on_name(store, rank, world_size, _LONGEST_WAIT)
     own = PrefixStore(f"{_PREFIX}/{name}", store)
-    choose_interface(environ, own, rank, world_size)
     return {"store": own, "rank": rank, "world_size": world_size}
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from vit_dist.errors import PeerError, UserError, described
 from vit_dist.runtime.exchange import broadcast_value, gather_values
 from vit_dist.runtime.flags import Flags, Stopped
+from vit_dist.runtime.interface import choose_interface
 from vit_dist.runtime.launch import check_world, tell_launcher
 from vit_dist.runtime.store import own_store
 from vit_dist.runtime.watch import Failure, Watch
@@ -50,6 +51,8 @@ class World:
         self._failed = False
         self._host_group: dist.ProcessGroup | None = None
         with self.waiting("all processes to connect"):
+            if group:
+                choose_interface(os.environ, group["store"], group["rank"], group["world_size"])
             world = PartialState(cpu=device == "cpu", timeout=_NEVER, **group)
             self.rank: int = world.process_index
             self.world_size: int = world.num_processes
