@@ -42,8 +42,9 @@ from torchvision.datasets import ImageFolder
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
-from vit_dist.data.augmentation.transforms import TrainingTransform, enter_worker
+from vit_dist.data.augmentation.transforms import TrainingTransform, enter_worker, seeded
 from vit_dist.data.preprocessing import Preprocessing
+from vit_dist.data.sources.crop import random_box
 from vit_dist.data.sources.decode import decode
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.image_files import FileSource
@@ -193,7 +194,9 @@ def differences(files: Path, augment: AugmentConfig, side: int) -> dict[str, flo
         for key in range(3):
             drawn = 1000 * key + index
             ours = transform.decode(encoded, transform.open(encoded, drawn, side), drawn, side)
-            pillows = transform(whole, drawn, side)
+            with seeded(drawn):
+                part = random_box(augment.crop_min, *whole.size).of(whole)
+            pillows = torch.from_numpy(np.array(part.resize((side, side), Image.Resampling.BICUBIC))).permute(2, 0, 1)
             found.append(float((ours.float() - pillows.float()).abs().mean()))
     print(f"  mean difference to Pillow's: {statistics.mean(found):.4f} of 255, of one image at most {max(found):.4f}")
     return {"mean": statistics.mean(found), "largest of an image": max(found)}

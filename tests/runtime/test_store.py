@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.distributed import HashStore, TCPStore
 from tests.processes import run_world
 from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
+from vit_dist.runtime import store
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.runtime.store import agree_on_name
 
@@ -56,3 +58,23 @@ def three_runs() -> list[float]:
 
 def test_one_world_trains_one_run_after_another(tmp_path: Path) -> None:
     assert run_world(2, three_runs, tmp_path) == [[1.0, 3.0, 5.0], [1.0, 3.0, 5.0]]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_is_alone_says_where_the_others_should_meet_it(
+    rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setattr(store, "_LONGEST_WAIT", 1.0)
+    for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(port))):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        store._world_store.__wrapped__()
+    start = (
+        f"process {rank} on {socket.gethostname()}: the 2 processes have not all met at 127.0.0.1:{port} within 1 s ("
+    )
+    assert str(error.value).startswith(start)
+    assert str(error.value).endswith("): see that all are started, and the network")
+    assert "\n" not in str(error.value)

@@ -6,18 +6,20 @@ opened. Without a name of its own, the next run there would read the addresses o
 
 from __future__ import annotations
 
+import os
 import secrets
+import socket
 import time
 from collections.abc import MutableMapping
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from torch.distributed import DistStoreError
+from torch.distributed import DistError, DistStoreError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from vit_dist.errors import UserError
+from vit_dist.errors import UserError, one_line
 
 _PREFIX = "vit_dist"
 _LONGEST_WAIT = 300.0  # seconds, for all processes to arrive
@@ -40,8 +42,15 @@ def own_store(environ: MutableMapping[str, str]) -> dict[str, Any]:
 
 @cache
 def _world_store() -> Store:
-    """Return the store that the environment names; it lives as long as the process."""
-    store: Store = next(rendezvous("env://", timeout=timedelta(seconds=_LONGEST_WAIT)))[0]
+    """Return the store that the environment names; it lives as long as the process. Raises UserError."""
+    try:
+        store: Store = next(rendezvous("env://", timeout=timedelta(seconds=_LONGEST_WAIT)))[0]
+    except DistError as error:  # it cannot be reached, or not all have come
+        rank, place = os.environ["RANK"], f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"process {rank} on {socket.gethostname()}: the {os.environ['WORLD_SIZE']} processes have not all met at "
+            f"{place} within {_LONGEST_WAIT:.0f} s ({one_line(error, 120)}): see that all are started, and the network"
+        ) from None
     return store
 
 

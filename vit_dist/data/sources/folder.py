@@ -14,7 +14,7 @@ import numpy as np
 from vit_dist.data.sources.decode import MAX_PIXELS
 from vit_dist.data.sources.image_files import FilePaths, FileSource
 from vit_dist.data.sources.layout import Classes, find_layout, loose
-from vit_dist.data.sources.names import EXTENSIONS, class_of, composed
+from vit_dist.data.sources.names import EXTENSIONS, class_of, class_order, composed, order_notes
 from vit_dist.data.sources.scan import Folder, scan
 from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, LeftOut, Subset, all_of, name_keys
 from vit_dist.data.sources.survey import measure
@@ -44,9 +44,9 @@ def read_folder(root: Path, max_pixels: int = MAX_PIXELS, classes: str = "auto")
         there = "; ".join(map(str, found.left_out)) or "nothing is there"
         raise UserError(f"data.root: no images in {root} ({looked}): {there}")
     layout = find_layout(found.root, classes)
-    names = tuple(sorted(layout.splits["train"]))
+    names = tuple(class_order(layout.splits["train"]))
     files = {split: _files(folders, names, linked=found.linked) for split, folders in layout.splits.items()}
-    left_out, notes = [*layout.left_out, *found.left_out], [*dict.fromkeys(layout.notes)]
+    left_out, notes = [*layout.left_out, *found.left_out], [*dict.fromkeys(layout.notes), *order_notes(names)]
     notes += [
         f"data.root: {name} has only {', '.join(endings)}, which is not read, and is no class: convert to .jpg or .png"
         for name, endings in found.undecoded.items()

@@ -17,7 +17,7 @@ from vit_dist.data.sources.datasets import IMAGES
 from vit_dist.data.sources.decode import MAX_PIXELS, EncodedImage, Header, ImageError, check_bytes, decode, decoding
 from vit_dist.data.sources.image_files import header_of, open_regular
 from vit_dist.data.sources.listing import LABELS, column, plain_label
-from vit_dist.data.sources.names import split_of
+from vit_dist.data.sources.names import class_order, split_of
 from vit_dist.data.sources.splits import IMAGENET, SPLITS, ImageSizes, LabelledSplits, LeftOut, Subset
 from vit_dist.data.sources.survey import sizes_of
 from vit_dist.errors import UserError, one_line, visible
@@ -239,7 +239,7 @@ def _number(
         names = [str(number) for number in range(most + 1)]
     if names is not None and all(isinstance(label, int) for label in labels["train"]):
         return tuple(names), {split: np.asarray(of_split, np.int64) for split, of_split in labels.items()}
-    known = sorted({str(label) for label in labels["train"]})
+    known = class_order({str(label) for label in labels["train"]})
     number_of = {name: number for number, name in enumerate(known)}
     unknown = [str(label) for of_split in labels.values() for label in of_split if str(label) not in number_of]
     if unknown:

@@ -14,7 +14,7 @@ from vit_dist.data.sources.arrays import array_source, is_arrays, read_images
 from vit_dist.data.sources.datasets import dataset_source
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.listing import Listing, from_pairs, from_table, plain_label
-from vit_dist.data.sources.names import is_table
+from vit_dist.data.sources.names import class_order, is_table
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.tables import read_table
 from vit_dist.errors import UserError, one_line
@@ -106,7 +106,7 @@ def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple
     if len(plain) != length:
         raise UserError(f"{field}: has {len(plain)} labels for {length} images")
     if all(isinstance(label, str) for label in plain):
-        names = sorted(set(plain))
+        names = class_order(set(plain))
         number_of = {name: number for number, name in enumerate(names)}
         return np.fromiter((number_of[label] for label in plain), np.int64, length), tuple(names)
     odd = next((label for label in plain if isinstance(label, bool) or not isinstance(label, (int, np.integer))), None)

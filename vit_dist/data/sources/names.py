@@ -101,3 +101,17 @@ def class_of(name: str, known: Sequence[str]) -> str | None:
         return forms[composed(name)]
     folded = [other for form, other in forms.items() if form.casefold() == composed(name).casefold()]
     return folded[0] if len(folded) == 1 else None
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Return classes in the order of their numbers: sorted, and by value where all are whole numbers, 2 before 10."""
+    classes = sorted(names)
+    numbers = all(name.isascii() and name.isdecimal() for name in classes)
+    return sorted(classes, key=lambda name: (int(name), name)) if numbers else classes
+
+
+def order_notes(classes: Sequence[str]) -> list[str]:
+    """Return what the user is told of an order that is not that of the alphabet."""
+    if list(classes) == sorted(classes):
+        return []
+    return [f"classes are numbers, and in their order: {', '.join(classes[:3])} … {classes[-1]}"]
