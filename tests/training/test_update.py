@@ -112,13 +112,19 @@ def build_updater(
     )
 
 
-def gradients_of_all_splits(folder: str) -> list[int]:
+def sample_weights() -> np.ndarray:
+    """Return weights of the samples, some of them 0."""
+    return np.random.default_rng(7).integers(0, 5, SAMPLES).astype(np.float32) / 3
+
+
+def gradients_of_all_splits(folder: str, weighted: bool) -> list[int]:
     """Save this rank's gradient of global batch 1 (which crosses an epoch's end) for every micro-batch size."""
+    weights = sample_weights() if weighted else None
     runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
     sizes = []
     for micro_size in MICRO_SIZES:
         settings = config(micro_size)
-        plan = Plan.from_config(settings, SAMPLES, runtime.world_size)
+        plan = Plan.from_config(settings, SAMPLES, runtime.world_size, weights=weights)
         module = model()
         updater = build_updater(module, settings, plan, runtime)
         window = [in_float64(batch) for batch in stream(plan, runtime).window(1)]
@@ -126,13 +132,14 @@ def gradients_of_all_splits(folder: str) -> list[int]:
         updater.accumulate(window, plan.micro_batches_per_rank, plan.weight(1))
         gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         save_file(gradients, Path(folder) / f"{micro_size}_{runtime.rank}.safetensors")
-        assert updater.take_sums()[2] == GLOBAL
+        assert updater.take_sums()[2] == pytest.approx(plan.weight(1), rel=1e-6)
+        assert weighted or plan.weight(1) == GLOBAL
     runtime.end()
     return sizes
 
 
-def reference_gradients() -> dict[str, torch.Tensor]:
-    """Return autograd's gradients of the mean loss of samples 21 … 41 of the stream, as one batch."""
+def reference_gradients(weighted: bool) -> dict[str, torch.Tensor]:
+    """Return autograd's gradients of the (weighted) mean loss of samples 21 … 41 of the stream, as one batch."""
     plan = Plan.from_config(config(GLOBAL + 1), SAMPLES, 1)
     slots = plan.slots(1, 0)
     ids, epochs = slots.index[:GLOBAL], slots.epoch[:GLOBAL]
@@ -151,14 +158,16 @@ def reference_gradients() -> dict[str, torch.Tensor]:
     draws = torch.from_numpy(uniform(keys(0, Purpose.DROP_PATH, epochs, ids), DEPTH, 2))
     module = model()
     losses = cross_entropy(module(images, draws), torch.from_numpy(source().labels[ids]), label_smoothing=0.1)
-    losses.mean().backward()
+    weights = torch.from_numpy(sample_weights()[ids]).double() if weighted else torch.ones(GLOBAL).double()
+    assert not weighted or (weights == 0).any()
+    ((losses * weights).sum() / weights.sum()).backward()
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_the_gradient_equals_that_of_one_big_batch_for_any_split(world: int, tmp_path: Path) -> None:
-    windows = run_world(world, gradients_of_all_splits, tmp_path, str(tmp_path))
-    expected = reference_gradients()
+@pytest.mark.parametrize(("world", "weighted"), [(1, False), (2, False), (3, False), (1, True), (3, True)])
+def test_the_gradient_equals_that_of_one_big_batch_for_any_split(world: int, weighted: bool, tmp_path: Path) -> None:
+    windows = run_world(world, gradients_of_all_splits, tmp_path, str(tmp_path), weighted)
+    expected = reference_gradients(weighted)
     norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
     for number, micro_size in enumerate(MICRO_SIZES):
         micro_batches = -(-GLOBAL // micro_size)

@@ -45,7 +45,8 @@ def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
 
 def same_samples(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Return whether the fingerprints of two splits agree in all that both say: older ones say less."""
-    return all(before[name] == now[name] for name in before.keys() & now.keys())
+    alike = all(before[name] == now[name] for name in before.keys() & now.keys())
+    return alike and before.get("weights") == now.get("weights")
 
 
 def split_fingerprint(data: LabelledSplits, name: str) -> dict[str, Any]:
@@ -128,6 +129,8 @@ def _count_text(names: set[str], kind: str) -> str:
 
 def _of_split(split: Subset, root: str) -> dict[str, Any]:
     found: dict[str, Any] = {"samples": len(split), "sha256": _digest(split, root)}
+    if split.weights is not None:
+        found["weights"] = hashlib.sha256(split.weights.astype("<f4").tobytes()).hexdigest()
     return {**found, "content": _content_digest(split)} if root else found
 
 

@@ -43,6 +43,7 @@ class Plan:
     """Every number of a run. `*_every` are exact numbers of samples; warmup and cooldown are in updates.
 
     shards: the order of samples that lie in shards; None: any order of all samples, which is shuffled as a whole.
+    weights: of the training samples in the loss, float32 [samples]; None: all 1.
     """
 
     samples: int
@@ -62,12 +63,20 @@ class Plan:
     repeats: int = 1
     sizes: tuple[tuple[int, int], ...] = ()
     shards: BlockOrder | None = field(default=None, repr=False, compare=False)
+    weights: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def from_config(cls, config: Config, samples: int, world_size: int, shards: Ints | None = None) -> Plan:
+    def from_config(
+        cls,
+        config: Config,
+        samples: int,
+        world_size: int,
+        shards: Ints | None = None,
+        weights: NDArray[np.float32] | None = None,
+    ) -> Plan:
         """Plan the run of a config over `samples` training samples on `world_size` processes. Raises UserError.
 
-        shards: of samples that lie in shards, how many are in each, in their order.
+        shards: of samples that lie in shards, how many are in each, in their order. weights: of the samples.
         """
         assert samples > 0
         assert world_size > 0
@@ -115,6 +124,7 @@ class Plan:
             repeats=config.augment.repeats,
             sizes=tuple(sizes),
             shards=None if shards is None else _block_order(config, shards),
+            weights=weights,
         )
 
     def in_updates(self, length: Length) -> Fraction:
@@ -135,9 +145,16 @@ class Plan:
         """Return the number of samples drawn by the first `position` global batches."""
         return min(position * self.global_size, self.total_samples)
 
-    def weight(self, position: int) -> int:
+    def count(self, position: int) -> int:
         """Return the number of samples in the global batch at `position`; only the last of a run can be short."""
         return self.samples_at(position + 1) - self.samples_at(position)
+
+    def weight(self, position: int) -> float:
+        """Return the weight of the global batch at `position`, by which its loss is divided: 1 if all weigh nothing."""
+        if self.weights is None:
+            return self.count(position)
+        numbers = range(-(-self.count(position) // self.micro_size))
+        return math.fsum(self.slots(position, number).weight.sum(dtype=np.float64) for number in numbers) or 1.0
 
     def due(self, position: int, every: Fraction) -> bool:
         """Return whether something done every `every` samples is due after update `position`; always after the last."""
@@ -166,7 +183,10 @@ class Plan:
             places = batch * distinct + within
         index = self._shuffled(places) if self.shards is None else self.shards.indices(places)
         epoch = places // self.samples * self.repeats + copy
-        return Slots(index, epoch, real.astype(np.float32), self.size_at(position))
+        weight = real.astype(np.float32)
+        return Slots(
+            index, epoch, weight if self.weights is None else weight * self.weights[index], self.size_at(position)
+        )
 
     def _shuffled(self, places: Ints) -> Ints:
         """Return the samples at these places of the stream, where each epoch is shuffled as a whole."""
@@ -184,7 +204,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; exact lengths as text."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "shards"}
+        values = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("shards", "weights")
+        }
         plain = {k: str(v) if isinstance(v, Fraction) else v for k, v in values.items()}
         return {**plain, "sizes": [list(size) for size in self.sizes]}
 

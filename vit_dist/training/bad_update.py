@@ -75,7 +75,7 @@ def measure_update(updater: Updater, stream: Stream, plan: Plan, model: nn.Modul
     runtime = updater.runtime
     updater.optimizer.zero_grad()
     stream.close()
-    count, ids = plan.weight(position), []
+    count, ids = plan.count(position), []
 
     def window() -> Iterator[Batch]:
         for batch in stream.window(position):
@@ -90,7 +90,9 @@ def measure_update(updater: Updater, stream: Stream, plan: Plan, model: nn.Modul
         values: list[Any] = runtime.all_reduce_sum(everyone).flatten()[:count].tolist()
         return values
 
-    losses = of_all_ranks(updater.accumulate(window(), plan.micro_batches_per_rank, count, spread_nan=False))
+    losses = of_all_ranks(
+        updater.accumulate(window(), plan.micro_batches_per_rank, plan.weight(position), spread_nan=False)
+    )
     scale = runtime.scaler.get_scale() if runtime.scaler is not None else 1.0
     squares: dict[str, float] = {}
     for name, parameter in model.named_parameters():

@@ -80,7 +80,7 @@ def build_components(
     data = open_splits(config, source)
     preprocessing = preprocessing or resolve_preprocessing(config, data, model)
     train = data.splits["train"]
-    plan = Plan.from_config(config, len(train), world_size, shard_sizes(train))
+    plan = Plan.from_config(config, len(train), world_size, shard_sizes(train), train.weights)
     if plan.shards is None and config.data.lanes > 1:
         raise UserError(f"data.lanes: {config.data.lanes} are for shards, and this data has none: set data.lanes 1")
     for field, slots in (

@@ -45,7 +45,7 @@ def check_same_samples(data: LabelledSplits, of_main: Mapping[str, Any], runtime
         own = of_main if runtime.is_main else fingerprint(data)
     samples = {
         f"the {name} split": f"{split['samples']} images, "
-        + " ".join(split[digest][:12] for digest in ("sha256", "content") if digest in split)
+        + " ".join(split[digest][:12] for digest in ("sha256", "content", "weights") if digest in split)
         for name, split in own.items()
     }
     _compare({"classes": ", ".join(data.classes), **samples}, runtime)

@@ -115,7 +115,7 @@ def plan_rows(components: Components) -> dict[str, str]:
     train_first = sorted(data.splits.items(), key=lambda item: item[0] != "train")
     splits = ", ".join(f"{name} {len(split):,}" for name, split in train_first)
     fillers = f", {plan.fillers} filler slots per update" if plan.fillers else ""
-    last = plan.weight(plan.updates - 1)
+    last = plan.count(plan.updates - 1)
     short = f" (the last update has {last} samples)" if last != plan.global_size else ""
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
     cooldown = f", cooldown {plan.cooldown} updates" if plan.cooldown else ""

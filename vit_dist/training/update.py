@@ -61,7 +61,7 @@ class Updater:
         self.before_step: Callable[[], None] = lambda: None
         self._skipped: Callable[[], float] | None = None
 
-    def update(self, window: Iterable[Batch], length: int, weight: int) -> None:
+    def update(self, window: Iterable[Batch], length: int, weight: float) -> None:
         """Make one update from this rank's `length` micro-batches of a global batch of total weight `weight`.
 
         Raises DivergedError, on all ranks alike.
@@ -72,7 +72,9 @@ class Updater:
         self.apply()
         self.state.position += 1
 
-    def accumulate(self, window: Iterable[Batch], length: int, weight: int, *, spread_nan: bool = True) -> list[Tensor]:
+    def accumulate(
+        self, window: Iterable[Batch], length: int, weight: float, *, spread_nan: bool = True
+    ) -> list[Tensor]:
         """Leave the gradient of the whole global batch in the parameters of every rank.
 
         spread_nan: whether a loss that is not finite, on any rank, makes the gradient NaN; it reaches the other ranks

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from vit_dist import Config, UserError
+from vit_dist import Config, UserError, train
 from vit_dist.config.fields import DataConfig
+from vit_dist.data.fingerprint import fingerprint, same_samples
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import sample_name
 from vit_dist.data.sources.splits import LabelledSplits
@@ -223,3 +224,64 @@ def test_paths_may_be_absolute_of_a_home_or_roundabout(folder: Path, monkeypatch
         names = [name for name, _ in described(data)["train"]]
         assert names[2:] == [before + name for name in expected[2:]]
         assert names[:2] == [f"{folder}/{name}" for name in expected[:2]]
+
+
+@pytest.mark.parametrize("write", [separated(","), json_lines], ids=["csv", "jsonl"])
+def test_a_column_of_weights_is_read_where_it_is_named(write: Callable[[Path, list[Row]], None], folder: Path) -> None:
+    weights = [0.0, 1, 2.5, 1, 4, 1, 1, 3, 1, 1, 1, 1]
+    table = folder / "table.csv" if write is not json_lines else folder / "table.jsonl"
+    write(table, [{**row, "trust": str(weight)} for row, weight in zip(rows(), weights, strict=True)])
+    data = open_data(DataConfig(root=str(table), columns={"weight": "trust"}))
+    train = data.splits["train"].weights
+    assert train is not None
+    assert train.tolist() == weights[:8]
+    assert "images weigh 0 to 4 in training's loss, 1.46 on average" in data.notes
+    part = data.splits["train"].take(slice(2, 5))
+    assert part.weights is not None
+    assert part.weights.tolist() == weights[2:5]
+    assert open_data(DataConfig(root=str(table))).splits["train"].weights is None
+    others = open_data(DataConfig(root=str(table), columns={"weight": "trust"}, val_fraction=0.0))
+    assert fingerprint(data)["train"] == fingerprint(others)["train"]
+    unweighted = fingerprint(open_data(DataConfig(root=str(table))))["train"]
+    assert not same_samples(unweighted, fingerprint(data)["train"])
+
+
+@pytest.mark.parametrize(
+    ("weight", "problem"),
+    [
+        ("-1", "must be a number, 0 or more, not -1"),
+        ("inf", "must be a number, 0 or more, not inf"),
+        ("heavy", "must be a number, 0 or more, not heavy"),
+        ("", "must be a number, 0 or more, not an empty cell"),
+    ],
+)
+def test_a_weight_that_is_none_is_named(weight: str, problem: str, folder: Path) -> None:
+    table = folder / "table.csv"
+    content = [{**row, "trust": "1"} for row in rows()]
+    content[2]["trust"] = weight
+    separated(",")(table, content)
+    with pytest.raises(UserError) as error:
+        open_data(DataConfig(root=str(table), columns={"weight": "trust"}))
+    assert str(error.value) == f"data.root: {table}, row 4, column trust: {problem}"
+    separated(",")(table, [{**row, "trust": "0"} for row in rows()])
+    with pytest.raises(UserError, match=r"^data\.columns\.weight: all weights in .* are 0: nothing would be learned$"):
+        open_data(DataConfig(root=str(table), columns={"weight": "trust"}))
+
+
+def test_training_follows_the_weights(folder: Path, tmp_path: Path) -> None:
+    values = {
+        **{"data.image_size": 16, "model.patch_size": 8, "model.width": 16, "model.depth": 1, "model.heads": 2},
+        **{"batch.global_size": 8, "batch.micro_size": 4, "train.duration": "3 updates", "evaluate.every": "3 updates"},
+        **{"schedule.warmup": "1 updates", "log.every": "1 updates", "log.trackers": "none", "log.report": False},
+        **{"run.device": "cpu", "run.threads": 1, "data.workers": 0, "data.columns": {"weight": "trust"}},
+    }
+
+    def losses(name: str, weight_of: Callable[[Row], float]) -> list[float]:
+        table = folder / f"{name}.csv"
+        separated(",")(table, [{**row, "trust": str(weight_of(row))} for row in rows()])
+        run = train(Config.load("folder", {**values, "data.root": str(table), "run.dir": str(tmp_path / name)}))
+        return [line["loss"] for line in run.history if line["kind"] == "train"]
+
+    ones = losses("ones", lambda row: 1)
+    assert losses("threes", lambda row: 3) == pytest.approx(ones, rel=1e-5)  # a mean has no scale
+    assert losses("cats", lambda row: float(row["label"] == "cat")) != pytest.approx(ones, rel=1e-3)

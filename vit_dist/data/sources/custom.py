@@ -87,7 +87,7 @@ def numbered(part: Labelled, classes: Sequence[str], mode: str) -> Subset:
 
     Raises UserError for a class that is not among them.
     """
-    subset, source = all_of(part.source), part.source
+    subset, source = replace(all_of(part.source), weights=part.weights), part.source
     if isinstance(source, (ArraySource, DatasetSource, FileSource)):
         source = replace(source, mode=mode)
     elif type(source) is MemorySource:

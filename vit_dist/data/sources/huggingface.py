@@ -189,7 +189,8 @@ def _columns(features: Mapping[str, Any], root: str, chosen: Mapping[str, str]) 
     field = f"data.root: {root}"
     for what, name in chosen.items():
         if what not in ("path", "label"):
-            raise UserError(f"data.columns.{what}: {root} has splits of its own: leave it out")
+            why = "has splits of its own" if what == "split" else "is no table: weights are read from tables alone"
+            raise UserError(f"data.columns.{what}: {root} {why}: leave it out")
         if name not in features:
             raise UserError(f"data.columns.{what}: {root} has no column {name}: it has {', '.join(features)}")
     images = [name for name, kind in kinds.items() if kind == "Image"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vit_dist.data.sources.arrays import array_source, is_arrays, read_images
@@ -30,7 +31,7 @@ class Labelled:
     """Labelled images as they were given.
 
     classes: the names that the source's labels number; None if only the numbers are known. field: what errors call it.
-    name: of the data, for people. notes: lines for the user on how it was read.
+    name: of the data, for people. notes: lines for the user on how it was read. weights: of the samples, float32.
     """
 
     source: Source
@@ -38,6 +39,7 @@ class Labelled:
     field: str
     name: str
     notes: tuple[str, ...] = ()
+    weights: NDArray[np.float32] | None = None
 
 
 def open_labelled(value: Any, field: str, max_pixels: int, columns: Mapping[str, str]) -> Labelled:
@@ -97,7 +99,8 @@ def open_listing(value: Any, field: str, columns: Mapping[str, str]) -> tuple[Li
 def labelled_files(listing: Listing, name: str, field: str, max_pixels: int) -> Labelled:
     """Return the images of a listing, whose splits are left aside. Raises UserError."""
     labels, classes = _number(listing.labels, len(listing.paths), f"{field}, labels")
-    return Labelled(FileSource(listing.paths, labels, max_pixels=max_pixels), classes, field, name, listing.notes)
+    source = FileSource(listing.paths, labels, max_pixels=max_pixels)
+    return Labelled(source, classes, field, name, listing.notes, listing.weights)
 
 
 def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple[str, ...] | None]:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vit_dist.data.sources.file_sizes import FileSizes
 from vit_dist.data.sources.image_files import FilePaths
 from vit_dist.errors import UserError, visible
@@ -17,7 +20,12 @@ from vit_dist.files import user_path
 # Names of columns → what they hold, in any case; the first that a table has is taken.
 PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
 LABELS = ("label", "class", "target", "category", "labels")
-_KNOWN = {"path": (PATHS, "image files"), "label": (LABELS, "labels"), "split": (("split",), "splits")}
+_KNOWN: dict[str, tuple[Sequence[str], str]] = {
+    "path": (PATHS, "image files"),
+    "label": (LABELS, "labels"),
+    "split": (("split",), "splits"),
+    "weight": ((), "weights"),  # only where it is named: a column called weight may hold kilograms
+}
 # Paths that are no plain names: of a home, with parts that mean nothing, or that no system takes.
 _ODD = re.compile(r"^~|^\./|//|/\.|/$|\0")
 
@@ -25,7 +33,7 @@ _ODD = re.compile(r"^~|^\./|//|/\.|/$|\0")
 class Rows(NamedTuple):
     """Where the rows of a listing are, for messages.
 
-    place: the field, and the file if there is one. columns: what (path, label, split) → the column's name. first: the
+    place: the field, and the file if there is one. columns: what (path, label …) → the column's name. first: the
     number of the first row. blank: after how many rows each empty one stood. form: of a row's place, if no table's.
     """
 
@@ -45,7 +53,8 @@ class Rows(NamedTuple):
 class Listing(NamedTuple):
     """Image files with their labels (names or numbers), and the split of each, if the listing says it.
 
-    rows: where they stand. notes: lines for the user on how the listing was read.
+    rows: where they stand. notes: lines for the user on how the listing was read. weights: of the images in training's
+    loss, float32, if the listing says them.
     """
 
     paths: FilePaths
@@ -53,12 +62,14 @@ class Listing(NamedTuple):
     splits: list[str] | None
     rows: Rows
     notes: tuple[str, ...] = ()
+    weights: NDArray[np.float32] | None = None
 
     def take(self, rows: Sequence[int]) -> Listing:
         """Return some rows, all of one split, with what is known of their files."""
         bytes_, regular = self.paths.sizes
         paths = FilePaths([self.paths.names[row] for row in rows], FileSizes(bytes_[rows], regular[rows]))
-        return Listing(paths, [self.labels[row] for row in rows], None, self.rows, self.notes)
+        weights = None if self.weights is None else self.weights[rows]
+        return Listing(paths, [self.labels[row] for row in rows], None, self.rows, self.notes, weights)
 
 
 def column(names: Iterable[str], known: Sequence[str], field: str, what: str, fix: str = "") -> str:
@@ -78,7 +89,7 @@ def usual_column(names: Iterable[str], known: Sequence[str]) -> str | None:
 
 
 def choose_columns(names: Sequence[Any], chosen: Mapping[str, str], place: str, table: str) -> dict[str, str]:
-    """Return what (path, label and, if it is there, split) → the name of its column.
+    """Return what (path, label and, if they are there, split and weight) → the name of its column.
 
     chosen: `data.columns`, which goes before the usual names. place, table: how messages begin, and call the table.
     Raises UserError that lists the columns.
@@ -91,7 +102,7 @@ def choose_columns(names: Sequence[Any], chosen: Mapping[str, str], place: str, 
                 there = visible(", ".join(texts))
                 raise UserError(f"data.columns.{what}: {table} has no column {chosen[what]}: it has {there}")
             found[what] = name
-        elif what == "split":
+        elif what in ("split", "weight"):
             if (name := usual_column(texts, known)) is not None:
                 found[what] = name
         else:
@@ -103,7 +114,7 @@ def from_table(table: Any, names: Sequence[Any], field: str, chosen: Mapping[str
     """Return the listing in a table, which gives a column of values by its name. Raises UserError."""
     columns = choose_columns(names, chosen, field, field)
     values = {what: list(table[name]) for what, name in columns.items()}
-    return made(values["path"], values["label"], values.get("split"), Rows(field, columns), Path())
+    return made(values, Rows(field, columns), Path())
 
 
 def from_pairs(pairs: Sequence[Any], field: str) -> Listing:
@@ -115,16 +126,15 @@ def from_pairs(pairs: Sequence[Any], field: str) -> Listing:
             kind = type(pair[0]).__name__
             raise UserError(f"{field}[{number}]: must begin with the path of an image, not with {kind}")
     paths, labels = [path for path, _ in pairs], [label for _, label in pairs]
-    return made(paths, labels, None, Rows(field, form="[{}]"), Path())
+    return made({"path": paths, "label": labels}, Rows(field, form="[{}]"), Path())
 
 
-def made(
-    paths: list[Any], labels: list[Any], splits: list[Any] | None, rows: Rows, folder: Path, notes: Sequence[str] = ()
-) -> Listing:
-    """Return the listing of these columns, whose files are there and whose images have labels.
+def made(values: Mapping[str, list[Any]], rows: Rows, folder: Path, notes: Sequence[str] = ()) -> Listing:
+    """Return the listing of these columns (path, label, split, weight), whose files are there and have labels.
 
     folder: what paths are relative to. Raises UserError that names the row and the column.
     """
+    paths, splits = values["path"], values.get("split")
     if not paths:
         raise UserError(f"{rows.place}{'' if rows.first else ':'} lists no images")
     names = FilePaths(_located(paths, folder, rows))
@@ -132,11 +142,33 @@ def made(
     if missing:
         more = f", nor are {len(missing) - 1:,} more" if missing[1:] else ""
         raise UserError(f"{rows.at(missing[0], 'path')}: {visible(names.names[missing[0]])} is not there{more}")
-    labels = [plain_label(label) for label in labels]
+    labels = [plain_label(label) for label in values["label"]]
     empty = next((number for number, label in enumerate(labels) if label in ("", None) or label != label), None)
     if empty is not None:
         raise UserError(f"{rows.at(empty, 'label')}: {visible(names.names[empty])} has no label: give it one")
-    return Listing(names, labels, None if splits is None else [*map(str, splits)], rows, tuple(notes))
+    weights, said = None, list(notes)
+    if "weight" in values:
+        weights = _weights(values["weight"], rows)
+        said.append(
+            f"images weigh {weights.min():g} to {weights.max():g} in training's loss, {weights.mean():.3g} on average"
+        )
+    return Listing(names, labels, None if splits is None else [*map(str, splits)], rows, tuple(said), weights)
+
+
+def _weights(values: Sequence[Any], rows: Rows) -> NDArray[np.float32]:
+    """Return weights, each a number from 0 on and not all 0. Raises UserError."""
+    found = np.empty(len(values), np.float32)
+    for number, value in enumerate(values):
+        try:
+            found[number] = float(value)
+        except (TypeError, ValueError, OverflowError):
+            found[number] = np.nan
+        if not 0 <= found[number] < np.inf:
+            shown = visible(str(value))[:40] or "an empty cell"
+            raise UserError(f"{rows.at(number, 'weight')}: must be a number, 0 or more, not {shown}")
+    if not found.any():
+        raise UserError(f"data.columns.weight: all weights in {rows.place} are 0: nothing would be learned")
+    return found
 
 
 def _located(paths: Sequence[Any], folder: Path, rows: Rows) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vit_dist.data.sources.source import Source
 from vit_dist.errors import UserError, visible
@@ -25,18 +26,23 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of a source: the indices of its samples there and their classes, int64 [length] each."""
+    """A part of a source: the indices of its samples there and their classes, int64 [length] each.
+
+    weights: of the samples in training's loss, float32 [length]; None: all 1.
+    """
 
     source: Source
     indices: Ints
     labels: Ints
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def take(self, places: Ints | slice) -> Subset:
         """Return the samples at places of this subset, in that order."""
-        return Subset(self.source, self.indices[places], self.labels[places])
+        weights = None if self.weights is None else self.weights[places]
+        return Subset(self.source, self.indices[places], self.labels[places], weights)
 
     def only(self, indices: Ints) -> Subset:
         """Return the samples of this subset that have these indices in the source, in the order of `indices`."""

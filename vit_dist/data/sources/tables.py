@@ -56,7 +56,7 @@ class _Cells:
         """Return the listing. first: the number of its first row. Raises UserError."""
         rows = Rows(f"{field}: {path}", self.columns, first, self.blank)
         lists = self.lists
-        return made(lists["path"], lists["label"], lists.get("split"), rows, path.parent, notes)
+        return made(lists, rows, path.parent, notes)
 
 
 def _read_text(file: Any, path: Path, field: str, chosen: Mapping[str, str]) -> Listing:
