@@ -7,10 +7,13 @@ import io
 import os
 import socket
 import sys
+import time
 from typing import TextIO
 
 from vit_dist.errors import UserError
 from vit_dist.runtime.launch import is_first_process, speaks_for_host
+
+_SPEAKER_FIRST = 3.0  # seconds
 
 
 def prepare_streams() -> None:
@@ -49,6 +52,9 @@ def print_mistake(error: UserError) -> None:
         with contextlib.suppress(OSError):
             for line in f"{where}{error}".splitlines():
                 print_error(line)
+    elif error.speaks is None:
+        # All make the same mistake; a launcher ends the others at the end of the first, which is not to be this one.
+        time.sleep(_SPEAKER_FIRST)
 
 
 def print_error(line: str) -> None:

@@ -270,4 +270,4 @@ def _evaluation(config: Config, facts: Facts) -> Iterator[Choice]:
     count = max(1, min(_EVALUATIONS, math.ceil(samples / size), affordable(samples, facts.val)))
     epochs = samples / facts.images / count
     every = f"{round(epochs)} epochs" if epochs >= 1 else f"{_rounded(100 / count):g}%"
-    yield Choice("evaluate.every", every, f"about {count} evaluations of {facts.val:,} images")
+    yield Choice("evaluate.every", every, f"about {count} evaluation{'s'[: count != 1]} of {facts.val:,} images")

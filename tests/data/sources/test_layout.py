@@ -437,7 +437,7 @@ def test_every_image_is_read_or_counted_as_left_out_or_the_tree_is_refused(tmp_p
 def test_classes_that_are_numbers_are_in_their_order_and_that_is_said(tmp_path: Path) -> None:
     data = open_data(DataConfig(root=str(plant(tmp_path / "numbers", {str(n): 2 for n in (1, 2, 10, 21, 3)}))))
     assert data.classes == ("1", "2", "3", "10", "21")
-    assert "classes are numbers, and in their order: 1, 2, 3 … 21" in data.notes
+    assert "classes are numbers, and in their order: 1, 2, 3, …, 21" in data.notes
     paths = data.splits["train"].source.paths  # type: ignore[attr-defined]
     labels = {Path(paths[i]).parent.name: label for i, label in enumerate(data.splits["train"].source.labels.tolist())}
     assert labels == {"1": 0, "2": 1, "3": 2, "10": 3, "21": 4}

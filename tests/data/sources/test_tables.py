@@ -235,7 +235,7 @@ def test_a_column_of_weights_is_read_where_it_is_named(write: Callable[[Path, li
     train = data.splits["train"].weights
     assert train is not None
     assert train.tolist() == weights[:8]
-    assert "images weigh 0 to 4 in training's loss, 1.46 on average" in data.notes
+    assert "images have weights in the training loss, from 0 to 4, on average 1.46" in data.notes
     part = data.splits["train"].take(slice(2, 5))
     assert part.weights is not None
     assert part.weights.tolist() == weights[2:5]

@@ -15,7 +15,7 @@ from vit_dist.data.sources.arrays import array_source, is_arrays, read_images
 from vit_dist.data.sources.datasets import dataset_source
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.listing import Listing, from_pairs, from_table, plain_label
-from vit_dist.data.sources.names import class_order, is_table
+from vit_dist.data.sources.names import class_order, is_table, order_notes
 from vit_dist.data.sources.source import Source
 from vit_dist.data.sources.tables import read_table
 from vit_dist.errors import UserError, one_line
@@ -100,7 +100,7 @@ def labelled_files(listing: Listing, name: str, field: str, max_pixels: int) -> 
     """Return the images of a listing, whose splits are left aside. Raises UserError."""
     labels, classes = _number(listing.labels, len(listing.paths), f"{field}, labels")
     source = FileSource(listing.paths, labels, max_pixels=max_pixels)
-    return Labelled(source, classes, field, name, listing.notes, listing.weights)
+    return Labelled(source, classes, field, name, (*listing.notes, *order_notes(classes or ())), listing.weights)
 
 
 def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple[str, ...] | None]:

@@ -149,9 +149,8 @@ def made(values: Mapping[str, list[Any]], rows: Rows, folder: Path, notes: Seque
     weights, said = None, list(notes)
     if "weight" in values:
         weights = _weights(values["weight"], rows)
-        said.append(
-            f"images weigh {weights.min():g} to {weights.max():g} in training's loss, {weights.mean():.3g} on average"
-        )
+        span = f"from {weights.min():g} to {weights.max():g}, on average {weights.mean():.3g}"
+        said.append(f"images have weights in the training loss, {span}")
     return Listing(names, labels, None if splits is None else [*map(str, splits)], rows, tuple(said), weights)
 
 

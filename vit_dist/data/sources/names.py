@@ -114,4 +114,5 @@ def order_notes(classes: Sequence[str]) -> list[str]:
     """Return what the user is told of an order that is not that of the alphabet."""
     if list(classes) == sorted(classes):
         return []
-    return [f"classes are numbers, and in their order: {', '.join(classes[:3])} … {classes[-1]}"]
+    shown = [*classes[:3], "…", classes[-1]] if len(classes) > 4 else classes
+    return [f"classes are numbers, and in their order: {', '.join(shown)}"]
