@@ -68,12 +68,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def either(words: Sequence[str]) -> str:
     """Return `a, b or c`."""
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return _listed(words, " or ")
 
 
 def every(words: Sequence[str]) -> str:
     """Return `a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return _listed(words, " and ")
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    return last.join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def one_line(error: object, limit: int | None = None) -> str:

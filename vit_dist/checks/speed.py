@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vit_dist.config.fields import AugmentConfig
@@ -170,9 +169,7 @@ class _StageReader(Reader):
 
     def read(self, slots: Slots) -> HostBatch:
         """Time the slots."""
-        pixels = np.empty((len(slots.index), *self.shape()), np.uint8)
-        slots, bad = self.read_into(pixels, slots)
-        return self.batch(torch.from_numpy(pixels), slots, bad)
+        return self.read_each(slots)
 
     def read_into(
         self,

@@ -96,6 +96,10 @@ class Reader:
             assert held is not None
             held = np.ascontiguousarray(held[self.subset.indices[slots.index]])
             return self.batch(torch.from_numpy(held), slots, {})
+        return self.read_each(slots)
+
+    def read_each(self, slots: Slots) -> HostBatch:
+        """Read a micro-batch sample by sample. Raises UserError."""
         pixels = np.empty((len(slots.index), *self.shape(slots.image_size or self.image_size)), np.uint8)
         slots, bad = self.read_into(pixels, slots)
         return self.batch(torch.from_numpy(pixels), slots, bad)
