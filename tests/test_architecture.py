@@ -52,6 +52,8 @@ ALLOWED = {
     "scipy": ("data.augmentation.draws",),
     "huggingface_hub": ("models.pretrained",),
     "datasets": ("data.sources.huggingface",),
+    "ftfy": ("data.text.clip_bpe",),
+    "tokenizers": ("data.text.tokenizer",),
     "fsspec": ("data.shards.remote",),
     "onnx": ("export.onnx_file",),
     "onnxruntime": ("export.onnx_file",),

@@ -88,7 +88,9 @@ class DataConfig:
     """The data: where it is, how it is split and preprocessed."""
 
     name: str = option(
-        "", "digits, mnist, fashion_mnist, cifar10, cifar100, folder; empty: folder if root is set, else digits"
+        "",
+        "digits, mnist, fashion_mnist, cifar10, cifar100, digits_captions, folder; empty: folder if root is set, else "
+        "digits",
     )
     root: str = free(
         "",

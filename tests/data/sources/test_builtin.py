@@ -74,7 +74,7 @@ def test_digits_splits_are_the_same_for_every_seed() -> None:
 def test_an_unknown_data_set_is_refused() -> None:
     assert refusal(DataConfig(name="mnst")) == "data.name: no data set mnst (did you mean mnist?)"
     assert refusal(DataConfig(name="zebra")) == (
-        "data.name: no data set zebra; known: digits, mnist, fashion_mnist, cifar10, cifar100, folder"
+        "data.name: no data set zebra; known: digits, mnist, fashion_mnist, cifar10, cifar100, digits_captions, folder"
     )
 
 

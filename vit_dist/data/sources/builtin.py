@@ -22,7 +22,8 @@ from vit_dist.data.sources.splits import LabelledSplits, all_of, keyed_split
 from vit_dist.errors import UserError
 
 
-def _digits(root: Path) -> LabelledSplits:
+def read_digits(root: Path) -> LabelledSplits:
+    """Return scikit-learn's digits; a keyed fifth of them is test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -170,7 +171,7 @@ def _download(url: str, path: Path) -> None:
 _FASHION = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 # Name → function that reads the data in a folder, downloading it first if it is absent.
 BUILTIN: dict[str, Callable[[Path], LabelledSplits]] = {
-    "digits": _digits,
+    "digits": read_digits,
     "mnist": _mnist_like("MNIST", [str(i) for i in range(10)], 0.1307, 0.3081),
     "fashion_mnist": _mnist_like("FashionMNIST", _FASHION, 0.2860, 0.3530),
     "cifar10": lambda root: read_cifar(CIFAR10, root),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from vit_dist.config.fields import DataConfig
@@ -10,6 +11,7 @@ from vit_dist.config.values import parse_bytes
 from vit_dist.data.shards.source import is_shards, open_index, read_remote_shards, read_shards, tar_files
 from vit_dist.data.sources.builtin import BUILTIN
 from vit_dist.data.sources.custom import from_source
+from vit_dist.data.sources.digits_captions import read_digits_captions
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.huggingface import HUB, is_saved, parquet_files, read_huggingface
 from vit_dist.data.sources.leave_out import leave_out
@@ -18,25 +20,32 @@ from vit_dist.data.sources.scan import table_beside
 from vit_dist.data.sources.splits import LabelledSplits, with_val
 from vit_dist.errors import UserError, nearest
 
-_NAMES = [*BUILTIN, "folder"]
+_NAMED = {**BUILTIN, "digits_captions": read_digits_captions}
+_NAMES = [*_NAMED, "folder"]
 
 
-def open_data(config: DataConfig) -> LabelledSplits:
-    """Open the data of a config, downloading it if it is absent, without what it leaves out. Raises UserError."""
-    return leave_out(_open_all(config), config.leave_out, config.root)
+def open_data(config: DataConfig, captions: bool = False) -> LabelledSplits:
+    """Open the data of a config, downloading it if it is absent, without what it leaves out. Raises UserError.
+
+    captions: read them, where the data has them.
+    """
+    data = _open_all(config)
+    if not captions:
+        data = replace(data, splits={name: replace(split, captions=None) for name, split in data.splits.items()})
+    return leave_out(data, config.leave_out, config.root)
 
 
 def _open_all(config: DataConfig) -> LabelledSplits:
     name = config.source
     if name not in _NAMES:
         raise UserError(f"data.name: no data set {name}{nearest(name, _NAMES)}")
-    if name == "digits" and config.root:
+    if name in ("digits", "digits_captions") and config.root:
         raise UserError("data.root: digits come with scikit-learn: drop data.root, or set data.name folder")
     if name == "folder" and not config.root:
         raise UserError("data.root: set the folder of your images")
     root = Path(config.root).expanduser() if config.root else default_root() / name
     if name != "folder":
-        return with_val(BUILTIN[name](root), config.val_fraction)
+        return with_val(_NAMED[name](root), config.val_fraction)
     data = _read(config)
     if len(data.classes) == 1:
         images, fix = sum(map(len, data.splits.values())), ""

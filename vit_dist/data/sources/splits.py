@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_dist.data.sources.captions import Captions
 from vit_dist.data.sources.source import Source
 from vit_dist.errors import UserError, visible
 from vit_dist.plan.keys import Ints, Keys, Purpose, key
@@ -28,13 +29,15 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Subset:
     """A part of a source: the indices of its samples there and their classes, int64 [length] each.
 
-    weights: of the samples in training's loss, float32 [length]; None: all 1.
+    weights: of the samples in training's loss, float32 [length]; None: all 1. captions: of the source's images, by
+    their index there; None: they have none, or none that are used.
     """
 
     source: Source
     indices: Ints
     labels: Ints
     weights: NDArray[np.float32] | None = None
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -42,7 +45,7 @@ class Subset:
     def take(self, places: Ints | slice) -> Subset:
         """Return the samples at places of this subset, in that order."""
         weights = None if self.weights is None else self.weights[places]
-        return Subset(self.source, self.indices[places], self.labels[places], weights)
+        return replace(self, indices=self.indices[places], labels=self.labels[places], weights=weights)
 
     def only(self, indices: Ints) -> Subset:
         """Return the samples of this subset that have these indices in the source, in the order of `indices`."""

@@ -1,0 +1,71 @@
+"""The captions of a source's images, kept as one text: a million Python strings take a hundred bytes each, and more."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from vit_dist.plan.keys import Ints
+
+
+@dataclass(frozen=True)
+class Captions(Sequence[tuple[str, ...]]):
+    """The captions of each image, by its index in its source: `captions[index]`.
+
+    text: of all, in UTF-8. ends: where each ends in it, int64 [captions]. first: the number of each image's first
+    caption, and at last that of all captions, int64 [images + 1].
+    """
+
+    text: bytes
+    ends: Ints
+    first: Ints
+
+    @classmethod
+    def of(cls, images: Iterable[Sequence[str]]) -> Captions:
+        """Pack the captions of images, in the order of the images."""
+        lengths: list[int] = []
+        counts, parts = [], []
+        for captions in images:
+            encoded = [caption.encode("utf-8", "surrogatepass") for caption in captions]
+            counts.append(len(encoded))
+            lengths += map(len, encoded)
+            parts.append(b"".join(encoded))
+        first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return cls(b"".join(parts), np.cumsum(lengths, dtype=np.int64), first.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def __getitem__(self, index: int) -> tuple[str, ...]:  # type: ignore[override]
+        """Return the captions of an image."""
+        first, end = int(self.first[index]), int(self.first[index + 1])
+        return tuple(self.caption(number) for number in range(first, end))
+
+    def caption(self, number: int) -> str:
+        """Return a caption by its number among all."""
+        begin = int(self.ends[number - 1]) if number else 0
+        return self.text[begin : int(self.ends[number])].decode("utf-8", "surrogatepass")
+
+    def counts(self, indices: Ints) -> Ints:
+        """Return how many captions these images have, int64 [indices]."""
+        counts: Ints = self.first[indices + 1] - self.first[indices]
+        return counts
+
+    def take(self, indices: Ints) -> Captions:
+        """Return the captions of these images, in this order."""
+        return Captions.of(self[index] for index in indices.tolist())
+
+    def of_images(self, indices: Ints) -> Iterator[str]:
+        """Yield all captions of these images, one image after the other."""
+        return chain.from_iterable(self[index] for index in indices.tolist())
+
+    def digest(self, indices: Ints) -> str:
+        """Return a SHA-256 of the captions of these images, in this order, in hexadecimal."""
+        found = hashlib.sha256()
+        for index in indices.tolist():
+            found.update("\0".join(self[index]).encode("utf-8", "surrogatepass") + b"\n")
+        return found.hexdigest()
