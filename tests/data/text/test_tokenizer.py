@@ -121,8 +121,7 @@ def test_a_tokenizer_reaches_worker_processes_that_are_spawned() -> None:
 
 def test_files_that_are_no_tokenizers_are_refused_in_one_line(tmp_path: Path) -> None:
     known = (
-        "known are bytes, CLIP's bpe_simple_vocab_16e6.txt or its .gz, or a tokenizer of the package "
-        "tokenizers (.json)"
+        "known are bytes, CLIP's bpe_simple_vocab_16e6.txt or its .gz, or a tokenizer of the package tokenizers (.json)"
     )
     assert refusal("byte") == f"text.tokenizer: byte is not there; {known}"
     assert refusal(str(tmp_path)) == f"text.tokenizer: {tmp_path} is a folder: name the file in it; {known}"

@@ -89,7 +89,7 @@ def read_merges(content: bytes, name: str) -> list[tuple[str, str]]:
         if len(pair) != 2:
             raise UserError(
                 f"text.tokenizer: {name}, line {number}: must be two symbols to merge, not {one_line(line, 40)!r}: "
-                "give CLIP's bpe_simple_vocab_16e6.txt or its .gz, a tokenizer of the package tokenizers (.json), or bytes"
+                "give CLIP's bpe_simple_vocab_16e6.txt(.gz), a tokenizer of the package tokenizers (.json), or bytes"
             )
         merges.append((pair[0], pair[1]))
     if not merges:
