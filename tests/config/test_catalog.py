@@ -370,16 +370,9 @@ def test_problems_of_the_name_of_an_optimizer(name: str, problems: list[str]) ->
     [
         *[(name, []) for name in LOSSES],
         ("my.module:loss", []),
-        (
-            "clip",
-            [
-                "loss.name: clip needs a two-tower model (images and texts), which is not built: "
-                "use cross_entropy or bce, or package.module:function"
-            ],
-        ),
         ("crossentropy", ["loss.name: no loss crossentropy (did you mean cross_entropy?)"]),
         ("package.module", ["loss.name: no loss package.module (did you mean package.module:function?)"]),
-        ("mse", ["loss.name: no loss mse; known: cross_entropy, bce, package.module:function"]),
+        ("mse", ["loss.name: no loss mse; known: cross_entropy, bce, clip, siglip, package.module:function"]),
     ],
 )
 def test_problems_of_the_name_of_a_loss(name: str, problems: list[str]) -> None:

@@ -20,7 +20,7 @@ from vit_dist.config.values import Length, import_function, parse_size
 from vit_dist.errors import UserError
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-SECTIONS = ["run", "model", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",
+SECTIONS = ["run", "model", "text", "data", "augment", "batch", "loss", "optimizer", "schedule", "train", "evaluate",
             "checkpoint", "log"]  # fmt: skip
 NOT_IN_THE_IDENTITY = {
     "run.auto",
@@ -168,13 +168,9 @@ def refusal(values: Any) -> str:
         ({"loss": {"name": "cross_entrop"}}, "loss.name: no loss cross_entrop (did you mean cross_entropy?)"),
         (
             {"loss": {"name": "mse"}},
-            "loss.name: no loss mse; known: cross_entropy, bce, package.module:function",
+            "loss.name: no loss mse; known: cross_entropy, bce, clip, siglip, package.module:function",
         ),
-        (
-            {"loss": {"name": "clip"}},
-            "loss.name: clip needs a two-tower model (images and texts), which is not built: "
-            "use cross_entropy or bce, or package.module:function",
-        ),
+        ({"loss": {"name": "clop"}}, "loss.name: no loss clop (did you mean clip?)"),
         (
             {"loss": {"teacher": "timm/x"}},
             "loss.teacher_weights: timm/x needs trained weights: give a safetensors file",
@@ -270,7 +266,7 @@ def test_all_mistakes_are_reported_at_once_a_line_each() -> None:
 
 def test_all_mistakes_of_loss_optimizer_and_schedule_are_reported_at_once() -> None:
     values = {
-        "loss": {"name": "clip", "teacher": "timm/x", "distillation_weight": 2, "temperature": -1},
+        "loss": {"name": "mse", "teacher": "timm/x", "distillation_weight": 2, "temperature": -1},
         "optimizer": {
             "name": "adm",
             "layer_decay": 2,
@@ -297,8 +293,7 @@ def test_all_mistakes_of_loss_optimizer_and_schedule_are_reported_at_once() -> N
         "train.ema: must be at least 0 and below 1, not 2",
         "evaluate.patience: must be 0 or more, not -1",
         "evaluate.min_delta: must be 0 or more, not -1",
-        "loss.name: clip needs a two-tower model (images and texts), which is not built: "
-        "use cross_entropy or bce, or package.module:function",
+        "loss.name: no loss mse; known: cross_entropy, bce, clip, siglip, package.module:function",
         "optimizer.name: no optimizer adm (did you mean adam?); if timm has it: timm/adm",
         "schedule.args.gama: StepLR takes no gama (did you mean gamma?)",
         "schedule.args.gamma: must be a number, not 'x'",
@@ -532,6 +527,8 @@ OTHERS: dict[str, Any] = {
     "augment.transform": "x:y",
     "augment.sizes": ["16 for 5%"],
     "loss.name": "bce",
+    "text.name": "text_tiny",
+    "text.prompts": ["{}, drawn"],
     "loss.teacher": "timm/y",
     "optimizer.name": "timm/x",
     "optimizer.momentum": 0.5,
@@ -569,9 +566,15 @@ def changed(name: str, value: Any, kind: Any) -> Any:
     return "7 updates"
 
 
-def everything() -> dict[str, Any]:
-    """Return plain values of a config in which each field may be changed by itself."""
+OF_TEXTS = ("text.", "loss.duplicates")
+
+
+def everything(*, texts: bool = False) -> dict[str, Any]:
+    """Return plain values of a config in which each field may be changed by itself; texts: those of captions."""
     values = Config().to_dict()
+    if texts:
+        values["loss"] |= {"name": "clip"}
+        return values
     values["model"] |= {"name": "timm/x", "args": {"a": 1}}
     values["data"] |= {"mean": [0.5], "std": [0.25]}
     values["batch"] |= {"global_size": 126}  # three lanes divide it
@@ -590,9 +593,9 @@ FIELDS = [
 
 @pytest.mark.parametrize(("section", "field", "kind"), FIELDS, ids=[f"{s}.{f.name}" for s, f, _ in FIELDS])
 def test_identity_changes_with_each_field_that_can_change_the_result(section: str, field: Any, kind: Any) -> None:
-    values = everything()
-    before = Config.from_dict(values)
     name = f"{section}.{field.name}"
+    values = everything(texts=name.startswith(OF_TEXTS))
+    before = Config.from_dict(values)
     values[section][field.name] = changed(name, values[section][field.name], kind)
     after = Config.from_dict(values)
     assert after != before
@@ -617,13 +620,17 @@ def test_fields_that_came_later_leave_the_names_of_earlier_runs() -> None:
     assert len({Config.from_dict({"data": {"fit": fit}}).identity() for fit in ("auto", "crop", "pad", "stretch")}) == 4
 
 
-def test_round_trip_through_dict_json_and_yaml() -> None:
-    values = everything()
+@pytest.mark.parametrize("texts", [False, True])
+def test_round_trip_through_dict_json_and_yaml(texts: bool) -> None:
+    values = everything(texts=texts)
     for section, field, kind in FIELDS:
-        values[section][field.name] = changed(f"{section}.{field.name}", values[section][field.name], kind)
+        name = f"{section}.{field.name}"
+        if name.startswith(OF_TEXTS) is texts:
+            values[section][field.name] = changed(name, values[section][field.name], kind)
     values["data"]["lanes"] = 1  # no other number goes with the rest
     config = Config.from_dict(values)
-    assert (config.data.mean, config.optimizer.betas, config.optimizer.momentum) == ((0.25,), (0.5, 0.75), 0.5)
+    if not texts:
+        assert (config.data.mean, config.optimizer.betas, config.optimizer.momentum) == ((0.25,), (0.5, 0.75), 0.5)
     assert Config.from_dict(config.to_dict()) == config
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert Config.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config

@@ -182,12 +182,7 @@ def test_a_teachers_half_precision_is_widened() -> None:
     ("name", "text"),
     [
         ("cross_entrpy", "no loss cross_entrpy (did you mean cross_entropy?)"),
-        ("zz", "no loss zz; known: cross_entropy, bce, package.module:function"),
-        (
-            "clip",
-            "clip needs a two-tower model (images and texts), which is not built: use cross_entropy or bce, "
-            "or package.module:function",
-        ),
+        ("zz", "no loss zz; known: cross_entropy, bce, clip, siglip, package.module:function"),
     ],
 )
 def test_an_unknown_loss_is_refused(name: str, text: str) -> None:

@@ -9,7 +9,7 @@ from vit_dist.errors import nearest
 _TIMM = "timm/"
 PRESETS = ("cosine", "wsd", "constant")
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
-LOSSES = ("cross_entropy", "bce")
+LOSSES = ("cross_entropy", "bce", "clip", "siglip")
 # Validation metrics, of the EMA weights if train.ema is set; with raw_, of the raw weights.
 METRICS = ("top1", "top5", "loss", "raw_top1", "raw_top5", "raw_loss")
 
@@ -44,10 +44,5 @@ def optimizer_problems(name: str) -> Iterator[str]:
 
 def loss_problems(name: str) -> Iterator[str]:
     """Yield what is wrong with the name of a loss."""
-    if name == "clip":
-        yield (
-            "loss.name: clip needs a two-tower model (images and texts), which is not built: "
-            f"use {' or '.join(LOSSES)}, or package.module:function"
-        )
-    elif name not in LOSSES and ":" not in name:
+    if name not in LOSSES and ":" not in name:
         yield f"loss.name: no loss {name}{nearest(name, [*LOSSES, 'package.module:function'])}"

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.config.checking import checked
+from vit_dist.config.option import options
 from vit_dist.config.recipe import find_recipe, read_yaml, recipe_for
 from vit_dist.config.schema import Schema, all_options
+from vit_dist.config.text_fields import TextConfig
 from vit_dist.config.values import merged
 from vit_dist.errors import UserError
 
@@ -20,6 +22,8 @@ from vit_dist.errors import UserError
 LATER = (
     *("data.fit", "data.interpolation", "data.columns", "data.lanes", "data.shard_window"),
     "data.leave_out",
+    *(f"text.{name}" for name in options(TextConfig)),
+    "loss.duplicates",
 )
 
 
@@ -89,8 +93,8 @@ class Config(Schema):
         for name, default in Config().fields().items():
             if name in LATER and fields[name] == default:
                 del fields[name]
-        model = self.model
-        if not (model.dropout or model.attention_dropout or "/" in model.name or ":" in model.name):
+        model, dropout = self.model, self.model.dropout or self.model.attention_dropout or self.text.dropout
+        if not (dropout or "/" in model.name or ":" in model.name):
             del fields["batch.micro_size"]
         text = json.dumps(fields if data is None else [fields, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -205,7 +205,14 @@ class BatchConfig:
 class LossConfig:
     """The loss, and distillation from a teacher."""
 
-    name: str = option("cross_entropy", "cross_entropy, bce, or package.module:function that returns a value per slot")
+    name: str = option(
+        "cross_entropy",
+        "cross_entropy, bce, or package.module:function that returns a value per slot; clip or siglip: images and "
+        "captions, docs/contrastive.md",
+    )
+    duplicates: Literal["positives", "mask"] = option(
+        "positives", "of clip and siglip: equal captions in a global batch are all positives, or left out of each other"
+    )
     label_smoothing: float = option(0.0, "part of the target spread over all classes", at_least=0, at_most=1)
     teacher: str = option(
         "", "teacher to distil from: timm/NAME, the folder of a run, or a checkpoint; empty: no distillation"

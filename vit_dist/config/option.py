@@ -92,6 +92,8 @@ class Option(NamedTuple):
         """Return the default as YAML writes it; an empty string if it is empty."""
         if self.default in ("", (), None, {}):
             return ""
+        if isinstance(self.default, tuple):
+            return str(list(self.default))
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
 
 

@@ -20,6 +20,7 @@ from vit_dist.config.fields import (
 )
 from vit_dist.config.option import Option, options
 from vit_dist.config.output_fields import CheckpointConfig, EvaluateConfig, LogConfig
+from vit_dist.config.text_fields import CONTRASTIVE, TextConfig
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Schema:
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -38,6 +40,11 @@ class Schema:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def contrastive(self) -> bool:
+        """Return whether a model of two towers learns from images and their captions."""
+        return self.loss.name in CONTRASTIVE
 
 
 @cache

@@ -12,6 +12,7 @@ from vit_dist.config.catalog import AUTO, METRICS, is_timm, loss_problems, optim
 from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schedulers import schedule_problems
 from vit_dist.config.schema import Schema
+from vit_dist.config.text_fields import text_problems
 from vit_dist.config.values import Length, TooLongError, coerce, parse_bytes, parse_seconds, parse_size
 from vit_dist.errors import nearest
 from vit_dist.files import pickle_problem
@@ -28,6 +29,7 @@ def contradictions(config: Schema) -> Iterator[str]:
     """Yield what is wrong with a config whose fields each have their type and bounds, a line each."""
     yield from _optimizer_problems(config)
     yield from _model_problems(config)
+    yield from text_problems(config)
     yield from _data_problems(config)
     yield from _augment_problems(config)
     yield from loss_problems(config.loss.name)

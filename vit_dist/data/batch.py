@@ -15,7 +15,8 @@ class Batch:
     where slots are mixed, probabilities float32 [slots, classes].
     weights: float32, [slots]; 0 where a slot only fills the shape. ids: the samples' indices in their
     source, int64, [slots], on the host. drop_path: float32 in 0..1, [slots, depth, 2], or None.
-    seed: what the default generators are set to before the forward pass.
+    seed: what the default generators are set to before the forward pass. tokens: of the captions, int64
+    [slots, context_length], padded with 0; caption_ids: equal where captions are, int64 [slots]; both None without.
     """
 
     images: Tensor
@@ -24,3 +25,5 @@ class Batch:
     ids: Tensor
     drop_path: Tensor | None
     seed: int
+    tokens: Tensor | None = None
+    caption_ids: Tensor | None = None

@@ -13,8 +13,9 @@ from vit_dist.config.fields import ModelConfig
 from vit_dist.config.validation import vit_problems
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError, one_line
-from vit_dist.models.forward import eval_mode
+from vit_dist.models.forward import eval_mode, towers_of
 from vit_dist.models.keyed_drop_path import key_drop_paths, keyed_depth
+from vit_dist.models.text_transformer import TextTransformer
 from vit_dist.models.timm_models import build_timm_model, check_model_name
 from vit_dist.models.vit import PRESETS, ViT
 from vit_dist.plan.keys import Purpose, key
@@ -92,8 +93,10 @@ def refuse_batch_norm(model: nn.Module) -> None:
 
 
 def drop_path_depth(model: nn.Module) -> int:
-    """Return how many pairs of keyed draws a model takes for each sample: the depth of our ViT if it drops paths."""
-    if not isinstance(model, ViT):
+    """Return how many pairs of keyed draws a model takes for each sample: the depth of our own if it drops paths."""
+    if towers := towers_of(model):
+        return sum(map(drop_path_depth, towers.values()))
+    if not isinstance(model, (ViT, TextTransformer)):
         return keyed_depth(model)
     return len(model.drop_path_rates) if max(model.drop_path_rates) > 0 else 0
 
@@ -103,7 +106,11 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
     Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016. Raises UserError for a model that cannot.
     """
-    if isinstance(model, ViT):
+    if towers := towers_of(model):
+        for tower in towers.values():
+            checkpoint_blocks(tower)
+        return
+    if isinstance(model, (ViT, TextTransformer)):
         model.checkpoint_blocks = True
         return
     switch = getattr(model, "set_grad_checkpointing", None)  # timm's

@@ -11,6 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
+def towers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the towers of a model that has several, by the name that their parameters begin with; else none."""
+    towers = getattr(model, "named_towers", None)
+    found: dict[str, nn.Module] = towers() if callable(towers) else {}
+    return found
+
+
 def parameter_count(model: nn.Module) -> int:
     """Return the number of trainable scalars."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from vit_dist.models.blocks import Block, branch_scales, rate_tensor, rising, run_blocks
 
 PRESETS = {
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -66,10 +67,8 @@ class ViT(nn.Module):
         stride = patch_stride or patch_size
         self.grid = image_size // stride
         self.prefix = (pool == "token") + registers
-        self.drop_path_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        # A tensor, as all that differs between blocks: compiled, they share one graph. Rates, and what is not dropped.
-        rates = torch.tensor([self.drop_path_rates, [1 - rate for rate in self.drop_path_rates]])[..., None]
-        self.register_buffer("_rates", rates if drop_path else None, persistent=False)
+        self.drop_path_rates = rising(drop_path, depth)
+        self.register_buffer("_rates", rate_tensor(self.drop_path_rates), persistent=False)
         self.patch_embed = PatchEmbed(patch_size, stride, channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if pool == "token" else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, width)) if registers else None
@@ -148,16 +147,7 @@ class ViT(nn.Module):
             if token is not None:
                 x = torch.cat([token.expand(len(x), -1, -1), x], dim=1)
         x = self.pos_drop(x + resampled(self.pos_embed, self.prefix, self.grid, x.shape[1]))
-        # What a branch of a sample is multiplied by: 0 if its draw is below the block's rate.
-        scales = None
-        if drop_path is not None and self._rates is not None:
-            scales = (drop_path >= self._rates[0]).to(self._rates.dtype) / self._rates[1]
-        for i, block in enumerate(self.blocks):
-            inputs = x, None if scales is None else scales[:, i]
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                x = block(*inputs)
+        x = run_blocks(self.blocks, x, branch_scales(drop_path, self._rates), checkpointed=self.checkpoint_blocks)
         tokens: Tensor = self.norm(x)
         return tokens
 
@@ -189,90 +179,6 @@ class PatchEmbed(nn.Module):
             padded = F.pad(images, [before, p - stride - before] * 2)
             patches = F.unfold(padded, p, stride=stride).transpose(1, 2)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class LayerScale(nn.Module):
-    """Multiplication by a learned value per channel (Touvron et al., "CaiT", 2021)."""
-
-    def __init__(self, width: int, first: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), first))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), each branch of a sample times its scale."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        eps: float,
-        dropout: float,
-        attention_dropout: float,
-        layer_scale: float,
-        qk_norm: bool,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads, dropout, attention_dropout, eps if qk_norm else None)
-        self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden, dropout)
-        self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
-
-    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        """x: [batch, tokens, width]; scales: of the two branches, [batch, 2], or None for 1."""
-        x = x + _scaled(self.ls1(self.attn(self.norm1(x))), scales, 0)
-        return x + _scaled(self.ls2(self.mlp(self.norm2(x))), scales, 1)
-
-
-def _scaled(x: Tensor, scales: Tensor | None, branch: int) -> Tensor:
-    return x if scales is None else x * scales[:, branch, None, None].to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over [batch, tokens, width]."""
-
-    def __init__(
-        self, width: int, heads: int, dropout: float, attention_dropout: float, norm_eps: float | None
-    ) -> None:
-        """norm_eps: epsilon of the norms of queries and keys; None for no such norms."""
-        super().__init__()
-        self.heads = heads
-        self.attention_dropout = attention_dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm, self.k_norm = (
-            nn.Identity() if norm_eps is None else nn.LayerNorm(width // heads, eps=norm_eps) for _ in range(2)
-        )
-        self.proj = nn.Linear(width, width)
-        self.proj_drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        rate = self.attention_dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate).transpose(1, 2).reshape(batch, tokens, width)
-        projected: Tensor = self.proj_drop(self.proj(x))
-        return projected
-
-
-class MLP(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
-        return out
 
 
 def resampled(positions: Tensor, prefix: int, grid: int, tokens: int) -> Tensor:

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     FINGERPRINT = 15
     LANES = 16
     SHARDS = 17
+    INIT_TEXT = 18
 
 
 def key(*parts: int) -> int:
