@@ -74,7 +74,6 @@ def test_other_families_take_draws(name: str) -> None:
     key_drop_paths(model, (3, side, side))
     keyed = [module for module in model.modules() if isinstance(module, KeyedDropPath)]
     assert len(keyed) > 8
-    assert [module.number for module in keyed] == list(range(len(keyed)))
     assert not any(isinstance(module, timm.layers.DropPath) and module.drop_prob for module in model.modules())
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     kept, dropped = (torch.full((2, drop_path_depth(model), 2), value) for value in (1.0, 0.0))

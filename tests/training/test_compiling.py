@@ -34,7 +34,8 @@ def weights(folder: Path) -> bytes:
 
 def test_a_compiled_run_has_the_losses_of_one_that_is_not_and_resumes_exactly(tmp_path: Path) -> None:
     torch._dynamo.reset()
-    eager = run(tmp_path / "eager")
+    eager = run(tmp_path / "eager")  # auto: not on a CPU
+    assert read_metrics(tmp_path / "eager" / "metrics.jsonl")[0]["compiled_graphs"] == 0
     compiled = run(tmp_path / "compiled", train__compile="blocks")
     assert compiled == pytest.approx(eager, rel=1e-4)
     start = read_metrics(tmp_path / "compiled" / "metrics.jsonl")[0]

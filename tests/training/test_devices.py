@@ -11,6 +11,7 @@ import torch
 from vit_dist import Config, train
 from vit_dist.files import read_json
 from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.training import compiling
 
 VALUES: dict[str, Any] = {
     **{"model.width": 32, "model.depth": 2, "model.heads": 2, "model.drop_path": 0.2, "augment.mixup": 0.2},
@@ -53,12 +54,26 @@ def test_losses_are_those_of_the_cpu_within_rounding(device: str, tmp_path: Path
 
 
 @pytest.mark.gpu
-def test_compiled_blocks_train_alike(tmp_path: Path) -> None:
+def test_compiled_blocks_train_alike_and_resume_exactly(tmp_path: Path) -> None:
     torch._dynamo.reset()
     eager = run(tmp_path / "eager", "cuda", "bf16")
     compiled = run(tmp_path / "compiled", "cuda", "bf16", train__compile="blocks")
     assert read_metrics(tmp_path / "compiled" / "metrics.jsonl")[0]["compiled_graphs"] >= 1
     assert compiled == pytest.approx(eager, rel=0.02)
+    middle = tmp_path / "compiled" / "checkpoints" / "update_00000004"
+    torch._dynamo.reset()
+    resumed = run(tmp_path / "resumed", "cuda", "bf16", train__compile="blocks", run__resume=str(middle))
+    assert resumed == compiled[4:]
+    assert weights(tmp_path / "resumed") == weights(tmp_path / "compiled")
+
+
+@pytest.mark.gpu
+def test_auto_compiles_long_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "short", "cuda", "bf16")
+    assert read_metrics(tmp_path / "short" / "metrics.jsonl")[0]["compiled_graphs"] == 0
+    monkeypatch.setattr(compiling, "LEAST_FLOPS", 1.0)
+    run(tmp_path / "long", "cuda", "bf16")
+    assert read_metrics(tmp_path / "long" / "metrics.jsonl")[0]["compiled_graphs"] >= 1
 
 
 @pytest.mark.gpu

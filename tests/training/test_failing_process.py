@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -123,8 +124,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         (0, mistake, 60, [2, 2], "data.root: broken.png cannot be read: remove it"),
         (1, crash, 60, [1, 1], f"process 1 on {HOST}: KeyError: 'a name'"),
         (1, kill, 60, [1, -9], f"process 1 of 2 on {HOST} ended without a word: killed, or out of memory"),
-        (1, stop, 4, [1, None], f"process 1 of 2 on {HOST} does not answer for 4 s (run.timeout)"),
-        (1, hang, 4, [1, 1], f"process 1 of 2 on {HOST} has made no progress for 4 s (run.timeout), and the others"),
+        (1, stop, 4, [1, None], f"process 1 of 2 on {HOST} does not answer for SECONDS s (run.timeout)"),
+        (1, hang, 4, [1, 1], f"process 1 of 2 on {HOST} has made no progress for SECONDS s (run.timeout), and"),
     ],
     ids=["mistake", "mistake of rank 0", "exception", "killed", "stopped", "hangs"],
 )
@@ -134,7 +135,12 @@ def test_a_process_that_fails_is_named_in_one_line_and_the_run_goes_on(
     folder = tmp_path / "run"
     ended, outputs = world(folder, {rank: fault}, timeout)
     assert ended == codes, outputs
-    assert [each.removeprefix("vit-dist: ")[: len(line)] for each in lines(outputs[0])] == [line]
+    (said,) = (each.removeprefix("vit-dist: ") for each in lines(outputs[0]))
+    seconds = re.search(r"for (\d+) s \(run.timeout\)", said)
+    if seconds:  # at least run.timeout; on a busy machine a second more
+        assert int(seconds[1]) >= timeout
+        line = line.replace("SECONDS", seconds[1])
+    assert said.startswith(line)
     assert lines(outputs[1]) == []
     assert "Traceback" not in outputs[0]
     assert ("Traceback" in outputs[1]) == (fault is crash)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from vit_dist.errors import UserError
+from vit_dist.models.keyed_drop_path import KeyedDropPath
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -15,25 +16,35 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
         raise UserError(
             "train.compile: blocks needs a model whose .blocks are all of one kind, as a ViT's: set train.compile none"
         )
-    if any(getattr(module, "drop_prob", 0) for block in found for module in block.modules()):
+    modules = [module for block in found for module in block.modules()]
+    if any(getattr(module, "drop_prob", 0) and not isinstance(module, KeyedDropPath) for module in modules):
         raise UserError(
-            "train.compile: timm's drop path has a rate of its own in each block, and a graph for each: set "
+            "train.compile: this model's drop path has a rate of its own in each block, and a graph for each: set "
             "model.drop_path 0 or train.compile none"
         )
     return found
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile a model's blocks, when each is first called. Raises UserError if it has none that are alike."""
+def compile_blocks(model: nn.Module, *, deterministic: bool = False) -> None:
+    """Compile a model's blocks, when each is first called. Raises UserError if it has none that are alike.
+
+    deterministic: choose no kernel by timing it, since the choice, and so the rounding, may differ the next time.
+    """
+    # With torch's own random numbers, dropout is what it is without compiling.
+    options = {"fallback_random": True, **({"deterministic": True} if deterministic else {})}
     for block in blocks_of(model):
-        # With torch's own random numbers, dropout is what it is without compiling.
-        block.compile(dynamic=False, options={"fallback_random": True})
+        block.compile(dynamic=False, options=options)
 
 
 def run_eagerly(model: nn.Module) -> None:
-    """Let a model's blocks run as they are written again."""
-    for block in blocks_of(model):
-        block._compiled_call_impl = None
+    """Let a model's modules run as they are written again."""
+    for module in model.modules():
+        module._compiled_call_impl = None
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether parts of a model are compiled, or will be when they are first called."""
+    return any(module._compiled_call_impl is not None for module in model.modules())
 
 
 def graphs() -> int:

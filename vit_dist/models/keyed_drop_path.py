@@ -8,39 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_COUNT = "keyed_drop_paths"
-
-
-class _Draws:
-    """The draws of the forward pass that is made: in 0..1, [batch, pairs of branches, 2]; None: there are none."""
-
-    given: Tensor | None = None
+_COUNT, _RATES = "keyed_drop_paths", "keyed_drop_path_rates"
 
 
 class KeyedDropPath(nn.Module):
     """Drop a sample's branch if its draw is below the rate, else scale it (Huang et al., "Stochastic Depth", 2016).
 
-    Where no draws are given, as by users of a trained model, it draws by itself.
+    scale: what this forward pass multiplies each sample's branch by, [batch], set before it. Where it is None, as for
+    users of a trained model, the draws are torch's own.
     """
 
-    def __init__(self, rate: float, number: int, draws: _Draws) -> None:
-        """number: of the branch in the model, from 0."""
+    def __init__(self, rate: float) -> None:
         super().__init__()
         self.drop_prob = rate
-        self.number = number
-        self._draws = draws
+        self.scale: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [batch, …]. Raises ValueError if the first dimension is not that of the draws."""
         if not self.training:
             return x
-        pair, branch = divmod(self.number, 2)
-        draws = self._draws.given
-        drawn = torch.rand(len(x), device=x.device) if draws is None else draws[:, pair, branch]
-        if len(drawn) != len(x):
-            raise ValueError(f"{len(x)} rows for {len(drawn)} samples")
-        scale = (drawn >= self.drop_prob).to(x.dtype) / (1 - self.drop_prob)
-        return x * scale.view(-1, *[1] * (x.ndim - 1))
+        scale = self.scale
+        if scale is None:
+            scale = (torch.rand(len(x), device=x.device) >= self.drop_prob) / (1 - self.drop_prob)
+        if len(scale) != len(x):
+            raise ValueError(f"{len(x)} rows for {len(scale)} samples")
+        return x * scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 def key_drop_paths(model: nn.Module, image: tuple[int, int, int]) -> None:
@@ -58,12 +50,19 @@ def key_drop_paths(model: nn.Module, image: tuple[int, int, int]) -> None:
     ]
     if not found:
         return
-    draws = _Draws()
-    for number, (parent, name, child) in enumerate(found):
-        setattr(parent, name, KeyedDropPath(float(child.drop_prob), number, draws))
+    keyed = [KeyedDropPath(float(child.drop_prob)) for _, _, child in found]
+    for (parent, name, _), new in zip(found, keyed, strict=True):
+        setattr(parent, name, new)
+    # A tensor, as all that differs between blocks: compiled, they share one graph. Rates, and what is not dropped.
+    rates = torch.tensor([[module.drop_prob, 1 - module.drop_prob] for module in keyed])
+    model.register_buffer(_RATES, rates.T.contiguous(), persistent=False)
 
     def take(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        draws.given = inputs[1] if len(inputs) > 1 else None
+        if len(inputs) > 1:
+            rate, kept = module.get_buffer(_RATES)
+            scales = (inputs[1].flatten(1)[:, : len(keyed)] >= rate).to(kept.dtype) / kept
+        for number, path in enumerate(keyed):
+            path.scale = scales[:, number] if len(inputs) > 1 else None
         return inputs[:1]
 
     handle = model.register_forward_pre_hook(take)
@@ -74,6 +73,7 @@ def key_drop_paths(model: nn.Module, image: tuple[int, int, int]) -> None:
     except ValueError:
         handle.remove()
         setattr(model, _COUNT, 0)
+        delattr(model, _RATES)
         for parent, name, child in found:
             setattr(parent, name, child)
 

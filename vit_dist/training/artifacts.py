@@ -54,8 +54,7 @@ def save_predictions(trainer: Trainer, split: str, weights: str, update: int, pr
 def trained_model(trainer: Trainer, *, finished: bool) -> TrainedModel:
     """Return the model as it is now, with what is needed to use it. finished: whether it holds the best weights."""
     components, best = trainer.components, trainer.state.best if finished else None
-    if components.config.train.compile != "none":
-        run_eagerly(components.model)  # else a batch of each other size would be compiled for
+    run_eagerly(components.model)  # a compiled model would be compiled for a batch of each other size
     classes = list(components.data.classes)
     weights = best.weights if best else default_weights(components.config) if finished else "raw"
     return TrainedModel(

@@ -16,26 +16,33 @@ from vit_dist.training.components import Components
 # what is kept in between is rounded in other places.
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 
+# FLOPs of one process in a whole run from which on `auto` compiles: a minute or so of an H100.
+LEAST_FLOPS = 1e16
+
 
 def compile_model(components: Components, runtime: Runtime) -> list[str]:
-    """Compile the bare model in place if `train.compile` says so, and return notes.
+    """Compile the bare model in place if `train.compile` says so, or a long run gains from it, and return notes.
 
     One micro-batch of noise goes through the model before and after. If loss or gradient norm are apart, or the
     compiler fails, the model stays as it is, on all ranks, and a note says why. Raises UserError for a model without
     blocks that are alike.
     """
-    model = components.model
-    if components.config.train.compile == "none":
+    model, config = components.model, components.config
+    wanted = config.train.compile
+    if wanted == "none" or (wanted == "auto" and not _pays(components, runtime)):
         return []
-    blocks_of(model)
+    try:
+        blocks_of(model)
+    except UserError:
+        if wanted == "blocks":
+            raise
+        return []
     before = _probe(components, runtime)
     problem = ""
     with runtime.working():  # minutes, for a large model
         try:
-            compile_blocks(model)
+            compile_blocks(model, deterministic=config.run.deterministic)
             problem = difference(before, _probe(components, runtime), runtime.precision)
-        except UserError:
-            raise
         except Exception as error:  # of any kind: a compiler's
             problem = f"the compiler failed: {type(error).__name__}: {one_line(error, 200)}"
     problems = [text for text in runtime.gather(problem) if text]
@@ -43,6 +50,13 @@ def compile_model(components: Components, runtime: Runtime) -> list[str]:
         return []
     run_eagerly(model)
     return [f"train.compile: {problems[0]}: the model is not compiled"]
+
+
+def _pays(components: Components, runtime: Runtime) -> bool:
+    """Return whether compiling, some ten seconds, takes less time than it saves: on a GPU a fifth to a third."""
+    plan = components.plan
+    images = plan.updates * plan.global_size / runtime.world_size
+    return runtime.device.type == "cuda" and 3 * components.forward_flops * images >= LEAST_FLOPS
 
 
 def difference(before: tuple[float, float], after: tuple[float, float], precision: str) -> str:

@@ -15,7 +15,7 @@ from vit_dist.checkpointing.state import TrainState
 from vit_dist.config.values import parse_seconds
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.errors import described
-from vit_dist.models.compile import graphs
+from vit_dist.models.compile import graphs, is_compiled
 from vit_dist.optim.ema import EMA
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.metrics import drop_superseded, read_history
@@ -213,7 +213,7 @@ def _start_values(trainer: Trainer, resume: ResumePoint) -> dict[str, Any]:
         "versions": versions(),
         "parameters": components.parameters,
         "forward_flops": components.forward_flops,
-        "compiled_graphs": graphs() if components.config.train.compile != "none" else 0,
+        "compiled_graphs": graphs() if is_compiled(components.model) else 0,
         "matmul_flops": trainer.meter.matmul,
         "all_reduce_bytes": size,
         "all_reduce_calls": calls,
