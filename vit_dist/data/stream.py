@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vit_dist.config.fields import AugmentConfig
+from vit_dist.data.ahead import Ahead
 from vit_dist.data.augmentation.batch import BatchAugmentation, pixels_in
 from vit_dist.data.augmentation.transforms import EvaluationTransform, training_transform
 from vit_dist.data.bad_samples import BadSamples
@@ -19,11 +19,12 @@ from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.reader import HostBatch, OnBadSample, Reader
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import Subset
-from vit_dist.data.transfer import copy_together
+from vit_dist.data.transfer import Copied, ahead, copy_batch
 from vit_dist.data.workers import Workers
 from vit_dist.plan.keys import Ints, Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 from vit_dist.run_folder.predictions import InputExamples, Pixels
+from vit_dist.runtime.copies import BatchWait, Copies
 from vit_dist.runtime.runtime import Runtime
 
 _WAY_ON = "; to go on without it: the same command with --data.on_bad_sample skip"
@@ -32,7 +33,7 @@ _WAY_ON = "; to go on without it: the same command with --data.on_bad_sample ski
 class Stream:
     """The training batches of one rank, from a position on. Its workers live as long as it does.
 
-    wait_seconds: time so far in which the caller waited for images. bad: the samples that could not be read.
+    bad: the samples that could not be read.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Stream:
         self.runtime = runtime
         self.classes = classes
         self.drop_path_depth = drop_path_depth
-        self.wait_seconds = 0.0
+        self._wait = BatchWait(runtime.device)
         self._augmentation = BatchAugmentation(augment, preprocessing, plan.seed, classes)
         crop = _evaluation_transform(subset, preprocessing)
         transform = training_transform(augment, preprocessing.mean, preprocessing.image_size, crop)
@@ -77,8 +78,14 @@ class Stream:
         )
         self._workers = _workers(self._reader, workers, timeout, runtime)
         self.workers = self._workers.count
-        self._reads: Iterator[HostBatch] | None = None
+        self.copies = Copies(runtime.device, ahead=reads_in_a_thread(self._reader, self._workers))
+        self._copied: Iterator[Copied] | None = None
         self._position = 0
+
+    @property
+    def wait_seconds(self) -> float:
+        """Return the time so far in which training waited for batches: the device on CUDA, else the host."""
+        return self._wait.seconds()
 
     def window(self, position: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches of the global batch at `position`.
@@ -86,17 +93,19 @@ class Stream:
         The first call decides where the stream starts; the positions that follow are consecutive, and each window is
         read to its end.
         """
-        if self._reads is None:
-            self._reads = self._workers.read(self._slots(position))
+        if self._copied is None:
+            self._copied = ahead(self._copies_from(position), self.copies)
             self._position = position
         assert position == self._position, f"window {position} was requested, the next in order is {self._position}"
         self._position = -1  # no window is next until this one has been read to its end
         for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
-            start = time.perf_counter()
-            read = next(self._reads)
-            self.bad.add(read.bad.values())
-            batch = self._batch(read, position, micro_batch)
-            self.wait_seconds += time.perf_counter() - start
+            self._wait.start()
+            copied = next(self._copied)
+            self.bad.add(copied.bad.values())
+            copied.receive(self.copies)
+            self._wait.arrived()
+            batch = self._augmented(copied, position, micro_batch)
+            self._wait.ready()
             yield batch
         self._position = position + 1
 
@@ -107,7 +116,9 @@ class Stream:
         """
         slots = self.plan.slots(position, 0)
         few = replace(slots, index=slots.index[:count], epoch=slots.epoch[:count], weight=slots.weight[:count])
-        batch = self._batch(self._reader.read(few), position, 0)
+        copied = self._copy(self._reader.read(few), position, 0)
+        copied.receive(self.copies)
+        batch = self._augmented(copied, position, 0)
         real = batch.weights > 0
         targets = batch.targets[real]
         shares = targets if targets.ndim == 2 else F.one_hot(targets, max(self.classes, 2)).float()
@@ -121,18 +132,27 @@ class Stream:
 
     def close(self) -> None:
         """End the workers."""
-        self._reads = None
+        if isinstance(self._copied, Ahead):
+            self._copied.close()
+        self._copied = None
         self._workers.close()
         self.bad.close()
 
-    def _slots(self, start: int) -> Iterator[Slots]:
+    def _copies_from(self, start: int) -> Iterator[Copied]:
+        """Copy this rank's micro-batches from a position on to the device. On CUDA it runs in a thread."""
+        reads = self._workers.read(self.plan.slots(*place) for place in self._places(start))
+        for read, place in zip(reads, self._places(start), strict=True):
+            yield self._copy(read, *place)
+
+    def _places(self, start: int) -> Iterator[tuple[int, int]]:
+        """Yield (position, micro-batch) of this rank's micro-batches, to the end of the run."""
         for position in range(start, self.plan.updates):
             for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
-                yield self.plan.slots(position, micro_batch)
+                yield position, micro_batch
 
-    def _batch(self, read: HostBatch, position: int, micro_batch: int) -> Batch:
-        """Copy a micro-batch to the device, in two transfers, and augment it there."""
-        pixels, labels, ids, epoch, weights, _ = read
+    def _copy(self, read: HostBatch, position: int, micro_batch: int) -> Copied:
+        """Copy a micro-batch to the device in two transfers, together with what is drawn for it."""
+        pixels, labels, ids, epoch, weights, bad = read
         index, epochs = ids.numpy(), epoch.numpy()
         side = self.plan.size_at(position) or self.preprocessing.image_size
         augmentation = self._augmentation
@@ -143,15 +163,21 @@ class Stream:
             draws = uniform(keys(self.plan.seed, Purpose.DROP_PATH, epochs, index), self.drop_path_depth, 2)
             drawn["drop_path"] = draws
         drawn |= {"labels": labels.numpy(), "weights": weights.numpy()}
-        copied = copy_together(drawn, self.runtime.to_device)
-        images = augmentation.images(self.runtime.to_device(pixels), copied, side, erased_pixels)
-        images, targets = augmentation.mix(images, copied["labels"], copied)
+        return copy_batch(
+            pixels, drawn, self.copies, self.runtime.to_device, ids=ids, bad=bad, side=side, erased_pixels=erased_pixels
+        )
+
+    def _augmented(self, copied: Copied, position: int, micro_batch: int) -> Batch:
+        """Augment a micro-batch on the device."""
+        augmentation, tensors = self._augmentation, copied.tensors
+        images = augmentation.images(copied.pixels, tensors, copied.side, copied.erased_pixels)
+        images, targets = augmentation.mix(images, tensors["labels"], tensors)
         return Batch(
             images=images,
             targets=targets,
-            weights=copied["weights"],
-            ids=ids,
-            drop_path=copied.get("drop_path"),
+            weights=tensors["weights"],
+            ids=copied.ids,
+            drop_path=tensors.get("drop_path"),
             seed=key(self.plan.seed, Purpose.FORWARD, position, micro_batch) >> 1,
         )
 
@@ -179,8 +205,10 @@ class EvaluationStream:
         self.runtime = runtime
         self.bad = BadSamples(runtime.rank, "left out")
         self._slots = list(evaluation_slots(self.length, batch_size, runtime.rank, runtime.world_size))
-        reader = evaluation_reader(subset, preprocessing, "leave out" if on_bad_sample == "skip" else "fail", _WAY_ON)
-        self._workers: Workers | None = _workers(reader, workers, timeout, runtime)
+        leave_out: OnBadSample = "leave out" if on_bad_sample == "skip" else "fail"
+        self.reader = evaluation_reader(subset, preprocessing, leave_out, _WAY_ON)
+        self._workers: Workers | None = _workers(self.reader, workers, timeout, runtime)
+        self.copies = Copies(runtime.device, ahead=reads_in_a_thread(self.reader, self._workers))
 
     def close(self) -> None:
         """End the workers."""
@@ -192,14 +220,23 @@ class EvaluationStream:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield (images, targets, weights) on the device, and ids on the host."""
         assert self._workers is not None, "closed"
-        to_device, workers = self.runtime.to_device, self._workers
+        workers = self._workers
+        batches = ahead(self._copied(workers), self.copies)
         try:
-            for pixels, labels, ids, _, weights, bad in workers.read(self._slots):
-                self.bad.add(bad.values())
-                copied = copy_together({"labels": labels.numpy(), "weights": weights.numpy()}, to_device)
-                yield self.preprocessing.normalise(to_device(pixels)), copied["labels"], copied["weights"], ids
+            for copied in batches:
+                self.bad.add(copied.bad.values())
+                labels, weights = copied.tensors["labels"], copied.tensors["weights"]
+                copied.receive(self.copies)
+                yield self.preprocessing.normalise(copied.pixels), labels, weights, copied.ids
         finally:
+            if isinstance(batches, Ahead):
+                batches.close()
             workers.close()  # else they stay beside the training's until the next pass
+
+    def _copied(self, workers: Workers) -> Iterator[Copied]:
+        for pixels, labels, ids, _, weights, bad in workers.read(self._slots):
+            arrays = {"labels": labels.numpy(), "weights": weights.numpy()}
+            yield copy_batch(pixels, arrays, self.copies, self.runtime.to_device, ids=ids, bad=bad)
 
 
 def pictures(subset: Subset, places: Ints, preprocessing: Preprocessing) -> Pixels:
@@ -235,3 +272,8 @@ def _evaluation_transform(subset: Subset, preprocessing: Preprocessing) -> Evalu
 def _workers(reader: Reader, count: int, timeout: float, runtime: Runtime) -> Workers:
     count = count if reader.transform is not None else 0  # images in memory need none
     return Workers(reader, count, timeout=timeout, stop_requested=lambda: runtime.flags.stop)
+
+
+def reads_in_a_thread(reader: Reader, workers: Workers) -> bool:
+    """Return whether a thread may read the batches: not files and transforms, which need not expect several threads."""
+    return reader.transform is None or workers.count > 0

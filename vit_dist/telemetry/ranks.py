@@ -80,7 +80,7 @@ class RankMeter:
         seconds, waits = (self.clock.seconds - seconds_before) / updates, (waited - waited_before) / updates
         if not self.timer.every_update:
             self._read()
-        # Below 0 where a GPU works on while the host waits for data.
+        # Below 0 where, on a GPU, the one update that was timed had more communication than the mean.
         busy = max(0.0, seconds - waits - fmean(self._exposed)) if self._exposed else None
         return RankTimes(self._host, updates, busy, waits, self._exposed)
 

@@ -68,8 +68,8 @@ class Trainer:
         lr = self.updater.schedule.rate
         self.updater.finish_previous()
         grad_norm, skipped = self.updater.grad_norm.item(), self.state.skipped_updates
-        position, waited = self.state.position, self.stream.wait_seconds
         self.runtime.synchronize()
+        position, waited = self.state.position, self.stream.wait_seconds
         times = self.rank_meter.times(position, waited)
         sums = self.updater.take_sums()
         line = self.meter.line(position, waited, sums, lr=lr, grad_norm=grad_norm, skipped=skipped)

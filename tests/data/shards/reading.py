@@ -42,7 +42,9 @@ def read_stream(
     preprocessing = Preprocessing(16, every[0].mean, every[0].std)
     streams = []
     for rank, data in enumerate(every):
-        runtime: Any = SimpleNamespace(rank=rank, world_size=world, to_device=lambda tensor: tensor)
+        runtime: Any = SimpleNamespace(
+            rank=rank, world_size=world, device=torch.device("cpu"), to_device=lambda tensor: tensor
+        )
         streams.append(Stream(data.splits["train"], plan, preprocessing, config.augment, runtime, workers=workers))
     found: dict[str, list[Tensor]] = {"ids": [], "images": [], "targets": []}
     for position in range(start, plan.updates if end is None else end):
