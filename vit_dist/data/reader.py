@@ -17,6 +17,7 @@ from vit_dist.data.sources.crop import OpenedCrop
 from vit_dist.data.sources.decode import EncodedImage, ImageError
 from vit_dist.data.sources.source import decoded, is_named, read_encoded, read_image, sample_name
 from vit_dist.data.sources.splits import Subset
+from vit_dist.data.text.captioner import Captioner, CaptionTokens
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.plan import Slots
@@ -35,7 +36,7 @@ class HostBatch(NamedTuple):
 
     pixels: uint8 [slots, channels, height, width]; valid until the next batch is asked for. labels, ids, epochs:
     int64 [slots]. weights: float32 [slots]. bad: what was wrong, by slot, where a sample of weight above 0 could not
-    be read.
+    be read. captions: of the slots, where they are read.
     """
 
     pixels: Tensor
@@ -44,6 +45,7 @@ class HostBatch(NamedTuple):
     epochs: Tensor
     weights: Tensor
     bad: Mapping[int, str]
+    captions: CaptionTokens | None = None
 
 
 class Reader:
@@ -63,11 +65,12 @@ class Reader:
         largest_side: int = 0,
         on_bad_sample: OnBadSample = "fail",
         way_on: str = "",
+        captioner: Captioner | None = None,
     ) -> None:
         """Build it.
 
         transform: of decoded images, or None to hand out the source's decoded pixels as they are. way_on: what the
-        error for a bad file ends with.
+        error for a bad file ends with. captioner: of the source's images, where their captions are read too.
         """
         self.subset = subset
         self.transform = transform
@@ -77,6 +80,7 @@ class Reader:
         self.largest_side = largest_side or image_size
         self.on_bad_sample = on_bad_sample
         self.way_on = way_on
+        self.captioner = captioner
         self._cropping: TrainingTransform | None = None  # where images are decoded no further than their random crops
         if isinstance(transform, TrainingTransform) and transform.crop_min and hasattr(subset.source, "encoded"):
             self._cropping = transform
@@ -104,11 +108,17 @@ class Reader:
         slots, bad = self.read_into(pixels, slots)
         return self.batch(torch.from_numpy(pixels), slots, bad)
 
-    def batch(self, pixels: Tensor, slots: Slots, bad: Mapping[int, str]) -> HostBatch:
-        """Return the micro-batch of slots whose pixels have been read."""
+    def captions(self, slots: Slots) -> CaptionTokens | None:
+        """Return the captions of slots, if they are read. Raises UserError."""
+        return None if self.captioner is None else self.captioner(self.subset.indices[slots.index], slots.epoch)
+
+    def batch(
+        self, pixels: Tensor, slots: Slots, bad: Mapping[int, str], captions: CaptionTokens | None = None
+    ) -> HostBatch:
+        """Return the micro-batch of slots whose pixels have been read, and captions too, unless they are None."""
         of_slots = (self.subset.labels[slots.index], self.subset.indices[slots.index], slots.epoch, slots.weight)
         labels, ids, epochs, weights = map(torch.from_numpy, of_slots)
-        return HostBatch(pixels, labels, ids, epochs, weights, bad)
+        return HostBatch(pixels, labels, ids, epochs, weights, bad, captions or self.captions(slots))
 
     def read_into(
         self,

@@ -19,6 +19,8 @@ from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.reader import HostBatch, OnBadSample, Reader
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import Subset
+from vit_dist.data.text.captioner import Captioner
+from vit_dist.data.text.tokenizer import Tokenizer
 from vit_dist.data.transfer import Copied, ahead, copy_batch
 from vit_dist.data.workers import Workers
 from vit_dist.plan.keys import Ints, Purpose, key, keys, uniform
@@ -49,12 +51,14 @@ class Stream:
         on_bad_sample: str = "fail",
         classes: int = 0,
         drop_path_depth: int = 0,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """Build the stream; its workers start with the first window.
 
         timeout, on_bad_sample: as in `DataConfig`; skip draws another sample, by key. classes: number of classes in the
-        data, needed for mixup and CutMix. drop_path_depth: blocks of the model that take keyed drop-path draws. Raises
-        UserError for a transform that cannot be built.
+        data, needed for mixup and CutMix. drop_path_depth: blocks of the model that take keyed drop-path draws.
+        tokenizer: of the images' captions, which are read where it is given. Raises UserError for a transform that
+        cannot be built.
         """
         self.plan = plan
         self.preprocessing = preprocessing
@@ -66,6 +70,10 @@ class Stream:
         crop = _evaluation_transform(subset, preprocessing)
         transform = training_transform(augment, preprocessing.mean, preprocessing.image_size, crop)
         self.bad = BadSamples(runtime.rank, "another is drawn in its place")
+        captioner = None
+        if tokenizer is not None:
+            assert subset.captions is not None
+            captioner = Captioner(subset.captions, tokenizer, plan.seed)
         self._reader = Reader(
             subset,
             transform,
@@ -75,6 +83,7 @@ class Stream:
             largest_side=max([preprocessing.image_size, *(side for _, side in plan.sizes)]),
             on_bad_sample="replace" if on_bad_sample == "skip" else "fail",
             way_on=f"{_WAY_ON} (without the file, or with another, it is a new run)",
+            captioner=captioner,
         )
         self._workers = _workers(self._reader, workers, timeout, runtime)
         self.workers = self._workers.count
@@ -152,7 +161,7 @@ class Stream:
 
     def _copy(self, read: HostBatch, position: int, micro_batch: int) -> Copied:
         """Copy a micro-batch to the device in two transfers, together with what is drawn for it."""
-        pixels, labels, ids, epoch, weights, bad = read
+        pixels, labels, ids, epoch, weights, bad, captions = read
         index, epochs = ids.numpy(), epoch.numpy()
         side = self.plan.size_at(position) or self.preprocessing.image_size
         augmentation = self._augmentation
@@ -163,6 +172,8 @@ class Stream:
             draws = uniform(keys(self.plan.seed, Purpose.DROP_PATH, epochs, index), self.drop_path_depth, 2)
             drawn["drop_path"] = draws
         drawn |= {"labels": labels.numpy(), "weights": weights.numpy()}
+        if captions is not None:
+            drawn |= {"tokens": captions.tokens, "caption_ids": captions.ids}
         return copy_batch(
             pixels, drawn, self.copies, self.runtime.to_device, ids=ids, bad=bad, side=side, erased_pixels=erased_pixels
         )
@@ -179,6 +190,8 @@ class Stream:
             ids=copied.ids,
             drop_path=tensors.get("drop_path"),
             seed=key(self.plan.seed, Purpose.FORWARD, position, micro_batch) >> 1,
+            tokens=tensors.get("tokens"),
+            caption_ids=tensors.get("caption_ids"),
         )
 
 
@@ -234,7 +247,7 @@ class EvaluationStream:
             workers.close()  # else they stay beside the training's until the next pass
 
     def _copied(self, workers: Workers) -> Iterator[Copied]:
-        for pixels, labels, ids, _, weights, bad in workers.read(self._slots):
+        for pixels, labels, ids, _, weights, bad, _ in workers.read(self._slots):
             arrays = {"labels": labels.numpy(), "weights": weights.numpy()}
             yield copy_batch(pixels, arrays, self.copies, self.runtime.to_device, ids=ids, bad=bad)
 

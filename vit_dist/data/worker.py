@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vit_dist.data.augmentation.transforms import enter_worker
 from vit_dist.data.reader import Reader
+from vit_dist.data.text.captioner import CaptionTokens
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
 from vit_dist.plan.plan import Slots
@@ -36,24 +37,32 @@ def shared_memory(context: Any, size: int) -> Any:
 
 
 class Buffer:
-    """The shared memory of one micro-batch: its slots, and room for their pixels."""
+    """The shared memory of one micro-batch: its slots, and room for their pixels, and for tokens of their captions."""
 
-    def __init__(self, memory: Any, slots: int) -> None:
+    def __init__(self, memory: Any, slots: int, tokens: int = 0) -> None:
+        """tokens: of each caption; 0: there are none."""
         self.memory = memory
         self.count = slots
+        self.tokens = tokens
         self._view()
 
     @staticmethod
-    def size(slots: int, pixels: int) -> int:
-        """Return the bytes for so many slots and, in each, pixels' bytes."""
-        return slots * (8 + 8 + 4 + pixels)
+    def size(slots: int, pixels: int, tokens: int = 0) -> int:
+        """Return the bytes for so many slots and, in each, pixels' bytes and a caption's tokens."""
+        return slots * (8 + 8 + (8 * tokens + 8 if tokens else 0) + 4 + pixels)
 
     def _view(self) -> None:
         every, n = np.frombuffer(self.memory, np.uint8), self.count
         self.index: Ints = every[: 8 * n].view(np.int64)
         self.epoch: Ints = every[8 * n : 16 * n].view(np.int64)
-        self.weight: NDArray[np.float32] = every[16 * n : 20 * n].view(np.float32)
-        self._pixels = every[20 * n :]
+        end = 16 * n
+        self._captions: CaptionTokens | None = None
+        if self.tokens:
+            ids, end = every[end : end + 8 * n].view(np.int64), end + 8 * n
+            rows, end = every[end : end + 8 * n * self.tokens].view(np.int64), end + 8 * n * self.tokens
+            self._captions = CaptionTokens(rows.reshape(n, self.tokens), ids)
+        self.weight: NDArray[np.float32] = every[end : end + 4 * n].view(np.float32)
+        self._pixels = every[end + 4 * n :]
 
     def pixels(self, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """Return the pixels as [slots, *shape]."""
@@ -67,11 +76,21 @@ class Buffer:
         """Return a copy of the slots written down."""
         return Slots(self.index.copy(), self.epoch.copy(), self.weight.copy(), image_size)
 
-    def __getstate__(self) -> tuple[Any, int]:
-        return self.memory, self.count
+    def write_captions(self, captions: CaptionTokens | None) -> None:
+        """Write down the captions of the slots, if there are any, for the other process."""
+        if captions is not None:
+            assert self._captions is not None
+            self._captions.tokens[:], self._captions.ids[:] = captions
 
-    def __setstate__(self, state: tuple[Any, int]) -> None:
-        self.memory, self.count = state
+    def captions(self) -> CaptionTokens | None:
+        """Return a copy of the captions written down."""
+        return self._captions and CaptionTokens(*(each.copy() for each in self._captions))
+
+    def __getstate__(self) -> tuple[Any, int, int]:
+        return self.memory, self.count, self.tokens
+
+    def __setstate__(self, state: tuple[Any, int, int]) -> None:
+        self.memory, self.count, self.tokens = state
         self._view()
 
 
@@ -112,6 +131,7 @@ def _read(reader: Reader, buffer: Buffer, image_size: int, begin: Any, unreadabl
         pixels = buffer.pixels(reader.shape(image_size or reader.image_size))
         slots, bad = reader.read_into(pixels, buffer.slots(image_size), begin, unreadable)
         buffer.write(slots)
+        buffer.write_captions(reader.captions(slots))
         return bad, None
     except UserError as error:
         return None, error

@@ -125,10 +125,11 @@ class Workers:
         """Return a worker, started if it was not. slots: of each micro-batch. Raises UserError."""
         if number < len(self._workers):
             return self._workers[number]
-        size = Buffer.size(slots, math.prod(self.reader.shape()))
+        tokens = self.reader.captioner.tokenizer.context_length if self.reader.captioner else 0
+        size = Buffer.size(slots, math.prod(self.reader.shape()), tokens)
         self._check_memory(number + 1, size)
         with self._starting(number):
-            buffers = [Buffer(shared_memory(self._context, size), slots) for _ in range(_AHEAD)]
+            buffers = [Buffer(shared_memory(self._context, size), slots, tokens) for _ in range(_AHEAD)]
             worker = _Worker(number, buffers, shared_memory(self._context, 16))
         self._start(worker)
         self._workers.append(worker)
@@ -186,7 +187,7 @@ class Workers:
             raise error
         buffer = worker.buffers[number]
         pixels = buffer.pixels(self.reader.shape(slots.image_size or self.reader.image_size))
-        return self.reader.batch(torch.from_numpy(pixels), buffer.slots(slots.image_size), bad)
+        return self.reader.batch(torch.from_numpy(pixels), buffer.slots(slots.image_size), bad, buffer.captions())
 
     def _answer(self, worker: _Worker) -> Any:
         """Wait for a worker's answer; None: it had to be ended, and its sample is to be skipped or tried again.

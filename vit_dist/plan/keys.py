@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     LANES = 16
     SHARDS = 17
     INIT_TEXT = 18
+    CAPTION = 19
 
 
 def key(*parts: int) -> int:
