@@ -21,7 +21,8 @@ from vit_dist.config.fields import ModelConfig
 from vit_dist.models.blocks import LayerScale
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import parameter_count
-from vit_dist.models.vit import PRESETS, PatchEmbed, ViT, sincos
+from vit_dist.models.positions import sincos
+from vit_dist.models.vit import PRESETS, PatchEmbed, ViT
 
 SMALL: dict[str, Any] = {"image_size": 12, "patch_size": 4, "channels": 2, "classes": 5, "width": 24, "depth": 3,
                          "heads": 3}  # fmt: skip

@@ -132,6 +132,21 @@ def test_checkpointed_blocks_keep_their_inputs_and_one_block_at_a_time() -> None
     assert memory < 0.25 * deep
 
 
+def test_a_residual_stream_in_bfloat16_keeps_half_the_bytes_between_blocks() -> None:
+    wide, narrow = (
+        estimated(vit(residual=residual, depth=8)[1], 32, "bf16").activations for residual in ("fp32", "bf16")
+    )
+    tokens = 32 * 17 * 48
+    assert wide - narrow == pytest.approx(2 * 8 * 2 * tokens, rel=0.05)  # two sums a block, two bytes less each
+    assert narrow == pytest.approx(kept_after_forward(vit(residual="bf16", depth=8)[1].train(), 32, "bf16"), rel=0.05)
+    checkpointed = [vit(residual=residual, depth=8)[1] for residual in ("fp32", "bf16")]
+    for module in checkpointed:
+        checkpoint_blocks(module)
+    wide, narrow = (estimated(module, 32, "bf16").activations for module in checkpointed)
+    # The blocks' inputs and one block's second sum; for the last norm's input its output, which the head reads in part.
+    assert wide - narrow == pytest.approx((8 + 1) * 2 * tokens, rel=0.05)
+
+
 def test_activations_are_close_to_a_count_by_hand() -> None:
     width, depth, tokens, hidden, slots = 48, 3, 17, 4 * 48, 32
     # A block keeps two residual sums and the outputs of both norms, q, k and v, the outputs of attention and its

@@ -23,7 +23,7 @@ from vit_dist.plan.plan import Plan
 from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
 from vit_dist.sizing.memory import Memory, estimate, total_bytes
 from vit_dist.telemetry.console import Console
-from vit_dist.training.advice import advice
+from vit_dist.training.advice import advice, precision_advice
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.overview import choice_lines, idle_notes, plan_rows
 from vit_dist.training.resolve import Resolved, find_start, resolve
@@ -77,7 +77,8 @@ def show_plan(
         console.say(line)
     known = [*resolved.notes, *resume.notes, *components.notes, *survey(components.data).notes]
     gpus = torch.cuda.device_count() if device == "cuda" else 0
-    for note in [*known, *advice(config, components.data), *idle_notes(plan, gpus)]:
+    known += [*advice(config, components.data), *precision_advice(config, precision)]
+    for note in [*known, *idle_notes(plan, gpus)]:
         console.say(f"  note: {note}")
     console.say("parameters")
     groups = components.optimizer.param_groups

@@ -72,6 +72,11 @@ class ModelConfig:
     drop_path: float = option(
         0.0, "stochastic depth of the last block, rising linearly from 0 at the first", at_least=0, below=1
     )
+    residual: Literal["fp32", "bf16"] = option(
+        "fp32",
+        "type of the sums that blocks hand to each other under precision bf16: bf16 halves their memory and traffic, "
+        "and rounds more; no effect under fp32 and fp16",
+    )
     checkpoint_blocks: bool = option(
         False,
         "keep only the blocks' inputs for the backward pass, which computes the rest again: less memory, more time",

@@ -21,7 +21,7 @@ from vit_dist.errors import UserError
 from vit_dist.files import pickle_problem, read_json, user_path
 from vit_dist.inference.choose import choose_checkpoint
 from vit_dist.inference.trust import check_trust
-from vit_dist.models.build import build_model
+from vit_dist.models.build import bf16_residual, build_model
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.models.timm_models import check_model_name, imagenet_classes
 from vit_dist.models.weights import load_weights
@@ -132,6 +132,8 @@ def _from_run(
             image_size=state.preprocessing.image_size,
             seed=config.run.seed,
         )
+    elif config.model.residual == "bf16":
+        bf16_residual(model)
     load_weights(model, _weights_file(source, weights), exact=True)
     return TrainedModel(
         model,

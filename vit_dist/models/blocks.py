@@ -48,6 +48,20 @@ def run_blocks(
     return x
 
 
+class Norm(nn.LayerNorm):
+    """LayerNorm that keeps the type of its input, which autocast would widen to float32 on a GPU.
+
+    Its statistics are float32 all the same. Input of the weights' own type is normed as by LayerNorm.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype == self.weight.dtype:
+            return super().forward(input)
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 class LayerScale(nn.Module):
     """Multiplication by a learned value per channel (Touvron et al., "CaiT", 2021)."""
 
@@ -75,17 +89,18 @@ class Block(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm1 = Norm(width, eps=eps)
         self.attn = Attention(width, heads, dropout, attention_dropout, eps if qk_norm else None, causal)
         self.ls1 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.norm2 = Norm(width, eps=eps)
         self.mlp = MLP(width, hidden, dropout)
         self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, scales: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x: [batch, tokens, width]; scales: of the two branches, [batch, 2], or None for 1; mask: see `Attention`."""
-        x = x + _scaled(self.ls1(self.attn(self.norm1(x), mask)), scales, 0)
-        return x + _scaled(self.ls2(self.mlp(self.norm2(x))), scales, 1)
+        # The sum keeps the type of x: a branch that a float32 scale has widened is rounded once, after it is added.
+        x = (x + _scaled(self.ls1(self.attn(self.norm1(x), mask)), scales, 0)).to(x.dtype)
+        return (x + _scaled(self.ls2(self.mlp(self.norm2(x))), scales, 1)).to(x.dtype)
 
 
 def _scaled(x: Tensor, scales: Tensor | None, branch: int) -> Tensor:

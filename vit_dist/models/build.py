@@ -15,6 +15,7 @@ from vit_dist.config.values import import_function
 from vit_dist.errors import UserError, one_line
 from vit_dist.models.forward import eval_mode, towers_of
 from vit_dist.models.keyed_drop_path import key_drop_paths, keyed_depth
+from vit_dist.models.residual import timm_bf16_residual
 from vit_dist.models.text_transformer import TextTransformer
 from vit_dist.models.timm_models import build_timm_model, check_model_name
 from vit_dist.models.vit import PRESETS, ViT
@@ -54,6 +55,8 @@ def build_model(
                 raise UserError(f"model.name: {config.name} must return a torch.nn.Module, not {type(model).__name__}")
         else:
             model = _vit(config, classes, channels, image_size)
+    if config.residual == "bf16":
+        bf16_residual(model)
     if trained:
         refuse_batch_norm(model)
     for side in sizes:
@@ -119,6 +122,14 @@ def checkpoint_blocks(model: nn.Module) -> None:
         switch()
     except AssertionError:  # timm's own, for a model that cannot, too
         raise UserError("model.checkpoint_blocks: this model cannot: set it false") from None
+
+
+def bf16_residual(model: nn.Module) -> None:
+    """Let a model keep its residual stream in bfloat16 under bf16 autocast. Raises UserError if it cannot."""
+    if isinstance(model, ViT):
+        model.bf16_residual = True
+    else:
+        timm_bf16_residual(model)
 
 
 def _vit(config: ModelConfig, classes: int, channels: int, image_size: int) -> nn.Module:

@@ -5,14 +5,15 @@ Parameters carry timm's names, so timm's weights load here, and ours in timm, wi
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_dist.models.blocks import Block, branch_scales, rate_tensor, rising, run_blocks
+from vit_dist.models.blocks import Block, Norm, branch_scales, rate_tensor, rising, run_blocks
+from vit_dist.models.positions import resampled, sincos
+from vit_dist.models.residual import in_bf16
 
 PRESETS = {
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -63,6 +64,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint_blocks = False  # whether only the blocks' inputs are kept for the backward pass
+        self.bf16_residual = False  # whether blocks hand bfloat16 to each other under bf16 autocast, not float32
         self._rates: Tensor | None
         stride = patch_stride or patch_size
         self.grid = image_size // stride
@@ -83,8 +85,8 @@ class ViT(nn.Module):
         )
         # timm puts the last norm before the class token is read, but after the mean over the patches.
         after_pool = pool == "mean" and fc_norm
-        self.norm = nn.Identity() if after_pool else nn.LayerNorm(width, eps=norm_eps)
-        self.fc_norm = nn.LayerNorm(width, eps=norm_eps) if after_pool else nn.Identity()
+        self.norm = nn.Identity() if after_pool else Norm(width, eps=norm_eps)
+        self.fc_norm = Norm(width, eps=norm_eps) if after_pool else nn.Identity()
         self.pre_logits = nn.Sequential(nn.Linear(width, width), nn.Tanh()) if pre_logits else nn.Identity()
         self.head = nn.Linear(width, classes)
         self.init = init
@@ -147,6 +149,8 @@ class ViT(nn.Module):
             if token is not None:
                 x = torch.cat([token.expand(len(x), -1, -1), x], dim=1)
         x = self.pos_drop(x + resampled(self.pos_embed, self.prefix, self.grid, x.shape[1]))
+        if self.bf16_residual:
+            x = in_bf16(x)
         x = run_blocks(self.blocks, x, branch_scales(drop_path, self._rates), checkpointed=self.checkpoint_blocks)
         tokens: Tensor = self.norm(x)
         return tokens
@@ -179,25 +183,3 @@ class PatchEmbed(nn.Module):
             padded = F.pad(images, [before, p - stride - before] * 2)
             patches = F.unfold(padded, p, stride=stride).transpose(1, 2)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-def resampled(positions: Tensor, prefix: int, grid: int, tokens: int) -> Tensor:
-    """Resample positions [1, prefix + grid², width] to `tokens` tokens, prefix included: bicubic, as timm does."""
-    side = math.isqrt(tokens - prefix)
-    if side == grid:
-        return positions
-    square = positions[:, prefix:].float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-    square = F.interpolate(square, (side, side), mode="bicubic", antialias=True)
-    square = square.flatten(2).transpose(1, 2).to(positions.dtype)
-    return torch.cat([positions[:, :prefix], square], dim=1)
-
-
-def sincos(grid: int, width: int, *, prefix: int) -> Tensor:
-    """Return fixed 2D positions [1, tokens, width] (Chen et al., "MoCo v3", 2021); 0 for the prefix's tokens."""
-    frequency = torch.exp(-math.log(10_000.0) * torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
-    wave = torch.cat([angle.sin(), angle.cos()], dim=1)
-    rows = wave[:, None].expand(grid, grid, -1)
-    columns = wave[None].expand(grid, grid, -1)
-    positions = torch.cat([columns, rows], dim=2).reshape(1, grid * grid, width)
-    return torch.cat([torch.zeros(1, prefix, width, dtype=positions.dtype), positions], dim=1).float()

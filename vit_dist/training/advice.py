@@ -36,6 +36,12 @@ def advice(config: Config, data: LabelledSplits) -> Iterator[str]:
         yield f"batch.micro_size: {micro - size} of its {micro} slots are never used: set {size + size % 2}"
 
 
+def precision_advice(config: Config, precision: str) -> Iterator[str]:
+    """Yield notes on what has no effect in a precision: fp32, bf16 or fp16."""
+    if config.model.residual == "bf16" and precision != "bf16":
+        yield f"model.residual: bf16 has no effect in {precision}, whose sums between blocks stay float32"
+
+
 def _on_length(config: Config, plan: Plan, val: int) -> Iterator[str]:
     """Yield notes on batch and duration, and on how often is evaluated, where more would cost little. val: images."""
     size, images = plan.global_size, plan.samples

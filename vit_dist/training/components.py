@@ -22,7 +22,7 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError, one_line
 from vit_dist.inference.load import start_from
-from vit_dist.models.build import build_model, check_outputs, checkpoint_blocks, refuse_batch_norm
+from vit_dist.models.build import bf16_residual, build_model, check_outputs, checkpoint_blocks, refuse_batch_norm
 from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.models.pretrained import freeze
 from vit_dist.optim.optimizers import build_optimizer, peak_lr
@@ -140,6 +140,8 @@ def _build_model(
         if not isinstance(model, nn.Module):
             raise UserError(f"model: must be a torch.nn.Module, not {type(model).__name__}")
         refuse_batch_norm(model)
+        if config.model.residual == "bf16":
+            bf16_residual(model)
     else:
         model = build_model(
             config.model,

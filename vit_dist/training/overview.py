@@ -14,7 +14,7 @@ from vit_dist.data.sources.survey import Survey, survey
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
-from vit_dist.training.advice import advice
+from vit_dist.training.advice import advice, precision_advice
 from vit_dist.training.components import Components
 from vit_dist.training.defaults import Choice
 from vit_dist.training.trainer import Trainer
@@ -48,8 +48,9 @@ def print_overview(trainer: Trainer, choices: Sequence[Choice], notes: Sequence[
         console.say("  what was chosen for this data stays as it was: config.yaml in the run's folder has it")
     for line in [] if start.startswith("resumed") else choice_lines(choices):
         console.say(line)
+    settings = [*advice(config, components.data), *precision_advice(config, runtime.precision)]
     gpus = torch.cuda.device_count() if runtime.device.type == "cuda" else 0
-    for note in [*notes, *facts.notes, *advice(config, components.data), *runtime.notes, *idle_notes(plan, gpus)]:
+    for note in [*notes, *facts.notes, *settings, *runtime.notes, *idle_notes(plan, gpus)]:
         console.note(f"  note: {note}")
     console.say("  vit-dist plan with the same flags shows every number", "dim")
 
