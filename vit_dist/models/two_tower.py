@@ -78,8 +78,19 @@ class TwoTower(nn.Module):
         if drop_path is None:
             return None, None
         depth = self.image_drop_path_depth
-        parts = drop_path[:, :depth], drop_path[:, depth:]
-        return parts[0] if parts[0].shape[1] else None, parts[1] if parts[1].shape[1] else None
+        image, text = (
+            part if part.shape[1] and tower.training else None
+            for part, tower in zip((drop_path[:, :depth], drop_path[:, depth:]), (self.image, self.text), strict=True)
+        )
+        return image, text
+
+    def train(self, mode: bool = True) -> TwoTower:
+        """Set the mode; a tower of which nothing is trained stays as at inference, and drops nothing."""
+        super().train(mode)
+        for tower in self.named_towers().values():
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
 
     @torch.no_grad()
     def bound_scale(self) -> None:

@@ -89,6 +89,26 @@ class World:
                 dist.all_reduce(values)
         return values
 
+    def gather_tensors(self, *tensors: Tensor) -> list[Tensor]:
+        """Return each tensor of all ranks, by rank, [world_size, …]: in one exchange for all of them.
+
+        They have the same shapes on every rank.
+        """
+        if self.world_size == 1:
+            return [tensor[None] for tensor in tensors]
+        packed = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+        gathered = packed.new_empty(self.world_size * len(packed))
+        with self.waiting("the embeddings of all processes"):
+            dist.all_gather_into_tensor(gathered, packed)
+        everyone = gathered.view(self.world_size, -1)
+        found, start = [], 0
+        for tensor in tensors:
+            end = start + tensor.numel() * tensor.element_size()
+            own = everyone[:, start:end].clone(memory_format=torch.contiguous_format)
+            found.append(own.view(tensor.dtype).view(self.world_size, *tensor.shape))
+            start = end
+        return found
+
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value, which JSON must be able to hold, on every rank."""
         if self._host_group is None:

@@ -133,8 +133,12 @@ class Updater:
     def _step(self, found_inf: Tensor) -> None:
         """Step the optimizer and take the new weights into the average. found_inf: 1 if the step is masked, else 0."""
         self.optimizer.step()
+        self._bound()
         if self.average is not None:
             self.average.update(self.state.applied_updates + 1, 1 - found_inf)
+
+    def _bound(self) -> None:
+        """Bring weights that a step has taken beyond their bounds back; here none has any."""
 
     def finish_previous(self) -> None:
         """Count the last update and step its schedule, now that it is known whether it was skipped.
