@@ -91,6 +91,8 @@ def test_workers_and_shards_change_nothing(faulty: Path, tmp_path: Path) -> None
         return {kind: len(images) for kind, images in keys_of(check, findings(check)).items()}
 
     assert counts(of_files) == counts(of_shards) == {kind: len(FAULTS[kind]) for kind in counts(of_files)}
+    [repeat] = [finding.text for finding in findings(of_shards) if finding.kind == "repeat"]
+    assert re.search(r"\(train-0\d+.tar: \w/\w+.jpg is train-0\d+.tar: \w/\w+.jpg\)", repeat)
     sample = of_shards.sample(int(of_shards.copies.exact.repeats.images[0]))
     assert sample.key.isdecimal()
     assert re.fullmatch(r"train-\d+.tar: b/(20|twice).jpg", sample.shown)

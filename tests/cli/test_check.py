@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_what_is_broken_is_written_listed_and_gone_once_it_is_left_out(
     assert (code, err) == (1, "")
     broken = [line for line in out.splitlines() if line.startswith("  broken: ")]
     assert len(broken) == 4  # unreadable, two leaks, conflict
-    assert "to leave out what is broken: vit-dist train … --data.leave_out check/leave_out.txt" in out
+    words = f"--data.root {quote(str(faulty))} --data.leave_out check/leave_out.txt"
+    assert f"to train without what is broken: vit-dist train {words}\n" in out
     result = json.loads(Path("check/check.json").read_text())
     assert result["broken"] is True
     assert {finding["kind"] for finding in result["findings"]} == FAULTS.keys()
@@ -56,13 +58,14 @@ def test_what_is_broken_is_written_listed_and_gone_once_it_is_left_out(
     leak = next(finding for finding in result["findings"] if finding["kind"] == "alike_leak")["images"][0]
     assert (leak["key"], leak["copy_of"]["key"]) == ("val/a/06.jpg", "train/a/small_leak.jpg")
     gone = FAULTS["unreadable"] | FAULTS["conflict"] | {"train/a/leak.jpg", "val/b/leak.jpg"}
+    listed = Path("check/leave_out.txt").read_text()
     assert read_names(Path("check/leave_out.txt")) == gone
 
     again = command(capsys, "check", "--data.root", faulty, "--data.leave_out", "check/leave_out.txt")
     assert again.code == 0
     assert "broken:" not in again.out
     assert "nothing is broken" in again.out
-    assert read_names(Path("check/leave_out.txt")) == gone  # the new list keeps what the old one had
+    assert Path("check/leave_out.txt").read_text() == listed  # the new list keeps what the old one had, reasons too
     plan = command(capsys, "plan", "--data.root", faulty, "--data.leave_out", "check/leave_out.txt")
     assert plan.code == 0
     assert f"images named in check/leave_out.txt: {len(gone)} (" in plan.out

@@ -249,7 +249,8 @@ def test_a_run_ends_with_the_name_of_a_file_that_became_a_pipe(
         train(config_of(tmp_path / "run", str(images), **{"data.workers": workers}), source=data)
     assert str(error.value) == (
         f"{path}: is a named pipe, not a file: remove it; to go on without it: the same command with "
-        "--data.on_bad_sample skip (without the file, or with another, it is a new run)"
+        "--data.on_bad_sample skip (without the file, or with another, it is a new run); vit-dist check finds all such "
+        "images, and lists them for --data.leave_out"
     )
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 

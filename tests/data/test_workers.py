@@ -156,8 +156,8 @@ def test_batches_that_memory_cannot_hold_are_refused_before_they_are_read(monkey
         ),
         (
             abort,
-            "data: worker 2 ended (SIGABRT) while reading pictures/9.png: mend or remove the file, or set "
-            "data.on_bad_sample skip",
+            "data: worker 2 ended (SIGABRT) while reading pictures/9.png: mend or remove the file, leave "
+            "it out (data.leave_out), or set data.on_bad_sample skip",
         ),
     ],
 )

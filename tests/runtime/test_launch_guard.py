@@ -101,6 +101,17 @@ def test_ignored_settings_of_the_launcher_are_noted() -> None:
     assert list(launch.ignored_settings({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16")) == []
 
 
+def test_threads_that_are_not_taken_from_the_environment_are_noted() -> None:
+    [note] = launch.ignored_threads({"OMP_NUM_THREADS": "3"}, 2)
+    assert note == (
+        "OMP_NUM_THREADS 3 is not used: run.threads auto takes 2 threads; set run.threads to take another number"
+    )
+    assert list(launch.ignored_threads({"OMP_NUM_THREADS": "2"}, 2)) == []
+    assert list(launch.ignored_threads({}, 2)) == []
+    launched = {"OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}  # torchrun's own default
+    assert list(launch.ignored_threads(launched, 2)) == []
+
+
 def test_a_world_other_than_the_launched_one_is_refused() -> None:
     launched = {"ACCELERATE_DYNAMO_BACKEND": "NO", "MASTER_ADDR": "127.0.0.1"}
     with pytest.raises(UserError, match=r"^accelerate launch was asked for several processes"):

@@ -78,6 +78,7 @@ def test_values_of_a_train_line(runtime: Runtime) -> None:
     assert line == {
         "loss": 0.75,
         "top1": 25.0,
+        "weight": 40.0,
         "lr": 0.25,
         "grad_norm": 3.0,
         "samples_per_second": 8.0,
@@ -100,6 +101,7 @@ def test_values_of_a_train_line(runtime: Runtime) -> None:
     watch.now = 109.0
     line = meter.line(51, 2.5, (0.0, 0.0, 0.0), lr=0.0, grad_norm=math.nan, skipped=1)
     assert (line["loss"], line["top1"], line["grad_norm"], line["skipped_updates"]) == ("nan", None, "nan", 1)
+    assert line["weight"] == 0.0
 
 
 def test_position_fields() -> None:

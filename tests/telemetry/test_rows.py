@@ -56,6 +56,25 @@ def test_a_row_holds_the_means_since_the_row_before() -> None:
     ]
 
 
+def test_a_row_does_not_depend_on_which_updates_a_line_covers() -> None:
+    losses, weights = [4.0, 1.0, 2.0, 8.0], [1.0, 3.0, 0.5, 0.0]  # of the last one no image counts
+
+    def row(*lines: range) -> str:
+        rows = Rows(plan("3 epochs"), 0, {"val": 20}, ema=False)
+        for updates in lines:
+            weight = sum(weights[update] for update in updates)
+            loss = sum(weights[update] * losses[update] for update in updates) / weight if weight else "nan"
+            rows.add_train({**train(updates.stop, loss, top1=loss if weight else None), "weight": weight})
+        rows.add_evaluation(evaluation(4))
+        cells = rows.row(4)
+        assert cells is not None
+        return labelled_row(cells[:4])
+
+    mean = (4 * 1 + 1 * 3 + 2 * 0.5) / 4.5
+    expected = f"epoch 0.4  update 4/30  train loss {mean:.4f}  train top1 {mean:.2f} %"
+    assert row(range(4)) == row(range(1), range(1, 4)) == row(*(range(n, n + 1) for n in range(4))) == expected
+
+
 @pytest.mark.parametrize(("epochs", "every"), [(100, 1), (101, 2), (250, 3), (5000, 50)])
 def test_a_run_has_at_most_100_rows_and_its_last(epochs: int, every: int) -> None:
     rows = Rows(plan(f"{epochs} epochs"), 0, {"val": 20}, ema=False)

@@ -161,7 +161,7 @@ def test_a_named_run_on_other_data_is_refused_on_one_line(
         "vit-dist: data: not what runs/mine was trained on: "
         "22 images added (train/owl/0.png, train/owl/1.png …), 22 images removed (train/cat/0.png, train/cat/1.png …); "
         "classes: owl, tit added, cat, dog removed: "
-        "bring the old images back, or set another run.dir or run.name, or none, for a new run\n"
+        "bring the old images (or data.leave_out) back, or set another run.dir or run.name, or none, for a new run\n"
     )
 
 

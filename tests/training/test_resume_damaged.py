@@ -258,7 +258,7 @@ def test_other_data_under_the_same_config_is_refused_with_what_differs(
         train(on_pictures(tmp_path / "run", root))
     assert str(caught.value).startswith(f"data: not what {tmp_path / 'run'} was trained on: ")
     assert str(caught.value).endswith(
-        ": bring the old images back, or set another run.dir or run.name, or none, for a new run"
+        ": bring the old images (or data.leave_out) back, or set another run.dir or run.name, or none, for a new run"
     )
     assert "\n" not in str(caught.value)
 

@@ -138,7 +138,7 @@ def _chance(check: DataCheck) -> list[Finding]:
 
 
 def _of_twins(check: DataCheck, kind: str, twins: Twins, text: str, fix: str, alike: bool) -> Finding:
-    image, other = (visible(check.sample(int(one)).key) for one in (twins.images[0], twins.others[0]))
+    image, other = (visible(check.sample(int(one)).shown) for one in (twins.images[0], twins.others[0]))
     if kind == "conflict":
         labels = [visible(check.sample(int(one)).label) for one in (twins.images[0], twins.others[0])]
         image, other = f"{image} is {labels[0]}", f"{other} {labels[1]}"

@@ -13,7 +13,7 @@ from PIL import Image
 from vit_dist.checks.copies import to_leave_out
 from vit_dist.checks.data import SPLITS, DataCheck
 from vit_dist.checks.findings import Finding, data_notes
-from vit_dist.data.sources.leave_out import comment_lines, name_line, read_names
+from vit_dist.data.sources.leave_out import comment_lines, name_line, read_lines
 from vit_dist.data.sources.source import read_image
 from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError, visible
@@ -53,10 +53,10 @@ _TITLES = {
 def write_check(check: DataCheck, found: Sequence[Finding], out: Path, leave_out: str, title: str) -> list[Path]:
     """Write page, JSON and list into a folder; return them in this order. Raises UserError.
 
-    leave_out: the list that the check was made with, if any, whose names the new one keeps. title: the data's name.
+    leave_out: the list that the check was made with, if any, whose lines the new one keeps. title: the data's name.
     """
     page, result, names = out / PAGE, out / RESULT, out / LIST
-    before = sorted(read_names(user_path(leave_out, "data.leave_out"))) if leave_out else []
+    before = read_lines(user_path(leave_out, "data.leave_out")) if leave_out else []
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_text(page, render("check.html", **_page(check, found, title)))
@@ -73,14 +73,9 @@ def _write_list(path: Path, lines: Sequence[str]) -> None:
 
 
 def _list_lines(check: DataCheck, before: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of the list: what is broken, with the reason of each, and what was left out before."""
-    yield from comment_lines(
-        ["Images to leave out, a line each, for --data.leave_out; lines like this one are comments."]
-    )
-    if before:
-        yield ""
-        yield from comment_lines([f"{len(before):,} left out before"])
-        yield from map(name_line, before)
+    """Yield the lines of the list: those of the list before, then what is broken, with the reason of each."""
+    head = "Images to leave out, a line each, for --data.leave_out; lines like this one are comments."
+    yield from before or comment_lines([head])
     unreadable = np.flatnonzero(check.records["problem"])
     twice = to_leave_out(check.copies, check.splits)
     conflicts = np.isin(twice, check.copies.exact.conflicts.images)

@@ -20,6 +20,7 @@ from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.survey import survey
 from vit_dist.data.workers import worker_count
 from vit_dist.errors import UserError
+from vit_dist.report.command import train_command
 from vit_dist.runtime.devices import available_cores
 from vit_dist.telemetry.console import Console
 from vit_dist.training.resolve import resolve
@@ -90,7 +91,10 @@ def check(config: Config, console: Console, out: Path) -> int:
     page, _, names = write_check(result, found, out, config.data.leave_out, title)
     broken = any(finding.broken for finding in found)
     if broken:
-        console.say(f"to leave out what is broken: vit-dist train … --data.leave_out {quote(str(names))}")
+        flags = f"--data.leave_out {quote(str(names))}"
+        command = train_command(config, flags)
+        command = f"vit-dist train … {flags}" if command == flags else command
+        console.say(f"to train without what is broken: {command}")
     else:
         console.say("nothing is broken")
     console.say(f"{page}: open it in a browser")

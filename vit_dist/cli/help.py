@@ -47,7 +47,7 @@ EXAMPLES: dict[str, Examples] = {
     ),
     "check": (
         ("vit-dist check --data.root photos", "whether images can be read, are there twice, or are odd"),
-        ("vit-dist check --data.root photos --data.leave_out check/leave_out.txt", "and without what is broken"),
+        ("vit-dist check --data.root photos --data.leave_out check/leave_out.txt", "is anything else broken?"),
         ("vit-dist check --data.root photos --speed --devices 8 --rate 900", "whether 8 GPUs would wait for images"),
     ),
     "runs": (

@@ -68,7 +68,7 @@ def _build(arguments: Arguments, console: Console) -> int:
     bytes_ = sum(shard.bytes for shard in open_index(out).shards)
     count = len(plan.shards)
     if not written:
-        console.say(f"{out}: holds all {count:,} shard{'s'[: count != 1]} already, {size_text(bytes_)}")
+        console.say(f"{out}: is complete already, {count:,} shard{'s'[: count != 1]}, {size_text(bytes_)}")
         return 0
     before = f", {count - written:,} of them earlier" if written < count else ""
     console.say(f"{out}: {count:,} shard{'s' * (count > 1)}{before}, {size_text(bytes_)}")

@@ -136,7 +136,9 @@ class DataConfig:
     )
     leave_out: str = option(
         "",
-        "text file with the names of images to leave out, one a line, as vit-dist check writes it",
+        "text file with the names of images to leave out, one a line, as vit-dist check writes it; a run is known by "
+        "the images that are left, not by the file's name",
+        changes_result=False,
         at_inference=True,
     )
     lanes: int = option(

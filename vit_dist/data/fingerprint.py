@@ -36,22 +36,22 @@ def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
 
     Of files also (content): of the first 64 KiB of at most 256 of them, chosen by key, since other images may have the
     same names and sizes. Of shards, of the hashes in their index; of other sources without files or pixels, of the
-    classes and a few of the images. Names are
+    classes, a few of the images, and those that a list leaves out. Names are
     relative to the folder that holds all files, so that data may be moved. A file that is gone has 0 bytes.
     """
     root = _common_folder(data)
-    return {name: _of_split(split, root) for name, split in data.splits.items()}
+    return {name: _of_split(data, name, root) for name in data.splits}
 
 
 def same_samples(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Return whether the fingerprints of two splits agree in all that both say: older ones say less."""
     alike = all(before[name] == now[name] for name in before.keys() & now.keys())
-    return alike and before.get("weights") == now.get("weights")
+    return alike and all(before.get(name) == now.get(name) for name in ("weights", "without"))
 
 
 def split_fingerprint(data: LabelledSplits, name: str) -> dict[str, Any]:
     """Return what `fingerprint` says of one split, without a look at the files of the others."""
-    return _of_split(data.splits[name], _common_folder(data))
+    return _of_split(data, name, _common_folder(data))
 
 
 def write_samples(path: Path, data: LabelledSplits) -> None:
@@ -127,10 +127,13 @@ def _count_text(names: set[str], kind: str) -> str:
     return f"{len(names):,} image{'s' if len(names) > 1 else ''} {kind} ({few})"
 
 
-def _of_split(split: Subset, root: str) -> dict[str, Any]:
+def _of_split(data: LabelledSplits, name: str, root: str) -> dict[str, Any]:
+    split = data.splits[name]
     found: dict[str, Any] = {"samples": len(split), "sha256": _digest(split, root)}
     if split.weights is not None:
         found["weights"] = hashlib.sha256(split.weights.astype("<f4").tobytes()).hexdigest()
+    if data.without and not root and decoded(split.source) is None:
+        found["without"] = data.without
     return {**found, "content": _content_digest(split)} if root else found
 
 

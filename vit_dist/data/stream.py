@@ -30,6 +30,7 @@ from vit_dist.runtime.copies import BatchWait, Copies
 from vit_dist.runtime.runtime import Runtime
 
 _WAY_ON = "; to go on without it: the same command with --data.on_bad_sample skip"
+_ALL = "vit-dist check finds all such images, and lists them for --data.leave_out"
 
 
 class Stream:
@@ -82,7 +83,7 @@ class Stream:
             channels=len(preprocessing.mean),
             largest_side=max([preprocessing.image_size, *(side for _, side in plan.sizes)]),
             on_bad_sample="replace" if on_bad_sample == "skip" else "fail",
-            way_on=f"{_WAY_ON} (without the file, or with another, it is a new run)",
+            way_on=f"{_WAY_ON} (without the file, or with another, it is a new run); {_ALL}",
             captioner=captioner,
         )
         self._workers = _workers(self._reader, workers, timeout, runtime)

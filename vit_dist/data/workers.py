@@ -218,7 +218,7 @@ class Workers:
         _join(worker.process)
         code = worker.process.exitcode or 0
         how = f"ended ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
-        fix = "mend or remove the file, or set data.on_bad_sample skip"
+        fix = "mend or remove the file, leave it out (data.leave_out), or set data.on_bad_sample skip"
         if code == -signal.SIGKILL:
             how = "was killed (SIGKILL)"
             fix = "if memory ran out, set fewer data.workers, a smaller batch.micro_size or data.max_pixels"

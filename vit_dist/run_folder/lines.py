@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,21 @@ def is_whole(line: Mapping[str, Any]) -> bool:
     """Return whether a line has what every reader of its kind needs; lines of other kinds need a time alone."""
     checks = _FIELDS.get(line["kind"], {})
     return is_time(line.get("time")) and all(name in line and check(line[name]) for name, check in checks.items())
+
+
+def weighted_mean(train: Sequence[tuple[float, Mapping[str, Any]]], name: str) -> float | None:
+    """Return the mean of a field, loss or top1, over the samples of `train` lines, each with its number of updates.
+
+    Samples count by their weight, which does not depend on how many updates a line covers; where a line of an older
+    version has none, each line counts by its updates. None if a line has no value, as top1 with mixed targets, or one
+    that is not finite.
+    """
+    known = all(is_number(line.get("weight")) for _, line in train)
+    counted = [(line["weight"] if known else updates, line[name]) for updates, line in train]
+    counted = [(weight, value) for weight, value in counted if weight]  # no update of a line without weight was applied
+    if not counted or not all(is_number(value) for _, value in counted):
+        return None
+    return float(sum(weight * value for weight, value in counted) / sum(weight for weight, _ in counted))
 
 
 def ascending(values: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_dist.files import write_text
 from vit_dist.formatting import loss_text, markdown
+from vit_dist.run_folder.lines import weighted_mean
 from vit_dist.run_folder.metrics import Line, spanned_updates
 
 _HEAD = ["update", "epoch", "train loss", "train top1", "val loss", "val top1", "best", "seconds"]
@@ -53,8 +54,6 @@ def _row(evaluations: Sequence[Line], train: Sequence[tuple[float, Line]]) -> li
 
 
 def _mean(train: Sequence[tuple[float, Line]], name: str, spec: str) -> str:
-    """Return a field's mean over updates; empty if a line has none, as top1 with mixed targets, or is not finite."""
-    if not train or any(not isinstance(line[name], (int, float)) for _, line in train):
-        return ""
-    updates = sum(count for count, _ in train)
-    return format(sum(line[name] * count for count, line in train) / max(updates, 1), spec)
+    """Return a field's mean over samples; empty if a line has none, as top1 with mixed targets, or is not finite."""
+    mean = weighted_mean(train, name)
+    return "" if mean is None else format(mean, spec)

@@ -149,6 +149,16 @@ def ignored_settings(environ: Mapping[str, str], precision: str) -> Iterator[str
         yield f"the launcher's gradient_accumulation_steps {steps} is not used: batch.global_size and micro_size decide"
 
 
+def ignored_threads(environ: Mapping[str, str], threads: int) -> Iterator[str]:
+    """Yield a note if a person has set another number of threads for OpenMP: torchrun sets 1 by itself."""
+    asked = environ.get("OMP_NUM_THREADS", "")
+    if asked not in ("", str(threads)) and not is_launched(environ):
+        yield (
+            f"OMP_NUM_THREADS {asked} is not used: run.threads auto takes {threads} thread{'s'[: threads != 1]}; set "
+            "run.threads to take another number"
+        )
+
+
 def tell_launcher(text: str, environ: Mapping[str, str] = os.environ) -> None:
     """Leave why this process ends for torchrun and accelerate launch, which show it under "Root Cause" on each host."""
     path = environ.get("TORCHELASTIC_ERROR_FILE")

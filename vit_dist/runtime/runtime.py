@@ -24,7 +24,7 @@ from vit_dist.config.fields import RunConfig
 from vit_dist.errors import UserError
 from vit_dist.runtime.buckets import fix_buckets
 from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
-from vit_dist.runtime.launch import check_gpus, check_launch, ignored_settings
+from vit_dist.runtime.launch import check_gpus, check_launch, ignored_settings, ignored_threads
 from vit_dist.runtime.world import World
 
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -38,6 +38,7 @@ class Runtime(World):
     """
 
     _running = False
+    _openmp: str | None = None  # the OMP_NUM_THREADS that a run of this process has set
 
     def __init__(self, config: RunConfig, precision: str | None = "auto") -> None:
         """Join the process group and choose the device, and the precision unless it is None: see `use_precision`.
@@ -55,7 +56,9 @@ class Runtime(World):
         self.cores = max(1, available_cores() // self.local_processes)
         self.threads = self.cores if config.threads == "auto" else config.threads
         torch.set_num_threads(self.threads)
-        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))  # else accelerate sets its own, with a warning
+        if os.environ.get("OMP_NUM_THREADS") in (None, Runtime._openmp):  # else accelerate warns, and sets its own
+            os.environ["OMP_NUM_THREADS"] = Runtime._openmp = str(self.threads)
+        self._ignored = list(ignored_threads(os.environ, self.threads)) if config.threads == "auto" else []
         # fp32 is fp32 on every device: TF32 rounds to 10 bits, and a GPU's losses would drift from a CPU's.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -67,7 +70,7 @@ class Runtime(World):
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
         super().__init__(device, config.timeout)
-        self.notes: list[str] = []
+        self.notes = self._ignored
         self._reduces = False
         if precision is not None:
             self.use_precision(precision, config.device)
@@ -83,7 +86,7 @@ class Runtime(World):
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
-        self.notes = list(ignored_settings(os.environ, self.precision))
+        self.notes = [*self._ignored, *ignored_settings(os.environ, self.precision)]
 
     @property
     def is_main(self) -> bool:

@@ -54,6 +54,7 @@ class Meter:
         return {
             "loss": json_number(loss / weight if weight else math.nan),
             "top1": None if math.isnan(correct) or not weight else 100 * correct / weight,
+            "weight": weight,
             "lr": lr,
             "grad_norm": json_number(grad_norm),
             "samples_per_second": rate,

@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_dist.formatting import duration, loss_text
 from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.lines import weighted_mean
 
 # Of more evaluations every second, third … has its row.
 MOST_ROWS = 100
@@ -137,12 +138,9 @@ class Rows:
         return position >= self.plan.updates or self._number(position) > self._number(before)
 
     def _mean(self, name: str, spec: str, unit: str = "") -> str:
-        """Return a field's mean over the updates since the last row; empty if a line has none, or no finite one."""
-        lines = [(updates, line[name]) for updates, line in self._train]
-        total = sum(updates for updates, _ in lines)
-        if not total or any(not isinstance(value, (int, float)) for _, value in lines):
-            return ""
-        return format(sum(updates * value for updates, value in lines) / total, spec) + unit
+        """Return a field's mean over the samples since the last row; empty if a line has none, or no finite one."""
+        mean = weighted_mean(self._train, name)
+        return "" if mean is None else format(mean, spec) + unit
 
 
 def waiting_text(line: Mapping[str, Any]) -> list[str]:

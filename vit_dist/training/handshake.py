@@ -20,7 +20,7 @@ from vit_dist.run_folder.status import versions
 from vit_dist.runtime.runtime import Runtime
 
 # What may differ between hosts and changes neither the result nor what the processes do together.
-_OF_A_HOST = ("run.dir", "run.threads", "data.root", "data.workers", "data.timeout", "log.level")
+_OF_A_HOST = (*("run.dir", "run.threads", "data.root", "data.leave_out", "data.workers", "data.timeout", "log.level"),)
 _SHOWN = 3
 _LONGEST_WAIT = 10.0  # seconds, for a file to be seen: network file systems remember for a while what is not there
 
@@ -45,7 +45,7 @@ def check_same_samples(data: LabelledSplits, of_main: Mapping[str, Any], runtime
         own = of_main if runtime.is_main else fingerprint(data)
     samples = {
         f"the {name} split": f"{split['samples']} images, "
-        + " ".join(split[digest][:12] for digest in ("sha256", "content", "weights") if digest in split)
+        + " ".join(split[digest][:12] for digest in ("sha256", "content", "weights", "without") if digest in split)
         for name, split in own.items()
     }
     _compare({"classes": ", ".join(data.classes), **samples}, runtime)

@@ -59,8 +59,8 @@ def check_same_data(saved: Checkpoint, data: LabelledSplits, samples: Mapping[st
         what.append(f"classes: {', '.join(kinds) or 'in another order'}")
     if what:
         raise UserError(
-            f"data: not what {folder} was trained on: {'; '.join(what)}: bring the old images back, "
-            "or set another run.dir or run.name, or none, for a new run"
+            f"data: not what {folder} was trained on: {'; '.join(what)}: bring the old images (or data.leave_out) "
+            "back, or set another run.dir or run.name, or none, for a new run"
         )
 
 

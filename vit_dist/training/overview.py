@@ -157,8 +157,8 @@ def idle_notes(plan: Plan, gpus: int) -> Iterator[str]:
     idle = plan.world_size - plan.micro_batches
     if idle > 0:
         micro_size = max(2, math.ceil(plan.global_size / plan.world_size / 2) * 2)
-        only = f"{idle} of {plan.world_size} processes compute only fillers"
-        yield f"{only}: set batch.micro_size {micro_size} to use them"
+        idle_text = f"{idle} of {plan.world_size} processes have no images to train on"
+        yield f"{idle_text}: set batch.micro_size {micro_size}, so that a global batch has a part for each"
     if plan.world_size > 1 and plan.shards is not None and plan.micro_size % plan.shards.lane_size:
         lanes = plan.global_size // math.gcd(plan.global_size, plan.micro_size)
         yield f"data.lanes: each process reads all shards: in a new run, set data.lanes {lanes}, and each has its own"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vit_dist.config.fields import DataConfig
+from vit_dist.data.shards.build import build, plan_shards
 from vit_dist.data.sources import copies
 from vit_dist.data.sources.copies import copies_in_train
 from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import sample_name
 
 
 def write(root: Path, files: dict[str, bytes]) -> list[str]:
@@ -47,6 +51,26 @@ def test_of_files_of_one_size_those_of_one_name_are_compared(tmp_path: Path, mon
     monkeypatch.setattr(copies, "_MOST_COMPARED", 2)
     more = {f"test/a/{number}.bmp": f"a{number}".encode() for number in range(5)}
     assert write(tmp_path, more)[0].startswith("at least 2 of the 7 images of test are ")
+
+
+def test_copies_in_shards_are_found_by_their_checksums(tmp_path: Path) -> None:
+    folder = tmp_path / "pets"
+    files = {f"train/{label}/{number}.jpg": f"{label} {number}".encode() for label in "ab" for number in range(9)}
+    files |= {"val/a/other.jpg": b"a 3", "val/a/again.jpg": b"a 3", "val/b/2.jpg": b"new"}
+    files |= {"test/a/3.jpg": b"A 3", "test/b/3.jpg": b"b 33"}
+    write(folder, files)
+    build(plan_shards(open_data(DataConfig(root=str(folder))), 20_480), tmp_path / "out", 1)
+    data = open_data(DataConfig(root=str(tmp_path / "out")))
+    [note] = copies_in_train(data)
+    assert note.startswith(f"2 of the 3 images of val are in train too, by length and checksum ({tmp_path}/out/val-")
+    assert re.search(
+        r"val-000000.tar: a/(other|again).jpg is .*/train-0\d+.tar: a/3.jpg\): leave one of each out", note
+    )
+    kept = data.splits["train"]
+    without = kept.take(
+        np.flatnonzero(["a/3.jpg" not in sample_name(kept.source, n, "") for n in kept.indices.tolist()])
+    )
+    assert list(copies_in_train(replace(data, splits={**data.splits, "train": without}))) == []
 
 
 def test_copies_in_memory_are_found_pixel_for_pixel() -> None:

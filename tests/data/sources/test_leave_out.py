@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.sources.trees import image, plant
 from tests.runs import PICTURES, QUIET
 from vit_dist import Config, UserError, train
 from vit_dist.config.fields import DataConfig
-from vit_dist.data.fingerprint import fingerprint
+from vit_dist.data.fingerprint import fingerprint, same_samples
+from vit_dist.data.shards.build import build, plan_shards
 from vit_dist.data.sources.image_files import file_names
 from vit_dist.data.sources.leave_out import SampleNames, name_line, read_names
 from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import sample_name
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.data.sources.survey import survey
 from vit_dist.files import read_json
@@ -149,9 +152,43 @@ def test_a_run_without_an_image_is_another_run(tmp_path: Path) -> None:
     assert now["train"]["sha256"] != before["train"]["sha256"]
     assert now["val"] == before["val"]
     plain, listed = (Config.load("folder", {"data.root": "x", **fields}) for fields in ({}, {"data.leave_out": "l"}))
-    assert plain.identity() != listed.identity()
-    fields = {name: value for name, value in listed.fields().items() if name != "data.leave_out"}
-    assert fields == {name: value for name, value in plain.fields().items() if name != "data.leave_out"}
+    assert plain.identity() == listed.identity()
+    assert plain.identity(before) != listed.identity(now)
+
+
+def test_what_is_left_out_of_a_source_without_files_is_in_its_fingerprint(tmp_path: Path) -> None:
+    class Plain:
+        labels = np.arange(40) % 2
+
+        def __len__(self) -> int:
+            return 40
+
+        def image(self, index: int) -> Image.Image:
+            return Image.new("L", (4, 4), 0)
+
+    def of(*lines: str) -> dict[str, Any]:
+        listed = {"data.leave_out": written(tmp_path / "list.txt", *lines)}
+        return fingerprint(open_splits(Config.load("folder", {**listed, "data.val_fraction": 0.0}), Plain()))["train"]
+
+    assert of("3", "5") == of("# again", "5", "./3")
+    assert not same_samples(of("3"), of("1"))
+    assert not same_samples(of("3"), of("# nothing"))
+    assert "without" not in of("# nothing")
+
+
+def test_images_that_are_left_out_of_shards_are_not_called_unreadable(tmp_path: Path) -> None:
+    root = plant(tmp_path / "pets", {"a.b": 12, "c": 12})
+    for name in ("a.b/x.y.png", "c/no.png"):
+        (root / name).write_bytes(b"no image")
+    out = tmp_path / "shards"
+    build(plan_shards(open_data(DataConfig(root=str(root), val_fraction=0.0)), 20_480), out, 1)
+    assert opened(out).sizes.unreadable == ("a.b/x_y.png", "c/no.png")  # type: ignore[union-attr]
+    source = opened(out).splits["train"].source
+    [number] = [index for index in range(26) if "x_y" in sample_name(source, index, "")]
+    data = opened(out, written(tmp_path / "list.txt", str(number)))
+    assert data.sizes is not None
+    assert data.sizes.unreadable == ("c/no.png",)
+    assert next(note for note in survey(data).notes if "be read" in note).startswith("1 of 25 images looked at cannot ")
 
 
 def test_training_leaves_a_bad_file_out(tmp_path: Path, image_folder: Path) -> None:
@@ -172,3 +209,9 @@ def test_training_leaves_a_bad_file_out(tmp_path: Path, image_folder: Path) -> N
     facts = read_json(tmp_path / "b" / "data.json")
     assert facts["counts"]["train"] == {"ant": 20, "bee": 19, "cat": 20}
     assert facts["left_out"][0]["example"] == "train/bee/03.png"
+
+    again = {**fields, "run.dir": str(tmp_path / "b"), "data.leave_out": written(tmp_path / "moved.txt", "# same")}
+    with pytest.raises(UserError, match=r"data: not what .* 1 image added \(train/bee/03.png\): bring the old "):
+        train(Config.load("folder", again))
+    written(tmp_path / "moved.txt", "# same", "./train/bee/03.png")
+    assert train(Config.load("folder", again)).history[-1]["kind"] == run.history[-1]["kind"]

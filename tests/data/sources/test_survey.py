@@ -87,7 +87,7 @@ def test_files_whose_headers_cannot_be_read_are_noted(tmp_path: Path) -> None:
     facts = survey(read_folder(tmp_path))
     assert facts.notes[0] == (
         "2 of 24 images looked at cannot be read (cat/003.png, dog/002.png), and training ends at the first: mend or "
-        "remove them now, or set data.on_bad_sample skip"
+        "remove them now, leave them out (vit-dist check writes the list), or set data.on_bad_sample skip"
     )
 
 

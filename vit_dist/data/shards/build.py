@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from vit_dist.data.shards.archive import Entry, Written, entry_bytes, room, tar_
 from vit_dist.data.shards.index import FORMAT, INDEX, Shard, ShardIndex, write_index
 from vit_dist.data.shards.processes import in_processes
 from vit_dist.data.sources.image_files import file_names
-from vit_dist.data.sources.splits import LabelledSplits, Subset, name_keys
+from vit_dist.data.sources.splits import ImageSizes, LabelledSplits, Subset, name_keys
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.files import WRITING, remove, write_durably
 from vit_dist.plan.keys import Purpose, key
@@ -144,7 +144,22 @@ def _index(plan: BuildPlan, written: dict[str, Written]) -> ShardIndex:
         Shard(shard.file, shard.split, len(shard.entries), written[shard.file].bytes, written[shard.file].sha256)
         for shard in plan.shards
     )
-    return ShardIndex(plan.data.classes, shards, columns, plan.data.sizes, plan.digest)
+    return ShardIndex(plan.data.classes, shards, columns, _sizes(plan), plan.digest)
+
+
+def _sizes(plan: BuildPlan) -> ImageSizes | None:
+    """Return the sizes of the images, with those that cannot be read by their names in the shards."""
+    sizes = plan.data.sizes
+    if sizes is None or not sizes.unreadable:
+        return sizes
+    names = {
+        _short(entry.path): _short(f"{entry.key}.{entry.ending}") for shard in plan.shards for entry in shard.entries
+    }
+    return replace(sizes, unreadable=tuple(names.get(name, name) for name in sizes.unreadable))
+
+
+def _short(path: str) -> str:
+    return "/".join(path.replace(os.sep, "/").split("/")[-2:])
 
 
 def _entries(subset: Subset, classes: tuple[str, ...]) -> tuple[list[Entry], Any]:

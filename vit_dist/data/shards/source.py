@@ -49,6 +49,12 @@ class ShardSource:
         keys: Keys = self.index.columns["key"]
         return keys
 
+    def checksums(self, indices: Ints) -> Keys:
+        """Return of each image its length and the CRC-32 of its bytes as one number, which copies share."""
+        columns = self.index.columns
+        sums: Keys = (columns["size"][indices] << np.uint64(32)) | columns["crc32"][indices].astype(np.uint64)
+        return sums
+
     def encoded(self, index: int) -> EncodedImage:
         """Return an image as the bytes of its file. Raises ImageError that names shard and image."""
         shard, offset, size = self._place(index)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +19,24 @@ from vit_dist.plan.keys import Ints, Keys
 # Pairs of files of equal size that are compared in each split, and the bytes of each end that are read of them.
 _MOST_COMPARED, _END = 300, 64 * 1024
 _MOST_OF_A_SIZE = 3
+# Images in shards that are looked up at once, and the bits of their checksums that say first whether one is worth it.
+_AT_A_TIME, _BITS = 1 << 22, 24
+_LOW = np.uint64((1 << _BITS) - 1)
 
 
 def copies_in_train(data: LabelledSplits) -> Iterator[str]:
     """Yield a note for each of val and test with files whose size and bytes are those of a file of train.
 
     Only files whose size occurs in both are read, a bounded number of them, and of each its beginning and its end.
-    Images that are held in memory are all compared, by a hash of their pixels.
+    Images that are held in memory are all compared, by a hash of their pixels; those in shards by the length and the
+    checksum that the index has of each.
     """
-    if decoded(data.splits["train"].source) is not None:
+    source = data.splits["train"].source
+    if decoded(source) is not None:
         yield from _copies_in_memory(data)
+        return
+    if hasattr(source, "checksums"):
+        yield from _copies_in_shards(data, source)
         return
     for split in ("val", "test"):
         if split not in data.splits:
@@ -57,6 +66,41 @@ def _copies_in_memory(data: LabelledSplits) -> Iterator[str]:
                 f"{'is' if len(copied) == 1 else 'are'} in train too, pixel for pixel: remove one of each, since "
                 "nothing new is measured on them"
             )
+
+
+def _copies_in_shards(data: LabelledSplits, source: Any) -> Iterator[str]:
+    """Yield the notes on images in shards, which all splits have in one source."""
+    for split in ("val", "test"):
+        if split not in data.splits:
+            continue
+        subset = data.splits[split]
+        sums = source.checksums(subset.indices)
+        known = np.unique(sums)
+        twins = _of_sums(data.splits["train"], source, known)[np.searchsorted(known, sums)]
+        copied = np.flatnonzero(twins >= 0)
+        if len(copied):
+            pair = int(subset.indices[copied[0]]), int(twins[copied[0]])
+            name, twin = (visible(source.image_name(index)) for index in pair)
+            yield (
+                f"{len(copied):,} of the {len(subset):,} images of {split} {'is' if len(copied) == 1 else 'are'} in "
+                f"train too, by length and checksum ({name} is {twin}): leave one of each out (vit-dist check writes "
+                "the list), since nothing new is measured on them"
+            )
+
+
+def _of_sums(train: Subset, source: Any, known: Keys) -> Ints:
+    """Return of each of some checksums, sorted, the index of an image of train that has it; -1 if none has."""
+    found = np.full(len(known), -1, np.int64)
+    seen = np.zeros(1 << _BITS, np.bool_)  # of nearly all of train, these bits say that it is not among them
+    seen[known & _LOW] = True
+    for begin in range(0, len(train), _AT_A_TIME):
+        indices = train.indices[begin : begin + _AT_A_TIME]
+        sums = source.checksums(indices)
+        near = np.flatnonzero(seen[sums & _LOW])
+        places = np.minimum(np.searchsorted(known, sums[near]), len(known) - 1)
+        same = known[places] == sums[near]
+        found[places[same]] = indices[near[same]]
+    return found
 
 
 def _digests(subset: Subset) -> Keys:

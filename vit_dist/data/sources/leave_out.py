@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def leave_out(data: LabelledSplits, path: str, root: str) -> LabelledSplits:
     wanted = read_names(file)
     names = SampleNames(data.splits, root)
     splits, found = {}, set[str]()
+    gone: list[tuple[Source, Ints]] = []
     for name, split in data.splits.items():
         kept = np.ones(len(split), bool)
         for place, sample in enumerate(names.of(split.source, split.indices)):
@@ -75,6 +77,7 @@ def leave_out(data: LabelledSplits, path: str, root: str) -> LabelledSplits:
                 kept[place] = False
         if not kept.any():
             raise UserError(f"{FIELD}: {file} names all {len(split):,} images of {name}: keep some")
+        gone.append((split.source, split.indices[~kept]))
         splits[name] = split if kept.all() else split.take(np.flatnonzero(kept))
     if wanted and not found:
         raise UserError(
@@ -90,20 +93,31 @@ def leave_out(data: LabelledSplits, path: str, root: str) -> LabelledSplits:
     out = LeftOut(f"images named in {file}", len(found), min(found))
     sizes = data.sizes
     if sizes is not None and sizes.unreadable:  # those that are left out stop nobody
-        ends = {"/".join(sample.split("/")[-2:]) for sample in found}
-        sizes = replace(sizes, unreadable=tuple(name for name in sizes.unreadable if name not in ends))
-    return replace(data, splits=splits, left_out=(*data.left_out, out), notes=tuple(notes), sizes=sizes)
+        left = set(sizes.unreadable)
+        for source, indices in gone:
+            _forget(left, source, indices)
+        sizes = replace(sizes, unreadable=tuple(name for name in sizes.unreadable if name in left))
+    digest = hashlib.sha256("\n".join(map(name_line, sorted(found))).encode("utf-8", "surrogateescape")).hexdigest()
+    left_out = (*data.left_out, out)
+    return replace(data, splits=splits, left_out=left_out, notes=tuple(notes), sizes=sizes, without=digest)
+
+
+def _forget(unreadable: set[str], source: Source, indices: Ints) -> None:
+    """Take the images of a source that are left out from the names of those whose header cannot be read."""
+    image_name: Callable[[int], str] | None = getattr(source, "image_name", None)
+    named: Iterable[str] = file_names(source, indices)
+    if image_name is not None:  # each is a look into its shard
+        named = (image_name(index).rpartition(": ")[2] for index in indices.tolist())
+    for name in named:
+        unreadable.discard("/".join(name.replace(os.sep, "/").split("/")[-2:]))
+        if not unreadable:
+            return
 
 
 def read_names(file: Path) -> set[str]:
     """Return the names in a list: one a line, as `name_line` writes it; # begins a comment. Raises UserError."""
     names = set()
-    try:
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise UserError(f"{FIELD}: {file} cannot be read: {error.strerror}: name the list of images") from None
-    for number, line in enumerate(lines, 1):
-        line = line.removesuffix("\r")
+    for number, line in enumerate(read_lines(file), 1):
         if not line.strip() or line.startswith(_COMMENT):
             continue
         if not line.startswith(_QUOTED):
@@ -115,6 +129,15 @@ def read_names(file: Path) -> set[str]:
             raise UserError(f"{FIELD}: {file}, line {number}: is no JSON string: {one_line(error)}") from None
         names.add(str(name))
     return names
+
+
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a list, comments too. Raises UserError."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"{FIELD}: {file} cannot be read: {error.strerror}: name the list of images") from None
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def name_line(name: str) -> str:

@@ -30,7 +30,7 @@ _SYSTEM = {
     *("ehthumbs.db", "desktop.ini", "icon\r", "__pycache__"),
 }
 _WORDS = "|".join(sorted(SPLITS, key=len, reverse=True))
-# Words that say nothing: train_images, images-train, Train2017 and trainset are train.
+# General words, which do not matter: train_images, images-train, Train2017 and trainset are train.
 _FILL = r"(?:images?|imgs?|photos?|pictures?|data|dataset|set|split|folder|samples?|crops?|jpe?g|png|[\W\d_])*"
 _SPLIT = re.compile(f"{_FILL}({_WORDS}){_FILL}")
 _FILLER = re.compile(_FILL)
@@ -65,7 +65,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_filler(name: str) -> bool:
-    """Return whether a folder's name says nothing: images, data, 2017."""
+    """Return whether a folder's name is of general words alone: images, data, 2017."""
     return _FILLER.fullmatch(name.casefold()) is not None
 
 

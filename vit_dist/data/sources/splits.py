@@ -90,7 +90,8 @@ class LabelledSplits:
     """The data of a run: splits by name, class names, channels, side in pixels, mean and std per channel.
 
     sizes: of the images, before they are resized. left_out: what is in their folder and not used. notes: lines for the
-    user on how the folder was read. name: what a run on it is called after, if not after the config's data.
+    user on how the folder was read. name: what a run on it is called after, if not after the config's data. without: a
+    hash of the names that a list leaves out; empty: there are none.
     """
 
     splits: dict[str, Subset]
@@ -103,6 +104,7 @@ class LabelledSplits:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     name: str = ""
+    without: str = ""
 
 
 def all_of(source: Source) -> Subset:

@@ -167,8 +167,8 @@ def _size_notes(sizes: ImageSizes) -> Iterator[str]:
     if sizes.unreadable:
         yield (
             f"{len(sizes.unreadable)} of {sizes.sampled + len(sizes.unreadable)} images looked at cannot be read "
-            f"({_few(sizes.unreadable)}), and training ends at the first: mend or remove them now, or set "
-            "data.on_bad_sample skip"
+            f"({_few(sizes.unreadable)}), and training ends at the first: mend or remove them now, leave "
+            "them out (vit-dist check writes the list), or set data.on_bad_sample skip"
         )
     if sizes.smallest < TINY:
         yield f"some sides are of {sizes.smallest} pixels: below {TINY}, little is there to see, however it is enlarged"
