@@ -21,7 +21,7 @@ from vit_dist.errors import UserError
 # Fields that came after the names of runs: they count only where they are set, so that a run keeps its name.
 LATER = (
     *("data.fit", "data.interpolation", "data.columns", "data.lanes", "data.shard_window"),
-    *("data.leave_out", "model.residual"),
+    "model.residual",
     *(f"text.{name}" for name in options(TextConfig)),
     "loss.duplicates",
 )
