@@ -134,13 +134,7 @@ class DataConfig:
         "an image that cannot be read: fail ends the run; skip draws another in its place in training, by key, and "
         "leaves it out of evaluations, which count it",
     )
-    leave_out: str = option(
-        "",
-        "text file with the names of images to leave out, one a line, as vit-dist check writes it; a run is known by "
-        "the images that are left, not by the file's name",
-        changes_result=False,
-        at_inference=True,
-    )
+    leave_out: str = free("", "text file of the names of images to leave out, one a line, as vit-dist check writes it")
     lanes: int = option(
         1,
         "of shards: parts that each process reads apart from the others; a multiple of the micro-batches in a global "
