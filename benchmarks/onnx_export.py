@@ -1,7 +1,7 @@
 """Compare an exported ONNX file with torch over a whole test split, logits and speed, in one run.
 
 vit-dist export RUN model.onnx
-python benchmarks/onnx.py RUN model.onnx [DATA_ROOT]
+python benchmarks/onnx_export.py RUN model.onnx [DATA_ROOT]
 """
 
 from __future__ import annotations
