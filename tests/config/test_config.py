@@ -27,7 +27,7 @@ NOT_IN_THE_IDENTITY = {
     "run.name", "run.dir", "run.resume", "run.deterministic", "run.device", "run.threads", "run.time_limit",
     "run.timeout", "train.compile", "model.checkpoint_blocks",
     "data.root", "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels",
-    "data.cache_size", "data.leave_out",
+    "data.cache_size", "data.leave_out", "text.tokenizer",
     "train.max_bad_updates", "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers",
     "log.report", "log.level",
     "log.project", "log.entity", "log.group", "log.tags",

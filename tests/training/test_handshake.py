@@ -58,7 +58,7 @@ def refusals(root: str) -> list[str]:
         try:
             handshake.check_same_start(config, runtime)
             resolved = resolve(config, None, runtime)
-            handshake.check_same_samples(resolved.data, resolved.samples, runtime)
+            handshake.check_same_samples(resolved.config, resolved.data, resolved.samples, runtime)
         except UserError as error:
             return str(error)
         return "same"

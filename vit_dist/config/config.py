@@ -91,7 +91,7 @@ class Config(Schema):
         """
         fields = self.fields(changes_result=True)
         for name, default in Config().fields().items():
-            if name in LATER and fields[name] == default:
+            if name in LATER and fields.get(name) == default:
                 del fields[name]
         model, dropout = self.model, self.model.dropout or self.model.attention_dropout or self.text.dropout
         if not (dropout or "/" in model.name or ":" in model.name):

@@ -33,6 +33,8 @@ class TextConfig:
     tokenizer: str = option(
         "bytes",
         "bytes; or the path of a tokenizers JSON file, or of CLIP's merges (bpe_simple_vocab_16e6.txt, .gz as well)",
+        changes_result=False,  # the content of the file does, and that is part of the data's fingerprint
+        at_inference=True,
     )
     context_length: int = option(77, "tokens of a caption; a longer one is cut, its end token kept", at_least=2)
     width: Union[int, None] = option(None, "embedding dimension; empty: the preset's", above=0)

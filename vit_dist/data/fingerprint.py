@@ -27,25 +27,32 @@ from vit_dist.run_folder.data_facts import FACTS
 # Of each sample of each split: the split, its name, the size of its file in bytes and the number of its class.
 SAMPLES = "samples.csv.gz"
 Sample = tuple[str, int, int]
+# What a fingerprint says of captions.
+TEXTS = ("captions", "tokenizer")
 _SAMPLED = 16  # images of a source without files
 _FILES_READ, _BYTES_READ = 256, 64 * 1024
 
 
-def fingerprint(data: LabelledSplits) -> dict[str, dict[str, Any]]:
+def fingerprint(data: LabelledSplits, tokenizer: str = "") -> dict[str, dict[str, Any]]:
     """Return (samples, sha256) of each split: of names, file sizes and classes, or of pixels held in memory.
 
     Of files also (content): of the first 64 KiB of at most 256 of them, chosen by key, since other images may have the
     same names and sizes. Of shards, of the hashes in their index; of other sources without files or pixels, of the
     classes, a few of the images, and those that a list leaves out. Names are
-    relative to the folder that holds all files, so that data may be moved. A file that is gone has 0 bytes.
+    relative to the folder that holds all files, so that data may be moved. A file that is gone has 0 bytes. With
+    captions also their hash, and the digest of their `tokenizer`, if it is given.
     """
     root = _common_folder(data)
-    return {name: _of_split(data, name, root) for name in data.splits}
+    found = {name: _of_split(data, name, root) for name in data.splits}
+    if tokenizer:
+        for of_split in found.values():
+            of_split["tokenizer"] = tokenizer
+    return found
 
 
 def same_samples(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether the fingerprints of two splits agree in all that both say: older ones say less."""
-    alike = all(before[name] == now[name] for name in before.keys() & now.keys())
+    """Return whether two splits' fingerprints agree in all that both say of their images: older ones say less."""
+    alike = all(before[name] == now[name] for name in (before.keys() & now.keys()) - {*TEXTS})
     return alike and all(before.get(name) == now.get(name) for name in ("weights", "without"))
 
 
@@ -134,6 +141,8 @@ def _of_split(data: LabelledSplits, name: str, root: str) -> dict[str, Any]:
         found["weights"] = hashlib.sha256(split.weights.astype("<f4").tobytes()).hexdigest()
     if data.without and not root and decoded(split.source) is None:
         found["without"] = data.without
+    if split.captions is not None:
+        found["captions"] = split.captions.digest(split.indices)
     return {**found, "content": _content_digest(split)} if root else found
 
 

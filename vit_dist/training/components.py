@@ -20,6 +20,7 @@ from vit_dist.data.sources.custom import from_source
 from vit_dist.data.sources.leave_out import leave_out
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.data.text.tokenizer import Tokenizer
 from vit_dist.errors import UserError, one_line
 from vit_dist.inference.load import start_from
 from vit_dist.models.build import bf16_residual, build_model, check_outputs, checkpoint_blocks, refuse_batch_norm
@@ -31,6 +32,7 @@ from vit_dist.optim.schedules import Schedule, schedule_metric
 from vit_dist.plan.plan import Plan
 from vit_dist.sizing.limits import check_images
 from vit_dist.telemetry.trackers import check_tracker
+from vit_dist.training.captions import caption_notes, check_captions, run_tokenizer
 from vit_dist.training.distillation import Autocast, Teacher, build_teacher
 from vit_dist.training.losses import Loss
 
@@ -40,7 +42,7 @@ class Components:
     """The parts of a run that its config decides.
 
     model: bare, on the device. parameters: how many are trained. forward_flops: of one image. lr: the peak.
-    notes: lines for the user.
+    notes: lines for the user. tokenizer: of the captions, in a contrastive run.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class Components:
     optimizer: Optimizer
     schedule: Schedule
     notes: list[str]
+    tokenizer: Tokenizer | None = None
 
 
 def build_components(
@@ -78,6 +81,7 @@ def build_components(
     """
     check_tracker(config.log.trackers)
     data = open_splits(config, source)
+    tokenizer = run_tokenizer(config)
     preprocessing = preprocessing or resolve_preprocessing(config, data, model)
     train = data.splits["train"]
     plan = Plan.from_config(config, len(train), world_size, shard_sizes(train), train.weights)
@@ -109,19 +113,29 @@ def build_components(
         lr=lr,
         optimizer=optimizer,
         schedule=Schedule(config.schedule, optimizer, plan, lr),
-        notes=[*notes, *(loss.teacher.notes if isinstance(loss.teacher, Teacher) else [])],
+        notes=[
+            *notes,
+            *(loss.teacher.notes if isinstance(loss.teacher, Teacher) else []),
+            *(caption_notes(data, tokenizer) if tokenizer else []),
+        ],
+        tokenizer=tokenizer,
     )
 
 
 def open_splits(config: Config, source: Any) -> LabelledSplits:
-    """Return the config's data, or that of the source given in its place, in any form. Raises UserError."""
+    """Return the config's data, or that of the source given in its place, in any form, with the captions it needs.
+
+    Raises UserError.
+    """
     if source is None:
-        data = open_data(config.data)
+        data = open_data(config.data, config.contrastive)
     elif isinstance(source, LabelledSplits):
         data = source
     else:
         data = leave_out(from_source(source, config.data), config.data.leave_out, "")
-    if len(data.classes) < 2:
+    if config.contrastive:
+        check_captions(config, data)
+    elif len(data.classes) < 2:
         raise UserError(f"data: has one class, {data.classes[0]}: a classifier needs two or more")
     return data
 

@@ -12,15 +12,19 @@ from typing import Any
 
 import vit_dist
 from vit_dist.config.config import Config
-from vit_dist.data.fingerprint import fingerprint
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.files import WRITING, remove
 from vit_dist.run_folder.status import versions
 from vit_dist.runtime.runtime import Runtime
+from vit_dist.training.captions import run_fingerprint
 
 # What may differ between hosts and changes neither the result nor what the processes do together.
-_OF_A_HOST = (*("run.dir", "run.threads", "data.root", "data.leave_out", "data.workers", "data.timeout", "log.level"),)
+_OF_A_HOST = (
+    *("run.dir", "run.threads", "data.root", "data.leave_out", "data.workers", "data.timeout", "text.tokenizer"),
+    "log.level",
+)
+_DIGESTS = ("sha256", "content", "weights", "without", "captions", "tokenizer")
 _SHOWN = 3
 _LONGEST_WAIT = 10.0  # seconds, for a file to be seen: network file systems remember for a while what is not there
 
@@ -34,18 +38,18 @@ def check_same_start(config: Config, runtime: Runtime) -> None:
     _compare({**given, "device": runtime.device.type, "code of vit_dist": _code_digest()}, runtime)
 
 
-def check_same_samples(data: LabelledSplits, of_main: Mapping[str, Any], runtime: Runtime) -> None:
-    """Check that all ranks have the same classes and samples. Raises UserError on all ranks.
+def check_same_samples(config: Config, data: LabelledSplits, of_main: Mapping[str, Any], runtime: Runtime) -> None:
+    """Check that all ranks have the same classes, samples and captions. Raises UserError on all ranks.
 
     of_main: the fingerprint of rank 0's data, which it has taken already.
     """
     if runtime.world_size == 1:
         return
     with runtime.working():  # it looks at every path, and into some files
-        own = of_main if runtime.is_main else fingerprint(data)
+        own = of_main if runtime.is_main else run_fingerprint(config, data)
     samples = {
         f"the {name} split": f"{split['samples']} images, "
-        + " ".join(split[digest][:12] for digest in ("sha256", "content", "weights", "without") if digest in split)
+        + " ".join(split[digest][:12] for digest in _DIGESTS if digest in split)
         for name, split in own.items()
     }
     _compare({"classes": ", ".join(data.classes), **samples}, runtime)

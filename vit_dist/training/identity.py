@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_dist.checkpointing.checkpoint import Checkpoint
 from vit_dist.config.config import Config
-from vit_dist.data.fingerprint import SAMPLES, difference, same_samples
+from vit_dist.data.fingerprint import SAMPLES, TEXTS, difference, same_samples
 from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 
@@ -57,11 +57,23 @@ def check_same_data(saved: Checkpoint, data: LabelledSplits, samples: Mapping[st
         )
         kinds = [f"{_few(names)} {kind}" for names, kind in ((new, "added"), (gone, "removed")) if names]
         what.append(f"classes: {', '.join(kinds) or 'in another order'}")
+    if not what and (texts := _other_texts(before, samples)):
+        raise UserError(
+            f"data: {folder} was trained with {' and '.join(texts)}: bring the old back, or set another run.dir or "
+            "run.name, or none, for a new run"
+        )
     if what:
         raise UserError(
             f"data: not what {folder} was trained on: {'; '.join(what)}: bring the old images (or data.leave_out) "
             "back, or set another run.dir or run.name, or none, for a new run"
         )
+
+
+def _other_texts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words which texts differ between two fingerprints of the same images."""
+    other = {kind: [name for name in before if before[name].get(kind) != now[name].get(kind)] for kind in TEXTS}
+    found = [f"other captions of {' and '.join(other['captions'])}"] if other["captions"] else []
+    return [*found, *["another text.tokenizer"] * bool(other["tokenizer"])]
 
 
 def _few(names: Sequence[str]) -> str:

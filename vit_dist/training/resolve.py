@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vit_dist.config.config import Config
-from vit_dist.data.fingerprint import SAMPLES, difference, fingerprint
+from vit_dist.data.fingerprint import SAMPLES, difference
 from vit_dist.data.sources.copies import copies_in_train
 from vit_dist.data.sources.splits import SPLITS, LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.files import check_place
 from vit_dist.runtime.runtime import Runtime
+from vit_dist.training.captions import run_fingerprint
 from vit_dist.training.components import open_splits
 from vit_dist.training.defaults import Choice, choose_defaults
 from vit_dist.training.identity import MAY_CHANGE
@@ -92,7 +93,7 @@ def find_start(resolved: Resolved, runtime: Runtime | None = None) -> tuple[Reso
 
 def _decide(config: Config, data: LabelledSplits, source: Any) -> dict[str, Any]:
     """Return the fields of `Resolved` but for the data, as JSON can hold them."""
-    samples, notes = fingerprint(data), list(copies_in_train(data))
+    samples, notes = run_fingerprint(config, data), list(copies_in_train(data))
     resolved, choices = choose_defaults(_with_stored_choices(config), data)
     if not config.run.name and not config.run.dir:
         name = _data_name(config, source, data)

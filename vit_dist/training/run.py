@@ -103,7 +103,7 @@ def _start(
     console.phase("opening the data")
     check_same_start(config, runtime)
     resolved = resolve(config, source, runtime)
-    check_same_samples(resolved.data, resolved.samples, runtime)
+    check_same_samples(config, resolved.data, resolved.samples, runtime)
     lock = lock_run(resolved.config.folder, runtime)
     try:
         resolved, resume = find_start(resolved, runtime)

@@ -25,6 +25,7 @@ def build_streams(components: Components, runtime: Runtime) -> tuple[Stream, dic
         on_bad_sample=on_bad_sample,
         classes=len(data.classes),
         drop_path_depth=drop_path_depth(components.model),
+        tokenizer=components.tokenizer,
     )
     size = config.evaluate.batch_size
     return stream, {

@@ -65,7 +65,12 @@ class Captions(Sequence[tuple[str, ...]]):
 
     def digest(self, indices: Ints) -> str:
         """Return a SHA-256 of the captions of these images, in this order, in hexadecimal."""
-        found = hashlib.sha256()
-        for index in indices.tolist():
-            found.update("\0".join(self[index]).encode("utf-8", "surrogatepass") + b"\n")
+        starts = np.concatenate([[0], self.ends])
+        counts = self.counts(indices)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = np.repeat(self.first[indices], counts) + within
+        found = hashlib.sha256(counts.astype("<i8").tobytes())
+        found.update((starts[numbers + 1] - starts[numbers]).astype("<i8").tobytes())
+        begins, ends = starts[self.first[indices]].tolist(), starts[self.first[indices + 1]].tolist()
+        found.update(b"".join(self.text[begin:end] for begin, end in zip(begins, ends, strict=True)))
         return found.hexdigest()
