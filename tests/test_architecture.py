@@ -243,7 +243,7 @@ def test_nothing_is_pickled() -> None:
 @pytest.mark.parametrize(("name", "home"), [("Config", "config.config"), ("UserError", "errors"),
                                             ("Run", "training.run"), ("train", "training.run"),
                                             ("Classifier", "inference.classifier"),
-                                            ("load", "inference.classifier")])  # fmt: skip
+                                            ("load", "inference.open_model")])  # fmt: skip
 def test_public_names_are_imported_lazily_from_their_module(name: str, home: str) -> None:
     assert getattr(vit_dist, name) is getattr(importlib.import_module(f"vit_dist.{home}"), name)
     assert [module for module, _ in own_imports(PACKAGE / "__init__.py")] == ["version"]

@@ -10,18 +10,21 @@ from vit_dist.version import __version__
 if TYPE_CHECKING:
     from vit_dist.config.config import Config
     from vit_dist.errors import UserError
-    from vit_dist.inference.classifier import Classifier, load
+    from vit_dist.inference.classifier import Classifier
+    from vit_dist.inference.dual_encoder import DualEncoder
+    from vit_dist.inference.open_model import load
     from vit_dist.training.result import Run
     from vit_dist.training.run import train
 
-__all__ = ["Classifier", "Config", "Run", "UserError", "__version__", "load", "train"]
+__all__ = ["Classifier", "Config", "DualEncoder", "Run", "UserError", "__version__", "load", "train"]
 
 _MODULES = {
     "Classifier": "inference.classifier",
     "Config": "config.config",
+    "DualEncoder": "inference.dual_encoder",
     "Run": "training.result",
     "UserError": "errors",
-    "load": "inference.classifier",
+    "load": "inference.open_model",
     "train": "training.run",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vit_dist.files import user_path
 from vit_dist.formatting import weights_text
 from vit_dist.inference.batches import read_batches
 from vit_dist.inference.evaluation import Evaluation, evaluate_subset, precision_of
-from vit_dist.inference.load import TrainedModel, load_model
+from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.predict import find_images
 from vit_dist.inference.prediction import Floats, PredictionList
 from vit_dist.inference.probabilities import predict_pixels
@@ -35,33 +35,6 @@ from vit_dist.runtime.devices import available_cores, resolve_device
 from vit_dist.runtime.runtime import Runtime
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def load(
-    path: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    weights: str = "",
-    device: str = "auto",
-    batch_size: int | None = None,
-    trust_code: bool = False,
-) -> Classifier:
-    """Load the model of a run's folder, a checkpoint, an exported folder or a safetensors file, or timm/NAME.
-
-    weights: raw or ema; empty: those that the run chose. device: auto (the best one here), cpu, cuda or mps.
-    batch_size: images of one forward pass. overrides: dotted fields, as model.name for a file of weights alone.
-    trust_code: run a function that a file names as its model. Warns of damaged checkpoints that are passed over. Raises
-    UserError.
-    """
-    fields = {**(overrides or {}), "run.device": device}
-    if batch_size is not None:
-        fields["evaluate.batch_size"] = batch_size
-    if weights not in ("", "raw", "ema"):
-        raise UserError(f"weights: must be raw or ema, not {weights}")
-    trained = load_model(str(path), weights=weights, overrides=fields, trust_code=trust_code)
-    for note in trained.notes:
-        warnings.warn(note, stacklevel=2)
-    return Classifier(trained)
 
 
 class Classifier:
@@ -118,10 +91,13 @@ class Classifier:
         threads = torch.get_num_threads()
         runtime = Runtime(self._trained.config.run, self.precision)
         try:
-            return evaluate_subset(self._trained, self._open(source, split), runtime, keep=TOP_K)
+            return self._measure(self._open(source, split), runtime)
         finally:
             runtime.end()
             torch.set_num_threads(threads)
+
+    def _measure(self, subset: Subset, runtime: Runtime) -> Evaluation:
+        return evaluate_subset(self._trained, subset, runtime, keep=TOP_K)
 
     @property
     def batch_size(self) -> int:

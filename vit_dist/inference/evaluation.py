@@ -172,24 +172,27 @@ def _gather_predictions(batches: list[tuple[Tensor, Tensor]], runtime: Runtime) 
 
 def evaluate_subset(trained: TrainedModel, subset: Subset, runtime: Runtime, *, keep: int) -> Evaluation:
     """Evaluate a trained model on a part of its data, with all processes. keep: as for `evaluate`."""
-    config = trained.config
-    workers = worker_count(config.data.workers, runtime.cores)
-    batch_size = min(config.evaluate.batch_size, max(2, len(subset)))
-    stream = EvaluationStream(
-        subset,
-        trained.preprocessing,
-        runtime,
-        batch_size=batch_size,
-        workers=workers,
-        timeout=config.data.timeout,
-        on_bad_sample=config.data.on_bad_sample,
-    )
+    stream = subset_stream(trained, subset, runtime)
     model = trained.model.to(runtime.device)
     try:
         with runtime.autocast():
             return evaluate(model, stream, stream.length, runtime, keep=keep, bad=stream.bad)
     finally:
         stream.close()
+
+
+def subset_stream(trained: TrainedModel, subset: Subset, runtime: Runtime) -> EvaluationStream:
+    """Return the stream of a part of a trained model's data, in batches as its config has them. To be closed."""
+    config = trained.config
+    return EvaluationStream(
+        subset,
+        trained.preprocessing,
+        runtime,
+        batch_size=min(config.evaluate.batch_size, max(2, len(subset))),
+        workers=worker_count(config.data.workers, runtime.cores),
+        timeout=config.data.timeout,
+        on_bad_sample=config.data.on_bad_sample,
+    )
 
 
 def precision_of(trained: TrainedModel) -> str:

@@ -17,6 +17,7 @@ from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schema import inference_fields
 from vit_dist.config.values import merged
 from vit_dist.data.preprocessing import Preprocessing, resized_as, timm_preprocessing
+from vit_dist.data.text.tokenizer import open_tokenizer
 from vit_dist.errors import UserError
 from vit_dist.files import pickle_problem, read_json, user_path
 from vit_dist.inference.choose import choose_checkpoint
@@ -24,6 +25,7 @@ from vit_dist.inference.trust import check_trust
 from vit_dist.models.build import bf16_residual, build_model
 from vit_dist.models.pretrained import classes_and_channels, load_pretrained, timm_weights
 from vit_dist.models.timm_models import check_model_name, imagenet_classes
+from vit_dist.models.two_tower import build_two_tower
 from vit_dist.models.weights import load_weights
 from vit_dist.run_folder.finding import run_meant
 
@@ -125,13 +127,11 @@ def _from_run(
         raise UserError(f"--weights: {source.path} has no EMA weights: its run had no train.ema")
     if model is None:
         check_trust(config.model, source.path / "state.json", trust_code=trust_code, named=named)
-        model = build_model(
-            config.model,
-            classes=len(state.classes),
-            channels=state.channels,
-            image_size=state.preprocessing.image_size,
-            seed=config.run.seed,
-        )
+        shape: Any = {"channels": state.channels, "image_size": state.preprocessing.image_size, "seed": config.run.seed}
+        if config.contrastive:
+            model = _two_tower(config, shape)
+        else:
+            model = build_model(config.model, classes=len(state.classes), **shape)
     elif config.model.residual == "bf16":
         bf16_residual(model)
     load_weights(model, _weights_file(source, weights), exact=True)
@@ -150,6 +150,12 @@ def _from_run(
         data=state.data,
         folder=source.path.parent.parent,
     )
+
+
+def _two_tower(config: Config, shape: Mapping[str, Any]) -> nn.Module:
+    """Build the model of a run on images and captions. Raises UserError if its tokenizer is no longer there."""
+    tokens = open_tokenizer(config.text.tokenizer, config.text.context_length).vocabulary_size
+    return build_two_tower(config.model, config.text, config.loss.name, vocabulary_size=tokens, **shape)
 
 
 def _from_weights_file(fields: Mapping[str, Any], path: Path | None) -> TrainedModel:

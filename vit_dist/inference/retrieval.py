@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from vit_dist.plan.keys import Ints
 
-RECALLS = (1, 5, 10)
 # Similarities that are computed at once: 64 MiB in float32.
 _BLOCK = 2**24
 
@@ -44,6 +43,14 @@ class Texts:
         ]
         image, text = np.asarray(pairs, np.int64).reshape(-1, 2).T
         return cls(tuple(numbers), image, text)
+
+    def merged(self, same: Ints) -> Texts:
+        """Return the captions with texts taken as the same, int64 [texts]: text → the first of those like it."""
+        kept, text = np.unique(same[self.text], return_inverse=True)
+        pairs = np.stack([self.image, text.reshape(-1)], 1)
+        _, places = np.unique(pairs, axis=0, return_index=True)
+        image, text = pairs[np.sort(places)].T
+        return Texts(tuple(self.texts[number] for number in kept.tolist()), image, text)
 
     def only(self, seen: Ints) -> tuple[Texts, Ints]:
         """Return the captions of the images at places `seen` (ascending), numbered anew, and the numbers they had."""

@@ -176,6 +176,8 @@ def _hardware(line: Line) -> str:
 def loss_note(run: RunRecord) -> str:
     """Return in words why the training loss is not val's loss on other images."""
     parts = list(_loss_parts(run))
+    if run.config.contrastive:
+        return "Val’s loss is that of training, of as many pairs together, each image with one of its captions."
     if not run.evaluations("val", "raw"):
         return "There is no validation loss to compare the training loss with."
     if not parts:

@@ -22,6 +22,7 @@ from vit_dist.report.ranking import accuracy, difference, ranked, value_text, ve
 from vit_dist.report.rendering import render
 from vit_dist.run_folder.figures import figures_of
 from vit_dist.run_folder.metrics import Floats
+from vit_dist.run_folder.pair_figures import top1_of
 from vit_dist.run_folder.record import RunRecord, best_line, read_run
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _table(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[list[str], 
         "data": data if not same else [],
         **{name: fields[name] for name in shown},
         f"best {metric} on val": [_best_text(run, metric) for run in runs],
-        "top1 on val": [_percent(line["top1"] if (line := best_line(run)) else None) for run in runs],
+        "top1 on val": [_percent(top1_of(line) if (line := best_line(run)) else None) for run in runs],
         "loss on val": [loss_text(line["loss"]) if (line := best_line(run)) else "" for run in runs],
         "top1 on test (95 % interval)": tests,
         _AGAINST: ["best" if known else "", *(str(each or "") for each in compared[1:])],
@@ -168,7 +169,8 @@ def _pictures(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Figu
     def series(run: RunRecord, name: str) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
         train, evaluated = run.metrics.train, speed.evaluations(run)
         at = np.asarray([line["epoch"] for line in evaluated], np.float64)
-        return (train["epoch"], train[name]), (at, np.asarray([float(line[name]) for line in evaluated], np.float64))
+        values = [top1_of(line) if name == "top1" else float(line[name]) for line in evaluated]
+        return (train["epoch"], train[name]), (at, np.asarray(values, np.float64))  # None becomes NaN
 
     pictures = {
         name: curves.comparison_curve(

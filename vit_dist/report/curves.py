@@ -138,7 +138,7 @@ def utilisation_curve(run: RunRecord) -> Figure:
             _line(axes, run.train_seconds / scale, 100 * values, colour, label)
     axes.set_ylim(0, None)
     axes.set(xlabel=f"{unit} of training", ylabel="%")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -177,7 +177,7 @@ def comparison_curve(runs: Sequence[tuple[str, Sequence[tuple[Floats, Floats]]]]
         axes.plot(thinned.x, thinned.mean, color=colour, alpha=0.35, linewidth=0.9)
         axes.plot(*strong, color=colour, marker=".", markersize=3, label=literal(short(name)))
     axes.set(xlabel=x, ylabel=y)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -191,7 +191,7 @@ def divergence_curve(divergences: Sequence[tuple[str, Floats, Floats]]) -> Figur
         axes.fill_between(thinned.x, thinned.low, thinned.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_yscale("log")
     axes.set(xlabel="update", ylabel="relative difference of loss")
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -276,11 +276,11 @@ def _finished(figure: Figure, axes: Axes, run: RunRecord, label: str) -> Figure:
         axes.axvline(line["epoch"], color=FAINT, linestyle="--", linewidth=0.9, label=label_once)
     axes.set(xlabel="epoch", ylabel=label)
     axes.set_xlim(0, None)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     """Place the legend above the axes, where it hides nothing."""
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(

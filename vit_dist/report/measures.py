@@ -12,6 +12,7 @@ from vit_dist.report.differences import same_data
 from vit_dist.report.processes import ProcessTimes, process_times
 from vit_dist.run_folder.figures import interval, margin
 from vit_dist.run_folder.metrics import Floats
+from vit_dist.run_folder.pair_figures import is_of_pairs, top1_of
 from vit_dist.run_folder.record import RunRecord, best_of
 
 
@@ -20,7 +21,8 @@ class RunFigures:
     """The figures of a run, from its summary or from what it has done so far; None if they are not known.
 
     seconds: of training; total_seconds: with evaluation, saving and the rest. best: update, metric and value of the
-    best evaluation. mfu: the median of its lines. test_interval: of test_top1, 95 %. processes: with several.
+    best evaluation. mfu: the median of its lines. test_top1, test_top5: zero-shot, of images and captions.
+    test_interval: of test_top1, 95 %. processes: with several.
     """
 
     machine: str
@@ -90,8 +92,8 @@ def run_figures(run: RunRecord) -> RunFigures:
         memory_bytes=run.memory,
         best=best_of(run),
         test_loss=test.get("loss"),
-        test_top1=test.get("top1"),
-        test_top5=test.get("top5"),
+        test_top1=top1_of(test),
+        test_top5=test.get("zero_shot_top5" if is_of_pairs(test) else "top5"),
         test_interval=_test_interval(run),
         processes=process_times(run),
     )
@@ -104,7 +106,8 @@ def _test_interval(run: RunRecord) -> tuple[float, float] | None:
         low, high = figures["top1_interval"]
         return low, high
     seen = next((line["seen"] for line in reversed(run.evaluations("test", run.summary.get("weights", "raw")))), 0)
-    return interval(round(test["top1"] * seen / 100), seen) if seen and "top1" in test else None
+    top1 = top1_of(test)
+    return interval(round(top1 * seen / 100), seen) if seen and top1 is not None else None
 
 
 def divergence(first: RunRecord, other: RunRecord) -> Divergence:

@@ -6,7 +6,7 @@ It answers three questions in this order: how good is it, what is wrong, what ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from vit_dist.errors import UserError
 from vit_dist.files import write_text
 from vit_dist.formatting import loss_text
-from vit_dist.report import about, curves, grids
+from vit_dist.report import about, curves, grids, pairs
 from vit_dist.report.advice import hints
 from vit_dist.report.confusion import confusion_matrix, confusions
 from vit_dist.report.drawing import save_png, short, to_svg
@@ -28,6 +28,7 @@ from vit_dist.report.quality import Result, best_evaluation, class_rows, result_
 from vit_dist.report.rendering import render
 from vit_dist.report.smoothing import end_of
 from vit_dist.run_folder.metrics import Line
+from vit_dist.run_folder.pair_figures import headlines
 from vit_dist.run_folder.record import RunRecord, read_run
 from vit_dist.version import __version__
 
@@ -63,7 +64,7 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
         for name, figure in pictures.items():
             save_png(figure, out / f"{name}.png")
         _write_grids(run, out)
-        write_text(page, render("page.html", **_values(run, pictures)))
+        write_text(page, render("pairs.html" if pairs.of_pairs(run) else "page.html", **_values(run, pictures)))
     except OSError as error:
         raise UserError(f"report: {out} cannot be written: {error.strerror}") from None
     return page
@@ -76,7 +77,8 @@ def _drawings(run: RunRecord) -> Mapping[str, Callable[[RunRecord], Figure]]:
     best = best if best is not None and best["best"] else None
     if len(run.metrics.train["update"]):
         drawings["loss"] = lambda run: curves.loss_curve(run, best)
-        drawings["accuracy"] = lambda run: curves.accuracy_curve(run, best)
+        if not pairs.of_pairs(run):
+            drawings["accuracy"] = lambda run: curves.accuracy_curve(run, best)
         drawings |= {"rate": curves.rate_curve, "gradient_norm": curves.norm_curve}
         drawings |= {"throughput": curves.throughput_curve, "utilisation": curves.utilisation_curve}
         drawings |= {"memory": curves.memory_curve, "seconds": lambda run: curves.time_bars(run.seconds)}
@@ -84,11 +86,12 @@ def _drawings(run: RunRecord) -> Mapping[str, Callable[[RunRecord], Figure]]:
         predictions, classes = run.predictions.predictions, run.predictions.metadata["classes"]
         if len(classes) <= _PICTURE_CLASSES:
             drawings["confusion"] = lambda run: confusion_matrix(predictions, classes)
-    return drawings
+    return drawings | pairs.drawings(run) if pairs.of_pairs(run) else drawings
 
 
 def _write_grids(run: RunRecord, out: Path) -> None:
-    """Write mistakes.png and inputs.png, if there are any."""
+    """Write mistakes.png or the pairs, and inputs.png, if there are any."""
+    pairs.write_grids(run, out)
     if run.predictions is not None and len(run.predictions.picture_rows):
         grids.draw_tiles(out / "mistakes.png", grids.mistake_tiles(run.predictions))
     if run.inputs is not None:
@@ -98,7 +101,8 @@ def _write_grids(run: RunRecord, out: Path) -> None:
 def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
     """Return what page.html shows; texts are escaped there."""
     result = result_of(run)
-    labels = {**_LEARNING, **_TRAINING, **_MACHINE, **_alternatives(run), "confusion": "Confusion matrix"}
+    labels = {**_LEARNING, **_TRAINING, **_MACHINE, **pairs.CAPTIONS, **_alternatives(run)}
+    labels |= {"confusion": "Confusion matrix", pairs.SIMILARITIES: "Cosines of images and captions"}
     svgs = {name: Markup(to_svg(figure, name, labels.get(name, ""))) for name, figure in pictures.items()}
 
     def charts(captions: Mapping[str, str]) -> dict[str, Markup]:
@@ -115,17 +119,13 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
         "about": about.about_rows(run, run_figures(run)),
         "fitted": about.fitted_fields(run.config),
         "starts_in_words": about.starts_in_words(run),
-        "verdict": verdict(result) if result else "Not evaluated yet.",
-        "headline": tiles(result) if result else [],
+        **_quality(run, result, svgs, charts),
         "learning": charts(_LEARNING),
         "loss_note": about.loss_note(run),
-        "classes": _classes(result),
         "findings": [(finding.name, finding.text) for finding in findings(run, result)],
-        "confusion": _confusion(run, svgs),
-        "mistakes": grids.mistake_tiles(run.predictions) if run.predictions else [],
         "hints_to_show": hints(run),
         "progress": _progress(run),
-        "no_hints": "Nothing stands out." if result else "Nothing has been evaluated yet.",
+        "no_hints": "Nothing stands out." if result or val_evaluations(run) else "Nothing has been evaluated yet.",
         "training": charts(_TRAINING),
         "machine": charts(_MACHINE),
         "inputs": _inputs(run),
@@ -135,10 +135,29 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
     }
 
 
+def _quality(
+    run: RunRecord,
+    result: Result | None,
+    svgs: Mapping[str, Markup],
+    charts: Callable[[Mapping[str, str]], dict[str, Markup]],
+) -> dict[str, Any]:
+    """Return how good the model is, and where it is wrong."""
+    if pairs.of_pairs(run):
+        return pairs.values(run, charts)
+    return {
+        "verdict": verdict(result) if result else "Not evaluated yet.",
+        "headline": tiles(result) if result else [],
+        "classes": _classes(result),
+        "confusion": _confusion(run, svgs),
+        "mistakes": grids.mistake_tiles(run.predictions) if run.predictions else [],
+    }
+
+
 def _alternatives(run: RunRecord) -> dict[str, str]:
     """Return what the two large charts show, for those who cannot see them."""
     texts, val = {}, val_evaluations(run)[-1:]
-    for name, measure, unit in (("loss", "loss", ""), ("accuracy", "top1", " %")):
+    shown = (("loss", "loss", ""), ("accuracy", "top1", " %"))
+    for name, measure, unit in shown[: 1 if pairs.of_pairs(run) else 2]:
         train = end_of(run.metrics.train[measure])
         ends = [] if train is None else [f"{train:.3g}{unit} on train"]
         ends += [f"{float(line[measure]):.3g}{unit} on val" for line in val]
@@ -203,19 +222,19 @@ def _evaluations(run: RunRecord) -> list[list[str]]:
     """Return the rows of the latest evaluations, and of all that were the best when they were made."""
     lines = [line for line in run.metrics.other_lines if line["kind"] == "eval"]
     shown = [line for number, line in enumerate(lines) if line["best"] or number >= len(lines) - _LATEST_EVALUATIONS]
-    head = ["split", "weights", "update", "epoch", "loss", "top1", "top5", "best so far", "seconds"]
-    return [head, *map(_evaluation_row, shown[-_MOST_EVALUATIONS:])]
+    names = headlines(lines) if pairs.of_pairs(run) else {"top1": "top1", "top5": "top5"}
+    head = ["split", "weights", "update", "epoch", "loss", *names.values(), "best so far", "seconds"]
+    return [head, *(_evaluation_row(line, names) for line in shown[-_MOST_EVALUATIONS:])]
 
 
-def _evaluation_row(line: Line) -> list[str]:
+def _evaluation_row(line: Line, names: Iterable[str]) -> list[str]:
     return [
         line["split"],
         "EMA" if line["weights"] == "ema" else "raw",
         f"{line['weights_update']:,}",
         f"{line['epoch']:.2f}",
         loss_text(line["loss"]),
-        f"{line['top1']:.2f}",
-        f"{line['top5']:.2f}" if line["top5"] is not None else "",
+        *(f"{line[name]:.2f}" if line.get(name) is not None else "" for name in names),
         "best" if line["best"] else "",
         f"{line['seconds']:.1f}",
     ]

@@ -13,6 +13,7 @@ from vit_dist.formatting import loss_text
 from vit_dist.report.drawing import short
 from vit_dist.run_folder.figures import Figures, Interval, figures_of, interval, margin
 from vit_dist.run_folder.metrics import Line
+from vit_dist.run_folder.pair_figures import is_of_pairs
 from vit_dist.run_folder.record import RunRecord
 
 # Fewer images than this give a figure that one of them moves by more than a point.
@@ -63,11 +64,14 @@ class Result:
 
 
 def result_of(run: RunRecord) -> Result | None:
-    """Return the result of a run: of its saved predictions, or of the best evaluation so far; None without any."""
+    """Return the result of a run: of its saved predictions, or of the best evaluation so far; None without any.
+
+    None for images and captions: `pairs_page` has theirs.
+    """
     best = best_evaluation(run)
     saved = run.predictions
     if saved is None:
-        if best is None:
+        if best is None or is_of_pairs(best):
             return None
         classes = class_names(run)
         counts = run.facts.counts.get("val") if run.facts else None

@@ -10,6 +10,7 @@ from vit_dist.formatting import loss_text
 from vit_dist.report.differences import data_names, same_data, same_images
 from vit_dist.report.measures import run_figures
 from vit_dist.run_folder.figures import Interval, Paired, interval, paired
+from vit_dist.run_folder.pair_figures import top1_of
 from vit_dist.run_folder.record import RunRecord, best_line
 
 BEYOND, WITHIN = "beyond noise", "within noise"
@@ -92,9 +93,10 @@ def accuracy(run: RunRecord, split: str) -> Accuracy | None:
             return None
         return Accuracy(split, figures.test_top1, figures.test_interval)
     line = best_line(run)
-    if line is None or not line["seen"]:
+    top1 = None if line is None or not line["seen"] else top1_of(line)
+    if line is None or top1 is None:
         return None
-    return Accuracy(split, line["top1"], interval(round(line["top1"] * line["seen"] / 100), line["seen"]))
+    return Accuracy(split, top1, interval(round(top1 * line["seen"] / 100), line["seen"]))
 
 
 def difference(best: RunRecord, other: RunRecord) -> Difference | None:

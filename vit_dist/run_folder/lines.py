@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_dist.run_folder.pair_figures import PAIR_FIGURES, is_of_pairs
+
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number."""
@@ -32,7 +34,8 @@ def is_time(value: Any) -> bool:
 
 def is_whole(line: Mapping[str, Any]) -> bool:
     """Return whether a line has what every reader of its kind needs; lines of other kinds need a time alone."""
-    checks = _FIELDS.get(line["kind"], {})
+    of_pairs = line["kind"] == "eval" and is_of_pairs(line)
+    checks = _PAIR_FIELDS if of_pairs else _FIELDS.get(line["kind"], {})
     return is_time(line.get("time")) and all(name in line and check(line[name]) for name, check in checks.items())
 
 
@@ -111,3 +114,5 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "save": {"stall_seconds": _is_seconds},
 }
+_PAIR_FIELDS = {name: check for name, check in _FIELDS["eval"].items() if name not in ("top1", "top5")}
+_PAIR_FIELDS |= dict.fromkeys((name for name in PAIR_FIGURES if "zero_shot" not in name), _is_percent_or_none)

@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 TOP_K = 5  # classes saved of each sample
 PREDICTIONS, INPUTS = "predictions.safetensors", "inputs.safetensors"
 
-_BROKEN = "{}: is not a file that vit_dist wrote, or is broken: remove it"
+BROKEN = "{}: is not a file that vit_dist wrote, or is broken: remove it"
 
 
 @dataclass(frozen=True)
@@ -117,30 +117,30 @@ class InputExamples:
 def write_predictions(path: Path, saved: SavedPredictions) -> None:
     """Replace a file of predictions atomically. Raises OSError."""
     arrays = {name: getattr(saved.predictions, name) for name in ("index", "label", "top", "probability")}
-    _replace(path, {**arrays, "shown": saved.picture_rows, "pictures": saved.pictures}, saved.metadata)
+    replace_arrays(path, {**arrays, "shown": saved.picture_rows, "pictures": saved.pictures}, saved.metadata)
 
 
 def read_predictions(path: Path) -> SavedPredictions | None:
     """Read a file of predictions; None if there is none. Raises UserError for any other file."""
-    content = _read(path, {"index", "label", "top", "probability", "shown", "pictures"})
+    content = read_arrays(path, {"index", "label", "top", "probability", "shown", "pictures"})
     if content is None:
         return None
     arrays, metadata = content
     rows, pictures = arrays.pop("shown"), arrays.pop("pictures")
     saved = SavedPredictions(Predictions(**arrays), metadata, rows, pictures)
     if not _agree(saved):
-        raise UserError(_BROKEN.format(path))
+        raise UserError(BROKEN.format(path))
     return saved
 
 
 def write_inputs(path: Path, inputs: InputExamples) -> None:
     """Replace a file of inputs atomically. Raises OSError."""
-    _replace(path, {name: getattr(inputs, name) for name in ("pixels", "classes", "parts")}, inputs.metadata)
+    replace_arrays(path, {name: getattr(inputs, name) for name in ("pixels", "classes", "parts")}, inputs.metadata)
 
 
 def read_inputs(path: Path) -> InputExamples | None:
     """Read a file of inputs; None if there is none. Raises UserError for any other file."""
-    content = _read(path, {"pixels", "classes", "parts"})
+    content = read_arrays(path, {"pixels", "classes", "parts"})
     if content is None:
         return None
     inputs, position = InputExamples(**content[0], metadata=content[1]), content[1].get("position")
@@ -149,13 +149,13 @@ def read_inputs(path: Path) -> InputExamples | None:
     if not (
         _are_names(classes)
         and is_count(position)
-        and _are_pictures(inputs.pixels, count)
+        and are_pictures(inputs.pixels, count)
         and _are_within(pairs, len(classes), (count, 2))
         and parts.dtype == np.float32
         and parts.shape == (count, 2)
         and np.isfinite(parts).all()
     ):
-        raise UserError(_BROKEN.format(path))
+        raise UserError(BROKEN.format(path))
     return inputs
 
 
@@ -180,7 +180,7 @@ def _agree(saved: SavedPredictions) -> bool:
         and not ((predictions.probability < 0) | (predictions.probability > 1.001)).any()
         and saved.picture_rows.ndim == 1
         and _are_within(saved.picture_rows, count, saved.picture_rows.shape)
-        and _are_pictures(saved.pictures, len(saved.picture_rows))
+        and are_pictures(saved.pictures, len(saved.picture_rows))
         and _are_paths(about.get("paths"), len(saved.picture_rows))
     )
 
@@ -199,18 +199,21 @@ def _are_within(numbers: NDArray[Any], limit: int, shape: tuple[int, ...]) -> bo
     return right and bool(((numbers >= 0) & (numbers < limit)).all())
 
 
-def _are_pictures(pixels: NDArray[Any], count: int) -> bool:
+def are_pictures(pixels: NDArray[Any], count: int) -> bool:
+    """Return whether these are `count` pictures, grey or in colour, uint8 [count, channels, height, width]."""
     right = pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == count
     return right and (not count or (pixels.shape[1] in (1, 3) and pixels.size > 0))
 
 
-def _replace(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> None:
+def replace_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> None:
+    """Replace a safetensors file of arrays, with metadata as JSON, atomically. Raises OSError."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with replacing(path) as hidden:
         hidden.write_bytes(save(contiguous, {"about": json.dumps(metadata)}))
 
 
-def _read(path: Path, names: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
+def read_arrays(path: Path, names: set[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
+    """Read the arrays of these names and the metadata; None if there is no file. Raises UserError for any other."""
     if not path.is_file():
         return None
     try:
@@ -224,5 +227,5 @@ def _read(path: Path, names: set[str]) -> tuple[dict[str, NDArray[Any]], dict[st
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         arrays, metadata = {}, {}
     if arrays.keys() != names or not isinstance(metadata, dict) or any(array.ndim == 0 for array in arrays.values()):
-        raise UserError(_BROKEN.format(path))
+        raise UserError(BROKEN.format(path))
     return arrays, metadata

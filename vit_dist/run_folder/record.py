@@ -20,6 +20,7 @@ from vit_dist.run_folder.finding import run_meant
 from vit_dist.run_folder.lines import ascending, is_whole
 from vit_dist.run_folder.lock import is_held
 from vit_dist.run_folder.metrics import Floats, Line, Metrics, damaged_lines, read_columns, spanned_updates
+from vit_dist.run_folder.pairs import PAIRS, SavedPairs, read_pairs
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
@@ -66,6 +67,7 @@ class RunRecord:
     summary: dict[str, Any]
     metrics: Metrics
     predictions: SavedPredictions | None
+    pairs: SavedPairs | None
     inputs: InputExamples | None
     start: Line
     data: dict[str, Any] = field(default_factory=dict)
@@ -167,6 +169,7 @@ def read_run(folder: Path, *, images: bool = True) -> RunRecord:
         summary=summary or {},
         metrics=metrics,
         predictions=_whole(read_predictions, folder / PREDICTIONS, problems) if images else None,
+        pairs=_whole(read_pairs, folder / PAIRS, problems) if images else None,
         inputs=_whole(read_inputs, folder / INPUTS, problems) if images else None,
         start=start,
         data=_fingerprint(saved),
@@ -265,7 +268,7 @@ def best_line(run: RunRecord) -> Line | None:
     """Return the line of the best evaluation so far; None without one."""
     evaluations = (line for line in run.metrics.other_lines if line["kind"] == "eval")
     name = run.config.evaluate.metric.removeprefix("raw_")
-    lines = [line for line in evaluations if line["split"] == "val" and line["best"] and line[name] is not None]
+    lines = [line for line in evaluations if line["split"] == "val" and line["best"] and line.get(name) is not None]
     return lines[-1] if lines else None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_dist.files import read_json
 from vit_dist.run_folder.lines import is_count, is_measure, is_number
+from vit_dist.run_folder.pair_figures import PAIR_FIGURES
 
 _COUNTS = ("world_size", "parameters", "updates", "planned_updates")
 _NUMBERS = (
@@ -75,7 +76,7 @@ def _are_measures(values: Any) -> bool:
     return (
         is_measure(values.get("loss", 0.0))
         and is_number(values.get("top1", 0.0))
-        and (values.get("top5") is None or is_number(values["top5"]))
+        and all(values.get(name) is None or is_number(values[name]) for name in ("top5", *PAIR_FIGURES))
     )
 
 

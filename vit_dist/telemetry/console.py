@@ -17,6 +17,7 @@ from rich.text import Text
 from vit_dist.errors import one_line, visible_lines
 from vit_dist.formatting import duration, loss_text, weights_text
 from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.pair_figures import figures_text, is_of_pairs
 from vit_dist.telemetry.rows import Rows, aligned_row, heading, labelled_row, waiting_text
 
 Item = TypeVar("Item")
@@ -175,10 +176,13 @@ class Console:
             self.say(f"{line['split']}: {line['bad']} images could not be read and are left out", "yellow")
         if line["split"] == "val" and self._rows is not None:
             return
-        fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
+        if is_of_pairs(line):
+            found = f"{figures_text(line)}; loss {loss_text(line['loss'])}"
+        else:
+            fifth = f"  top5 {line['top5']:.2f} %" if line["top5"] is not None else ""
+            found = f"top1 {line['top1']:.2f} %  loss {loss_text(line['loss'])}{fifth}"
         self.say(
-            f"{line['split']}, {weights_text(line['weights'])} of update {line['weights_update']}: "
-            f"top1 {line['top1']:.2f} %  loss {loss_text(line['loss'])}{fifth}  "
+            f"{line['split']}, {weights_text(line['weights'])} of update {line['weights_update']}: {found}  "
             f"of {line['seen']:,} images  evaluation {duration(line['seconds'])}"
         )
 

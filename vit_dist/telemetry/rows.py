@@ -9,6 +9,7 @@ from typing import Any
 from vit_dist.formatting import duration, loss_text
 from vit_dist.plan.plan import Plan
 from vit_dist.run_folder.lines import weighted_mean
+from vit_dist.run_folder.pair_figures import headlines
 
 # Of more evaluations every second, third … has its row.
 MOST_ROWS = 100
@@ -104,12 +105,14 @@ class Rows:
             ("epoch", f"{self.plan.samples_at(position) / self.plan.samples:.1f}".rjust(5)),
             ("update", f"{position}/{self.plan.updates}".rjust(2 * len(str(self.plan.updates)) + 1)),
             ("train loss", self._mean("loss", ".4f").rjust(6)),
-            ("train top1", self._mean("top1", ".2f", " %").rjust(8)),
         ]
+        measures = headlines(self._evaluations.values())
+        if "top1" in measures:
+            cells.append(("train top1", self._mean("top1", ".2f", " %").rjust(8)))
         for weights, name in (("raw", "val"), ("ema", "EMA")):
             if line := self._evaluations.get(weights):
                 cells += [(f"{name} loss", loss_text(line["loss"]).rjust(6))]
-                cells += [(f"{name} top1", f"{line['top1']:.2f} %".rjust(8))]
+                cells += [(f"{name} {title}", f"{line[key]:.2f} %".rjust(8)) for key, title in measures.items()]
         trained = sum(updates * line["update_seconds"] for updates, line in self._train)
         cells += [("training", duration(trained).rjust(12))]
         if self._evaluations:

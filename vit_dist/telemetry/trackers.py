@@ -14,6 +14,7 @@ from typing import Any
 from vit_dist.config.config import Config
 from vit_dist.errors import UserError, one_line
 from vit_dist.run_folder.metrics import Line
+from vit_dist.run_folder.pairs import SavedPairs
 from vit_dist.run_folder.predictions import InputExamples, SavedPredictions
 from vit_dist.telemetry.tensorboard_run import TensorBoardRun
 from vit_dist.telemetry.wandb_run import WandbRun
@@ -124,6 +125,13 @@ class Trackers:
         self._send(lambda tracker: tracker.show(f"{split}/mistakes", saved.pictures, captions, step))
         if len(saved.metadata["classes"]) <= _MAX_CONFUSION_CLASSES:
             self._send(lambda tracker: tracker.show_confusion(f"{split}/confusion", saved, step))
+
+    def show_pairs(self, saved: SavedPairs, step: int) -> None:
+        """Send the best and the worst pairs of a split, and the caption that each image is taken for."""
+        split, best = saved.metadata["split"], saved.metadata["best"]
+        words = [pair.in_words() for pairs in saved.shown() for pair in pairs]
+        self._send(lambda tracker: tracker.show(f"{split}/best_pairs", saved.pictures[:best], words[:best], step))
+        self._send(lambda tracker: tracker.show(f"{split}/worst_pairs", saved.pictures[best:], words[best:], step))
 
     def summarise(self, summary: Mapping[str, Any]) -> None:
         """Send the numbers of summary.json to W&B's table of runs, as `summary/<field>`."""

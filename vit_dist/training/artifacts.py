@@ -8,8 +8,10 @@ import numpy as np
 
 from vit_dist.data.sources.source import is_named, sample_name
 from vit_dist.data.stream import pictures
+from vit_dist.inference.contrastive import ContrastiveEvaluation, Evaluated
 from vit_dist.inference.load import TrainedModel, default_weights
 from vit_dist.models.compile import run_eagerly
+from vit_dist.run_folder.pairs import PAIRS, Pairs, SavedPairs, write_pairs
 from vit_dist.run_folder.predictions import (
     INPUTS,
     PREDICTIONS,
@@ -21,6 +23,7 @@ from vit_dist.run_folder.predictions import (
 from vit_dist.training.trainer import Trainer
 
 _MISTAKES = 24
+_BEST_PAIRS, _WORST_PAIRS = 16, 24
 
 
 def save_inputs(trainer: Trainer) -> None:
@@ -30,6 +33,20 @@ def save_inputs(trainer: Trainer) -> None:
         inputs = trainer.stream.inputs(trainer.state.position, trainer.components.data.classes)
         trainer.recorder.outputs.write(path, lambda: write_inputs(path, inputs))
         trainer.recorder.trackers.show_inputs(inputs, inputs.captions())
+
+
+def save_evaluation(
+    trainer: Trainer, split: str, weights: str, update: int, evaluated: Evaluated | None
+) -> Predictions | None:
+    """Write what an evaluation kept: predictions.safetensors, or pairs.safetensors; return the predictions, if any."""
+    if isinstance(evaluated, ContrastiveEvaluation):
+        if evaluated.pairs is not None:
+            save_pairs(trainer, split, weights, update, evaluated.pairs)
+        return None
+    predictions = None if evaluated is None else evaluated.predictions
+    if predictions is not None:
+        save_predictions(trainer, split, weights, update, predictions)
+    return predictions
 
 
 def save_predictions(trainer: Trainer, split: str, weights: str, update: int, predictions: Predictions) -> None:
@@ -49,6 +66,34 @@ def save_predictions(trainer: Trainer, split: str, weights: str, update: int, pr
     trainer.recorder.outputs.write(path, lambda: write_predictions(path, saved))
     captions = [f"{predicted}, is {label}" for predicted, label in saved.captions()]
     trainer.recorder.trackers.show_predictions(saved, captions, trainer.state.position)
+
+
+def save_pairs(trainer: Trainer, split: str, weights: str, update: int, pairs: Pairs) -> None:
+    """Write pairs.safetensors: how the images of a split rank the captions, by the weights of `update`."""
+    if not trainer.runtime.is_main:
+        return
+    components = trainer.components
+    best, worst = pairs.best(_BEST_PAIRS), pairs.worst(_WORST_PAIRS)
+    rows = np.concatenate([best, worst])
+    shown, sample = (components.data.splits[split].only(pairs.index[places]) for places in (rows, pairs.sample))
+    named = is_named(shown.source)
+    about: dict[str, Any] = {
+        **{"split": split, "weights": weights, "update": update, "best": len(best)},
+        "captions": [pairs.texts[number] for number in pairs.own[rows].tolist()],
+        "wrong": [pairs.texts[number] if number >= 0 else "" for number in pairs.wrong[rows].tolist()],
+        "paths": [sample_name(shown.source, index, split) if named else "" for index in shown.indices.tolist()],
+        "sample": list(pairs.sample_texts),
+    }
+    saved = SavedPairs(
+        *(pairs.index, pairs.rank, pairs.similarity, pairs.wrong_similarity, rows),
+        pictures(shown, np.arange(len(rows)), components.preprocessing),
+        pictures(sample, np.arange(len(sample)), components.preprocessing),
+        pairs.similarities,
+        about,
+    )
+    path = trainer.folder / PAIRS
+    trainer.recorder.outputs.write(path, lambda: write_pairs(path, saved))
+    trainer.recorder.trackers.show_pairs(saved, trainer.state.position)
 
 
 def trained_model(trainer: Trainer, *, finished: bool) -> TrainedModel:

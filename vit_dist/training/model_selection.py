@@ -6,16 +6,18 @@ import math
 from collections.abc import Mapping
 
 from vit_dist.checkpointing.state import Best, TrainState
+from vit_dist.config.config import Config
 from vit_dist.config.output_fields import EvaluateConfig
-from vit_dist.inference.evaluation import Evaluation
+from vit_dist.inference.contrastive import Evaluated
 from vit_dist.optim.schedules import Schedule
+from vit_dist.run_folder.pair_figures import MEAN_RECALL, ZERO_SHOT
 
 # The values of one evaluation by weights (raw, ema) and measure (loss, top1, top5).
 Scores = Mapping[str, Mapping[str, float | None]]
 
 
 def take_evaluation(
-    results: Mapping[str, Evaluation],
+    results: Mapping[str, Evaluated],
     state: TrainState,
     schedule: Schedule,
     config: EvaluateConfig,
@@ -41,6 +43,18 @@ def take_evaluation(
         count = state.evaluations_without_improvement
         notes.append(f"out of patience: {config.metric} not improved in {count} evaluations")
     return (weights_of(config.metric, scores) if improved else None), notes
+
+
+def selecting_metric(config: Config, classes: int) -> str:
+    """Return `evaluate.metric` as evaluation measures it.
+
+    top1 of images and captions is the zero-shot accuracy or, without classes to tell apart, the mean of the recalls at
+    1 both ways.
+    """
+    metric = config.evaluate.metric
+    if not config.contrastive or metric not in ("top1", "raw_top1"):
+        return metric
+    return metric.replace("top1", ZERO_SHOT if classes > 1 else MEAN_RECALL)
 
 
 def weights_of(metric: str, scores: Scores) -> str:

@@ -14,6 +14,7 @@ from vit_dist.data.sources.survey import Survey, survey
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
 from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.pair_figures import MEAN_RECALL, ZERO_SHOT
 from vit_dist.training.advice import advice, precision_advice
 from vit_dist.training.components import Components
 from vit_dist.training.defaults import Choice
@@ -93,6 +94,7 @@ def _input_text(components: Components) -> str:
 def _kept_text(metric: str) -> str:
     """Return which weights a run keeps as its best."""
     names = {"top1": "the best accuracy", "top5": "the best top-5 accuracy", "loss": "the lowest loss"}
+    names |= {ZERO_SHOT: "the best zero-shot accuracy", MEAN_RECALL: "the best recall at 1, both ways,"}
     which = "raw weights" if metric.startswith("raw_") else "weights"
     return f"the {which} with {names[metric.removeprefix('raw_')]} on val are kept"
 

@@ -20,6 +20,7 @@ from vit_dist.training.captions import run_fingerprint
 from vit_dist.training.components import open_splits
 from vit_dist.training.defaults import Choice, choose_defaults
 from vit_dist.training.identity import MAY_CHANGE
+from vit_dist.training.model_selection import selecting_metric
 from vit_dist.training.resume import ResumePoint, find_resume_point, holds_run, read_config, stored_config
 
 _LONGEST_NAME = 40
@@ -95,6 +96,8 @@ def _decide(config: Config, data: LabelledSplits, source: Any) -> dict[str, Any]
     """Return the fields of `Resolved` but for the data, as JSON can hold them."""
     samples, notes = run_fingerprint(config, data), list(copies_in_train(data))
     resolved, choices = choose_defaults(_with_stored_choices(config), data)
+    metric = selecting_metric(resolved, len(data.classes))
+    resolved = replace(resolved, evaluate=replace(resolved.evaluate, metric=metric))
     if not config.run.name and not config.run.dir:
         name = _data_name(config, source, data)
         run = replace(resolved.run, name=f"{name}-{resolved.identity([samples, data.classes])}")

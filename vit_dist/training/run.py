@@ -19,16 +19,15 @@ from vit_dist.config.config import Config, check_config
 from vit_dist.config.values import parse_seconds
 from vit_dist.errors import PeerError, UserError, described, one_line
 from vit_dist.files import json_values, read_json, write_json
-from vit_dist.inference.classifier import Classifier
 from vit_dist.inference.load import default_weights, load_run_model
+from vit_dist.inference.open_model import as_model
 from vit_dist.run_folder.metrics import read_history
-from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.runtime.devices import resolve_device
 from vit_dist.runtime.flags import Stopped
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
 from vit_dist.telemetry.recorder import Callback, check_callbacks
-from vit_dist.training.artifacts import save_inputs, save_predictions, trained_model
+from vit_dist.training.artifacts import save_evaluation, save_inputs, trained_model
 from vit_dist.training.bad_update import check_finite, diverged, without_answers
 from vit_dist.training.best import load_best
 from vit_dist.training.claim import lock_run
@@ -38,7 +37,7 @@ from vit_dist.training.resolve import find_start, resolve
 from vit_dist.training.result import Run
 from vit_dist.training.resume import ResumePoint
 from vit_dist.training.setup import setup
-from vit_dist.training.summary import current_report, print_summary, summarise
+from vit_dist.training.summary import current_report, print_summary, results_of, summarise
 from vit_dist.training.trainer import Trainer
 from vit_dist.training.update import DivergedError
 
@@ -167,7 +166,7 @@ def _run(trainer: Trainer) -> Run:
             trainer.recorder.history,
             trainer.state.best,
             summary,
-            Classifier(trained_model(trainer, finished=finished), trainer.runtime.device),
+            as_model(trained_model(trainer, finished=finished), trainer.runtime.device),
             trainer.components.preprocessing,
         )
     except BaseException as error:
@@ -207,20 +206,19 @@ def _finish(trainer: Trainer) -> dict[str, Any]:
     load_best(trainer)
     weights = state.best.weights if state.best else default_weights(trainer.components.config)
     update = state.best.update if state.best is not None else state.position
-    test, predictions = None, None
+    test, evaluated = None, None
     if "test" in trainer.evaluation_streams:
         results = trainer.evaluate_split("test", keep=weights)
         trainer.record_evaluations("test", results, update)
         if state.best is None and not math.isfinite(results[weights].loss):
             raise without_answers(trainer, f"the loss on test of the last weights is {results[weights].loss}")
-        predictions = results[weights].predictions
-        test = {name: getattr(results[weights], name) for name in ("loss", "top1", "top5")}
+        evaluated = results[weights]
+        test = results_of(evaluated.to_dict())
     if average is not None and weights == "ema":
         average.swap()
     if test is None and "val" in trainer.evaluation_streams:
-        predictions = trainer.evaluate_weights("val", TOP_K).predictions
-    if predictions is not None:
-        save_predictions(trainer, "val" if test is None else "test", weights, update, predictions)
+        evaluated = trainer.evaluate_weights("val")
+    predictions = save_evaluation(trainer, "val" if test is None else "test", weights, update, evaluated)
     summary = summarise(trainer, weights, test, predictions)
     trainer.recorder.trackers.summarise(summary)
     if trainer.runtime.is_main:
@@ -245,7 +243,7 @@ def _finished_before(config: Config, resume: ResumePoint, console: Console, mode
     history, problem = read_history(folder / "metrics.jsonl")
     if problem:
         console.note(problem)
-    ready = Classifier(trained, torch.device(resolve_device(config.run.device)))
+    ready = as_model(trained, torch.device(resolve_device(config.run.device)))
     return Run(folder, False, history, best, summary, ready, trained.preprocessing)
 
 

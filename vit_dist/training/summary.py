@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vit_dist.formatting import duration, loss_text, weights_text
 from vit_dist.run_folder.figures import figures_of, margin
 from vit_dist.run_folder.goodput import goodput, running_seconds, seconds_by_use
 from vit_dist.run_folder.metrics import read_written
+from vit_dist.run_folder.pair_figures import MEAN_RECALL, PAIR_FIGURES, ZERO_SHOT, figures_text, is_of_pairs, top1_of
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.run_folder.record import read_run
 from vit_dist.telemetry.console import Console
@@ -61,7 +63,7 @@ def summarise(
         "weights": weights,
         "best": asdict(state.best) if state.best else None,
         "best_epoch": plan.samples_at(state.best.update) / plan.samples if state.best else None,
-        "final": {name: on_val[-1][name] for name in ("loss", "top1", "top5")} if on_val else None,
+        "final": results_of(on_val[-1]) if on_val else None,
         "test": {**test, "loss": json_number(test["loss"])} if test else None,
         "figures": {"split": "test" if test else "val", **figures_of(predictions, len(components.data.classes)).brief()}
         if predictions is not None
@@ -70,6 +72,12 @@ def summarise(
         "seconds": by_use,
         "goodput": goodput(by_use),
     }
+
+
+def results_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the loss and the figures of an evaluation: its accuracies, or those of images and captions."""
+    names = PAIR_FIGURES if is_of_pairs(values) else ("top1", "top5")
+    return {name: values[name] for name in ("loss", *names) if name in values}
 
 
 def print_summary(console: Console, folder: Path, summary: dict[str, Any], report: Path | None) -> None:
@@ -96,7 +104,8 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
             + (", EMA weights" if summary["weights"] == "ema" else "")
         )
     if test:
-        rows["test"] = f"top1 {test['top1']:.2f} %, loss {loss_text(test['loss'])}, of the {which}"
+        figures = figures_text(test) if is_of_pairs(test) else f"top1 {test['top1']:.2f} %"
+        rows["test"] = f"{figures}, loss {loss_text(test['loss'])}, of the {which}"
     rows["memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB at most"
     rows["results"] = str(folder)
     if report is not None:
@@ -135,9 +144,11 @@ def current_report(folder: Path) -> Path | None:
 def result_text(summary: dict[str, Any]) -> str:
     """Return the accuracy with how far chance may move it: `97.2 % on test (±1.1)`; nothing if it is not known."""
     figures, test, best = summary.get("figures"), summary["test"], summary["best"] or {}
+    if test and top1_of(test) is None:
+        return f"{test[MEAN_RECALL]:.1f} % mean recall at 1 on test"
     if test:
-        split, top1 = "test", test["top1"]
-    elif best.get("metric") in ("top1", "raw_top1"):
+        split, top1 = "test", float(top1_of(test) or 0.0)
+    elif best.get("metric") in ("top1", "raw_top1", ZERO_SHOT, f"raw_{ZERO_SHOT}"):
         split, top1 = "val", best["value"]
     else:
         return ""

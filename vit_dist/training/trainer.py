@@ -12,7 +12,8 @@ from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.files import json_number
-from vit_dist.inference.evaluation import Evaluation, Swap, evaluate_each
+from vit_dist.inference.contrastive import Evaluated, SplitTexts, evaluate_towers, split_texts
+from vit_dist.inference.evaluation import Swap, evaluate_each
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.run_folder.progress import write_progress
@@ -52,6 +53,7 @@ class Trainer:
     checkpointer: Checkpointer
     save_seconds: float | None = None
     saved: tuple[int, bool] | None = None
+    _texts: dict[str, SplitTexts] = field(default_factory=dict)
     _saved_at: float = field(default_factory=time.monotonic)
     _stragglers: Stragglers = field(default_factory=Stragglers)
 
@@ -113,27 +115,42 @@ class Trainer:
             self.recorder.outputs.write(progress, lambda: write_progress(self.folder, history, metric))
         return best is not None
 
-    def evaluate_split(self, split: str, keep: str = "") -> dict[str, Evaluation]:
+    def evaluate_split(self, split: str, keep: str = "") -> Mapping[str, Evaluated]:
         """Evaluate a split with the model's weights (raw) and, if there is one, their average (ema), in one pass.
 
-        keep: the weights (raw or ema) whose predictions the result keeps.
+        keep: the weights (raw or ema) whose predictions, or pairs, the result keeps.
         """
         self.console.phase(f"evaluating {split}")
         weights: dict[str, Swap] = {"raw": contextlib.nullcontext}
         if self.updater.average is not None:
             weights["ema"] = self.updater.average.swapped
-        return self._evaluate(split, weights, {keep: TOP_K})
+        return self._evaluate(split, weights, keep)
 
-    def evaluate_weights(self, split: str, keep: int = 0) -> Evaluation:
-        """Make one exact pass over a split with the weights that the model holds now. keep: classes per sample."""
-        return self._evaluate(split, {"raw": contextlib.nullcontext}, {"raw": keep})["raw"]
+    def evaluate_weights(self, split: str) -> Evaluated:
+        """Make one exact pass over a split with the weights that the model holds now; keep its predictions or pairs."""
+        return self._evaluate(split, {"raw": contextlib.nullcontext}, "raw")["raw"]
 
-    def _evaluate(self, split: str, weights: Mapping[str, Swap], keep: Mapping[str, int]) -> dict[str, Evaluation]:
+    def _evaluate(self, split: str, weights: Mapping[str, Swap], keep: str) -> Mapping[str, Evaluated]:
         stream, model = self.evaluation_streams[split], self.components.model
-        return evaluate_each(model, weights, stream, stream.length, self.runtime, keep=keep, bad=stream.bad)
+        if not self.components.config.contrastive:
+            of_classes = {keep: TOP_K}
+            return evaluate_each(model, weights, stream, stream.length, self.runtime, keep=of_classes, bad=stream.bad)
+        if split not in self._texts:
+            data = self.components.data
+            self._texts[split] = split_texts(self.components.config, data.splits[split], data.classes)
+        return evaluate_towers(
+            model,
+            weights,
+            stream,
+            self._texts[split],
+            self.runtime,
+            batch_size=self.components.config.evaluate.batch_size,
+            keep=keep,
+            bad=stream.bad,
+        )
 
     def record_evaluations(
-        self, split: str, results: dict[str, Evaluation], update: int, *, best: str | None = None
+        self, split: str, results: Mapping[str, Evaluated], update: int, *, best: str | None = None
     ) -> None:
         """Record an `eval` line for each of the weights of `update`. best: those that are the best so far, if any."""
         for weights, result in results.items():
