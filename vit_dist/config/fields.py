@@ -207,9 +207,7 @@ class LossConfig:
     """The loss, and distillation from a teacher."""
 
     name: str = option(
-        "cross_entropy",
-        "cross_entropy, bce, or package.module:function that returns a value per slot; clip or siglip: images and "
-        "captions, docs/contrastive.md",
+        "cross_entropy", "cross_entropy, bce, package.module:function (a value per slot); of captions: clip, siglip"
     )
     duplicates: Literal["positives", "mask"] = option(
         "positives", "of clip and siglip: equal captions in a global batch are all positives, or left out of each other"

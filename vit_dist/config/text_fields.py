@@ -89,6 +89,8 @@ def _beside(config: Schema) -> Iterator[str]:
     for field in ("mixup", "cutmix"):
         if getattr(augment, field):
             yield f"augment.{field}: mixes images whose captions cannot be mixed: set it to 0 with loss.name {name}"
+    if augment.repeats > 1:
+        yield f"augment.repeats: copies of an image would be each other's negatives with loss.name {name}: set it to 1"
     if loss.teacher:
         yield f"loss.teacher: there is no distillation with loss.name {name}: leave it out"
     if loss.label_smoothing:

@@ -13,12 +13,13 @@ from vit_dist.config.fields import ModelConfig
 from vit_dist.config.validation import vit_problems
 from vit_dist.config.values import import_function
 from vit_dist.errors import UserError, one_line
-from vit_dist.models.forward import eval_mode, towers_of
+from vit_dist.models.forward import eval_mode
 from vit_dist.models.keyed_drop_path import key_drop_paths, keyed_depth
 from vit_dist.models.residual import timm_bf16_residual
 from vit_dist.models.text_transformer import TextTransformer
 from vit_dist.models.timm_models import build_timm_model, check_model_name
 from vit_dist.models.vit import PRESETS, ViT
+from vit_dist.optim.towers import towers_of
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.sizing.limits import check_parameters
 

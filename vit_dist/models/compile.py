@@ -6,10 +6,13 @@ from torch import nn
 
 from vit_dist.errors import UserError
 from vit_dist.models.keyed_drop_path import KeyedDropPath
+from vit_dist.optim.towers import towers_of
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return a model's blocks. Raises UserError if it has none that are alike."""
+    """Return a model's blocks, of both towers if it has two. Raises UserError if it has none that are alike."""
+    if towers := towers_of(model):
+        return [block for tower in towers.values() for block in blocks_of(tower)]
     blocks = getattr(model, "blocks", None)
     found = list(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else []
     if not found or len({type(block) for block in found}) > 1:

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-
-def towers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the towers of a model that has several, by the name that their parameters begin with; else none."""
-    towers = getattr(model, "named_towers", None)
-    found: dict[str, nn.Module] = towers() if callable(towers) else {}
-    return found
+from vit_dist.optim.towers import towers_of
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -23,13 +18,26 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def example_inputs(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """Return what a model takes: images, and for one of two towers the longest texts that it takes, without meaning."""
+    text = towers_of(model).get("text")
+    if text is None:
+        return (images,)
+    length: int = text.context_length  # type: ignore[assignment]
+    return images, torch.ones(len(images), length, dtype=torch.int64, device=images.device)
+
+
 def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:
-    """Return the FLOPs of one image's forward pass, 2 per multiply-add, attention included."""
+    """Return the FLOPs of the forward pass of an image, or of an image and its text; 2 per multiply-add.
+
+    Attention is included, a loss that compares pairs is not.
+    """
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
     # The counter does not know the CPU's fused attention, only the operations of the unfused one.
     with eval_mode(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype))
+        images = torch.zeros(1, channels, image_size, image_size, device=device, dtype=dtype)
+        model(*example_inputs(model, images))
     return int(counter.get_total_flops())
 
 

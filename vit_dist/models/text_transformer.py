@@ -37,7 +37,7 @@ class TextTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint_blocks = False  # whether only the blocks' inputs are kept for the backward pass
-        self.causal, self.pool = causal, pool
+        self.causal, self.pool, self.context_length = causal, pool, context_length
         self._rates: Tensor | None
         self.drop_path_rates = rising(drop_path, depth)
         self.register_buffer("_rates", rate_tensor(self.drop_path_rates), persistent=False)

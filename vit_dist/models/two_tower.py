@@ -33,7 +33,10 @@ class TwoTower(nn.Module):
     """
 
     def __init__(self, image: nn.Module, text: nn.Module, loss: str) -> None:
-        """image: images → [batch, embed_dim]; text: tokens → [batch, embed_dim]. loss: clip or siglip."""
+        """image: images → [batch, embed_dim]; text: tokens [batch, its context_length] → [batch, embed_dim].
+
+        loss: clip or siglip.
+        """
         super().__init__()
         self.image = image
         self.text = text

@@ -16,6 +16,7 @@ from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.fields import OptimizerConfig
 from vit_dist.config.values import coerce
 from vit_dist.errors import UserError, nearest, one_line
+from vit_dist.optim.towers import towers_of
 
 _OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum")
 _NOT_TO_SET = ("params", "fused")
@@ -45,10 +46,12 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
     """Return groups of equal weight decay and `scale` (the rate's part of the peak), each with a readable `name`.
 
     Biases, norms, positions, tokens and the names in the model's no_weight_decay() are not decayed, unless
-    `decay_all`. layer_decay (Bao et al., "BEiT", 2022) uses the model's group_matcher(), as timm does.
+    `decay_all`; those in its never_decayed() are not in any case. layer_decay (Bao et al., "BEiT", 2022) uses the
+    model's group_matcher(), as timm does.
     Raises UserError if a pattern of overrides matches nothing, or two match one parameter.
     """
     spared = set(getattr(model, "no_weight_decay", set)())
+    never = set(getattr(model, "never_decayed", set)())
     scales = _layer_scales(config, model)
     groups: dict[str, dict[str, Any]] = {}
     matched = set()
@@ -56,7 +59,7 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
         if not parameter.requires_grad:
             continue
         decayed = config.decay_all or (is_decayed(name, parameter) and not {name, name.rsplit(".", 1)[-1]} & spared)
-        decay = config.weight_decay if decayed else 0.0
+        decay = config.weight_decay if decayed and name not in never else 0.0
         scale, layer = scales.get(name, (1.0, None))
         title = f", layer {layer}" if layer is not None else ""
         patterns = [pattern for pattern in config.overrides if re.search(pattern, name)]
@@ -195,7 +198,12 @@ def _probe(config: OptimizerConfig) -> None:
 
 
 def _hidden_matrices(model: nn.Module) -> set[int]:
-    """Return the ids of the weights of linear layers, except the last one and any called head…: they make logits."""
+    """Return the ids of the weights of linear layers, except the last one and any called head…: they make logits.
+
+    Of a model of two towers, those of each.
+    """
+    if towers := towers_of(model):
+        return set().union(*(_hidden_matrices(tower) for tower in towers.values()))
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return {id(module.weight) for name, module in linears[:-1] if not name.startswith("head")}
 
@@ -204,6 +212,12 @@ def _layer_scales(config: OptimizerConfig, model: nn.Module) -> dict[str, tuple[
     """Return (part of the peak rate, layer from the input on) by parameter name; empty without layer_decay."""
     if config.layer_decay == 1:
         return {}
+    if towers := towers_of(model):
+        return {
+            f"{prefix}.{name}": scale
+            for prefix, tower in towers.items()
+            for name, scale in _layer_scales(config, tower).items()
+        }
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is None:
         raise UserError("optimizer.layer_decay: the model must say what its layers are, by timm's group_matcher()")

@@ -33,8 +33,10 @@ from vit_dist.plan.plan import Plan
 from vit_dist.sizing.limits import check_images
 from vit_dist.telemetry.trackers import check_tracker
 from vit_dist.training.captions import caption_notes, check_captions, run_tokenizer
+from vit_dist.training.contrastive_loss import ContrastiveLoss
 from vit_dist.training.distillation import Autocast, Teacher, build_teacher
 from vit_dist.training.losses import Loss
+from vit_dist.training.towers import build_towers
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Components:
     model: nn.Module
     parameters: int
     forward_flops: int
-    loss: Loss
+    loss: Loss | ContrastiveLoss
     lr: float
     optimizer: Optimizer
     schedule: Schedule
@@ -94,7 +96,12 @@ def build_components(
         check_images(slots, (data.channels, preprocessing.image_size, preprocessing.image_size), field)
     check_metrics(config, data)
     _check_transform(config.augment, data, preprocessing)
-    model, notes = _build_model(config, data, preprocessing, model, load_pretrained=load_pretrained)
+    if tokenizer is not None:
+        model, notes = build_towers(
+            config, tokenizer, data.channels, preprocessing, model, load_pretrained=load_pretrained
+        )
+    else:
+        model, notes = _build_model(config, data, preprocessing, model, load_pretrained=load_pretrained)
     flops = forward_flops(model, channels=data.channels, image_size=preprocessing.image_size)
     loss = _build_loss(config, data, preprocessing, device, autocast, trust_code)
     model.to(device)
@@ -188,8 +195,10 @@ def _build_loss(
     device: torch.device,
     autocast: Autocast,
     trust_code: bool,
-) -> Loss:
+) -> Loss | ContrastiveLoss:
     """Return the loss, with its teacher on the device if it has one. Raises UserError if they do not fit the data."""
+    if config.contrastive:
+        return ContrastiveLoss(config.loss)
     named = config.model.name
     teacher = build_teacher(config.loss, data, preprocessing, device, autocast, trust_code=trust_code, named=named)
     loss = Loss(config.loss, teacher)

@@ -33,6 +33,7 @@ from vit_dist.telemetry.trackers import Trackers
 from vit_dist.training.claim import claim_folder
 from vit_dist.training.compiling import compile_model
 from vit_dist.training.components import Components, build_components
+from vit_dist.training.contrastive import ContrastiveUpdater
 from vit_dist.training.handshake import check_shared_folder
 from vit_dist.training.overview import print_overview
 from vit_dist.training.resolve import Resolved
@@ -155,7 +156,9 @@ def build_updater(
         if runtime.scaler is not None and checkpoint.state.scaler:
             runtime.scaler.load_state_dict(checkpoint.state.scaler)
     settings: Any = {"clip_norm": config.optimizer.clip_norm, "max_bad_updates": config.train.max_bad_updates}
-    return Updater(wrapped, components.loss, optimizer, schedule, state, runtime, average=average, **settings)
+    kind = ContrastiveUpdater if config.contrastive else Updater
+    loss: Any = components.loss
+    return kind(wrapped, loss, optimizer, schedule, state, runtime, average=average, **settings)
 
 
 def _build_recorder(
