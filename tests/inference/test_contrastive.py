@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.processes import run_world
 from vit_dist.config.config import Config
@@ -23,7 +24,9 @@ from vit_dist.data.stream import EvaluationStream
 from vit_dist.data.text.tokenizer import open_tokenizer
 from vit_dist.errors import UserError
 from vit_dist.inference.contrastive import ContrastiveEvaluation, SplitTexts, evaluate_towers
+from vit_dist.models.contrastive_loss import ContrastiveLoss
 from vit_dist.models.two_tower import TwoTower, build_two_tower
+from vit_dist.plan.keys import Purpose, keys
 from vit_dist.runtime.runtime import Runtime
 
 FIELDS: dict[str, Any] = {
@@ -59,8 +62,8 @@ def _texts(config: Config, data: LabelledSplits, subset: Subset) -> SplitTexts:
     return SplitTexts(subset, tokenize, data.classes, config.text.prompts, seed=0)
 
 
-def _pair_loss(images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return (images @ texts.T).logsumexp(1) - (images * texts).sum(1)
+def _settings(config: Config, **more: Any) -> dict[str, Any]:
+    return {"loss": ContrastiveLoss(config.loss), "loss_size": 32, "batch_size": 16, **more}
 
 
 def _evaluate(size: int, batch_size: int = 16) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def _evaluate(size: int, batch_size: int = 16) -> dict[str, Any]:
     try:
         data, subset = _test_split(config, 70)
         stream, texts = _stream(subset, runtime, batch_size), _texts(config, data, subset)
-        settings: dict[str, Any] = {"batch_size": batch_size, "keep": "", "loss": _pair_loss, "loss_size": 32}
+        settings = _settings(config, batch_size=batch_size, keep="")
         weights = {"": contextlib.nullcontext}
         result = evaluate_towers(_towers(config), weights, stream, texts, runtime, **settings)[""]
         assert runtime.world_size == size
@@ -140,6 +143,31 @@ def _cut(text: str) -> str:
     return text[:22]
 
 
+def test_the_loss_is_that_of_batches_of_pairs(runtime: Runtime) -> None:
+    config = _config()
+    data, subset = _test_split(config, 40)
+    towers, texts = _towers(config), _texts(config, data, subset)
+    weights = {"": contextlib.nullcontext}
+    settings = _settings(config, loss_size=24)
+    result = evaluate_towers(towers, weights, _stream(subset, runtime, 16), texts, runtime, **settings)[""]
+    captions = texts.texts
+    first = np.searchsorted(captions.image, np.arange(41))
+    drawn = keys(0, Purpose.GRID, subset.indices) % np.diff(first).astype(np.uint64)
+    own = captions.text[first[:-1] + drawn.astype(np.int64)]
+    source: Any = subset.source
+    pixels = torch.from_numpy(source.pixels[subset.indices].astype(np.float32)) / 255
+    with torch.no_grad():
+        images = towers.encode_image((pixels - 0.3) / 0.4)
+        of_texts = towers.encode_text(texts.tokens[torch.from_numpy(own)].long())
+        logits = [images[part] @ of_texts[part].T / 0.07 for part in (slice(24), slice(24, 40))]
+    losses = []
+    for part, z in zip((own[:24], own[24:]), logits, strict=True):
+        target = torch.from_numpy(part[:, None] == part).float()
+        target /= target.sum(1, keepdim=True)
+        losses += (F.cross_entropy(z, target, reduction="none") + F.cross_entropy(z.T, target, reduction="none")) / 2
+    assert result.loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_any_number_of_processes_gives_the_same_to_the_bit(alone: dict[str, Any], size: int, tmp_path: Path) -> None:
     expected = json.loads(json.dumps(alone))
@@ -178,7 +206,7 @@ def test_two_kinds_of_weights_share_a_pass(runtime: Runtime) -> None:
         finally:
             towers.load_state_dict(before)
 
-    settings: dict[str, Any] = {"batch_size": 16, "loss": _pair_loss, "loss_size": 32}
+    settings = _settings(config)
     weights: dict[str, Any] = {"raw": contextlib.nullcontext, "ema": noisy}
     both = evaluate_towers(towers, weights, _stream(subset, runtime, 16), texts, runtime, **settings)
     for name, swap in weights.items():
@@ -209,7 +237,7 @@ def test_images_that_cannot_be_read_are_left_out_with_their_captions(runtime: Ru
     bad = {int(subset.indices[3]), int(subset.indices[17])}
     left = subset.take(np.asarray([place for place in range(40) if int(subset.indices[place]) not in bad]))
     towers = _towers(config)
-    settings: dict[str, Any] = {"batch_size": 16, "keep": "", "loss": _pair_loss, "loss_size": 64}
+    settings = _settings(config, keep="", loss_size=64)
     found = []
     for part in (replace(subset, source=Torn(subset.source, bad)), replace(left, source=Torn(subset.source, set()))):
         stream = _stream(part, runtime, 16, on_bad_sample="skip")
@@ -233,7 +261,7 @@ def test_captions_without_classes_have_no_zero_shot_accuracy(runtime: Runtime) -
     _, subset = _test_split(config, 4)
     subset = replace(subset, labels=np.zeros(4, np.int64))
     texts = SplitTexts(subset, open_tokenizer("bytes", 24), ("",), config.text.prompts, seed=0)
-    settings: dict[str, Any] = {"batch_size": 16, "loss": _pair_loss, "loss_size": 64}
+    settings = _settings(config)
     weights = {"": contextlib.nullcontext}
     result = evaluate_towers(_towers(config), weights, _stream(subset, runtime, 2), texts, runtime, **settings)[""]
     assert "zero_shot_top1" not in result.figures

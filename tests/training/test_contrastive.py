@@ -27,6 +27,7 @@ from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import Stream
 from vit_dist.models.build import drop_path_depth
+from vit_dist.models.contrastive_loss import ContrastiveLoss
 from vit_dist.models.two_tower import TwoTower, build_two_tower
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.optim.schedules import Schedule
@@ -34,7 +35,6 @@ from vit_dist.plan.keys import Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.contrastive import ContrastiveUpdater
-from vit_dist.training.contrastive_loss import ContrastiveLoss
 
 GLOBAL, SAMPLES, VOCABULARY, LENGTH = 21, 30, 40, 6
 MICRO_SIZES = (2, 4, 8, 32)

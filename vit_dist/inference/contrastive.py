@@ -28,6 +28,7 @@ from vit_dist.inference.retrieval import (
     prompts_of,
     rank_candidates,
 )
+from vit_dist.models.contrastive_loss import ContrastiveLoss
 from vit_dist.models.forward import eval_mode
 from vit_dist.plan.keys import Ints, Purpose, key, keys
 from vit_dist.plan.permutation import permute
@@ -39,8 +40,6 @@ from vit_dist.runtime.runtime import Runtime
 # Images of the heat map.
 _SAMPLE = 16
 Tokenize = Callable[[Sequence[str]], Ints]
-# Embeddings of matching images and texts [n, dim], and the numbers of their captions int64 [n] → each pair's loss [n].
-PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,17 +111,17 @@ def evaluate_towers(
     texts: SplitTexts,
     runtime: Runtime,
     *,
+    loss: ContrastiveLoss,
+    loss_size: int,
     batch_size: int,
     keep: str | None = None,
     bad: BadSamples | None = None,
-    loss: PairLoss | None = None,
-    loss_size: int = 0,
 ) -> dict[str, ContrastiveEvaluation]:
     """Evaluate the bare model of two towers with several weights on a split, in one pass over its images.
 
     weights: name → what puts them into the model. stream: as for `evaluate_each`. batch_size: texts of one forward
-    pass. keep: the name of the weights whose pairs the result holds. loss: of `loss_size` pairs together, each image
-    with one of its captions, drawn by key. Every rank ends with the same result, to the bit the one of a single
+    pass. loss: of `loss_size` pairs together, each image with one of its captions, drawn by key. keep: the name of the
+    weights whose pairs the result holds. Every rank ends with the same result, to the bit the one of a single
     process: the embeddings of all are gathered, and each rank ranks its blocks of rows. Raises UserError if no image
     could be read, and Stopped, on all ranks, if the run is asked to stop.
     """
@@ -149,11 +148,14 @@ def evaluate_towers(
             raise UserError(f"data: none of the {len(texts.indices):,} images to evaluate can be read")
         results = {}
         for name, swapped in weights.items():
-            with swapped(), runtime.autocast():
-                of_texts = _encode_texts(towers, texts.tokens, batch_size, runtime)
+            with swapped():
+                scale, bias = towers.logit_scale.exp(), towers.logit_bias
+                bias = None if bias is None else bias.clone()
+                with runtime.autocast():
+                    of_texts = _encode_texts(towers, texts.tokens, batch_size, runtime)
             of_images = _gathered(images.pop(name), runtime)[torch.from_numpy(real).to(runtime.device)]
             measured = _Measured(of_images, of_texts, texts, of_all[real, 1], of_all[real, 2], runtime)
-            value = measured.loss(loss, loss_size) if loss is not None else float("nan")
+            value = measured.loss(loss, loss_size, scale, bias)
             pairs = measured.pairs() if name == keep else None
             results[name] = ContrastiveEvaluation(value, measured.figures(), seen, 0.0, left_out, pairs)
     seconds = (time.perf_counter() - start) / len(results)
@@ -179,9 +181,10 @@ def evaluate_pairs(
             split_texts(trained.config, subset, trained.classes),
             runtime,
             batch_size=trained.config.evaluate.batch_size,
+            loss=ContrastiveLoss(trained.config.loss),
+            loss_size=trained.config.batch.global_size,
             keep="" if keep else None,
             bad=stream.bad,
-            loss_size=trained.config.batch.global_size,
         )[""]
     finally:
         stream.close()
@@ -227,15 +230,16 @@ class _Measured:
         figures[MEAN_RECALL] = sum(firsts) / 2
         return figures
 
-    def loss(self, loss: PairLoss, size: int) -> float:
+    def loss(self, loss: ContrastiveLoss, size: int, scale: Tensor, bias: Tensor | None) -> float:
         """Return the mean loss of the images, each with one of its captions, `size` pairs together in order."""
         own = torch.from_numpy(self._one_of_each()).to(self._images.device)
         runtime = self._runtime
         values = torch.zeros(len(own), device=self._images.device)
         for number, start in enumerate(range(0, len(own), size)):
             if number % runtime.world_size == runtime.rank:
-                part = own[start : start + size]
-                values[start : start + size] = loss(self._images[start : start + size], self._texts[part], part)
+                texts = own[start : start + size]
+                images = self._images[start : start + size]
+                values[start : start + size] = loss.values(images, self._texts[texts], texts, scale, bias)
         return float(runtime.all_reduce_sum(values).to(runtime.sum_dtype).mean().item())
 
     def pairs(self) -> Pairs:

@@ -24,6 +24,7 @@ from vit_dist.data.text.tokenizer import Tokenizer
 from vit_dist.errors import UserError, one_line
 from vit_dist.inference.load import start_from
 from vit_dist.models.build import bf16_residual, build_model, check_outputs, checkpoint_blocks, refuse_batch_norm
+from vit_dist.models.contrastive_loss import ContrastiveLoss
 from vit_dist.models.forward import forward_flops, parameter_count
 from vit_dist.models.pretrained import freeze
 from vit_dist.optim.optimizers import build_optimizer, peak_lr
@@ -33,7 +34,6 @@ from vit_dist.plan.plan import Plan
 from vit_dist.sizing.limits import check_images
 from vit_dist.telemetry.trackers import check_tracker
 from vit_dist.training.captions import caption_notes, check_captions, run_tokenizer
-from vit_dist.training.contrastive_loss import ContrastiveLoss
 from vit_dist.training.distillation import Autocast, Teacher, build_teacher
 from vit_dist.training.losses import Loss
 from vit_dist.training.towers import build_towers

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vit_dist.data.batch import Batch
+from vit_dist.models.contrastive_loss import ContrastiveLoss, Derivatives, Pairs
 from vit_dist.models.two_tower import TwoTower
-from vit_dist.training.contrastive_loss import ContrastiveLoss, Derivatives, Pairs
 from vit_dist.training.update import Updater
 
 

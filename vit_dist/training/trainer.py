@@ -14,6 +14,7 @@ from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.files import json_number
 from vit_dist.inference.contrastive import Evaluated, SplitTexts, evaluate_towers, split_texts
 from vit_dist.inference.evaluation import Swap, evaluate_each
+from vit_dist.models.contrastive_loss import ContrastiveLoss
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.predictions import TOP_K
 from vit_dist.run_folder.progress import write_progress
@@ -144,6 +145,8 @@ class Trainer:
             stream,
             self._texts[split],
             self.runtime,
+            loss=ContrastiveLoss(self.components.config.loss),
+            loss_size=self.components.plan.global_size,
             batch_size=self.components.config.evaluate.batch_size,
             keep=keep,
             bad=stream.bad,

@@ -85,6 +85,15 @@ class ContrastiveLoss:
             losses, sums, bias_part = _siglip(sides, pairs.weights, bias)
         return Derivatives(losses, sums[0] * scale, sums[1] * scale, (sums[0] * sides[0].rows).sum(), bias_part)
 
+    def values(self, image: Tensor, text: Tensor, ids: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the losses [n] of pairs of embeddings [n, embed_dim] that are compared with each other alone.
+
+        ids: int64 [n], equal where captions are.
+        """
+        pairs = Pairs(image, text, image.new_ones(len(image)), ids)
+        own = torch.arange(len(image), device=image.device)
+        return self.derivatives(pairs, own, scale, bias, lambda shared: shared).losses
+
 
 class _Block(NamedTuple):
     """Some rows of one side: their places among the own slots; what is beside them, [rows, n].
