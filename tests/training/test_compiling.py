@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vit_dist import Config, train
+from vit_dist.errors import UserError
 from vit_dist.files import read_json
 from vit_dist.run_folder.metrics import read_metrics
 from vit_dist.training.compiling import difference
@@ -61,6 +62,11 @@ def test_a_compiler_that_fails_leaves_the_model_as_it_is(
     assert ": the model is not compiled" in output
     assert weights(tmp_path / "run") == weights(tmp_path / "eager")
     assert read_json(tmp_path / "run" / "status.json")["state"] == "finished"
+
+
+def test_a_graph_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^train\.compile: graph needs a CUDA GPU: set auto or none$"):
+        run(tmp_path / "run", train__compile="graph")
 
 
 def test_a_compiled_model_may_differ_by_rounding_only() -> None:

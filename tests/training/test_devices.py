@@ -32,8 +32,8 @@ def run(folder: Path, device: str, precision: str, **changes: Any) -> list[float
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "train"]
 
 
-def weights(folder: Path) -> list[bytes]:
-    return [(folder / "checkpoints" / "last" / f"{name}.safetensors").read_bytes() for name in ("model", "ema")]
+def weights(folder: Path, names: tuple[str, ...] = ("model", "ema")) -> list[bytes]:
+    return [(folder / "checkpoints" / "last" / f"{name}.safetensors").read_bytes() for name in names]
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -68,12 +68,43 @@ def test_compiled_blocks_train_alike_and_resume_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_auto_compiles_long_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path / "short", "cuda", "bf16")
-    assert read_metrics(tmp_path / "short" / "metrics.jsonl")[0]["compiled_graphs"] == 0
+def test_auto_replays_small_models_and_compiles_long_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(name: str) -> dict[str, Any]:
+        run(tmp_path / name, "cuda", "bf16")
+        line = read_metrics(tmp_path / name / "metrics.jsonl")[0]
+        return {"graph": line["replays_graph"], "compiled": line["compiled_graphs"] > 0}
+
+    assert started("small") == {"graph": True, "compiled": False}
+    monkeypatch.setattr(compiling, "SMALL_FLOPS", 0.0)
+    assert started("short") == {"graph": False, "compiled": False}
     monkeypatch.setattr(compiling, "LEAST_FLOPS", 1.0)
-    run(tmp_path / "long", "cuda", "bf16")
-    assert read_metrics(tmp_path / "long" / "metrics.jsonl")[0]["compiled_graphs"] >= 1
+    assert started("long") == {"graph": False, "compiled": True}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augment__mixup": 0.0, "model__dropout": 0.1, "augment__sizes": ["4 for 50%"], "model__position": "sincos"},
+        {"optimizer__name": "sgd", "model__layer_scale": 0.1, "batch__micro_size": 32, "train__ema": 0.0},
+    ],
+    ids=["mixed", "dropout and sizes", "one micro-batch"],
+)
+def test_replayed_passes_train_bit_equal_and_resume_exactly(
+    precision: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    eager = run(tmp_path / "eager", "cuda", precision, train__compile="none", **changes)
+    replayed = run(tmp_path / "replayed", "cuda", precision, train__compile="graph", **changes)
+    assert read_metrics(tmp_path / "replayed" / "metrics.jsonl")[0]["replays_graph"]
+    assert replayed == eager
+    names = ("model",) if "train__ema" in changes else ("model", "ema")
+    assert weights(tmp_path / "replayed", names) == weights(tmp_path / "eager", names)
+    middle = tmp_path / "replayed" / "checkpoints" / "update_00000004"
+    resumed = run(tmp_path / "resumed", "cuda", precision, train__compile="graph", run__resume=str(middle), **changes)
+    assert resumed == replayed[4:]
+    assert weights(tmp_path / "resumed", names) == weights(tmp_path / "replayed", names)
 
 
 @pytest.mark.gpu

@@ -278,10 +278,10 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "auto: bf16 on a GPU that supports it, else fp32; a resumed run keeps its precision", at_inference=True
     )
-    compile: Literal["auto", "none", "blocks"] = free(
+    compile: Literal["auto", "none", "blocks", "graph"] = free(
         "auto",
-        "blocks: compile the model's blocks (torch.compile); other kernels, and rounding, the same update; auto: on a "
-        "GPU, in runs that are long enough to gain from it",
+        "blocks: compile the model's blocks (torch.compile); other kernels and rounding, the same update; graph: "
+        "replay each pass as a CUDA graph, for small models on one GPU; auto: on a GPU, what gains",
     )
     ema: float = option(
         0.0,

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vit_dist.data.batch import Batch
 from vit_dist.errors import UserError, one_line
 from vit_dist.models.build import drop_path_depth
 from vit_dist.models.compile import blocks_of, compile_blocks, run_eagerly
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import Components
+from vit_dist.training.cuda_graph import GraphedPass
+from vit_dist.training.update import Updater
 
 # How far loss and gradient norm may be apart, relative, by precision: sums are rounded in another order, and in 16 bits
 # what is kept in between is rounded in other places.
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 
-# FLOPs of one process in a whole run from which on `auto` compiles: a minute or so of an H100.
-LEAST_FLOPS = 1e16
+# `auto`: FLOPs of one process in a whole run from which on it compiles, a minute or so of an H100; and those of a
+# micro-batch, forward and backward, below which a GPU is done before the host has started all of its kernels.
+LEAST_FLOPS, SMALL_FLOPS = 1e16, 2e12
+
+
+def compile_mode(components: Components, runtime: Runtime) -> str:
+    """Return what `train.compile` comes to: none, blocks or graph. Raises UserError for a graph that cannot be."""
+    config, plan = components.config, components.plan
+    wanted, problem = config.train.compile, _graph_problem(components, runtime)
+    if wanted == "graph" and problem:
+        raise UserError(f"train.compile: graph {problem}: set auto or none")
+    if wanted != "auto":
+        return wanted
+    if runtime.device.type != "cuda":
+        return "none"
+    flops = 3 * components.forward_flops
+    if not problem and flops * plan.micro_size < SMALL_FLOPS:
+        return "graph"
+    # Compiling takes some ten seconds, and saves a fifth to a third.
+    images = plan.updates * plan.global_size / runtime.world_size
+    return "blocks" if flops * images >= LEAST_FLOPS else "none"
 
 
 def compile_model(components: Components, runtime: Runtime) -> list[str]:
-    """Compile the bare model in place if `train.compile` says so, or a long run gains from it, and return notes.
+    """Compile the bare model's blocks in place if `compile_mode` says so, and return notes.
 
     One micro-batch of noise goes through the model before and after. If loss or gradient norm are apart, or the
     compiler fails, the model stays as it is, on all ranks, and a note says why. Raises UserError for a model without
     blocks that are alike.
     """
     model, config = components.model, components.config
-    wanted = config.train.compile
-    if wanted == "none" or (wanted == "auto" and not _pays(components, runtime)):
+    if compile_mode(components, runtime) != "blocks":
         return []
     try:
         blocks_of(model)
     except UserError:
-        if wanted == "blocks":
+        if config.train.compile == "blocks":
             raise
         return []
     before = _probe(components, runtime)
@@ -52,11 +75,52 @@ def compile_model(components: Components, runtime: Runtime) -> list[str]:
     return [f"train.compile: {problems[0]}: the model is not compiled"]
 
 
-def _pays(components: Components, runtime: Runtime) -> bool:
-    """Return whether compiling, some ten seconds, takes less time than it saves: on a GPU a fifth to a third."""
-    plan = components.plan
-    images = plan.updates * plan.global_size / runtime.world_size
-    return runtime.device.type == "cuda" and 3 * components.forward_flops * images >= LEAST_FLOPS
+def graph_passes(updater: Updater, components: Components, runtime: Runtime) -> list[str]:
+    """Let an updater replay its passes as a CUDA graph if `compile_mode` says so, and return notes.
+
+    One micro-batch of noise makes a pass before and after; what differs, or fails, is as with `compile_model`.
+    """
+    if compile_mode(components, runtime) != "graph":
+        return []
+    batch, zero = _noise(components, runtime), torch.zeros((), device=runtime.device)
+
+    def measured(make: Callable[..., tuple[Tensor, ...]]) -> tuple[float, float]:
+        runtime.seed(0)
+        total = make(batch, zero, 1 / len(batch.weights), True)[1]
+        norm = nn.utils.get_total_norm([p.grad for p in updater.parameters if p.grad is not None])
+        updater.optimizer.zero_grad(set_to_none=False)
+        return total.item(), norm.item()
+
+    try:
+        before = measured(updater.forward_backward)
+        updater.graphed = GraphedPass(updater.forward_backward, updater.parameters)
+        problem = difference(before, measured(updater.graphed), runtime.precision)
+    except RuntimeError as error:
+        problem = f"no graph can be recorded: {one_line(error, 200)}"
+    if not problem:
+        return []
+    updater.graphed = None
+    updater.optimizer.zero_grad()
+    return [f"train.compile: {problem}: without a graph"]
+
+
+def _graph_problem(components: Components, runtime: Runtime) -> str:
+    """Return why passes cannot be replayed; nothing if they can."""
+    config = components.config
+    if runtime.device.type != "cuda":
+        return "needs a CUDA GPU"
+    if runtime.world_size > 1:
+        return "is for one process"
+    if runtime.precision == "fp16":
+        return "is for fp32 and bf16"
+    if config.model.checkpoint_blocks:
+        return "does not go with model.checkpoint_blocks"
+    if config.contrastive:
+        return "is for classifiers"
+    for field, name in (("loss.name", config.loss.name), ("model.name", config.model.name)):
+        if ":" in name:
+            return f"would not call {field} {name} again"
+    return ""
 
 
 def difference(before: tuple[float, float], after: tuple[float, float], precision: str) -> str:
@@ -67,23 +131,31 @@ def difference(before: tuple[float, float], after: tuple[float, float], precisio
     return ""
 
 
-def _probe(components: Components, runtime: Runtime) -> tuple[float, float]:
-    """Return the loss and the gradient norm of one micro-batch of noise; gradients are left as they were."""
-    model, side = components.model, components.preprocessing.image_size
-    slots = components.config.batch.micro_size
+def _noise(components: Components, runtime: Runtime) -> Batch:
+    """Return a micro-batch of noise, with targets as in training."""
+    config, side = components.config, components.preprocessing.image_size
+    slots, classes = components.plan.micro_size, len(components.data.classes)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(slots, components.data.channels, side, side, generator=generator)
-    targets = torch.arange(slots) % len(components.data.classes)
-    inputs: list[Tensor] = [images]
-    if depth := drop_path_depth(model):
-        inputs.append(torch.rand(slots, depth, 2, generator=generator))
+    depth = drop_path_depth(components.model)
+    draws = runtime.to_device(torch.rand(slots, depth, 2, generator=generator)) if depth else None
+    targets = torch.arange(slots) % classes
+    if config.augment.mixup or config.augment.cutmix:
+        targets = F.one_hot(targets, classes).float()
+    weights = torch.ones(slots, device=runtime.device)
+    return Batch(runtime.to_device(images), runtime.to_device(targets), weights, torch.zeros(slots).long(), draws, 0)
+
+
+def _probe(components: Components, runtime: Runtime) -> tuple[float, float]:
+    """Return the loss and the gradient norm of one micro-batch of noise; gradients are left as they were."""
+    model, batch = components.model, _noise(components, runtime)
     kept = [parameter.grad for parameter in model.parameters()]
     model.train()
     model.zero_grad()
     runtime.seed(0)
     with runtime.autocast():
-        outputs = model(*map(runtime.to_device, inputs))
-    loss = F.cross_entropy(outputs.float(), runtime.to_device(targets))
+        outputs = model(batch.images) if batch.drop_path is None else model(batch.images, batch.drop_path)
+    loss = F.cross_entropy(outputs.float(), batch.targets)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     for parameter, grad in zip(model.parameters(), kept, strict=True):

@@ -31,7 +31,7 @@ from vit_dist.telemetry.ranks import RankMeter
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.telemetry.trackers import Trackers
 from vit_dist.training.claim import claim_folder
-from vit_dist.training.compiling import compile_model
+from vit_dist.training.compiling import compile_model, graph_passes
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.contrastive import ContrastiveUpdater
 from vit_dist.training.handshake import check_shared_folder
@@ -158,7 +158,9 @@ def build_updater(
     settings: Any = {"clip_norm": config.optimizer.clip_norm, "max_bad_updates": config.train.max_bad_updates}
     kind = ContrastiveUpdater if config.contrastive else Updater
     loss: Any = components.loss
-    return kind(wrapped, loss, optimizer, schedule, state, runtime, average=average, **settings)
+    updater = kind(wrapped, loss, optimizer, schedule, state, runtime, average=average, **settings)
+    components.notes.extend(graph_passes(updater, components, runtime))
+    return updater
 
 
 def _build_recorder(
@@ -216,6 +218,7 @@ def _start_values(trainer: Trainer, resume: ResumePoint) -> dict[str, Any]:
         "versions": versions(),
         "parameters": components.parameters,
         "forward_flops": components.forward_flops,
+        "replays_graph": trainer.updater.graphed is not None,
         "compiled_graphs": graphs() if is_compiled(components.model) else 0,
         "matmul_flops": trainer.meter.matmul,
         "all_reduce_bytes": size,

@@ -16,6 +16,7 @@ from vit_dist.optim.ema import EMA
 from vit_dist.optim.optimizers import masks_its_step
 from vit_dist.optim.schedules import Schedule
 from vit_dist.runtime.runtime import Runtime
+from vit_dist.training.cuda_graph import GraphedPass
 from vit_dist.training.losses import Loss
 
 
@@ -29,7 +30,7 @@ class Updater:
     Each update makes one pass of gradient all-reduce, one clip, one optimizer step and one schedule step; an update
     whose loss or gradient is not finite makes neither step, on all ranks alike. `sums` holds, on the device, this
     rank's Σ wℓ, Σ w·correct (NaN for mixed targets) and Σ w of the updates applied since the last `take_sums`.
-    before_step: called before weights and moments change.
+    before_step: called before weights and moments change. graphed: replays `forward_backward`, where that is faster.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Updater:
         self._sums_before = self.sums
         self.before_step: Callable[[], None] = lambda: None
         self._skipped: Callable[[], float] | None = None
+        self.graphed: GraphedPass | None = None
 
     def update(self, window: Iterable[Batch], length: int, weight: float) -> None:
         """Make one update from this rank's `length` micro-batches of a global batch of total weight `weight`.
@@ -87,23 +89,41 @@ class Updater:
         for number, batch in enumerate(window, 1):
             last = number == length
             self.runtime.seed(batch.seed)
+            # DDP takes the mean over ranks; times world_size, that is the sum.
+            factor = self.runtime.world_size / weight
             with self.runtime.gradient_sync(self.model, last=last):
-                inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
-                outputs = at_least_float32(self.model(*inputs))
-                values = self.loss(outputs, batch)
-                loss = (values.masked_fill(batch.weights == 0, 0) * batch.weights).sum()
-                total = total + loss.detach()
-                if last and spread_nan:
-                    # At the outputs, not in the loss, whose derivative may be 0. Times exactly 1 if all is finite.
-                    outputs.register_hook(partial(torch.mul, 0 * total + 1))  # type: ignore[no-untyped-call]
-                # DDP takes the mean over ranks; times world_size, that is the sum.
-                self.runtime.backward(loss * (self.runtime.world_size / weight))
-            with torch.no_grad():
-                hits = outputs.argmax(1) == batch.targets if batch.targets.ndim == 1 else batch.weights * torch.nan
-                correct = hits * batch.weights
-                self.sums = self.sums + torch.stack([loss, correct.sum(), batch.weights.sum()])
-            everything.append(values.detach())
+                make = self.graphed or self.forward_backward
+                values, total, sums = make(batch, total, factor, last and spread_nan)
+            self.sums = self.sums + sums
+            everything.append(values)
         return everything
+
+    def forward_backward(
+        self, batch: Batch, total: Tensor, factor: float | Tensor, spread: bool | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a micro-batch's part to the gradient.
+
+        total: Σ wℓ of this rank's micro-batches before. factor: what the loss is multiplied by. spread: whether the
+        gradient becomes NaN if the new total is not finite. Return the loss of each slot, the new total, and the
+        micro-batch's part of `sums`.
+        """
+        inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
+        outputs = at_least_float32(self.model(*inputs))
+        values = self.loss(outputs, batch)
+        loss = (values.masked_fill(batch.weights == 0, 0) * batch.weights).sum()
+        total = total + loss.detach()
+        if spread is not False:
+            # At the outputs, not in the loss, whose derivative may be 0. Times exactly 1 if all is finite.
+            unless = 0 * total + 1
+            if isinstance(spread, Tensor):
+                unless = unless.where(spread, 1)
+            outputs.register_hook(partial(torch.mul, unless))  # type: ignore[no-untyped-call]
+        self.runtime.backward(loss * factor)
+        with torch.no_grad():
+            hits = outputs.argmax(1) == batch.targets if batch.targets.ndim == 1 else batch.weights * torch.nan
+            correct = hits * batch.weights
+            sums = torch.stack([loss, correct.sum(), batch.weights.sum()])
+        return values.detach(), total, sums
 
     def apply(self) -> None:
         """Clip the gradient and, if it is finite, step the optimizer and the average, and keep the update's sums."""
@@ -128,7 +148,7 @@ class Updater:
             self._skipped = lambda: skipped
         if scaler is not None:
             scaler.update()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=self.graphed is None)
 
     def _step(self, found_inf: Tensor) -> None:
         """Step the optimizer and take the new weights into the average. found_inf: 1 if the step is masked, else 0."""
