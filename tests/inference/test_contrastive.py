@@ -23,7 +23,8 @@ from vit_dist.data.sources.splits import LabelledSplits, Subset
 from vit_dist.data.stream import EvaluationStream
 from vit_dist.data.text.tokenizer import open_tokenizer
 from vit_dist.errors import UserError
-from vit_dist.inference.contrastive import ContrastiveEvaluation, SplitTexts, evaluate_towers
+from vit_dist.inference.contrastive import ContrastiveEvaluation, evaluate_towers
+from vit_dist.inference.split_texts import SplitTexts
 from vit_dist.models.contrastive_loss import ContrastiveLoss
 from vit_dist.models.two_tower import TwoTower, build_two_tower
 from vit_dist.plan.keys import Purpose, keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,22 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_dist.config.config import Config
 from vit_dist.data.bad_samples import BadSamples
 from vit_dist.data.sources.splits import Subset
-from vit_dist.data.text.tokenizer import open_tokenizer
 from vit_dist.errors import UserError
 from vit_dist.formatting import loss_text
 from vit_dist.inference.evaluation import Batches, Evaluation, Swap, subset_stream
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.retrieval import (
     Ranking,
-    Texts,
     class_embeddings,
     hit_rate,
-    prompts_of,
     rank_candidates,
 )
+from vit_dist.inference.split_texts import SplitTexts, split_texts
 from vit_dist.models.contrastive_loss import ContrastiveLoss
 from vit_dist.models.forward import eval_mode
 from vit_dist.plan.keys import Ints, Purpose, key, keys
@@ -39,7 +36,6 @@ from vit_dist.runtime.runtime import Runtime
 
 # Images of the heat map.
 _SAMPLE = 16
-Tokenize = Callable[[Sequence[str]], Ints]
 
 
 @dataclass(frozen=True)
@@ -70,38 +66,6 @@ class ContrastiveEvaluation:
 
 
 Evaluated = Evaluation | ContrastiveEvaluation
-
-
-class SplitTexts:
-    """The texts that a split is evaluated with, as tokens: each caption once, then the prompts of the classes.
-
-    indices: of the split's samples in their source. texts: the captions of the images at the places of the split.
-    classes: number of classes, 0 if there are none to tell apart. tokens: int32 [texts + prompts, context_length].
-    """
-
-    def __init__(
-        self, subset: Subset, tokenize: Tokenize, classes: Sequence[str], templates: Sequence[str], *, seed: int
-    ) -> None:
-        """Read the captions of a split. seed: of the heat map's keyed sample. Raises UserError if there are none."""
-        if subset.captions is None:
-            raise UserError("data: these images have no captions, which this model is evaluated with")
-        captions = subset.captions
-        self.indices = subset.indices
-        texts = Texts.of([captions[index] for index in subset.indices.tolist()])
-        tokens = tokenize(texts.texts).astype(np.int32)
-        # Captions that are the same to the tower, as where they differ beyond the cut, are one text.
-        _, first, number = np.unique(tokens, axis=0, return_index=True, return_inverse=True)
-        self.texts = texts.merged(first[number.reshape(-1)])
-        self.classes = len(classes) if len(classes) > 1 else 0
-        prompts = tokenize(prompts_of(classes, templates)) if self.classes else tokens[:0]
-        kept = tokens[np.sort(first)]
-        self.tokens = torch.from_numpy(np.concatenate([kept, prompts.astype(np.int32)]))
-        self.seed = seed
-
-    def places(self, ids: Ints) -> Ints:
-        """Return the places in the split of samples with these indices in the source."""
-        order = np.argsort(self.indices, kind="stable")
-        return order[np.searchsorted(self.indices, ids, sorter=order)].astype(np.int64)
 
 
 def evaluate_towers(
@@ -160,12 +124,6 @@ def evaluate_towers(
             results[name] = ContrastiveEvaluation(value, measured.figures(), seen, 0.0, left_out, pairs)
     seconds = (time.perf_counter() - start) / len(results)
     return {name: replace(result, seconds=seconds) for name, result in results.items()}
-
-
-def split_texts(config: Config, subset: Subset, classes: Sequence[str]) -> SplitTexts:
-    """Return the texts that a split of a run's data is evaluated with. Raises UserError."""
-    tokenize = open_tokenizer(config.text.tokenizer, config.text.context_length)
-    return SplitTexts(subset, tokenize, classes, config.text.prompts, seed=config.run.seed)
 
 
 def evaluate_pairs(

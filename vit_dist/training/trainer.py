@@ -12,8 +12,9 @@ from vit_dist.checkpointing.checkpointer import Checkpointer
 from vit_dist.checkpointing.state import TrainState
 from vit_dist.data.stream import EvaluationStream, Stream
 from vit_dist.files import json_number
-from vit_dist.inference.contrastive import Evaluated, SplitTexts, evaluate_towers, split_texts
+from vit_dist.inference.contrastive import Evaluated, evaluate_towers
 from vit_dist.inference.evaluation import Swap, evaluate_each
+from vit_dist.inference.split_texts import SplitTexts, split_texts
 from vit_dist.models.contrastive_loss import ContrastiveLoss
 from vit_dist.run_folder.lock import FolderLock
 from vit_dist.run_folder.predictions import TOP_K
