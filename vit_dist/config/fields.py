@@ -106,7 +106,8 @@ class DataConfig:
     columns: dict[str, Any] = option(
         {},
         "columns of a table with unusual names, as {path: file_id, label: species, split: fold, weight: trust}, weight "
-        "being that of an image in training's loss; of a Hugging Face data set, path is that of the images",
+        "being that of an image in training's loss, or caption: title; of a Hugging Face data set, path is that of the "
+        "images",
         at_inference=True,
     )
     val_fraction: float = option(

@@ -22,7 +22,7 @@ _SMALLEST_CACHE = 2**26
 _NO_PATTERN = (re.error, RecursionError, OverflowError)
 
 # What the columns of a table may hold.
-_COLUMNS = ("path", "label", "split", "weight")
+_COLUMNS = ("path", "label", "split", "weight", "caption")
 
 
 def contradictions(config: Schema) -> Iterator[str]:

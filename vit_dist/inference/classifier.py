@@ -16,6 +16,7 @@ from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.arrays import ArraySource
 from vit_dist.data.sources.custom import numbered, open_parts
 from vit_dist.data.sources.images import ImageList, list_images
+from vit_dist.data.sources.listing import columns_read
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import SPLITS, Subset
 from vit_dist.data.workers import worker_count
@@ -123,7 +124,7 @@ class Classifier:
             for note in opened.notes:
                 warnings.warn(note, stacklevel=3)
             return opened.subset
-        parts = open_parts(source, trained.config.data.max_pixels, trained.config.data.columns)
+        parts = open_parts(source, trained.config.data.max_pixels, columns_read(trained.config.data.columns, False))
         name = SPLITS.get(split, split) or next(known for known in ("test", "val", "train") if known in parts)
         if name not in parts:
             raise UserError(f"split: there is no split {split}{nearest(split, sorted(parts))}")

@@ -139,7 +139,7 @@ def open_splits(config: Config, source: Any) -> LabelledSplits:
     elif isinstance(source, LabelledSplits):
         data = source
     else:
-        data = leave_out(from_source(source, config.data), config.data.leave_out, "")
+        data = leave_out(from_source(source, config.data, captions=config.contrastive), config.data.leave_out, "")
     if config.contrastive:
         check_captions(config, data)
     elif len(data.classes) < 2:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
+from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
+
+
+def plain_captions(value: Any, place: Callable[[], str]) -> list[str]:
+    """Return the captions in a value: a text, or several. place: how messages begin. Raises UserError."""
+    several = isinstance(value, (list, tuple)) or hasattr(value, "tolist")
+    found = list(value) if several else [value]
+    for caption in found:
+        if isinstance(caption, str) and caption.strip():
+            continue
+        if isinstance(caption, str) or caption is None or caption != caption:
+            raise UserError(f"{place()}: a caption is empty: write one, or remove the image")
+        raise UserError(f"{place()}: must be a text, or a list of texts, not {type(caption).__name__}")
+    if not found:
+        raise UserError(f"{place()}: has no caption: write one, or remove the image")
+    return found
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vit_dist.data.sources.arrays import ArraySource, array_source
 from vit_dist.data.sources.datasets import DatasetSource
 from vit_dist.data.sources.image_files import FilePaths, FileSource
 from vit_dist.data.sources.labelled import Labelled, labelled_files, open_labelled, open_listing
-from vit_dist.data.sources.listing import Listing
+from vit_dist.data.sources.listing import Listing, columns_read
 from vit_dist.data.sources.source import MemorySource, Pixels, Source, decoded, read_image
 from vit_dist.data.sources.splits import (
     IMAGENET,
@@ -32,22 +32,25 @@ from vit_dist.errors import UserError, nearest
 from vit_dist.plan.keys import Keys, Purpose, keys
 
 _HALF = ((0.5,), (0.5,))
+# The classes of images that have captions and no labels.
+UNLABELLED = ("",)
 
 
-def from_source(source: Any, config: DataConfig, field: str = "source") -> LabelledSplits:
+def from_source(source: Any, config: DataConfig, field: str = "source", *, captions: bool = False) -> LabelledSplits:
     """Make splits of labelled images in any form (docs/python.md lists them), or of a dictionary of splits of them.
 
     Without val, a keyed part of train is held out, by `data.val_fraction`. Class names are the source's if it has them,
     else the labels' numbers. Files have three channels; arrays, Datasets and other objects as many as their images. The
     side is `data.image_size`, else that of images which are equal squares, in arrays and Datasets, else 224; mean and
-    std are ImageNet's for RGB, 0.5 for grey. field: what errors call it. Raises UserError, naming what is missing or
-    wrong.
+    std are ImageNet's for RGB, 0.5 for grey. field: what errors call it. captions: read them too; then labels may be
+    missing, and are used where every split has them. Raises UserError, naming what is missing or wrong.
     """
-    parts = open_parts(source, config.max_pixels, config.columns, field)
+    parts = open_parts(source, config.max_pixels, columns_read(config.columns, captions), field)
     train = parts.get("train")
     if train is None:
         raise UserError(f"{field}: has {', '.join(parts)} but no train")
-    classes = train.classes or _numbers(train)
+    without = any(part.classes == UNLABELLED for part in parts.values())
+    classes = UNLABELLED if without else train.classes or _numbers(train)
     pixels = _check_pixels(train)
     mode = _mode(train)
     channels = 3 if mode == "RGB" else 1
@@ -87,11 +90,13 @@ def numbered(part: Labelled, classes: Sequence[str], mode: str) -> Subset:
 
     Raises UserError for a class that is not among them.
     """
-    subset, source = replace(all_of(part.source), weights=part.weights), part.source
+    subset, source = replace(all_of(part.source), weights=part.weights, captions=part.captions), part.source
     if isinstance(source, (ArraySource, DatasetSource, FileSource)):
         source = replace(source, mode=mode)
     elif type(source) is MemorySource:
         source = array_source(source.pixels, source.labels, mode)
+    if tuple(classes) == UNLABELLED:
+        return replace(subset, source=source, labels=np.zeros_like(subset.labels))
     number_of = {name: number for number, name in enumerate(classes)}
     if part.classes is None:
         largest = int(subset.labels.max())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 
 from vit_dist.data.sources.decode import Header, image_header
 from vit_dist.data.sources.images import to_pil
-from vit_dist.data.sources.listing import LABELS, column, plain_label
+from vit_dist.data.sources.listing import CAPTIONS, LABELS, column, plain_label, usual_column
 from vit_dist.errors import UserError, one_line
 from vit_dist.plan.keys import Ints
 
@@ -48,11 +48,24 @@ class DatasetSource:
         return to_pil(self.dataset[index][self.image_key], f"source[{index}]", self.mode)
 
 
-def dataset_source(dataset: Any, field: str) -> tuple[DatasetSource, list[Any], Sequence[str] | None]:
-    """Return the source of a Dataset, still without labels, its labels (numbers or names) and its class names, if any.
+class BesideImages(NamedTuple):
+    """What a Dataset has beside its images. labels: numbers or names. classes: their names, if it has them.
+
+    captions: of each image a text, or several, where they are read.
+    """
+
+    labels: list[Any]
+    classes: Sequence[str] | None
+    captions: list[Any] | None = None
+
+
+def dataset_source(dataset: Any, field: str, columns: Mapping[str, str]) -> tuple[DatasetSource, BesideImages]:
+    """Return the source of a Dataset, still without labels, and what it has beside the images.
 
     Labels come from its `targets` or `labels`, or its column of labels, if a few items agree; else all items are read.
-    Raises UserError for one that gives other images each time, or floats, in one line that says what to change.
+    columns: `data.columns`; with captions these are the second of an item, or its column, and labels a column that may
+    be missing. Raises UserError for one that gives other images each time, or floats, in one line that says what to
+    change.
     """
     kind = type(dataset).__name__
     if isinstance(dataset, (IterableDataset, DataLoader)) or not hasattr(dataset, "__len__"):
@@ -61,21 +74,29 @@ def dataset_source(dataset: Any, field: str) -> tuple[DatasetSource, list[Any], 
         )
     if not len(dataset):
         raise UserError(f"{field}: has no images")
-    image_key, label_key = _keys(_item(dataset, 0, field), field, kind)
+    image_key, label_key, caption_key = _keys(_item(dataset, 0, field), field, kind, columns)
     _check_repeatable(dataset, image_key, field, kind)
     places = np.unique(np.linspace(0, len(dataset) - 1, _LOOKED_AT).astype(int)).tolist()
     looked_at = {place: _item(dataset, place, field) for place in places}
-    labels = None if _changes_labels(dataset) else _labels(dataset, label_key)
-    if labels is None or any(
-        plain_label(labels[place]) != plain_label(item[label_key]) for place, item in looked_at.items()
-    ):
-        labels = [_item(dataset, index, field)[label_key] for index in range(len(dataset))]
+    labels: Sequence[Any] | None = [""] * len(dataset)
+    if label_key is not None:
+        labels = None if _changes_labels(dataset) else _labels(dataset, label_key)
+        if labels is None or any(
+            plain_label(labels[place]) != plain_label(item[label_key]) for place, item in looked_at.items()
+        ):
+            labels = [_item(dataset, index, field)[label_key] for index in range(len(dataset))]
+    captions: list[Any] | None = None
+    if caption_key is not None:
+        named = hasattr(dataset, "column_names") and isinstance(caption_key, str)
+        captions = list(dataset[caption_key]) if named else None
+        captions = captions or [_item(dataset, index, field)[caption_key] for index in range(len(dataset))]
     files = _attribute(dataset, _FILES)
     paths = [Path(pair[0]) for pair in files] if files is not None and len(files) == len(dataset) else None
     sizes = tuple(_header(item[image_key], f"{field}[{place}]") for place, item in looked_at.items())
     mode = "L" if all(header.grey for header in sizes) else "RGB"
     source = DatasetSource(dataset, np.zeros(len(dataset), np.int64), image_key, mode, sizes, paths)
-    return source, [plain_label(label) for label in labels], _classes(dataset, label_key)
+    classes = None if label_key is None else _classes(dataset, label_key)
+    return source, BesideImages([plain_label(label) for label in labels or ()], classes, captions)
 
 
 def _header(image: Any, name: str) -> Header:
@@ -92,14 +113,20 @@ def _item(dataset: Any, index: int, field: str) -> Any:
         raise UserError(f"{field}[{index}]: cannot be read ({type(error).__name__}: {one_line(error, 200)})") from error
 
 
-def _keys(item: Any, field: str, kind: str) -> tuple[Any, Any]:
-    """Return where the image and the label are in an item. Raises UserError."""
+def _keys(item: Any, field: str, kind: str, columns: Mapping[str, str]) -> tuple[Any, Any, Any]:
+    """Return where the image, the label and the captions are in an item; None where they are not. Raises UserError."""
+    captions = "caption" in columns
     if isinstance(item, Mapping):
         names = list(item)
-        return column(names, IMAGES, field, "images"), column(names, LABELS, field, "labels")
+        image = column(names, IMAGES, field, "images")
+        if not captions:
+            return image, column(names, LABELS, field, "labels"), None
+        known = (columns["caption"].lower().strip(),) if columns["caption"] else CAPTIONS
+        return image, usual_column(names, LABELS), column(names, known, field, "captions")
     if isinstance(item, (tuple, list)) and len(item) >= 2:
-        return 0, 1
-    raise UserError(f"{field}: an item of {kind} is {type(item).__name__}: it must be (image, label)")
+        return (0, None, 1) if captions else (0, 1, None)
+    second = "caption" if captions else "label"
+    raise UserError(f"{field}: an item of {kind} is {type(item).__name__}: it must be (image, {second})")
 
 
 def _check_repeatable(dataset: Any, key: Any, field: str, kind: str) -> None:

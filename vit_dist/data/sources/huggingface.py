@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vit_dist.data.sources.captions import Captions, plain_captions
 from vit_dist.data.sources.datasets import IMAGES
 from vit_dist.data.sources.decode import MAX_PIXELS, EncodedImage, Header, ImageError, check_bytes, decode, decoding
 from vit_dist.data.sources.image_files import header_of, open_regular
-from vit_dist.data.sources.listing import LABELS, column, plain_label
+from vit_dist.data.sources.listing import CAPTIONS, LABELS, column, plain_label, usual_column
 from vit_dist.data.sources.names import class_order, split_of
-from vit_dist.data.sources.splits import IMAGENET, SPLITS, ImageSizes, LabelledSplits, LeftOut, Subset
+from vit_dist.data.sources.splits import IMAGENET, SPLITS, ImageSizes, LabelledSplits, LeftOut, Subset, all_of
 from vit_dist.data.sources.survey import sizes_of
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.plan.keys import Ints, Keys, Purpose, key, keys
@@ -95,7 +96,7 @@ def read_huggingface(root: str, max_pixels: int, chosen: Mapping[str, str]) -> L
     """
     with _one_line(root):
         every = _load(root)
-        found: dict[str, tuple[Any, str, list[Any]]] = {}
+        found: dict[str, tuple[Any, str, list[Any], Captions | None]] = {}
         left_out: list[LeftOut] = []
         names: Sequence[str] | None = None
         for name, dataset in every.items():
@@ -105,20 +106,25 @@ def read_huggingface(root: str, max_pixels: int, chosen: Mapping[str, str]) -> L
                 continue
             if split in found:
                 raise UserError(f"data.root: {root} has two splits that mean {split}, {name} is one: remove it")
-            images, label = _columns(dataset.features, root, chosen)
-            labels = [plain_label(each) for each in dataset.select_columns([label]).with_format("numpy")[:][label]]
-            names = names or getattr(dataset.features[label], "names", None)
+            images, label, caption = _columns(dataset.features, root, chosen)
+            labels: list[Any] = [0] * len(dataset)
+            if not label:
+                names = [""]
+            else:
+                labels = [plain_label(each) for each in dataset.select_columns([label]).with_format("numpy")[:][label]]
+                names = names or getattr(dataset.features[label], "names", None)
             if split != "train" and labels and all(each in (-1, None) for each in labels):
                 left_out.append(LeftOut("splits without labels", 1, name))
                 continue
-            found[split] = (_encoded_column(dataset, images), images, labels)
+            texts = _captions(dataset, caption, f"data.root: {root}, {name}") if caption else None
+            found[split] = (_encoded_column(dataset, images), images, labels, texts)
         if "train" not in found:
             raise UserError(f"data.root: {root} has the splits {', '.join(every)}, and none of them is train")
-        classes, numbers = _number({split: labels for split, (_, _, labels) in found.items()}, names, root)
+        classes, numbers = _number({split: labels for split, (_, _, labels, _) in found.items()}, names, root)
         splits = {}
-        for split, (rows, images, _) in found.items():
+        for split, (rows, images, _, texts) in found.items():
             source = HuggingFaceSource(rows, images, numbers[split], f"{root}, {split}", max_pixels=max_pixels)
-            splits[split] = Subset(source, np.arange(len(source), dtype=np.int64), source.labels)
+            splits[split] = replace(all_of(source), captions=texts)
         sizes = _measure(splits["train"].source)
     return _described(splits, classes, sizes, tuple(left_out))
 
@@ -183,12 +189,17 @@ def _one_line(root: str) -> Iterator[None]:
         raise UserError(f"data.root: {root} cannot be read: {type(error).__name__}: {one_line(error, 300)}") from error
 
 
-def _columns(features: Mapping[str, Any], root: str, chosen: Mapping[str, str]) -> tuple[str, str]:
-    """Return the columns of images and of labels. Raises UserError with the columns that there are."""
+def _columns(features: Mapping[str, Any], root: str, chosen: Mapping[str, str]) -> tuple[str, str, str]:
+    """Return the columns of images, labels and captions; empty: these are not read.
+
+    Where captions are read there may be no labels. Raises UserError with the columns that there are.
+    """
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     field = f"data.root: {root}"
     for what, name in chosen.items():
-        if what not in ("path", "label"):
+        if what == "caption" and not name:
+            continue
+        if what not in ("path", "label", "caption"):
             why = "has splits of its own" if what == "split" else "is no table: weights are read from tables alone"
             raise UserError(f"data.columns.{what}: {root} {why}: leave it out")
         if name not in features:
@@ -199,17 +210,28 @@ def _columns(features: Mapping[str, Any], root: str, chosen: Mapping[str, str]) 
     image = chosen.get("path") or (
         images[0] if len(images) == 1 else column(images or list(features), IMAGES, field, "images")
     )
+    others, caption = [name for name in features if name != image], ""
+    if "caption" in chosen:
+        caption = chosen["caption"] or column(others, CAPTIONS, field, "captions", ", or set data.columns.caption")
     if "label" in chosen:
-        return image, chosen["label"]
+        return image, chosen["label"], caption
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     if len(labels) == 1:
-        return image, labels[0]
+        return image, labels[0], caption
+    if caption:
+        return image, usual_column(labels or others, LABELS) or "", caption
     try:
-        return image, column(labels or [name for name in features if name != image], LABELS, field, "labels")
+        return image, column(labels or others, LABELS, field, "labels"), ""
     except UserError:
         raise UserError(
             f"{field}: no column is known to have the labels: set data.columns.label to one of {', '.join(features)}"
         ) from None
+
+
+def _captions(dataset: Any, name: str, place: str) -> Captions:
+    """Return the captions in a column, each a text or a list of texts. Raises UserError that names the row."""
+    values = dataset.select_columns([name]).with_format(None)[:][name]
+    return Captions.of(plain_captions(value, f"{place}, row {row}".__str__) for row, value in enumerate(values))
 
 
 def _encoded_column(dataset: Any, name: str) -> Any:

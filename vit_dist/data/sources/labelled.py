@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vit_dist.data.sources.arrays import array_source, is_arrays, read_images
+from vit_dist.data.sources.captions import Captions, plain_captions
 from vit_dist.data.sources.datasets import dataset_source
 from vit_dist.data.sources.image_files import FileSource
 from vit_dist.data.sources.listing import Listing, from_pairs, from_table, plain_label
@@ -32,6 +33,7 @@ class Labelled:
 
     classes: the names that the source's labels number; None if only the numbers are known. field: what errors call it.
     name: of the data, for people. notes: lines for the user on how it was read. weights: of the samples, float32.
+    captions: of the samples, where they are read.
     """
 
     source: Source
@@ -40,10 +42,15 @@ class Labelled:
     name: str
     notes: tuple[str, ...] = ()
     weights: NDArray[np.float32] | None = None
+    captions: Captions | None = None
 
 
 def open_labelled(value: Any, field: str, max_pixels: int, columns: Mapping[str, str]) -> Labelled:
-    """Open labelled images of any form but splits. columns: `data.columns`. Raises UserError."""
+    """Open labelled images of any form but splits; with captions in place of labels where `columns` has them.
+
+    columns: `data.columns`, as they are read. Raises UserError.
+    """
+    captions = "caption" in columns
     listing = open_listing(value, field, columns)
     if listing is not None:
         return labelled_files(*listing, field, max_pixels)
@@ -51,23 +58,30 @@ def open_labelled(value: Any, field: str, max_pixels: int, columns: Mapping[str,
         images = read_images(value[0], f"{field}[0]")
         if not hasattr(value[1], "__iter__"):
             raise UserError(f"{field}[1]: must be a label for each image, not {type(value[1]).__name__}")
-        labels, classes = _number(list(value[1]), len(images), f"{field}[1]")
+        texts = _packed(value[1], len(images), f"{field}[1]") if captions else None
+        labels, classes = _number([""] * len(images) if captions else list(value[1]), len(images), f"{field}[1]")
         mode = "L" if images.shape[1] == 1 else "RGB"
-        return Labelled(array_source(images, labels, mode), classes, field, "arrays")
+        return Labelled(array_source(images, labels, mode), classes, field, "arrays", captions=texts)
     if isinstance(value, (np.ndarray, Tensor)):
-        raise UserError(f"{field}: is an array without labels: give (images, labels)")
+        second = "captions" if captions else "labels"
+        raise UserError(f"{field}: is an array without {second}: give (images, {second})")
     missing = [name for name in ("__len__", "labels", "image") if not hasattr(value, name)]
     if missing and (hasattr(value, "__getitem__") or hasattr(value, "__iter__")):
-        source, given, names = dataset_source(value, field)
-        labels, classes = _number(given, len(source), f"{field}.labels")
-        of_numbers = None if names is None else _named(names, int(labels.max()), field)
-        return Labelled(replace(source, labels=labels), classes or of_numbers, field, _kind(value))
+        source, found = dataset_source(value, field, columns)
+        labels, classes = _number(found.labels, len(source), f"{field}.labels")
+        of_numbers = None if found.classes is None else _named(found.classes, int(labels.max()), field)
+        texts = None if found.captions is None else _packed(found.captions, len(source), field)
+        return Labelled(replace(source, labels=labels), classes or of_numbers, field, _kind(value), captions=texts)
     if missing or not callable(value.image):
-        names = ", ".join(missing) or "image(index), a method"
-        raise UserError(f"{field}: {type(value).__name__} has no {names}: {_KNOWN}")
+        lacks = ", ".join(missing) or "image(index), a method"
+        raise UserError(f"{field}: {type(value).__name__} has no {lacks}: {_KNOWN}")
     names = getattr(value, "classes", None)
     labels = _check_labels(value, field)
-    return Labelled(value, None if names is None else _named(names, int(labels.max()), field), field, _kind(value))
+    known = None if names is None else _named(names, int(labels.max()), field)
+    texts = None
+    if captions and callable(getattr(value, "captions", None)):
+        texts = _packed([value.captions(index) for index in range(len(value))], len(value), f"{field}.captions")
+    return Labelled(value, known, field, _kind(value), captions=texts)
 
 
 def open_listing(value: Any, field: str, columns: Mapping[str, str]) -> tuple[Listing, str] | None:
@@ -92,7 +106,7 @@ def open_listing(value: Any, field: str, columns: Mapping[str, str]) -> tuple[Li
     if names is not None and hasattr(value, "__getitem__"):
         return from_table(value, list(names), field, columns), "table"
     if isinstance(value, (list, tuple)) and not is_arrays(value):
-        return from_pairs(value, field), "listing"
+        return from_pairs(value, field, "caption" if "caption" in columns else "label"), "listing"
     return None
 
 
@@ -100,7 +114,8 @@ def labelled_files(listing: Listing, name: str, field: str, max_pixels: int) -> 
     """Return the images of a listing, whose splits are left aside. Raises UserError."""
     labels, classes = _number(listing.labels, len(listing.paths), f"{field}, labels")
     source = FileSource(listing.paths, labels, max_pixels=max_pixels)
-    return Labelled(source, classes, field, name, (*listing.notes, *order_notes(classes or ())), listing.weights)
+    notes = (*listing.notes, *order_notes(classes or ()))
+    return Labelled(source, classes, field, name, notes, listing.weights, listing.captions)
 
 
 def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple[str, ...] | None]:
@@ -116,6 +131,13 @@ def _number(labels: Sequence[Any], length: int, field: str) -> tuple[Ints, tuple
     if odd is not None:
         raise UserError(f"{field}: must be class numbers or names, not {one_line(repr(odd), 60)}, {type(odd).__name__}")
     return _not_negative(np.asarray(plain, np.int64), field), None
+
+
+def _packed(captions: Any, length: int, field: str) -> Captions:
+    """Return the captions of images, each a text or several. Raises UserError."""
+    if not hasattr(captions, "__len__") or isinstance(captions, str) or len(captions) != length:
+        raise UserError(f"{field}: must be a caption, or a list of captions, for each of the {length:,} images")
+    return Captions.of(plain_captions(value, f"{field}[{number}]".__str__) for number, value in enumerate(captions))
 
 
 def _kind(value: Any) -> str:

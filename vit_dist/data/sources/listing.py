@@ -6,12 +6,14 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_dist.data.sources.captions import Captions, plain_captions
 from vit_dist.data.sources.file_sizes import FileSizes
 from vit_dist.data.sources.image_files import FilePaths
 from vit_dist.errors import UserError, visible
@@ -20,9 +22,11 @@ from vit_dist.files import user_path
 # Names of columns → what they hold, in any case; the first that a table has is taken.
 PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
 LABELS = ("label", "class", "target", "category", "labels")
+CAPTIONS = ("caption", "captions", "text", "sentence", "sentences", "title", "description")
 _KNOWN: dict[str, tuple[Sequence[str], str]] = {
     "path": (PATHS, "image files"),
     "label": (LABELS, "labels"),
+    "caption": (CAPTIONS, "captions"),
     "split": (("split",), "splits"),
     "weight": ((), "weights"),  # only where it is named: a column called weight may hold kilograms
 }
@@ -35,6 +39,7 @@ class Rows(NamedTuple):
 
     place: the field, and the file if there is one. columns: what (path, label …) → the column's name. first: the
     number of the first row. blank: after how many rows each empty one stood. form: of a row's place, if no table's.
+    kept: the rows that are left, where some have been put together; empty: all.
     """
 
     place: str
@@ -42,9 +47,11 @@ class Rows(NamedTuple):
     first: int = 0
     blank: Sequence[int] = ()
     form: str = ", row {}"
+    kept: Sequence[int] = ()
 
     def at(self, index: int, what: str = "") -> str:
         """Return the place of a row, and of one of its columns."""
+        index = self.kept[index] if self.kept else index
         number = self.first + index + bisect_right(self.blank, index)
         column = f", column {self.columns[what]}" if what in self.columns else ""
         return visible(self.place + self.form.format(number) + column)
@@ -54,7 +61,7 @@ class Listing(NamedTuple):
     """Image files with their labels (names or numbers), and the split of each, if the listing says it.
 
     rows: where they stand. notes: lines for the user on how the listing was read. weights: of the images in training's
-    loss, float32, if the listing says them.
+    loss, float32, if the listing says them. captions: of the images, where they are read.
     """
 
     paths: FilePaths
@@ -63,13 +70,15 @@ class Listing(NamedTuple):
     rows: Rows
     notes: tuple[str, ...] = ()
     weights: NDArray[np.float32] | None = None
+    captions: Captions | None = None
 
     def take(self, rows: Sequence[int]) -> Listing:
         """Return some rows, all of one split, with what is known of their files."""
         bytes_, regular = self.paths.sizes
         paths = FilePaths([self.paths.names[row] for row in rows], FileSizes(bytes_[rows], regular[rows]))
         weights = None if self.weights is None else self.weights[rows]
-        return Listing(paths, [self.labels[row] for row in rows], None, self.rows, self.notes, weights)
+        captions = self.captions and self.captions.take(np.asarray(rows, np.int64))
+        return Listing(paths, [self.labels[row] for row in rows], None, self.rows, self.notes, weights, captions)
 
 
 def column(names: Iterable[str], known: Sequence[str], field: str, what: str, fix: str = "") -> str:
@@ -91,18 +100,21 @@ def usual_column(names: Iterable[str], known: Sequence[str]) -> str | None:
 def choose_columns(names: Sequence[Any], chosen: Mapping[str, str], place: str, table: str) -> dict[str, str]:
     """Return what (path, label and, if they are there, split and weight) → the name of its column.
 
-    chosen: `data.columns`, which goes before the usual names. place, table: how messages begin, and call the table.
-    Raises UserError that lists the columns.
+    With captions, which `columns_read` asks for, these too, and labels only if they are there. chosen: `data.columns`,
+    which goes before the usual names. place, table: how messages begin, and call the table. Raises UserError that lists
+    the columns.
     """
     texts, found = [str(name) for name in names], {}
     for what, (known, words) in _KNOWN.items():
-        if what in chosen:
+        if what == "caption" and what not in chosen:
+            continue
+        if chosen.get(what):
             name = chosen[what] if chosen[what] in texts else usual_column(texts, (chosen[what].lower().strip(),))
             if name is None:
                 there = visible(", ".join(texts))
                 raise UserError(f"data.columns.{what}: {table} has no column {chosen[what]}: it has {there}")
             found[what] = name
-        elif what in ("split", "weight"):
+        elif what in ("split", "weight") or (what == "label" and "caption" in chosen):
             if (name := usual_column(texts, known)) is not None:
                 found[what] = name
         else:
@@ -117,32 +129,41 @@ def from_table(table: Any, names: Sequence[Any], field: str, chosen: Mapping[str
     return made(values, Rows(field, columns), Path())
 
 
-def from_pairs(pairs: Sequence[Any], field: str) -> Listing:
-    """Return the listing in a list of (path, label). Raises UserError."""
+def columns_read(columns: Mapping[str, str], captions: bool) -> dict[str, str]:
+    """Return `data.columns` as they are read: with captions or without. An empty name stands for the usual ones."""
+    others = {what: name for what, name in columns.items() if what != "caption"}
+    return {**others, "caption": columns.get("caption", "")} if captions else others
+
+
+def from_pairs(pairs: Sequence[Any], field: str, second: str = "label") -> Listing:
+    """Return the listing in a list of (path, label), or with another column second. Raises UserError."""
     for number, pair in enumerate(pairs):
         if isinstance(pair, (str, Mapping)) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise UserError(f"{field}[{number}]: must be a pair of a path and a label")
+            raise UserError(f"{field}[{number}]: must be a pair of a path and a {second}")
         if not isinstance(pair[0], (str, Path)):
             kind = type(pair[0]).__name__
             raise UserError(f"{field}[{number}]: must begin with the path of an image, not with {kind}")
-    paths, labels = [path for path, _ in pairs], [label for _, label in pairs]
-    return made({"path": paths, "label": labels}, Rows(field, form="[{}]"), Path())
+    values = {"path": [path for path, _ in pairs], second: [value for _, value in pairs]}
+    return made(values, Rows(field, form="[{}]"), Path())
 
 
 def made(values: Mapping[str, list[Any]], rows: Rows, folder: Path, notes: Sequence[str] = ()) -> Listing:
-    """Return the listing of these columns (path, label, split, weight), whose files are there and have labels.
+    """Return the listing of these columns (path, label, split, weight, caption), whose files are there and have labels.
 
-    folder: what paths are relative to. Raises UserError that names the row and the column.
+    With captions, rows of one file are one image with the captions of all, and without a column of labels all images
+    have the label "". folder: what paths are relative to. Raises UserError that names the row and the column.
     """
-    paths, splits = values["path"], values.get("split")
-    if not paths:
+    if not values["path"]:
         raise UserError(f"{rows.place}{'' if rows.first else ':'} lists no images")
-    names = FilePaths(_located(paths, folder, rows))
+    located, captions = _located(values["path"], folder, rows), None
+    if "caption" in values:
+        captions, located, values, rows = _together(values, located, rows)
+    names, splits = FilePaths(located), values.get("split")
     missing = names.sizes.missing()
     if missing:
         more = f", nor are {len(missing) - 1:,} more" if missing[1:] else ""
         raise UserError(f"{rows.at(missing[0], 'path')}: {visible(names.names[missing[0]])} is not there{more}")
-    labels = [plain_label(label) for label in values["label"]]
+    labels = [plain_label(label) for label in values.get("label", [])]
     empty = next((number for number, label in enumerate(labels) if label in ("", None) or label != label), None)
     if empty is not None:
         raise UserError(f"{rows.at(empty, 'label')}: {visible(names.names[empty])} has no label: give it one")
@@ -151,7 +172,36 @@ def made(values: Mapping[str, list[Any]], rows: Rows, folder: Path, notes: Seque
         weights = _weights(values["weight"], rows)
         span = f"from {weights.min():g} to {weights.max():g}, on average {weights.mean():.3g}"
         said.append(f"images have weights in the training loss, {span}")
-    return Listing(names, labels, None if splits is None else [*map(str, splits)], rows, tuple(said), weights)
+    labels = labels or [""] * len(located)
+    return Listing(names, labels, None if splits is None else [*map(str, splits)], rows, tuple(said), weights, captions)
+
+
+def _together(
+    values: Mapping[str, list[Any]], located: list[str], rows: Rows
+) -> tuple[Captions, list[str], dict[str, list[Any]], Rows]:
+    """Return the captions of each image, and the rows' paths, other columns and places, one for each image.
+
+    Raises UserError for a row without a caption, and for two rows of an image that say other things of it.
+    """
+    texts: list[list[str]] = []
+    kept: list[int] = []
+    place_of: dict[str, int] = {}
+    others = [(what, column) for what, column in values.items() if what not in ("path", "caption")]
+    for row, (name, value) in enumerate(zip(located, values["caption"], strict=True)):
+        place = place_of.setdefault(name, len(kept))
+        if place == len(kept):
+            kept.append(row)
+            texts.append([])
+        for what, column in others:
+            if column[row] != (first := column[kept[place]]):
+                shown, before = visible(str(column[row]))[:40], visible(str(first))[:40]
+                raise UserError(
+                    f"{rows.at(row, what)}: says {shown} of {visible(name)}, and {rows.at(kept[place])} says {before}: "
+                    "make them alike"
+                )
+        texts[place] += plain_captions(value, partial(rows.at, row, "caption"))
+    taken = {what: [column[row] for row in kept] for what, column in others}
+    return Captions.of(texts), [located[row] for row in kept], taken, rows._replace(kept=kept)
 
 
 def _weights(values: Sequence[Any], rows: Rows) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vit_dist.data.sources.digits_captions import read_digits_captions
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.huggingface import HUB, is_saved, parquet_files, read_huggingface
 from vit_dist.data.sources.leave_out import leave_out
+from vit_dist.data.sources.listing import columns_read
 from vit_dist.data.sources.names import is_table
 from vit_dist.data.sources.scan import table_beside
 from vit_dist.data.sources.splits import LabelledSplits, with_val
@@ -29,13 +31,13 @@ def open_data(config: DataConfig, captions: bool = False) -> LabelledSplits:
 
     captions: read them, where the data has them.
     """
-    data = _open_all(config)
+    data = _open_all(config, columns_read(config.columns, captions))
     if not captions:
         data = replace(data, splits={name: replace(split, captions=None) for name, split in data.splits.items()})
     return leave_out(data, config.leave_out, config.root)
 
 
-def _open_all(config: DataConfig) -> LabelledSplits:
+def _open_all(config: DataConfig, columns: Mapping[str, str]) -> LabelledSplits:
     name = config.source
     if name not in _NAMES:
         raise UserError(f"data.name: no data set {name}{nearest(name, _NAMES)}")
@@ -46,8 +48,8 @@ def _open_all(config: DataConfig) -> LabelledSplits:
     root = Path(config.root).expanduser() if config.root else default_root() / name
     if name != "folder":
         return with_val(_NAMED[name](root), config.val_fraction)
-    data = _read(config)
-    if len(data.classes) == 1:
+    data = _read(config, columns)
+    if len(data.classes) == 1 and "caption" not in columns:
         images, fix = sum(map(len, data.splits.values())), ""
         if root.is_dir():
             fix = ", each in a folder of its own" + (f"; {beside}" if (beside := table_beside(str(root))) else "")
@@ -63,15 +65,18 @@ def is_address(root: str) -> bool:
     return "://" in root
 
 
-def _read(config: DataConfig) -> LabelledSplits:
-    """Read data by what it is: shards, a Hugging Face data set, a table, or a folder of images. Raises UserError."""
+def _read(config: DataConfig, columns: Mapping[str, str]) -> LabelledSplits:
+    """Read data by what it is: shards, a Hugging Face data set, a table, or a folder of images. Raises UserError.
+
+    columns: those of `data.columns` that are read.
+    """
     root = Path(config.root).expanduser()
     if config.root.startswith(HUB):
-        return read_huggingface(config.root, config.max_pixels, config.columns)
+        return read_huggingface(config.root, config.max_pixels, columns)
     if is_saved(root):
-        return read_huggingface(str(root), config.max_pixels, config.columns)
+        return read_huggingface(str(root), config.max_pixels, columns)
     if root.is_file() and is_table(root.name):
-        return from_source(root, config, "data.root")
+        return from_source(root, config, "data.root", captions="caption" in columns)
     if config.columns and not (root.is_dir() and parquet_files(root)):
         raise UserError(f"data.columns: are those of a table, and {config.root} is none: leave them out")
     if is_address(config.root):
@@ -83,7 +88,7 @@ def _read(config: DataConfig) -> LabelledSplits:
         return read_folder(root, config.max_pixels, config.classes)
     except UserError:
         if root.is_dir() and parquet_files(root):
-            return read_huggingface(str(root), config.max_pixels, config.columns)
+            return read_huggingface(str(root), config.max_pixels, columns)
         if root.is_dir() and tar_files(root):
             open_index(root)  # says what to do with tar files alone
         raise

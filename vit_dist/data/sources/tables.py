@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_dist.data.sources.listing import LABELS, PATHS, Listing, Rows, choose_columns, made, usual_column
+from vit_dist.data.sources.listing import CAPTIONS, LABELS, PATHS, Listing, Rows, choose_columns, made, usual_column
 from vit_dist.data.sources.names import JSON_LINES, PARQUET, TEXT, ending, is_image
 from vit_dist.errors import UserError, one_line
 
@@ -44,7 +44,7 @@ class _Cells:
 
     def add(self, what: str, value: Any) -> None:
         """Add a cell."""
-        if what != "path" and isinstance(value, str):
+        if what not in ("path", "caption") and isinstance(value, str):
             value = self._kept.setdefault(value, value)
         self.lists[what].append(value)
 
@@ -65,7 +65,9 @@ def _read_text(file: Any, path: Path, field: str, chosen: Mapping[str, str]) -> 
     separator = _separator(head, path, chosen)
     names = next(csv.reader([head], delimiter=separator), [])
     if any(map(is_image, names)):
-        raise UserError(f"{field}: {path}, row 1: must name the columns, as path,label; it has {one_line(head)}")
+        raise UserError(
+            f"{field}: {path}, row 1: must name the columns, as path,{_second(chosen)}; it has {one_line(head)}"
+        )
     if not names:
         raise UserError(f"{field}: {path} lists no images")
     columns = choose_columns(names, chosen, f"{field}: {path}", str(path))
@@ -95,7 +97,8 @@ def _separator(head: str, path: Path, chosen: Mapping[str, str]) -> str:
 
     def found(separator: str) -> tuple[int, int, bool]:
         names = next(csv.reader([head], delimiter=separator), [])
-        wanted = (chosen.get("path"), PATHS), (chosen.get("label"), LABELS)
+        wanted = [(chosen.get("path"), PATHS), (chosen.get("label"), LABELS)]
+        wanted += [(chosen["caption"], CAPTIONS)] if "caption" in chosen else []
         columns = [name in names if name else usual_column(names, known) is not None for name, known in wanted]
         return sum(columns), len(names), separator == usual
 
@@ -118,7 +121,7 @@ def _read_json_lines(file: Any, path: Path, field: str, chosen: Mapping[str, str
             why = one_line(error) if isinstance(error, ValueError) else "it is nested too deeply"
             raise UserError(f"{field}: {path}, row {number}: is no JSON: {why}") from None
         if not isinstance(row, dict):
-            example = '{"path": "cat/1.jpg", "label": "cat"}'
+            example = json.dumps({"path": "cat/1.jpg", _second(chosen): "cat"})
             raise UserError(f"{field}: {path}, row {number}: must be an object, as {example}, alone on its line")
         if cells is None:
             cells = _Cells(choose_columns(list(row), chosen, f"{field}: {path}", str(path)))
@@ -130,6 +133,11 @@ def _read_json_lines(file: Any, path: Path, field: str, chosen: Mapping[str, str
     if cells is None:
         raise UserError(f"{field}: {path} lists no images")
     return cells.listing(path, field, blank + 1)
+
+
+def _second(chosen: Mapping[str, str]) -> str:
+    """Return the column that a table must have beside the paths."""
+    return "caption" if "caption" in chosen else "label"
 
 
 def _read_parquet(path: Path, field: str, chosen: Mapping[str, str]) -> Listing:
