@@ -116,12 +116,12 @@ def _copied(train: dict[int, list[str]], other: dict[int, list[str]]) -> Iterato
     """Yield (file of a split, its copy in train)."""
     compared = 0
     for size in sorted(train.keys() & other.keys(), reverse=True):
+        known: dict[str, list[str]] = defaultdict(list)
+        by_name = len(train[size]) > _MOST_OF_A_SIZE  # files of one size throughout say nothing by that
+        for twin in train[size]:
+            known[os.path.basename(twin) if by_name else ""].append(twin)
         for path in other[size]:
-            name = os.path.basename(path)
-            known = train[size]
-            if len(known) > _MOST_OF_A_SIZE:  # files of one size throughout say nothing by that
-                known = [twin for twin in known if os.path.basename(twin) == name][:_MOST_OF_A_SIZE]
-            for twin in known:
+            for twin in known.get(os.path.basename(path) if by_name else "", [])[:_MOST_OF_A_SIZE]:
                 if compared == _MOST_COMPARED:
                     return
                 compared += 1

@@ -19,7 +19,7 @@ from vit_dist.data.sources.scan import Folder, scan
 from vit_dist.data.sources.splits import IMAGENET, SPLITS, LabelledSplits, LeftOut, Subset, all_of, name_keys
 from vit_dist.data.sources.survey import measure
 from vit_dist.errors import UserError
-from vit_dist.plan.keys import Keys
+from vit_dist.plan.keys import Ints, Keys
 
 FOLDER = "--folder"
 TWICE = "second names of a file in the same class"
@@ -54,12 +54,12 @@ def read_folder(root: Path, max_pixels: int = MAX_PIXELS, classes: str = "auto")
     if found.linked:
         files, twice, shared = _without_twins(files)
         if twice:
-            left_out.append(LeftOut(TWICE, len(twice), os.path.relpath(twice[0].path, root)))
+            left_out.append(LeftOut(TWICE, len(twice), os.path.relpath(twice[0], root)))
         if shared:
             first, other = shared[0]
             notes.append(
                 f"data.root: {len(shared):,} files are there twice, by links, in two splits or classes "
-                f"({first.path} and {other.path}): keep one of each"
+                f"({first} and {other}): keep one of each"
             )
     sources = {split: _source(listed, max_pixels) for split, listed in files.items()}
     sizes = measure(sources["train"].paths)
@@ -100,7 +100,7 @@ class ClassFolders:
             first = ", ".join(classes[:5]) + (" …" if len(classes) > 5 else "")
             raise UserError(f"{self.field}: {self.path} has {others} of the model ({first})")
         files = _files(known, classes)
-        if not files:
+        if not files.paths:
             raise UserError(f"{self.field}: no images in {self.path} (looked for {', '.join(sorted(EXTENSIONS))})")
         return all_of(replace(_source(files, max_pixels), mode="L" if channels == 1 else "RGB"))
 
@@ -147,61 +147,76 @@ def image_files(folder: Path) -> list[Path]:
     return [Path(path) for path, _ in scan(folder).root.files()]
 
 
-class _File(NamedTuple):
-    """An image: its path, its class's number, its path in its class folder, and the file behind all links."""
+class _Files(NamedTuple):
+    """Images: their paths, the numbers of their classes, their paths in their class folders.
 
-    path: str
-    label: int
-    below: str
-    real: str = ""
+    real: the files behind all links; empty where none was met.
+    """
+
+    paths: list[str]
+    labels: Ints
+    below: list[str]
+    real: list[str]
+
+    def take(self, places: list[int]) -> _Files:
+        """Return the images at these places."""
+        names = ([column[place] for place in places] for column in (self.paths, self.below, self.real))
+        paths, below, real = names
+        return _Files(paths, self.labels[places], below, real)
 
 
-def _files(folders: Classes, names: Sequence[str], *, linked: bool = False) -> list[_File]:
+def _files(folders: Classes, names: Sequence[str], *, linked: bool = False) -> _Files:
     """Return the images of each class, in the order of the classes. linked: look up the files behind links."""
-    files = []
+    paths: list[str] = []
+    below: list[str] = []
+    real: list[str] = []
+    counts = np.zeros(len(names), np.int64)
     for label, name in enumerate(names):
         for folder in folders.get(name, ()):
+            for path, inside in folder.files():
+                paths.append(path)
+                below.append(inside)
             if linked:
-                both = zip(folder.files(), folder.real_files(), strict=True)
-                files += [_File(path, label, below, real) for (path, below), real in both]
-            else:
-                files += [_File(path, label, below) for path, below in folder.files()]
-    return files
+                real += folder.real_files()
+        counts[label] = len(paths)
+    labels = np.repeat(np.arange(len(names), dtype=np.int64), np.diff(counts, prepend=0))
+    return _Files(paths, labels, below, real)
 
 
-def _source(files: Sequence[_File], max_pixels: int) -> FileSource:
-    labels = np.fromiter((file.label for file in files), np.int64, len(files))
-    return FileSource(FilePaths([file.path for file in files]), labels, max_pixels=max_pixels)
+def _source(files: _Files, max_pixels: int) -> FileSource:
+    return FileSource(FilePaths(files.paths), files.labels, max_pixels=max_pixels)
 
 
-def _keys(files: Sequence[_File], names: Sequence[str]) -> Keys:
+def _keys(files: _Files, names: Sequence[str]) -> Keys:
     """Return a key for each image, of its class's name and its path in the class folder.
 
     Not of the file's bytes, which would have to be read; nor of the path above the class folder, so that data may be
     moved.
     """
-    return name_keys(f"{names[file.label]}/{composed(file.below)}" for file in files)
+    classes = (names[label] for label in files.labels.tolist())
+    return name_keys(f"{name}/{composed(below)}" for name, below in zip(classes, files.below, strict=True))
 
 
-def _without_twins(
-    files: Mapping[str, list[_File]],
-) -> tuple[dict[str, list[_File]], list[_File], list[tuple[_File, _File]]]:
+def _without_twins(files: Mapping[str, _Files]) -> tuple[dict[str, _Files], list[str], list[tuple[str, str]]]:
     """Take each file once in a class, whatever links lead to it.
 
-    Return (the files of each split, those taken out, pairs that are one file in two splits or classes).
+    Return (the files of each split, the paths of those taken out, pairs that are one file in two splits or classes).
     """
-    kept: dict[str, list[_File]] = {split: [] for split in files}
+    kept: dict[str, _Files] = {}
     twice, shared = [], []
-    seen: dict[str, _File] = {}
+    seen: dict[str, str] = {}
     for split, listed in files.items():
-        places: set[tuple[int, str]] = set()
-        for file in listed:
-            first = seen.setdefault(file.real, file)
-            if (file.label, file.real) in places:
-                twice.append(file)
+        known: set[tuple[int, str]] = set()
+        places = []
+        columns = zip(listed.paths, listed.labels.tolist(), listed.real, strict=True)
+        for place, (path, label, real) in enumerate(columns):
+            first = seen.setdefault(real, path)
+            if (label, real) in known:
+                twice.append(path)
                 continue
-            places.add((file.label, file.real))
-            kept[split].append(file)
-            if first is not file:
-                shared.append((first, file))
+            known.add((label, real))
+            places.append(place)
+            if first is not path:
+                shared.append((first, path))
+        kept[split] = listed.take(places)
     return kept, twice, shared

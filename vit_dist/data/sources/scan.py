@@ -11,11 +11,12 @@ from glob import escape, glob
 from itertools import islice
 from pathlib import Path
 
-from vit_dist.data.sources.names import HEIF, NOT_DECODED, composed, ending, is_hidden, is_image, is_table
+from vit_dist.data.sources.names import EXTENSIONS, HEIF, NOT_DECODED, composed, ending, is_hidden, is_image, is_table
 from vit_dist.data.sources.splits import LeftOut
 from vit_dist.errors import UserError
 
 _TREE_DEPTH = 3
+_USUAL = frozenset({*EXTENSIONS, *map(str.upper, EXTENSIONS)})
 HIDDEN, LOOPS, EMPTY = "hidden or system files or folders", "links to a folder above them", "folders without images"
 RUNS = "folders of runs"
 
@@ -114,7 +115,10 @@ class _Walk:
         empty: dict[str, list[str]] = {}
         count = 0
         for entry in listing:
-            if is_hidden(entry.name):
+            if _is_plainly_image(entry):
+                entries.append((entry.name, None))
+                count += 1
+            elif is_hidden(entry.name):
                 self.leave_out(HIDDEN, entry.path)
             elif _is_folder(entry):
                 before = self.endings["not decoded"].copy()
@@ -205,6 +209,13 @@ def _listing(path: str) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{path}: cannot be opened: {error.strerror}: mend its permissions, or move it away") from None
+
+
+def _is_plainly_image(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is an image, and no link, as nearly all are; others are looked at in turn."""
+    name = entry.name
+    known = name[name.rfind(".") :] in _USUAL and name[0] != "."
+    return known and entry.is_file(follow_symlinks=False)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
