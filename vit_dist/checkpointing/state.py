@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vit_dist.checkpointing.fields import Fields
-from vit_dist.config.catalog import METRICS
+from vit_dist.config.catalog import ALL_METRICS
 from vit_dist.config.config import Config
 from vit_dist.data.preprocessing import FITS, INTERPOLATIONS, LARGEST_CROP, Preprocessing
 from vit_dist.errors import UserError, one_line
@@ -86,7 +86,7 @@ class TrainState:
             inside = fields.fields("best")
             best = Best(
                 update=inside.integer("update", 0, position),
-                metric=inside.text("metric", METRICS),
+                metric=inside.text("metric", ALL_METRICS),
                 value=inside.number("value", finite=False),
                 weights=inside.text("weights", _WEIGHTS) if inside.has("weights") else "raw",
                 loss=inside.number("loss") if inside.has("loss") else None,

@@ -21,10 +21,11 @@ from vit_dist.models.pretrained import timm_weights_are_here
 from vit_dist.optim.rate_curve import rate_curve
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.devices import available_cores, resolve_device, resolve_precision
-from vit_dist.sizing.memory import Memory, estimate, total_bytes
+from vit_dist.sizing.memory import Memory, estimate, pair_bytes, total_bytes
 from vit_dist.telemetry.console import Console
 from vit_dist.training.advice import advice, precision_advice
 from vit_dist.training.components import Components, build_components
+from vit_dist.training.contrastive_loss import BLOCK
 from vit_dist.training.overview import choice_lines, idle_notes, plan_rows
 from vit_dist.training.resolve import Resolved, find_start, resolve
 from vit_dist.training.resume import ResumePoint, resumed_state, start_text
@@ -229,6 +230,11 @@ def _estimate_memory(components: Components, precision: str) -> Memory:
     side = components.preprocessing.image_size
     image = (components.data.channels, side, side)
     memory = estimate(model, components.optimizer, components.config, image, drop_path_depth(model), precision)
+    if components.config.contrastive:
+        plan, text = components.plan, components.config.text
+        own = plan.micro_batches_per_rank * plan.micro_size
+        pairs = pair_bytes(own, own * plan.world_size, text.embed_dim, image, text.context_length, BLOCK)
+        memory = replace(memory, pairs=pairs)
     if teacher is None:
         return memory
     return replace(memory, weights=memory.weights + total_bytes([*teacher.parameters(), *teacher.buffers()]))
@@ -242,6 +248,7 @@ def _memory_text(memory: Memory, plan: Plan) -> str:
         "optimizer": memory.optimizer,
         "average": memory.average,
         f"activations of {plan.micro_size} slots": memory.activations,
+        f"pairs of {plan.global_size} samples": memory.pairs,
     }
     listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
     return f"about {_size(memory.total)} per process, on top of what Python, torch and the device need: {listed}"

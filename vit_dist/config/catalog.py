@@ -12,6 +12,10 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 LOSSES = ("cross_entropy", "bce", "clip", "siglip")
 # Validation metrics, of the EMA weights if train.ema is set; with raw_, of the raw weights.
 METRICS = ("top1", "top5", "loss", "raw_top1", "raw_top5", "raw_loss")
+# Those of images and captions; top1 is the first of these that the data has.
+_OF_PAIRS = ("zero_shot_top1", "mean_recall_at_1")
+PAIR_METRICS = ("top1", *_OF_PAIRS, "loss", "raw_top1", *(f"raw_{name}" for name in _OF_PAIRS), "raw_loss")
+ALL_METRICS = tuple(dict.fromkeys([*METRICS, *PAIR_METRICS]))
 
 # Fields that a data set can decide (run.auto).
 AUTO = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, Union
 
-from vit_dist.config.catalog import METRICS, PRESETS
+from vit_dist.config.catalog import ALL_METRICS, PRESETS
 from vit_dist.config.values import Length, coerce, describe
 from vit_dist.errors import nearest
 
@@ -47,7 +47,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
         **_MOMENTUM,
     },
     "ReduceLROnPlateau": {
-        "metric": Literal[METRICS],
+        "metric": Literal[ALL_METRICS],
         "factor": float,
         "patience": int,
         "threshold": float,

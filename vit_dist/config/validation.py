@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vit_dist.config import limits
-from vit_dist.config.catalog import AUTO, METRICS, is_timm, loss_problems, optimizer_problems
+from vit_dist.config.catalog import AUTO, METRICS, PAIR_METRICS, is_timm, loss_problems, optimizer_problems
 from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schedulers import schedule_problems
 from vit_dist.config.schema import Schema
@@ -37,8 +37,9 @@ def contradictions(config: Schema) -> Iterator[str]:
     yield from schedule_problems(config.schedule.name, config.schedule.args)
     yield from _idle_problems(config)
     yield from _override_problems(config)
-    if config.evaluate.metric not in METRICS:
-        yield f"evaluate.metric: no metric {config.evaluate.metric}{nearest(config.evaluate.metric, METRICS)}"
+    metrics = PAIR_METRICS if config.contrastive else METRICS
+    if config.evaluate.metric not in metrics:
+        yield f"evaluate.metric: no metric {config.evaluate.metric}{nearest(config.evaluate.metric, metrics)}"
     for field in config.run.auto:
         if field not in AUTO:
             yield f"run.auto: no rule for {field}; known: {', '.join(AUTO)}"

@@ -19,9 +19,9 @@ from vit_dist.models.residual import timm_bf16_residual
 from vit_dist.models.text_transformer import TextTransformer
 from vit_dist.models.timm_models import build_timm_model, check_model_name
 from vit_dist.models.vit import PRESETS, ViT
-from vit_dist.optim.towers import towers_of
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.sizing.limits import check_parameters
+from vit_dist.sizing.towers import towers_of
 
 
 def build_model(

@@ -6,7 +6,7 @@ from torch import nn
 
 from vit_dist.errors import UserError
 from vit_dist.models.keyed_drop_path import KeyedDropPath
-from vit_dist.optim.towers import towers_of
+from vit_dist.sizing.towers import towers_of
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -10,21 +10,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_dist.optim.towers import towers_of
+from vit_dist.sizing.towers import example_inputs
 
 
 def parameter_count(model: nn.Module) -> int:
     """Return the number of trainable scalars."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def example_inputs(model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Return what a model takes: images, and for one of two towers the longest texts that it takes, without meaning."""
-    text = towers_of(model).get("text")
-    if text is None:
-        return (images,)
-    length: int = text.context_length  # type: ignore[assignment]
-    return images, torch.ones(len(images), length, dtype=torch.int64, device=images.device)
 
 
 def forward_flops(model: nn.Module, *, channels: int, image_size: int) -> int:

@@ -16,7 +16,7 @@ from vit_dist.config.catalog import is_timm, timm_name
 from vit_dist.config.fields import OptimizerConfig
 from vit_dist.config.values import coerce
 from vit_dist.errors import UserError, nearest, one_line
-from vit_dist.optim.towers import towers_of
+from vit_dist.sizing.towers import towers_of
 
 _OWN_FIELDS = ("lr", "weight_decay", "betas", "momentum")
 _NOT_TO_SET = ("params", "fused")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import astuple, dataclass
 
 import torch
@@ -10,19 +11,25 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vit_dist.config.config import Config
+from vit_dist.sizing.towers import example_inputs, towers_of
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per process. activations: kept by one micro-batch's forward pass for its backward pass."""
+    """Bytes per process.
+
+    activations: kept by one micro-batch's forward pass for its backward pass. pairs: kept between the two passes of a
+    contrastive update.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     average: int
     activations: int
+    pairs: int = 0
 
     @property
     def total(self) -> int:
@@ -64,25 +71,47 @@ def _kept(model: nn.Module, slots: int, image: tuple[int, int, int], drop_paths:
         return tensor
 
     # Ours and timm's models that keep the inputs of their blocks alone.
-    checkpoints = getattr(model, "checkpoint_blocks", False) or getattr(model, "grad_checkpointing", False)
-    blocks = list(getattr(model, "blocks", [])) if checkpoints else []
-    last: list[tuple[Tensor | None, ...]] = []
+    blocks: list[nn.Module] = []
+    ends: list[nn.Module] = []
+    for tower in towers_of(model).values() or [model]:
+        if getattr(tower, "checkpoint_blocks", False) or getattr(tower, "grad_checkpointing", False):
+            blocks += getattr(tower, "blocks", [])
+            ends += blocks[-1:]
+    last: dict[nn.Module, tuple[Tensor | None, ...]] = {}
 
     def keep_inputs(block: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
         for tensor in inputs:
             if tensor is not None:
                 pack(tensor)
-        last[:] = [inputs]
+        last[block] = inputs
 
     handles = [block.register_forward_pre_hook(keep_inputs) for block in blocks]
-    inputs = [torch.zeros(slots, *image)] + ([torch.zeros(slots, drop_paths, 2)] if drop_paths else [])
+    inputs = [*example_inputs(model, torch.zeros(slots, *image))]
+    if drop_paths:
+        inputs.append(torch.zeros(slots, drop_paths, 2))
     with _autocast(precision), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(*inputs).float().logsumexp(1).sum()
+        outputs = model(*inputs)
+        for output in outputs if isinstance(outputs, tuple) else [outputs]:
+            output.float().logsumexp(1).sum()
         for handle in handles:
             handle.remove()
-        if blocks:  # the backward pass computes one block at a time again, from the last on
-            blocks[-1](*last[0])
+        for block in ends:  # the backward pass computes one block at a time again, from the last on
+            block(*last[block])
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def pair_bytes(
+    own: int, everyone: int, embed_dim: int, image: tuple[int, int, int], context_length: int, block: int
+) -> int:
+    """Return the bytes that the passes of a contrastive update keep: inputs, embeddings, some blocks of logits.
+
+    own: slots of this process, everyone: of all processes. block: elements of a block of logits, at most.
+    """
+    inputs = own * (4 * math.prod(image) + 8 * context_length)
+    # Of this process's slots: as they come, in one piece, scaled, and two derivatives. Of all slots: exchanged, in
+    # their order, and without those that do not count.
+    embeddings = 4 * 2 * embed_dim * (6 * own + 3 * everyone)
+    return inputs + embeddings + 5 * 4 * min(block, own * everyone)
 
 
 def _autocast(precision: str) -> contextlib.AbstractContextManager[object]:

@@ -142,8 +142,12 @@ def _noise(components: Components, runtime: Runtime) -> Batch:
     targets = torch.arange(slots) % classes
     if config.augment.mixup or config.augment.cutmix:
         targets = F.one_hot(targets, classes).float()
-    weights = torch.ones(slots, device=runtime.device)
-    return Batch(runtime.to_device(images), runtime.to_device(targets), weights, torch.zeros(slots).long(), draws, 0)
+    weights, tokens = torch.ones(slots, device=runtime.device), None
+    if components.tokenizer is not None:
+        shape = slots, config.text.context_length
+        tokens = runtime.to_device(torch.randint(1, components.tokenizer.vocabulary_size, shape, generator=generator))
+    ids = torch.zeros(slots).long()
+    return Batch(runtime.to_device(images), runtime.to_device(targets), weights, ids, draws, 0, tokens)
 
 
 def _probe(components: Components, runtime: Runtime) -> tuple[float, float]:
@@ -154,8 +158,11 @@ def _probe(components: Components, runtime: Runtime) -> tuple[float, float]:
     model.zero_grad()
     runtime.seed(0)
     with runtime.autocast():
-        outputs = model(batch.images) if batch.drop_path is None else model(batch.images, batch.drop_path)
-    loss = F.cross_entropy(outputs.float(), batch.targets)
+        inputs = [each for each in (batch.images, batch.tokens, batch.drop_path) if each is not None]
+        outputs, targets = model(*inputs), batch.targets
+    if batch.tokens is not None:
+        outputs, targets = 10 * outputs[0] @ outputs[1].T, torch.arange(len(targets), device=targets.device)
+    loss = F.cross_entropy(outputs.float(), targets)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     for parameter, grad in zip(model.parameters(), kept, strict=True):

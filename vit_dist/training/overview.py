@@ -36,7 +36,7 @@ def print_overview(trainer: Trainer, choices: Sequence[Choice], notes: Sequence[
     threads = f"{runtime.threads} thread{'s' if runtime.threads > 1 else ''}"
     devices = runtime.device_name if runtime.world_size == 1 else f"{runtime.world_size} × {runtime.device_name}"
     rows = {
-        "trains": f"{config.model.name}, {big(components.parameters)} parameters"
+        "trains": f"{_model_text(config)}, {big(components.parameters)} parameters"
         + (_origin(config) if start == "new run" else ""),
         **data_rows(config, facts),
         "input": _input_text(components),
@@ -75,6 +75,11 @@ def choice_lines(choices: Sequence[Choice]) -> list[str]:
     width = max(len(f"{choice.field} {choice.value}") for choice in choices)
     lines = [f"    {f'{choice.field} {choice.value}':<{width}}  {choice.reason}" for choice in choices]
     return ["  chosen for this data; a flag sets each otherwise:", *lines]
+
+
+def _model_text(config: Config) -> str:
+    """Return the name of the model, with that of the text tower if it has one."""
+    return f"{config.model.name} and {config.text.name}" if config.contrastive else config.model.name
 
 
 def _origin(config: Config) -> str:
@@ -129,9 +134,11 @@ def plan_rows(components: Components) -> dict[str, str]:
     if loss.teacher:
         soft = f" at temperature {loss.temperature:g}" if loss.distillation == "soft" else ""
         distilled = f"; {loss.distillation_weight:.0%} {loss.distillation} distillation{soft} from {loss.teacher}"
+    if config.contrastive:
+        distilled = ", equal captions " + ("positives" if loss.duplicates == "positives" else "left out")
     rows = {
-        "model": f"{config.model.name}, {big(components.parameters)} parameters, "
-        f"{big(components.forward_flops)}FLOP per image forward",
+        "model": f"{_model_text(config)}, {big(components.parameters)} parameters, "
+        f"{big(components.forward_flops)}FLOP per {'pair' if config.contrastive else 'image'} forward",
         "data": f"{splits}; {len(data.classes)} classes{_without_test(facts)}",
         **facts.rows(),
         "images": f"{data.channels} × {preprocessing.image_size} × {preprocessing.image_size}, mean {mean}, std {std}",
