@@ -17,6 +17,7 @@ from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError
 from vit_dist.formatting import duration, size_text, sketch
 from vit_dist.models.build import drop_path_depth
+from vit_dist.models.contrastive_loss import BLOCK
 from vit_dist.models.pretrained import timm_weights_are_here
 from vit_dist.optim.rate_curve import rate_curve
 from vit_dist.plan.plan import Plan
@@ -25,7 +26,6 @@ from vit_dist.sizing.memory import Memory, estimate, pair_bytes, total_bytes
 from vit_dist.telemetry.console import Console
 from vit_dist.training.advice import advice, precision_advice
 from vit_dist.training.components import Components, build_components
-from vit_dist.training.contrastive_loss import BLOCK
 from vit_dist.training.overview import choice_lines, idle_notes, plan_rows
 from vit_dist.training.resolve import Resolved, find_start, resolve
 from vit_dist.training.resume import ResumePoint, resumed_state, start_text
