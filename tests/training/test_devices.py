@@ -79,6 +79,8 @@ def test_auto_replays_small_models_and_compiles_long_runs(tmp_path: Path, monkey
     assert started("short") == {"graph": False, "compiled": False}
     monkeypatch.setattr(compiling, "LEAST_FLOPS", 1.0)
     assert started("long") == {"graph": False, "compiled": True}
+    monkeypatch.setattr(compiling, "SMALL_FLOPS", 1e12)
+    assert started("small and long") == {"graph": True, "compiled": True}
 
 
 @pytest.mark.gpu

@@ -21,38 +21,40 @@ from vit_dist.training.update import Updater
 # what is kept in between is rounded in other places.
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 
-# `auto`: FLOPs of one process in a whole run from which on it compiles, a minute or so of an H100; and those of a
-# micro-batch, forward and backward, below which a GPU is done before the host has started all of its kernels.
+# `auto`: FLOPs of one process in a whole run from which on it compiles, which takes some ten seconds and saves a fifth to
+# a third, a minute or so of an H100; and those of a micro-batch, forward and backward, below which a GPU is done before
+# the host has started all of its kernels.
 LEAST_FLOPS, SMALL_FLOPS = 1e16, 2e12
 
 
-def compile_mode(components: Components, runtime: Runtime) -> str:
-    """Return what `train.compile` comes to: none, blocks or graph. Raises UserError for a graph that cannot be."""
+def compile_modes(components: Components, runtime: Runtime) -> set[str]:
+    """Return what `train.compile` comes to: blocks, graph, both or neither. Raises UserError if there can be no graph."""
     config, plan = components.config, components.plan
     wanted, problem = config.train.compile, _graph_problem(components, runtime)
     if wanted == "graph" and problem:
         raise UserError(f"train.compile: graph {problem}: set auto or none")
     if wanted != "auto":
-        return wanted
+        return set() if wanted == "none" else {wanted}
     if runtime.device.type != "cuda":
-        return "none"
+        return set()
     flops = 3 * components.forward_flops
+    modes: set[str] = set()
     if not problem and flops * plan.micro_size < SMALL_FLOPS:
-        return "graph"
-    # Compiling takes some ten seconds, and saves a fifth to a third.
-    images = plan.updates * plan.global_size / runtime.world_size
-    return "blocks" if flops * images >= LEAST_FLOPS else "none"
+        modes.add("graph")
+    if flops * plan.updates * plan.global_size / runtime.world_size >= LEAST_FLOPS:
+        modes.add("blocks")
+    return modes
 
 
 def compile_model(components: Components, runtime: Runtime) -> list[str]:
-    """Compile the bare model's blocks in place if `compile_mode` says so, and return notes.
+    """Compile the bare model's blocks in place if `compile_modes` says so, and return notes.
 
     One micro-batch of noise goes through the model before and after. If loss or gradient norm are apart, or the
     compiler fails, the model stays as it is, on all ranks, and a note says why. Raises UserError for a model without
     blocks that are alike.
     """
     model, config = components.model, components.config
-    if compile_mode(components, runtime) != "blocks":
+    if "blocks" not in compile_modes(components, runtime):
         return []
     try:
         blocks_of(model)
@@ -76,11 +78,11 @@ def compile_model(components: Components, runtime: Runtime) -> list[str]:
 
 
 def graph_passes(updater: Updater, components: Components, runtime: Runtime) -> list[str]:
-    """Let an updater replay its passes as a CUDA graph if `compile_mode` says so, and return notes.
+    """Let an updater replay its passes as a CUDA graph if `compile_modes` says so, and return notes.
 
     One micro-batch of noise makes a pass before and after; what differs, or fails, is as with `compile_model`.
     """
-    if compile_mode(components, runtime) != "graph":
+    if "graph" not in compile_modes(components, runtime):
         return []
     batch, zero = _noise(components, runtime), torch.zeros((), device=runtime.device)
 

@@ -54,7 +54,8 @@ class GraphedPass:
         recording = self._recordings.get(shapes)
         if recording is None or recording.addresses != self._addresses():
             self._recordings.pop(shapes, None)
-            recording = self._recordings[shapes] = self._record(batch, given)
+            with torch.random.fork_rng([batch.images.device]):  # recording draws, and the pass must draw as without it
+                recording = self._recordings[shapes] = self._record(batch, given)
         torch._foreach_copy_(recording.inputs, given)
         recording.graph.replay()
         values, total, sums = (each.clone() for each in recording.outputs)  # the next replay writes there again
