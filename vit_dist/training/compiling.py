@@ -21,14 +21,14 @@ from vit_dist.training.update import Updater
 # what is kept in between is rounded in other places.
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 
-# `auto`: FLOPs of one process in a whole run from which on it compiles, which takes some ten seconds and saves a fifth to
-# a third, a minute or so of an H100; and those of a micro-batch, forward and backward, below which a GPU is done before
-# the host has started all of its kernels.
+# `auto`: FLOPs of one process in a whole run from which on it compiles, a minute or so of an H100: compiling takes some
+# ten seconds and saves a fifth to a third. And those of a micro-batch, forward and backward, below which a GPU is done
+# before the host has started all of its kernels.
 LEAST_FLOPS, SMALL_FLOPS = 1e16, 2e12
 
 
 def compile_modes(components: Components, runtime: Runtime) -> set[str]:
-    """Return what `train.compile` comes to: blocks, graph, both or neither. Raises UserError if there can be no graph."""
+    """Return what `train.compile` comes to: blocks, graph, both or neither. Raises UserError where no graph can be."""
     config, plan = components.config, components.plan
     wanted, problem = config.train.compile, _graph_problem(components, runtime)
     if wanted == "graph" and problem:
