@@ -108,6 +108,7 @@ TRAIN: list[tuple[str, str, Any, str]] = [
     ("7", "checkpoint.every", "7 updates", "save_steps"),
     ("7", "checkpoint.keep", 7, "save_total_limit checkpoint_hist"),
     ("7", "log.every", "7 updates", "log_interval print_freq logging_steps log_every_n_steps"),
+    ("10", "log.profile", "10 updates", "profile profiler profile_steps profile_updates"),
     ("none", "log.trackers", "none", "report_to tracker logger"),
     ("", "log.trackers", "wandb", "log_wandb wandb use_wandb"),
     ("", "log.level", "debug", "verbose debug v"),

@@ -29,7 +29,7 @@ NOT_IN_THE_IDENTITY = {
     "data.root", "data.workers", "data.timeout", "data.on_bad_sample", "data.max_pixels",
     "data.cache_size", "data.leave_out", "text.tokenizer",
     "train.max_bad_updates", "evaluate.batch_size", "checkpoint.every", "checkpoint.keep", "log.every", "log.trackers",
-    "log.report", "log.level",
+    "log.report", "log.level", "log.profile",
     "log.project", "log.entity", "log.group", "log.tags",
 }  # fmt: skip
 WHOLE = 'must be a length with its unit, as "20 epochs", "5000 updates", "1e6 samples"'
@@ -56,6 +56,18 @@ def refusal(values: Any) -> str:
         ({"batch": 64}, "batch: a section of fields (global_size, micro_size), not 64"),
         ({"batch": {"global_sise": 64}}, "batch.global_sise: no such field (did you mean global_size?)"),
         ({"batch": {"qqq": 64}}, "batch.qqq: no such field; known: global_size, micro_size"),
+        (
+            {"log": {"profile": "5 epochs"}},
+            'log.profile: must be updates, as "10 updates" or "10 updates from 500", not \'5 epochs\'',
+        ),
+        (
+            {"log": {"profile": "0 updates"}},
+            'log.profile: must be updates, as "10 updates" or "10 updates from 500", not \'0 updates\'',
+        ),
+        (
+            {"log": {"profile": "101 updates from 5"}},
+            "log.profile: 100 updates at most, since a longer trace takes too much memory, not 101",
+        ),
         ({"optimizer": {"lr": "fast"}}, "optimizer.lr: must be a number, not 'fast'"),
         ({"optimizer": {"lr": "nan"}}, "optimizer.lr: must be a number, not 'nan'"),
         ({"optimizer": {"lr": float("inf")}}, "optimizer.lr: must be a number, not inf"),
@@ -522,6 +534,7 @@ def is_read(value: Any, written: Any) -> bool:
 OTHERS: dict[str, Any] = {
     "data.columns": {"label": "kind"},
     "run.time_limit": "55 minutes",
+    "log.profile": "7 updates from 3",
     "run.auto": ["train.duration"],
     "data.cache_size": "1TB",
     "augment.transform": "x:y",

@@ -160,6 +160,7 @@ TRAIN_ALIASES = {
     **_same('--checkpoint.every "{} updates"', "save_steps"),
     **_same("--checkpoint.keep {}", "save_total_limit checkpoint_hist"),
     **_same('--log.every "{} updates"', "log_interval print_freq logging_steps log_every_n_steps"),
+    **_same('--log.profile "{} updates"', "profile profiler profile_steps profile_updates"),
     **_same("--log.trackers {}", "report_to tracker logger"),
     **_same("--log.trackers wandb", "log_wandb wandb use_wandb"),
     **_same("--log.level debug", "verbose debug v"),

@@ -50,6 +50,12 @@ class LogConfig:
         "warning: warnings and errors only; debug: the libraries' own logs as well, of all ranks",
         changes_result=False,
     )
+    profile: str = option(
+        "",
+        'updates to profile, as "10 updates", ten after the start, or "10 updates from 500": a trace in profile/, '
+        "and on the report page where their time went; empty: none",
+        changes_result=False,
+    )
     report: bool = option(True, "draw the report at the end of the run", changes_result=False)
     trackers: Literal["auto", "none", "wandb", "tensorboard"] = option(
         "auto", "experiment tracker; auto: wandb if you are logged in", changes_result=False

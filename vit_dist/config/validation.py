@@ -13,11 +13,12 @@ from vit_dist.config.fields import ModelConfig
 from vit_dist.config.schedulers import schedule_problems
 from vit_dist.config.schema import Schema
 from vit_dist.config.text_fields import text_problems
-from vit_dist.config.values import Length, TooLongError, coerce, parse_bytes, parse_seconds, parse_size
+from vit_dist.config.values import Length, TooLongError, coerce, parse_bytes, parse_profile, parse_seconds, parse_size
 from vit_dist.errors import nearest
 from vit_dist.files import pickle_problem
 
 _SMALLEST_CACHE = 2**26
+_MOST_PROFILED = 100
 # What `re.compile` raises.
 _NO_PATTERN = (re.error, RecursionError, OverflowError)
 
@@ -205,6 +206,8 @@ def _length_problems(config: Schema) -> Iterator[str]:
     limit = config.run.time_limit
     if limit and parse_seconds(limit) is None:
         yield f'run.time_limit: must be a time with its unit, as "55 minutes" or "1.5 hours", not {limit!r}'
+    if config.log.profile:
+        yield from _profile_problems(config.log.profile)
     for name, text in lengths.items():
         if name == "checkpoint.every" and parse_seconds(text):
             continue
@@ -223,6 +226,16 @@ def _length_problems(config: Schema) -> Iterator[str]:
             yield f"{name}: needs epochs, updates or samples, not a part of the run ({text!r})"
         if length.amount == 0 and not name.startswith("schedule."):
             yield f"{name}: must be above 0, not {text!r}"
+
+
+def _profile_problems(text: str) -> Iterator[str]:
+    try:
+        _, count = parse_profile(text)
+    except ValueError:
+        yield f'log.profile: must be updates, as "10 updates" or "10 updates from 500", not {text!r}'
+        return
+    if count > _MOST_PROFILED:
+        yield f"log.profile: {_MOST_PROFILED} updates at most, since a longer trace takes too much memory, not {count}"
 
 
 def _path_problems(config: Schema) -> Iterator[str]:

@@ -87,6 +87,17 @@ def parse_seconds(text: str) -> float | None:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2][0]]
 
 
+def parse_profile(text: str) -> tuple[int | None, int]:
+    """Parse "10 updates" or "10 updates from 500" into the number of the first update, or None, and how many they are.
+
+    Raises ValueError for anything else.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15})\s*updates?(?:\s+from\s+(\d{1,15}))?\s*", text)
+    if not match or int(match[1]) == 0 or (match[2] and int(match[2]) == 0):
+        raise ValueError(f"not a number of updates: {text!r}")
+    return int(match[2]) if match[2] else None, int(match[1])
+
+
 def parse_size(text: str) -> tuple[int, Length]:
     """Parse "128 for 40%" into the side of the images in pixels and for how long they have it. Raises ValueError."""
     side, word, length = text.partition(" for ")

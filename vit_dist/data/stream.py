@@ -27,6 +27,7 @@ from vit_dist.plan.keys import Ints, Purpose, key, keys, uniform
 from vit_dist.plan.plan import Plan, Slots, evaluation_slots
 from vit_dist.run_folder.predictions import InputExamples, Pixels
 from vit_dist.runtime.copies import BatchWait, Copies
+from vit_dist.runtime.marks import AUGMENTATION, DATA_WAIT, mark
 from vit_dist.runtime.runtime import Runtime
 
 _WAY_ON = "; to go on without it: the same command with --data.on_bad_sample skip"
@@ -110,11 +111,13 @@ class Stream:
         self._position = -1  # no window is next until this one has been read to its end
         for micro_batch in self.plan.micro_batches_of(self.runtime.rank):
             self._wait.start()
-            copied = next(self._copied)
+            with mark(DATA_WAIT):
+                copied = next(self._copied)
             self.bad.add(copied.bad.values())
             copied.receive(self.copies)
             self._wait.arrived()
-            batch = self._augmented(copied, position, micro_batch)
+            with mark(AUGMENTATION):
+                batch = self._augmented(copied, position, micro_batch)
             self._wait.ready()
             yield batch
         self._position = position + 1

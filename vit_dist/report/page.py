@@ -24,6 +24,7 @@ from vit_dist.report.confusion import confusion_matrix, confusions
 from vit_dist.report.drawing import save_png, short, to_svg
 from vit_dist.report.faults import findings
 from vit_dist.report.measures import run_figures
+from vit_dist.report.profile import last_profile
 from vit_dist.report.quality import Result, best_evaluation, class_rows, result_of, tiles, val_evaluations, verdict
 from vit_dist.report.rendering import render
 from vit_dist.report.smoothing import end_of
@@ -128,6 +129,7 @@ def _values(run: RunRecord, pictures: Mapping[str, Figure]) -> dict[str, Any]:
         "no_hints": "Nothing stands out." if result or val_evaluations(run) else "Nothing has been evaluated yet.",
         "training": charts(_TRAINING),
         "machine": charts(_MACHINE),
+        "profile": last_profile(run),
         "inputs": _inputs(run),
         "evaluations": _evaluations(run),
         "starts": [["from update", "when", "machine", "threads", "versions", "changed"], *_starts(run)],

@@ -86,6 +86,10 @@ def _is_seconds(value: Any) -> bool:
     return is_number(value) and 0 <= value < 1e11
 
 
+def _is_seconds_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_seconds, value.values()))
+
+
 def _is_percent(value: Any) -> bool:
     return is_number(value) and 0 <= value <= 100
 
@@ -111,6 +115,11 @@ _FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         **{"epoch": is_number, "split": _is_text, "weights": lambda value: value in ("raw", "ema")},
         **{"weights_update": is_count, "loss": is_measure, "top1": _is_percent, "top5": _is_percent_or_none},
         **{"seen": is_count, "seconds": _is_seconds, "best": lambda value: isinstance(value, bool)},
+    },
+    "profile": {
+        **{"first": is_count, "updates": is_count, "update_seconds": _is_seconds, "parts": _is_seconds_by_name},
+        **{"on_device": lambda value: isinstance(value, bool), "trace": lambda value: value is None or _is_text(value)},
+        **{"kernels": is_number, "copies": is_number},
     },
     "save": {"stall_seconds": _is_seconds},
 }

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from vit_dist.runtime.marks import PAUSED, mark
 from vit_dist.runtime.runtime import Runtime
 
 
@@ -31,6 +32,7 @@ class Clock:
         runtime.synchronize()
         self._before, self._since = self.seconds, None
         try:
-            yield
+            with mark(PAUSED):
+                yield
         finally:
             self.start()

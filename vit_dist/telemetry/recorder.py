@@ -60,7 +60,8 @@ class Recorder:
     def record(self, kind: str, position: int, values: Line) -> Line:
         """Record the values as a line of this kind at update `position`, and return the line.
 
-        kind: start, train, eval, save, stop, or note, with a `text`. Raises UserError if a callback raises anything.
+        kind: start, train, eval, save, profile, stop, or note, with a `text`. Raises UserError if a callback raises
+        anything.
         """
         line = self._log.write(kind, {**position_fields(self.plan, position), **values})
         if kind == "train":

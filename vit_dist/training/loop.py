@@ -15,6 +15,7 @@ def loop(trainer: Trainer) -> bool:
     if state.evaluation_due and not _after_update(trainer, stop=False, save=False):
         return False
     while not trainer.over:
+        trainer.profile.before(state.position)
         window = trainer.stream.window(state.position)
         try:
             trainer.updater.update(window, plan.micro_batches_per_rank, plan.weight(state.position))
@@ -26,6 +27,7 @@ def loop(trainer: Trainer) -> bool:
             return False
         trainer.rank_meter.updated(state.position)
         trainer.console.tick(state.position)
+        trainer.record_profile()
         state.evaluation_due = "val" in trainer.evaluation_streams and plan.due(state.position, plan.evaluate_every)
         trainer.ask_to_save_by_the_clock()
         agreed = trainer.runtime.flags.agreed()

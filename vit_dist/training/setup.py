@@ -36,6 +36,7 @@ from vit_dist.training.components import Components, build_components
 from vit_dist.training.contrastive import ContrastiveUpdater
 from vit_dist.training.handshake import check_shared_folder
 from vit_dist.training.overview import print_overview
+from vit_dist.training.profiling import UpdateProfile, profiled_updates
 from vit_dist.training.resolve import Resolved
 from vit_dist.training.resume import ResumePoint, resumed_state, start_text
 from vit_dist.training.streams import build_streams
@@ -102,6 +103,7 @@ def _start(
     """Put the trainer together in the folder that is now its own, and start its records."""
     config, state = resolved.config, updater.state
     clock = Clock(state.train_seconds)
+    profiled, profile_note = profiled_updates(config.log.profile, state.position, components.plan)
     trainer = Trainer(
         components=components,
         runtime=runtime,
@@ -117,6 +119,7 @@ def _start(
         rank_meter=RankMeter(components.plan, clock, CommunicationTimer(updater.model)),
         recorder=_build_recorder(components, state, runtime, console, resume),
         checkpointer=_build_checkpointer(components, updater, runtime, resume, resolved.samples),
+        profile=UpdateProfile(profiled, runtime, config.folder),
         save_seconds=parse_seconds(config.checkpoint.every),
         saved=(state.position, state.evaluation_due) if resume.checkpoint_in_folder else None,
     )
@@ -124,7 +127,7 @@ def _start(
     if runtime.is_main:
         with contextlib.suppress(OSError):  # the next save tries again, and says why it fails
             trainer.checkpointer.prune()
-    notes = [*resolved.notes, *resume.notes, *components.notes]
+    notes = [*resolved.notes, *resume.notes, *components.notes, *filter(None, [profile_note])]
     print_overview(trainer, resolved.choices, notes, start_text(resume, components.plan))
     with runtime.working():  # a tracker's server may be slow to answer
         trainer.recorder.trackers.start(state.tracker_run_id, state.position)

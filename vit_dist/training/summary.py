@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from vit_dist.files import json_number
 from vit_dist.formatting import duration, loss_text, weights_text
 from vit_dist.run_folder.figures import figures_of, margin
 from vit_dist.run_folder.goodput import goodput, running_seconds, seconds_by_use
-from vit_dist.run_folder.metrics import read_written
+from vit_dist.run_folder.metrics import Line, read_written
 from vit_dist.run_folder.pair_figures import MEAN_RECALL, PAIR_FIGURES, ZERO_SHOT, figures_text, is_of_pairs, top1_of
 from vit_dist.run_folder.predictions import Predictions
 from vit_dist.run_folder.record import read_run
@@ -68,6 +68,7 @@ def summarise(
         "figures": {"split": "test" if test else "val", **figures_of(predictions, len(components.data.classes)).brief()}
         if predictions is not None
         else None,
+        "profile": _profile(history),
         "peak_memory_bytes": runtime.peak_memory_bytes(),
         "seconds": by_use,
         "goodput": goodput(by_use),
@@ -78,6 +79,12 @@ def results_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the loss and the figures of an evaluation: its accuracies, or those of images and captions."""
     names = PAIR_FIGURES if is_of_pairs(values) else ("top1", "top5")
     return {name: values[name] for name in ("loss", *names) if name in values}
+
+
+def _profile(history: Sequence[Line]) -> Line | None:
+    """Return where the time of the updates profiled last went, if any were."""
+    lines = [line for line in history if line["kind"] == "profile"]
+    return {name: value for name, value in lines[-1].items() if name not in ("kind", "time")} if lines else None
 
 
 def print_summary(console: Console, folder: Path, summary: dict[str, Any], report: Path | None) -> None:

@@ -28,6 +28,7 @@ from vit_dist.telemetry.ranks import RankMeter, RankTimes, Stragglers, rank_fiel
 from vit_dist.telemetry.recorder import Recorder
 from vit_dist.training.components import Components
 from vit_dist.training.model_selection import out_of_patience, take_evaluation
+from vit_dist.training.profiling import UpdateProfile, in_words
 from vit_dist.training.update import Updater
 
 
@@ -53,6 +54,7 @@ class Trainer:
     rank_meter: RankMeter
     recorder: Recorder
     checkpointer: Checkpointer
+    profile: UpdateProfile
     save_seconds: float | None = None
     saved: tuple[int, bool] | None = None
     _texts: dict[str, SplitTexts] = field(default_factory=dict)
@@ -187,6 +189,19 @@ class Trainer:
         for position, values in self.checkpointer.take_written():
             self.recorder.record("save", position, values)
 
+    def record_profile(self) -> None:
+        """Record a `profile` line if the updates to profile are made."""
+        if not self.profile.is_due(self.state.position, over=self.over):
+            return
+        self.runtime.synchronize()
+        with self.clock.paused(self.runtime), self.runtime.working():
+            line, problem = self.profile.finish(self.state.position)
+        if line:
+            self.recorder.record("profile", self.state.position, line)
+            self.console.say(in_words(line))
+        if problem:
+            self.console.note(problem)
+
     def write_status(self, state: str, reason: str | None = None, *, speaks: bool = False) -> None:
         """Write status.json: running, finished, stopped or failed. speaks: whether this rank stands in for rank 0."""
         if self.runtime.is_main or speaks:
@@ -197,6 +212,7 @@ class Trainer:
     def close(self, *, wait: bool = True) -> None:
         """Release workers, trackers, files and the folder. wait: for a checkpoint that is being written."""
         self.console.stop()
+        self.profile.close()
         self.checkpointer.close(wait=wait)
         self.stream.close()
         for stream in self.evaluation_streams.values():

@@ -15,6 +15,7 @@ from vit_dist.models.forward import at_least_float32
 from vit_dist.optim.ema import EMA
 from vit_dist.optim.optimizers import masks_its_step
 from vit_dist.optim.schedules import Schedule
+from vit_dist.runtime.marks import BACKWARD, FORWARD, OPTIMIZER, UPDATE, mark
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.cuda_graph import GraphedPass
 from vit_dist.training.losses import Loss
@@ -68,10 +69,13 @@ class Updater:
 
         Raises DivergedError, on all ranks alike.
         """
-        self.accumulate(window, length, weight)
-        self.finish_previous()
-        self.before_step()
-        self.apply()
+        with mark(UPDATE):
+            self.accumulate(window, length, weight)
+            with mark(OPTIMIZER):
+                self.finish_previous()
+            self.before_step()
+            with mark(OPTIMIZER):
+                self.apply()
         self.state.position += 1
 
     def accumulate(
@@ -107,19 +111,21 @@ class Updater:
         gradient becomes NaN if the new total is not finite. Return the loss of each slot, the new total, and the
         micro-batch's part of `sums`.
         """
-        inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
-        outputs = at_least_float32(self.model(*inputs))
-        values = self.loss(outputs, batch)
-        loss = (values.masked_fill(batch.weights == 0, 0) * batch.weights).sum()
-        total = total + loss.detach()
-        if spread is not False:
-            # At the outputs, not in the loss, whose derivative may be 0. Times exactly 1 if all is finite.
-            unless = 0 * total + 1
-            if isinstance(spread, Tensor):
-                unless = unless.where(spread, 1)
-            outputs.register_hook(partial(torch.mul, unless))  # type: ignore[no-untyped-call]
-        self.runtime.backward(loss * factor)
-        with torch.no_grad():
+        with mark(FORWARD):
+            inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
+            outputs = at_least_float32(self.model(*inputs))
+            values = self.loss(outputs, batch)
+            loss = (values.masked_fill(batch.weights == 0, 0) * batch.weights).sum()
+            total = total + loss.detach()
+            if spread is not False:
+                # At the outputs, not in the loss, whose derivative may be 0. Times exactly 1 if all is finite.
+                unless = 0 * total + 1
+                if isinstance(spread, Tensor):
+                    unless = unless.where(spread, 1)
+                outputs.register_hook(partial(torch.mul, unless))  # type: ignore[no-untyped-call]
+        with mark(BACKWARD):
+            self.runtime.backward(loss * factor)
+        with mark(FORWARD), torch.no_grad():
             hits = outputs.argmax(1) == batch.targets if batch.targets.ndim == 1 else batch.weights * torch.nan
             correct = hits * batch.weights
             sums = torch.stack([loss, correct.sum(), batch.weights.sum()])
