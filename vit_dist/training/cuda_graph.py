@@ -55,19 +55,12 @@ class GraphedPass:
         recording = self._recordings.get(shapes)
         if recording is None or recording.addresses != self._addresses():
             self._recordings.pop(shapes, None)
-<<<<<<< HEAD
             with torch.random.fork_rng([batch.images.device]):  # recording draws, and the pass must draw as without it
                 recording = self._recordings[shapes] = self._record(batch, given)
-        torch._foreach_copy_(recording.inputs, given)
-        recording.graph.replay()
-        values, total, sums = (each.clone() for each in recording.outputs)  # the next replay writes there again
-=======
-            recording = self._recordings[shapes] = self._record(batch, given)
         with mark(PASS):
             torch._foreach_copy_(recording.inputs, given)
             recording.graph.replay()
             values, total, sums = (each.clone() for each in recording.outputs)  # the next replay writes there again
->>>>>>> 1f49b94 (A window of updates can be profiled: a trace, and on the report page where the time went)
         return values, total, sums
 
     def _record(self, batch: Batch, given: Sequence[Tensor]) -> _Recording:
