@@ -230,6 +230,7 @@ USAGES = {
         {"IMAGES": "a folder of images, or a table of paths and labels", "OUT": "the new folder of the shards"},
         2,
         2,
+        ("data.columns", "data.classes", "data.leave_out"),
     ),
     "shards index": Usage(
         "Write the index of tar files that others made in WebDataset's layout: images, each with a .cls, or a .json "

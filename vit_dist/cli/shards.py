@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from vit_dist.cli.arguments import Arguments, parse_arguments
-from vit_dist.config.fields import DataConfig
+from vit_dist.config.config import Config
 from vit_dist.config.values import parse_bytes
 from vit_dist.data.shards.build import build, plan_shards
 from vit_dist.data.shards.foreign import index_tars, is_sorted
@@ -60,7 +62,7 @@ def _build(arguments: Arguments, console: Console) -> int:
     size = _shard_size(arguments.flags.get("--shard_size", _DEFAULT_SIZE))
     if out.resolve() == images.resolve() or images.resolve() in out.resolve().parents:
         raise UserError(f"shards build: {out} is in {images}, where it would be taken for images: name another folder")
-    data = _open(images)
+    data = _open(images, arguments.config)
     facts = survey(data)
     console.table({"images": ", ".join(f"{split} {facts.total(split):,}" for split in data.splits), **facts.rows()})
     plan = plan_shards(data, size)
@@ -76,11 +78,14 @@ def _build(arguments: Arguments, console: Console) -> int:
     return 0
 
 
-def _open(images: Path) -> LabelledSplits:
-    """Return the splits of a folder of images or a table as they are, with nothing held out. Raises UserError."""
+def _open(images: Path, fields: Mapping[str, Any]) -> LabelledSplits:
+    """Return the splits of a folder of images or a table as they are, with nothing held out. Raises UserError.
+
+    fields: `data.columns` and the like, as given.
+    """
     from vit_dist.data.sources.open import open_data
 
-    return open_data(DataConfig(root=str(images), val_fraction=0.0))
+    return open_data(Config.load("folder", {**fields, "data.root": str(images), "data.val_fraction": 0.0}).data)
 
 
 def _index(arguments: Arguments, console: Console) -> int:

@@ -22,8 +22,9 @@ from vit_dist.data.shards.archive import tar_keys
 from vit_dist.data.shards.build import build, plan_shards
 from vit_dist.data.shards.index import load_columns
 from vit_dist.data.shards.source import ShardSource, open_index
+from vit_dist.data.shards.verify import verify
 from vit_dist.data.sources.image_files import FileSource
-from vit_dist.data.sources.source import read_image
+from vit_dist.data.sources.source import read_image, sample_name
 from vit_dist.data.sources.splits import with_val
 from vit_dist.errors import UserError
 
@@ -180,6 +181,40 @@ def test_a_table_is_packed_with_its_splits(
     data = opened(tmp_path / "out")
     assert {split: len(subset) for split, subset in data.splits.items()} == {"train": 20, "val": 7}
     assert data.classes == ("ant", "bee", "cat")
+
+
+def test_columns_weights_and_what_is_left_out_reach_the_shards(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted((image_folder / "train").rglob("*.png"))[::3]
+    table, gone = tmp_path / "list.csv", tmp_path / "gone.txt"
+    rows = [f"{path},{path.parent.name},{number / 4}" for number, path in enumerate(paths)]
+    table.write_text("file_id,species,trust\n" + "\n".join(rows) + "\n")
+    gone.write_text(f"{paths[3]}\n{paths[7]}\n")
+    columns = {"path": "file_id", "label": "species", "weight": "trust"}
+    words = [word for what, name in columns.items() for word in (f"--data.columns.{what}", name)]
+    refused = command(capsys, "shards", "build", table, tmp_path / "out")
+    assert (refused.code, "set data.columns.path" in refused.err) == (2, True)
+    result = command(capsys, "shards", "build", table, tmp_path / "out", *words, "--data.leave_out", gone)
+    assert result.code == 0, result.err
+    split = opened(tmp_path / "out").splits["train"]
+    assert split.weights is not None
+    found = {
+        (split.labels[place], sample_name(split.source, place, "").rpartition("/")[2]): split.weights[place]
+        for place in range(len(split))
+    }
+    expected = {
+        (("ant", "bee", "cat").index(path.parent.name), path.name): number / 4
+        for number, path in enumerate(paths)
+        if path not in (paths[3], paths[7])
+    }
+    assert found == expected
+    assert verify(tmp_path / "out", 1, lambda items, count: items) == []
+    other = command(capsys, "shards", "build", table, tmp_path / "out", *words[:4], "--data.leave_out", gone)
+    assert (other.code, "holds shards of other images" in other.err) == (2, True)
+    (tmp_path / "out" / "index" / "weight.npy").unlink()
+    with pytest.raises(UserError, match=r"index.json: is damaged \(its column weight is gone\)"):
+        opened(tmp_path / "out")
 
 
 @pytest.mark.parametrize("size", ["20", "1kB", "0MB", "-5MB", "many"])

@@ -16,7 +16,8 @@ from tests.cli.commands import command
 from tests.data.shards.packing import hashes, opened
 from tests.data.shards.reading import assert_same, read_stream
 from vit_dist.data.shards.foreign import index_tars
-from vit_dist.data.sources.source import read_image
+from vit_dist.data.sources.source import read_image, sample_name
+from vit_dist.errors import UserError
 
 
 def picture(shade: int, kind: str = "JPEG") -> bytes:
@@ -78,6 +79,17 @@ def test_labels_in_json_and_in_words(tmp_path: Path) -> None:
     two, _ = read_stream(lambda: opened(tmp_path), {"train.duration": "3 epochs", "batch.global_size": 4}, world=2,
                          workers=1)  # fmt: skip
     assert_same(two, one)
+
+
+def test_heic_images_are_in_the_index_whatever_is_installed(tmp_path: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic" + bytes(80)
+    members = {"a.HEIC": heic, "a.cls": b"0", "b.heif": heic, "b.cls": b"1", "c.jpg": picture(9), "c.cls": b"1"}
+    write(tmp_path / "all.tar", members)
+    index_tars(tmp_path, 1)
+    source = opened(tmp_path).splits["train"].source
+    assert [sample_name(source, index, "").rpartition(" ")[2] for index in range(3)] == ["a.HEIC", "b.heif", "c.jpg"]
+    with pytest.raises(UserError, match=r"a.HEIC: (is a HEIC image, which needs a package: pip install|cannot be dec)"):
+        read_image(source, 0)
 
 
 def test_splits_in_folders(tmp_path: Path) -> None:

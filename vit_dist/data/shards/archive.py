@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from vit_dist.data.sources.names import EXTENSIONS
+from vit_dist.data.sources.names import EXTENSIONS, HEIF
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.files import WRITING, fsync
 
@@ -23,6 +23,8 @@ _LABELS = ("label", "class", "cls", "target", "category", "class_name", "label_n
 # WebDataset's: the key is all up to the first dot of the last part of the name, the ending what follows.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 BLOCK = tarfile.BLOCKSIZE
+# HEIC wherever the index is made: what it holds depends on no package, which reading an image names.
+_IMAGES = EXTENSIONS | HEIF
 
 
 class Entry(NamedTuple):
@@ -164,7 +166,7 @@ class _Sample:
         self.label: int | str | None = None
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> None:
-        if f".{ending.rpartition('.')[2]}" in EXTENSIONS:
+        if f".{ending.rpartition('.')[2]}" in _IMAGES:
             if self.image is None:
                 self.image = Found(member.name, member.offset_data, member.size)
         elif ending in ("cls", "json") and member.size < 2**20 and (self.label is None or ending == "cls"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vit_dist.data.shards.archive import Entry, Written, entry_bytes, room, tar_keys, write_shard
-from vit_dist.data.shards.index import FORMAT, INDEX, Shard, ShardIndex, write_index
+from vit_dist.data.shards.index import FORMAT, INDEX, WEIGHT, Shard, ShardIndex, write_index
 from vit_dist.data.shards.processes import in_processes
 from vit_dist.data.sources.image_files import file_names
 from vit_dist.data.sources.splits import ImageSizes, LabelledSplits, Subset, name_keys
@@ -39,12 +39,16 @@ class Planned:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What is to be built: shards, their images' keys for holding out, and a hash that names it all."""
+    """What is to be built: shards, their images' keys for holding out, and a hash that names it all.
+
+    weights: of the images in training's loss, if they have any.
+    """
 
     data: LabelledSplits
     shards: tuple[Planned, ...]
     keys: Any
     digest: str
+    weights: Any = None
 
 
 def plan_shards(data: LabelledSplits, shard_size: int) -> BuildPlan:
@@ -53,12 +57,14 @@ def plan_shards(data: LabelledSplits, shard_size: int) -> BuildPlan:
     A file that is larger has a shard of its own. Raises UserError for images that are no files, or are gone.
     """
     shards: list[Planned] = []
-    keys = []
+    keys, weights = [], []
     for split in [name for name in ("train", "val", "test") if name in data.splits]:
         subset = data.splits[split]
         order = permute(np.arange(len(subset), dtype=np.int64), len(subset), key(0, Purpose.SHARDS))
-        entries, hold_out = _entries(subset.take(order), data.classes)
+        shuffled = subset.take(order)
+        entries, hold_out = _entries(shuffled, data.classes)
         keys.append(hold_out)
+        weights.append(np.ones(len(shuffled), np.float32) if shuffled.weights is None else shuffled.weights)
         for number, part in enumerate(_parts(entries, shard_size)):
             shards.append(Planned(f"{split}-{number:06d}.tar", split, part))
     digest = hashlib.sha256(json.dumps([FORMAT, data.classes, shard_size]).encode())
@@ -66,7 +72,12 @@ def plan_shards(data: LabelledSplits, shard_size: int) -> BuildPlan:
         for entry in shard.entries:
             text = f"{shard.file}\0{entry.size}\0{entry.key}\0{entry.ending}\0{entry.label}\n"
             digest.update(text.encode("utf-8", "surrogateescape"))
-    return BuildPlan(data, tuple(shards), np.concatenate(keys), digest.hexdigest())
+    weighted = any(split.weights is not None for split in data.splits.values())
+    if weighted:
+        digest.update(np.concatenate(weights).astype("<f4").tobytes())
+    return BuildPlan(
+        data, tuple(shards), np.concatenate(keys), digest.hexdigest(), np.concatenate(weights) if weighted else None
+    )
 
 
 def build(plan: BuildPlan, out: Path, processes: int, progress: Progress = lambda items, count: items) -> int:
@@ -133,13 +144,15 @@ def _finished(out: Path, shard: Planned) -> Written | None:
 
 def _index(plan: BuildPlan, written: dict[str, Written]) -> ShardIndex:
     entries = [entry for shard in plan.shards for entry in shard.entries]
-    columns = {
+    columns: dict[str, Any] = {
         "offset": np.asarray([offset for shard in plan.shards for offset in written[shard.file].offset], np.uint64),
         "size": np.asarray([entry.size for entry in entries], np.uint64),
         "label": np.asarray([entry.label for entry in entries], np.int64),
         "key": plan.keys,
         "crc32": np.asarray([crc32 for shard in plan.shards for crc32 in written[shard.file].crc32], np.uint32),
     }
+    if plan.weights is not None:
+        columns[WEIGHT] = plan.weights
     shards = tuple(
         Shard(shard.file, shard.split, len(shard.entries), written[shard.file].bytes, written[shard.file].sha256)
         for shard in plan.shards

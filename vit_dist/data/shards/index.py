@@ -22,6 +22,8 @@ FORMAT = 1
 # Of each image: where its bytes begin in its shard; how many they are; its class; the key that decides whether it is
 # held out as val; the CRC-32 of its bytes.
 TYPES: Mapping[str, str] = {"offset": "<u8", "size": "<u8", "label": "<i8", "key": "<u8", "crc32": "<u4"}
+# Its weight in training's loss, where the images have weights.
+WEIGHT, _WEIGHT_TYPE = "weight", "<f4"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Shard:
 class ShardIndex:
     """The shards of a data set, those of a split next to each other, and of each image a row in each column.
 
-    columns: those of `TYPES`, read from the disk where they are used. sizes: of a sample of the images of train.
+    columns: those of `TYPES`, and `WEIGHT` if there are weights, read from the disk where they are used. sizes: of a
+    sample of the images of train.
     plan: names what they were built from; empty for shards that others made.
     """
 
@@ -78,7 +81,7 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     hashes = {}
     with staged(folder / COLUMNS) as hidden:
         hidden.mkdir()
-        for name, dtype in TYPES.items():
+        for name, dtype in _types(index.columns).items():
             path = hidden / f"{name}.npy"
             np.save(path, np.asarray(index.columns[name], dtype))
             hashes[name] = file_hash(path)
@@ -101,7 +104,13 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 
 def load_columns(folder: Path) -> dict[str, NDArray[Any]]:
     """Open the columns in a folder; they are read where they are used. Raises OSError, ValueError."""
-    return {name: np.load(folder / COLUMNS / f"{name}.npy", mmap_mode="r") for name in TYPES}
+    names = [*TYPES, *([WEIGHT] if (folder / COLUMNS / f"{WEIGHT}.npy").is_file() else [])]
+    return {name: np.load(folder / COLUMNS / f"{name}.npy", mmap_mode="r") for name in names}
+
+
+def _types(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Return the types of the columns that an index has."""
+    return {**TYPES, **({WEIGHT: _WEIGHT_TYPE} if WEIGHT in columns else {})}
 
 
 def file_hash(path: Path) -> str:
@@ -114,7 +123,7 @@ def column_hashes(text: bytes, name: str) -> dict[str, str]:
     """Return the hash of the file of each column, in the text of an index.json. Raises UserError that names it."""
     try:
         hashes = json.loads(text)["columns"]
-        return {column: str(hashes[column]) for column in TYPES}
+        return {column: str(hashes[column]) for column in _types(hashes)}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(name, one_line(error, 200)) from None
 
@@ -130,7 +139,7 @@ def make_index(text: bytes, columns: Mapping[str, NDArray[Any]], name: str) -> S
         known = [field.name for field in fields(ImageSizes) if given and field.name in given]
         sizes = given and ImageSizes(**{name: given[name] for name in known} | {"unreadable": (*given["unreadable"],)})
         index = ShardIndex(tuple(map(str, values["classes"])), shards, columns, sizes, values["plan"])
-        problem = _problem(index)
+        problem = _problem(index, _types(values["columns"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -144,10 +153,12 @@ def _damaged(name: str, problem: str) -> UserError:
     return UserError(f"{name}: is damaged ({problem}): bring back the one that was written with the shards")
 
 
-def _problem(index: ShardIndex) -> str:
-    """Return what is wrong with an index; empty if nothing."""
+def _problem(index: ShardIndex, types: Mapping[str, str]) -> str:
+    """Return what is wrong with an index, given the types of its columns; empty if nothing."""
+    if missing := types.keys() ^ index.columns.keys():
+        return f"its column {min(missing)} is {'gone' if min(missing) in types else 'of another index'}"
     total = sum(shard.samples for shard in index.shards)
-    for column, dtype in TYPES.items():
+    for column, dtype in types.items():
         values = index.columns[column]
         if values.dtype != np.dtype(dtype) or values.shape != (total,):
             return f"{column} is {values.dtype} {list(values.shape)} for {total} images"

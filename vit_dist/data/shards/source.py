@@ -14,7 +14,16 @@ from PIL import Image
 
 from vit_dist.data.shards.archive import BLOCK, member_name
 from vit_dist.data.shards.cache import PartCache
-from vit_dist.data.shards.index import COLUMNS, INDEX, Shard, ShardIndex, column_hashes, load_columns, make_index
+from vit_dist.data.shards.index import (
+    COLUMNS,
+    INDEX,
+    WEIGHT,
+    Shard,
+    ShardIndex,
+    column_hashes,
+    load_columns,
+    make_index,
+)
 from vit_dist.data.shards.remote import Files, RemoteFolder, cache_name, fetch_hashed, fetch_index, files_at
 from vit_dist.data.shards.storage import LocalFolder, Storage
 from vit_dist.data.sources.decode import MAX_PIXELS, EncodedImage, ImageError, check_bytes, decode
@@ -172,8 +181,10 @@ def splits_of(index: ShardIndex, storage: Storage, max_pixels: int) -> LabelledS
         labels = source.labels[begin:end]
         if end == begin or labels.min() < 0 or labels.max() >= len(index.classes):
             raise UserError(f"{storage.name}/{INDEX}: {split} has no images, or some of no class: write it anew")
-        splits[split] = Subset(source, np.arange(begin, end, dtype=np.int64), np.asarray(labels))
-    return LabelledSplits(splits, index.classes, 3, 224, *IMAGENET, index.sizes)
+        weights = np.asarray(index.columns[WEIGHT][begin:end]) if WEIGHT in index.columns else None
+        splits[split] = Subset(source, np.arange(begin, end, dtype=np.int64), np.asarray(labels), weights)
+    notes = ("images have weights in the training loss",) if WEIGHT in index.columns else ()
+    return LabelledSplits(splits, index.classes, 3, 224, *IMAGENET, index.sizes, notes=notes)
 
 
 def shard_sizes(subset: Subset) -> Ints | None:
