@@ -14,8 +14,15 @@ from vit_dist.report.profile import last_profile
 from vit_dist.run_folder.record import read_run
 
 PARTS = {
-    **{"forward": 0.02, "backward": 0.04, "optimizer": 0.004, "augmentation": 0.002, "communication": 0.011, "pass": 0.0},
-    **{"data wait": 0.001, "other": 0.0, "host": 0.022},
+    **{
+        "forward": 0.02,
+        "backward": 0.04,
+        "optimizer": 0.004,
+        "augmentation": 0.002,
+        "communication": 0.011,
+        "pass": 0.0,
+    },
+    **{"data wait": 0.001, "other": 0.0, "host": 0.022, "pass": 0.0},
 }
 
 
