@@ -50,7 +50,10 @@ _ONLY_FOR_TRAINING = (
 )
 
 
-_MODEL_FIELDS = ("model.", "data.", "evaluate.batch_size", "run.device", "run.threads", "train.precision")
+_MODEL_FIELDS = (
+    *("model.", "data.", "text.tokenizer", "text.prompts", "evaluate.batch_size", "run.device", "run.threads"),
+    "train.precision",
+)
 
 
 _MODEL = "the folder of a run, a checkpoint or an export; FILE.safetensors; or timm/NAME"
@@ -167,7 +170,14 @@ USAGES = {
         "if an image cannot be read: its row says why, and the others are classified.",
         {
             "--split": ("NAME", "all of train, val or test of the model's data"),
-            "--top": ("N", "classes to show, default 3"),
+            "--labels": (
+                "TEXTS",
+                'of a run on captions: rank these texts for each image, "a cat,a dog", or a .txt with one a line',
+            ),
+            "--text": ("TEXT", "of a run on captions: rank the images for this text"),
+            "--folder": ("DIR", "of a run on captions: a folder of images, besides IMAGE"),
+            "--embeddings": ("FILE", "of a run on captions: write the embeddings to a .safetensors or .npz"),
+            "--top": ("N", "classes or texts to show, default 3; images, default 10"),
             "--format": ("|".join(FORMATS), "default: by the suffix of --out, else table"),
             "--out": ("FILE", "default: standard output"),
             "--png": ("FILE", "also draw the first 64 images; default: predictions.png for the 16 of test"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_dist.cli.evaluate_pairs import classifier_of_folders, measure_pairs
 from vit_dist.errors import UserError, visible
 from vit_dist.files import check_output_path, json_number, write_json
 from vit_dist.formatting import aligned, loss_text, weights_text
@@ -15,6 +16,7 @@ from vit_dist.inference.evaluation import Evaluation, evaluate_subset, precision
 from vit_dist.inference.load import TrainedModel
 from vit_dist.inference.splits import Split, open_split
 from vit_dist.inference.tables import MOST_COLUMNS, check_tables_path, write_tables
+from vit_dist.inference.zero_shot import has_two_towers
 from vit_dist.run_folder.figures import Figures, figures_of
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.console import Console
@@ -44,12 +46,16 @@ def run_evaluate(
         check_output_path(out, "--json")
     if tables is not None:
         check_tables_path(tables, "--csv")
+        if folder is None and has_two_towers(trained):
+            raise UserError("--csv: has the figures of classes, and these are of images and captions: --json has them")
     runtime = Runtime(trained.config.run, precision_of(trained))
     # A launcher that has lost a process asks the others to stop: they first find out why.
     signals = runtime.flags.on_signals() if runtime.world_size > 1 else contextlib.nullcontext()
     try:
         with signals, runtime.together():
             console.speaks = runtime.is_main
+            if folder is not None and has_two_towers(trained):
+                trained = classifier_of_folders(trained, folder, runtime, console)
             opened = runtime.run_main_first(lambda: open_split(trained, split, folder))
             return _evaluate(trained, name, opened, runtime, console, out, tables)
     finally:
@@ -68,6 +74,11 @@ def _evaluate(
     """Evaluate a model on a split that is open, print and write the result, and return what --json holds."""
     for note in opened.notes:
         console.note(f"  note: {note}")
+    if has_two_towers(trained):
+        values = measure_pairs(trained, name, opened, runtime, console)
+        if out is not None:
+            runtime.run_on_main(lambda: _write_json(out, values))
+        return values
     console.phase(f"evaluating {len(opened.subset):,} images")
     result = evaluate_subset(trained, opened.subset, runtime, keep=1)
     console.stop()

@@ -227,16 +227,17 @@ def _evaluate(words: list[str]) -> int:
 
 def _predict(words: list[str]) -> int:
     arguments = parse_arguments("predict", words)
-    out = arguments.path("--out")
+    out, flags, (name, *names) = arguments.path("--out"), arguments.flags, arguments.positionals
     ending = out.suffix[1:].lower() if out else ""
-    if ending not in ("", "txt", *FORMATS) and "--format" not in arguments.flags:
+    if ending not in ("", "txt", *FORMATS) and "--format" not in flags:
         raise UserError(f"--out: {out}: name it .csv, .jsonl or .txt, or set --format {', '.join(FORMATS)}")
-    format = arguments.flags.get("--format") or (ending if ending in FORMATS else "table")
+    format = flags.get("--format") or (ending if ending in FORMATS else "table")
     from vit_dist.telemetry.console import Console
 
     with Console(speaks=True, stream=sys.stderr) as console:
         console.phase("starting")
-        from vit_dist.cli.predict import predict, without_run
+        from vit_dist.cli.predict import without_run
+        from vit_dist.cli.predict_pairs import Output, predict_any
 
         try:
             trained = _load(arguments)
@@ -244,17 +245,8 @@ def _predict(words: list[str]) -> int:
             if problem := without_run(arguments.positionals):
                 raise UserError(problem) from None
             raise
-        whole = predict(
-            trained,
-            arguments.positionals[1:],
-            console,
-            split=arguments.flags.get("--split", ""),
-            top=int(arguments.flags.get("--top", "3")),
-            format=format,
-            out=out,
-            png=arguments.path("--png"),
-        )
-    return 0 if whole else 1
+        output = Output(format, out, arguments.path("--png"), int(flags["--top"]) if "--top" in flags else None)
+        return 0 if predict_any(trained, name, names, flags, output, console) else 1
 
 
 def _export(words: list[str]) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -42,16 +42,20 @@ def predict(
     format: str = "table",
     out: Path | None = None,
     png: Path | None = None,
+    prepare: Callable[[TrainedModel, Runtime], TrainedModel] | None = None,
 ) -> bool:
     """Predict images by name, or a split if no name is given; 16 keyed samples of test if neither is.
 
-    format: table, jsonl or csv, to `out` or to the standard output. png: a grid of the first 64. Notes and a summary
-    go to `console`. Return whether all images could be read. Raises UserError.
+    format: table, jsonl or csv, to `out` or to the standard output. png: a grid of the first 64. prepare: makes the
+    classifier of a model that is none, on the device. Notes and a summary go to `console`. Return whether all images
+    could be read. Raises UserError.
     """
     png = png or (None if names or split else Path("predictions.png"))
     _check_flags(names, split, out, png)
     runtime = Runtime(trained.config.run, precision_of(trained))
     try:
+        if prepare is not None:
+            trained = prepare(trained, runtime)
         top = min(top, len(trained.classes))
         images = [str(path) for path in find_images(names)]
         start = time.perf_counter()
@@ -65,7 +69,7 @@ def predict(
             opened, of_split = predict_split(trained, opened, runtime, top=top)
             predictions, images = iter(of_split), [prediction.image for prediction in of_split]
         console.stop()  # before the rows, which may be on the same terminal
-        with _open_output(out) as file:
+        with open_output(out) as file:
             classes = opened.classes if opened else trained.names
             writer = PredictionWriter(file, format, top=top, labelled=not names, images=images, classes=classes)
             first, bad, accuracy = _write(console.counted(predictions, len(images), printed=out is None), writer)
@@ -74,7 +78,7 @@ def predict(
             _draw(trained, first, png, opened.subset if opened else None)
             count = f"the first {len(first)}" if len(first) < len(images) else f"all {len(first)}"
             console.say(f"{png}: {count} as a picture")
-        speed = _speed(len(images), seconds, f" from {opened.name}" if opened else "")
+        speed = speed_text(len(images), seconds, f" from {opened.name}" if opened else "")
         console.say("; ".join(part for part in (f"{out}: written" if out else "", accuracy, speed) if part))
         return not bad
     finally:
@@ -103,14 +107,14 @@ def _check_flags(names: Sequence[str], split: str, out: Path | None, png: Path |
         raise UserError(f"--png: the picture is a PNG: name it so, not {png}")
 
 
-def _speed(count: int, seconds: float, origin: str) -> str:
+def speed_text(count: int, seconds: float, origin: str) -> str:
     """Return how many images were predicted in what time, with the rate if there were enough to measure it."""
     rate = f", {count / seconds:,.0f} images/s" if count >= SAMPLE_SIZE else ""
     return f"{count:,} image{'s' if count > 1 else ''}{origin} in {seconds:.2f} s{rate}"
 
 
 @contextlib.contextmanager
-def _open_output(out: Path | None) -> Iterator[TextIO]:
+def open_output(out: Path | None) -> Iterator[TextIO]:
     """Yield the standard output, or a file that gets its name only once it is whole. Raises UserError."""
     if out is None:
         try:

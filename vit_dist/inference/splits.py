@@ -56,7 +56,7 @@ def open_split(trained: TrainedModel, split: str, folder: Path | None, field: st
         )
     if in_files and config.root and not is_address(config.root) and not Path(config.root).expanduser().exists():
         raise UserError(f"data.root: no folder or table {config.root} here: set --data.root to where the data is now")
-    data = open_data(config)
+    data = open_data(config, trained.config.contrastive)
     others = _names_for_numbers(trained, data.classes)
     classes = others or trained.classes
     if data.channels != trained.channels or set(data.classes) != set(classes):

@@ -80,7 +80,8 @@ def _gap(run: RunRecord) -> str:
         )
         return f"{top1:.1f} % right on train at the end, {last['top1']:.1f} % on val: {size}.{kept}"
     if loss is not None and isinstance(last["loss"], float):
-        return f"The loss ends at {loss:.3g} on train, {last['loss']:.3g} on val. Mixed labels have no accuracy."
+        why = "" if run.config.contrastive else " Mixed labels have no accuracy."
+        return f"The loss ends at {loss:.3g} on train, {last['loss']:.3g} on val.{why}"
     return ""
 
 

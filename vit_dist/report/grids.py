@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,23 @@ def input_tiles(inputs: InputExamples) -> list[Tile]:
     return [Tile(pixels, caption) for caption, pixels in zip(inputs.captions(), inputs.pixels, strict=True)]
 
 
-def draw_tiles(path: Path, tiles: Sequence[Tile]) -> None:
-    """Write a PNG of images in a square: framed green if right, red with the true class if wrong. Raises OSError."""
+def _wrapped(text: str, lines: int) -> list[str]:
+    """Return a text cut to so many lines below a picture."""
+    if lines == 1:
+        return [short(text)]
+    return textwrap.wrap(text, 24, max_lines=lines, placeholder=" …") or [""]
+
+
+def draw_tiles(path: Path, tiles: Sequence[Tile], lines: int = 1) -> None:
+    """Write a PNG of images in a square: framed green if right, red with the true class if wrong. Raises OSError.
+
+    lines: that a caption, or a true class, may take.
+    """
     columns = max(1, math.ceil(math.sqrt(len(tiles))))
     rows = math.ceil(len(tiles) / columns)
     side = 1.7 if columns <= 5 else 1.4
-    title = 0.42 if any(tile.right is False for tile in tiles) else 0.26
+    parts = 2 if any(tile.right is False for tile in tiles) else 1
+    title = 0.1 + 0.16 * parts * lines
     width, height = side * columns, (side + title) * rows
     figure = Figure(figsize=(width, height))
     for number, tile in enumerate(tiles):
@@ -72,7 +84,7 @@ def draw_tiles(path: Path, tiles: Sequence[Tile]) -> None:
         colour = {True: GREEN, False: RED, None: FAINT}[tile.right]
         for spine in axes.spines.values():
             spine.set(color=colour, linewidth=1 if tile.right is None else 2.5)
-        lines = [tile.caption, f"is {tile.truth}"] if tile.right is False else [tile.caption]
-        text = "\n".join(literal(short(line)) for line in lines)
+        texts = [tile.caption, f"is {tile.truth}"] if tile.right is False else [tile.caption]
+        text = "\n".join(literal(line) for part in texts for line in _wrapped(part, lines))
         axes.set_title(text, color=INK if tile.right is None else colour, fontsize=8, pad=3)
     save_png(figure, path)

@@ -28,6 +28,7 @@ CAPTIONS = {
 }
 SIMILARITIES = "similarities"
 _MARKED = 60
+_LINES = 3  # of a caption below a picture
 
 
 def of_pairs(run: RunRecord) -> bool:
@@ -116,13 +117,13 @@ def _verdict_sentences(run: RunRecord, line: Line) -> Iterator[str]:
     top1, classes = top1_of(line), len(class_names(run))
     if top1 is not None:
         bounds = interval(round(top1 * seen / 100), seen)
-        yield f"{top1:.1f} % of {split} named right without having seen a label (±{margin(top1, bounds):.1f})" + (
+        yield f"Zero-shot, {top1:.1f} % of {split} are named right (±{margin(top1, bounds):.1f})" + (
             f"; guessing among {classes} classes gives {100 / classes:.1f} %." if classes > 1 else "."
         )
     firsts = [line[f"{way}_recall_at_1"] for way in WAYS]
     yield (
         f"Of {seen:,} images, {firsts[0]:.1f} % have a caption of theirs as the most similar one; of their captions, "
-        f"{firsts[1]:.1f} % have an image that they describe so."
+        f"{firsts[1]:.1f} % have an image of theirs as the most similar one."
     )
     if seen < SMALL_SPLIT:
         yield f"{split.capitalize()} is small: {seen} images."
@@ -177,7 +178,7 @@ def write_grids(run: RunRecord, out: Path) -> None:
     if run.pairs is not None:
         for name, tiles in zip(("best_pairs", "worst_pairs"), pair_tiles(run.pairs), strict=True):
             if tiles:
-                draw_tiles(out / f"{name}.png", tiles)
+                draw_tiles(out / f"{name}.png", tiles, lines=_LINES)
 
 
 def values(run: RunRecord, charts: Callable[[Mapping[str, str]], dict[str, Any]]) -> dict[str, Any]:
