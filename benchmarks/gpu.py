@@ -128,11 +128,11 @@ from vit_dist.config.fields import (  # noqa: E402
     BatchConfig,
     LossConfig,
     ModelConfig,
-    OptimizerConfig,
     RunConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from vit_dist.config.optimizer_fields import OptimizerConfig  # noqa: E402
 from vit_dist.data.batch import Batch  # noqa: E402
 from vit_dist.data.preprocessing import Preprocessing  # noqa: E402
 from vit_dist.data.sources.source import MemorySource  # noqa: E402

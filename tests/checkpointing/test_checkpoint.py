@@ -29,7 +29,8 @@ from vit_dist.checkpointing.folder import (
     tidy,
 )
 from vit_dist.checkpointing.writer import Buffers, take_snapshot, write_snapshot
-from vit_dist.config.fields import ModelConfig, OptimizerConfig
+from vit_dist.config.fields import ModelConfig
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model
 from vit_dist.models.weights import load_weights, state_tensors

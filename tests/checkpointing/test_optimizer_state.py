@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from tests.checkpointing.states import change_json, rehash, state_values
 from vit_dist.checkpointing.checkpoint import Checkpoint, open_checkpoint
 from vit_dist.checkpointing.writer import take_snapshot, write_snapshot
-from vit_dist.config.fields import ModelConfig, OptimizerConfig
+from vit_dist.config.fields import ModelConfig
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.errors import ModelError, UserError
 from vit_dist.models.build import build_model
 from vit_dist.optim.optimizers import build_optimizer

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from vit_dist.config.config import LATER, Config
-from vit_dist.config.fields import DataConfig, LossConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from vit_dist.config.fields import DataConfig, LossConfig, RunConfig, ScheduleConfig
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.config.recipe import RECIPES, find_recipe
 from vit_dist.config.values import Length, import_function, parse_size
 from vit_dist.errors import UserError

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vit_dist.config.config import Config
-from vit_dist.config.fields import ModelConfig, OptimizerConfig
+from vit_dist.config.fields import ModelConfig
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.errors import UserError
 from vit_dist.models.build import build_model
 from vit_dist.models.forward import parameter_count

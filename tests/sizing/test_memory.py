@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from vit_dist.config.config import Config
-from vit_dist.config.fields import BatchConfig, ModelConfig, OptimizerConfig, TrainConfig
+from vit_dist.config.fields import BatchConfig, ModelConfig, TrainConfig
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.models.build import build_model, checkpoint_blocks, drop_path_depth
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.sizing.memory import Memory, estimate

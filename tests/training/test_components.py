@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import SGD
 
 from vit_dist.config.config import Config
-from vit_dist.config.fields import BatchConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from vit_dist.config.fields import BatchConfig, LossConfig, ScheduleConfig
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.data.preprocessing import resolve_preprocessing
 from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import MemorySource

@@ -22,11 +22,11 @@ from vit_dist.config.fields import (
     BatchConfig,
     LossConfig,
     ModelConfig,
-    OptimizerConfig,
     RunConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.batch import Batch
 from vit_dist.data.preprocessing import Preprocessing

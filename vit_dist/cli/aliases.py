@@ -68,6 +68,7 @@ TRAIN_ALIASES = {
     **_same('--train.duration "{} updates"', "max_steps steps num_steps total_steps iterations max_iters"),
     **_same("--batch.global_size {}", "batch_size batch bs batch.size train_batch_size per_device_train_batch_size"),
     **_same(_STEPS, "gradient_accumulation_steps grad_accum_steps accumulate_grad_batches accum_iter"),
+    **_same("--batch.micro_size auto", "auto_batch auto_find_batch_size auto_scale_batch_size"),
     **_same("--evaluate.batch_size {}", "val_batch_size validation_batch_size eval_batch_size"),
     **_same("--evaluate.batch_size {}", "per_device_eval_batch_size"),
     # optimizer
@@ -102,6 +103,8 @@ TRAIN_ALIASES = {
     **_same("--model.freeze {}", "freeze"),
     **_same("--model.linear_probe true", "linear_probe linear_probing freeze_backbone"),
     **_same("--model.args {}", "model_kwargs"),
+    **_same("--model.checkpoint_blocks true", "grad_checkpointing gradient_checkpointing activation_checkpointing"),
+    **_same("--model.checkpoint_blocks true", "use_checkpoint grad_checkpoint gradient_checkpoint"),
     **_same("--train.ema {}", "ema model_ema_decay ema_decay"),
     **_same("--train.ema 0.999", "model_ema use_ema"),
     # data

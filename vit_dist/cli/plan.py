@@ -78,6 +78,8 @@ def show_plan(
         console.say(line)
     known = [*resolved.notes, *resume.notes, *components.notes, *survey(components.data).notes]
     gpus = torch.cuda.device_count() if device == "cuda" else 0
+    if config.batch.micro_size == "auto":
+        known.append(f"batch.micro_size: auto is measured when the run begins; this shows it with {plan.micro_size}")
     known += [*advice(config, components.data), *precision_advice(config, precision)]
     for note in [*known, *idle_notes(plan, gpus)]:
         console.say(f"  note: {note}")
@@ -174,6 +176,7 @@ def _draw_rates(path: Path, components: Components, rates: Sequence[float]) -> N
 def _show_speed(resolved: Resolved, resume: ResumePoint, position: int, console: Console, *, trust_code: bool) -> None:
     """Time some updates on this machine, and print how long the run takes. Raises UserError."""
     from vit_dist.runtime.runtime import Runtime
+    from vit_dist.training.micro_size import decide_micro_size
     from vit_dist.training.speed import measure_speed
 
     config = resolved.config
@@ -189,9 +192,12 @@ def _show_speed(resolved: Resolved, resume: ResumePoint, position: int, console:
             preprocessing=resume.checkpoint.state.preprocessing if resume.checkpoint else None,
             trust_code=trust_code,
         )
+        components = decide_micro_size(components, runtime)
         speed = measure_speed(components, runtime, _MEASURED)
     finally:
         runtime.end()
+    if config.batch.micro_size == "auto":
+        console.say(components.notes[-1])
     plan = components.plan
     position = plan.updates if resume.finished else position
     training, evaluating = speed.training_seconds(plan, position), speed.evaluating_seconds(plan, position)

@@ -1,4 +1,8 @@
-"""Every field that shapes what a run learns: meaning, bounds, unit and default. The others: output_fields.py."""
+"""The fields that shape what a run learns: meaning, bounds, unit and default.
+
+The optimizer's are in optimizer_fields.py, those of texts in text_fields.py, those that change no result in
+output_fields.py.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +83,8 @@ class ModelConfig:
     )
     checkpoint_blocks: bool = option(
         False,
-        "keep only the blocks' inputs for the backward pass, which computes the rest again: less memory, more time",
+        "keep only the blocks' inputs for the backward pass, which computes the rest again: less memory, more time, "
+        "the same gradients, so it is no part of the run's identity",
         changes_result=False,
     )
     pretrained: str = option("", "weights to start from: a safetensors file, the folder of a run, or timm")
@@ -198,9 +203,18 @@ class BatchConfig:
     """The batch of an update, independent of the hardware."""
 
     global_size: int = option(128, "samples whose mean gradient makes one update, on any hardware", above=0)
-    micro_size: int = option(
-        128, "slots of one forward pass; a global batch is accumulated from these", above=0, multiple_of=2
+    micro_size: Union[int, Literal["auto"]] = option(
+        128,
+        "slots of one forward pass; a global batch is accumulated from these; auto: the fastest here, measured when "
+        "the run begins",
+        above=0,
+        multiple_of=2,
     )
+
+    @property
+    def slots(self) -> int:
+        """Return `micro_size`; while it is auto and not decided yet, that of a global batch, 128 at most."""
+        return min(128, 2 * -(-self.global_size // 2)) if self.micro_size == "auto" else self.micro_size
 
 
 @dataclass(frozen=True)
@@ -223,34 +237,6 @@ class LossConfig:
         0.5, "weight of the distillation term in the loss (alpha in DeiT)", at_least=0, at_most=1
     )
     temperature: float = option(1.0, "temperature of both softmaxes in soft distillation (tau in DeiT)", above=0)
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimizer, its learning rate and its weight decay."""
-
-    name: str = option("adamw", "adamw, adam, sgd, muon (AdamW for embeddings, biases, norms and the head), timm/NAME")
-    lr: float = option(1e-3, "peak learning rate, before scaling by optimizer.scale", above=0)
-    scale: Literal["none", "linear", "sqrt"] = option(
-        "none", "scaling of lr with batch.global_size / scale_base: none, linear or square root"
-    )
-    scale_base: int = option(256, "global batch size that lr is meant for, unless scale is none", above=0)
-    weight_decay: float = option(0.05, "weight decay; decoupled in adamw, muon and many of timm's", at_least=0)
-    decay_all: bool = option(False, "decay all parameters; false: not biases, norms, position embeddings and tokens")
-    layer_decay: float = option(
-        1.0, "layer-wise learning rate decay: factor from each layer to the one before it; 1: none", above=0, at_most=1
-    )
-    overrides: dict[str, Any] = option(
-        {}, "lr and weight_decay of the parameters whose name matches a regular expression, as {head: {lr: 1e-4}}"
-    )
-    betas: tuple[float, ...] = option(
-        (), "betas; empty: the optimizer's defaults, (0.9, 0.999) for adamw", at_least=0, below=1
-    )
-    momentum: Union[float, None] = option(None, "momentum of sgd and muon; empty: 0.9 and 0.95", at_least=0, at_most=1)
-    clip_norm: float = option(
-        1.0, "gradient clipping: largest norm of an update's gradient; 0: no clipping", at_least=0
-    )
-    args: dict[str, Any] = option({}, "further keyword arguments of the optimizer, such as eps or nesterov")
 
 
 @dataclass(frozen=True)
@@ -281,8 +267,9 @@ class TrainConfig:
     )
     compile: Literal["auto", "none", "blocks", "graph"] = free(
         "auto",
-        "blocks: compile the model's blocks (torch.compile); other kernels and rounding, the same update; graph: "
-        "replay each pass as a CUDA graph, for small models on one GPU; auto: on a GPU, what gains",
+        "blocks: compile the model's blocks (torch.compile); other kernels and rounding, the same update, so it is no "
+        "part of the run's identity; graph: replay each pass as a CUDA graph, for small models on one GPU; auto: on a "
+        "GPU, what gains",
     )
     ema: float = option(
         0.0,

@@ -13,11 +13,11 @@ from vit_dist.config.fields import (
     DataConfig,
     LossConfig,
     ModelConfig,
-    OptimizerConfig,
     RunConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.config.option import Option, options
 from vit_dist.config.output_fields import CheckpointConfig, EvaluateConfig, LogConfig
 from vit_dist.config.text_fields import CONTRASTIVE, TextConfig

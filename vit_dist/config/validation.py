@@ -37,6 +37,7 @@ def contradictions(config: Schema) -> Iterator[str]:
     yield from optimizer_problems(config.optimizer.name)
     yield from schedule_problems(config.schedule.name, config.schedule.args)
     yield from _idle_problems(config)
+    yield from _micro_size_problems(config)
     yield from _override_problems(config)
     metrics = PAIR_METRICS if config.contrastive else METRICS
     if config.evaluate.metric not in metrics:
@@ -166,6 +167,22 @@ def _idle_problems(config: Schema) -> Iterator[str]:
     schedule = config.schedule
     if schedule.cooldown_end and not schedule.cooldown and schedule.name not in ("cosine", "wsd"):
         yield f"schedule.cooldown_end: {schedule.name} has no cooldown: set schedule.cooldown, or leave it out"
+
+
+def _micro_size_problems(config: Schema) -> Iterator[str]:
+    """Check that a size which the machine decides changes no result, as far as the config says it."""
+    if config.batch.micro_size != "auto":
+        return
+    drawn = {
+        "model.dropout": config.model.dropout,
+        "model.attention_dropout": config.model.attention_dropout,
+        "text.dropout": config.text.dropout,
+    }
+    for name, rate in drawn.items():
+        if rate:
+            yield f"batch.micro_size: auto would change the result: {name} draws in each micro-batch: set a number"
+    if config.contrastive:
+        yield f"batch.micro_size: auto is for classifiers, not for loss.name {config.loss.name}: set a number"
 
 
 def _override_problems(config: Schema) -> Iterator[str]:

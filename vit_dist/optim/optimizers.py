@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from vit_dist.config.catalog import is_timm, timm_name
-from vit_dist.config.fields import OptimizerConfig
+from vit_dist.config.optimizer_fields import OptimizerConfig
 from vit_dist.config.values import coerce
 from vit_dist.errors import UserError, nearest, one_line
 from vit_dist.sizing.towers import towers_of

@@ -105,13 +105,13 @@ class Plan:
             sizes.append((math.ceil(until / size), side))
         if sizes and sizes[-1][0] > updates:
             raise UserError(f"augment.sizes: {sizes[-1][0]} updates are longer than the run of {updates}: shorten them")
-        micro_batches = math.ceil(size / config.batch.micro_size)
+        micro_batches = math.ceil(size / config.batch.slots)
         return cls(
             samples=samples,
             total_samples=total,
             updates=updates,
             global_size=size,
-            micro_size=config.batch.micro_size,
+            micro_size=config.batch.slots,
             world_size=world_size,
             micro_batches=micro_batches,
             micro_batches_per_rank=math.ceil(micro_batches / world_size),

@@ -221,6 +221,31 @@ class Runtime(World):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if os.uname().sysname == "Darwin" else peak * 1024
 
+    def restart_peak_memory(self) -> None:
+        """Give cached memory of a GPU back, and count its peak from here on."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def reserved_memory(self) -> int:
+        """Return the peak bytes that this process has taken of a GPU since `restart_peak_memory`; 0 elsewhere."""
+        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else 0
+
+    def memory_for_all(self) -> int | None:
+        """Return the bytes of a GPU that this process has or can still take; None elsewhere."""
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
+
+    def generator_states(self) -> list[Tensor]:
+        """Return the states of the default generators, which dropout on this device draws from."""
+        states = [torch.default_generator.get_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        elif self.device.type == "mps":
+            states.append(torch.mps.get_rng_state())
+        return states
+
     def end(self) -> None:
         """Leave the process group, and let the next run in this process choose its own precision."""
         Runtime._running = False

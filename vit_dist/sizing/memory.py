@@ -50,7 +50,7 @@ def estimate(
     weights = total_bytes([*model.parameters(), *model.buffers()])
     model.train()
     two, four = (_kept(model, slots, image, drop_paths, precision) for slots in (2, 4))
-    activations = two + (four - two) * (config.batch.micro_size - 2) // 2
+    activations = two + (four - two) * (config.batch.slots - 2) // 2
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

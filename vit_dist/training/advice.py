@@ -31,7 +31,7 @@ def advice(config: Config, data: LabelledSplits) -> Iterator[str]:
             f"augment.crop_min: training takes random parts of the images, evaluation all of each (data.fit {fit}): "
             "set augment.crop_min 0 to train on all of each too"
         )
-    size, micro = config.batch.global_size, config.batch.micro_size
+    size, micro = config.batch.global_size, config.batch.slots
     if micro > size + size % 2:
         yield f"batch.micro_size: {micro - size} of its {micro} slots are never used: set {size + size % 2}"
 

@@ -90,7 +90,7 @@ def build_components(
     if plan.shards is None and config.data.lanes > 1:
         raise UserError(f"data.lanes: {config.data.lanes} are for shards, and this data has none: set data.lanes 1")
     for field, slots in (
-        ("batch.micro_size", config.batch.micro_size),
+        ("batch.micro_size", config.batch.slots),
         ("evaluate.batch_size", config.evaluate.batch_size),
     ):
         check_images(slots, (data.channels, preprocessing.image_size, preprocessing.image_size), field)

@@ -104,6 +104,7 @@ def _decide(config: Config, data: LabelledSplits, source: Any) -> dict[str, Any]
         resolved = replace(resolved, run=run)
         if not holds_run(resolved.folder):
             notes += list(_other_images(name, resolved, {choice.field for choice in choices}, data))
+    resolved = _with_stored_micro_size(resolved)
     chosen = [asdict(choice) for choice in choices]
     return {"config": resolved.to_dict(), "samples": samples, "choices": chosen, "notes": notes}
 
@@ -119,6 +120,13 @@ def _with_stored_choices(config: Config) -> Config:
         values[section][key] = then[name]
     values["run"]["auto"] = []
     return Config.from_dict(values)
+
+
+def _with_stored_micro_size(config: Config) -> Config:
+    """Return the config of a named run with the size of micro-batches that an earlier start has, in place of auto."""
+    if config.batch.micro_size != "auto" or (before := stored_config(config)) is None:
+        return config
+    return replace(config, batch=replace(config.batch, micro_size=before.batch.micro_size))
 
 
 def _data_name(config: Config, source: Any, data: LabelledSplits) -> str:

@@ -35,6 +35,7 @@ from vit_dist.training.compiling import compile_model, graph_passes
 from vit_dist.training.components import Components, build_components
 from vit_dist.training.contrastive import ContrastiveUpdater
 from vit_dist.training.handshake import check_shared_folder
+from vit_dist.training.micro_size import decide_micro_size
 from vit_dist.training.overview import print_overview
 from vit_dist.training.profiling import UpdateProfile, profiled_updates
 from vit_dist.training.resolve import Resolved
@@ -59,24 +60,26 @@ def setup(
     lock: of the run's folder, if it held a run. Raises UserError. The folder is written to only once everything else
     has been built.
     """
-    config, data = resolved.config, resolved.data
     console.phase("building the model")
     with runtime.working():  # it may download weights
         components = build_components(
-            config,
+            resolved.config,
             world_size=runtime.world_size,
             device=runtime.device,
             autocast=runtime.autocast,
             model=model,
-            source=data,
+            source=resolved.data,
             load_pretrained=resume.checkpoint is None,
             preprocessing=resume.checkpoint.state.preprocessing if resume.checkpoint else None,
             trust_code=trust_code,
         )
+    components = decide_micro_size(components, runtime)
+    config = components.config
+    resolved = dataclasses.replace(resolved, config=config)
     state = resumed_state(resume, components.plan)
     updater = build_updater(components, state, resume.checkpoint, runtime)
     streams = build_streams(components, runtime)
-    lock = claim_folder(config, runtime, state, lock, data)
+    lock = claim_folder(config, runtime, state, lock, resolved.data)
     try:
         check_shared_folder(config.folder, runtime)
         return _start(resolved, runtime, console, resume, lock, components, updater, streams)
