@@ -18,6 +18,7 @@ from vit_dist.models.forward import at_least_float32
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import Components
+from vit_dist.training.losses import Loss
 
 _FIRST = 8  # the smallest size that is tried, if a process has more slots
 _WINDOW, _WINDOWS = 0.2, 3  # least seconds that are timed at once, and how often
@@ -156,6 +157,7 @@ def _loss(components: Components, runtime: Runtime, batch: Batch) -> torch.Tenso
     inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
     with runtime.autocast():
         outputs = components.model(*inputs)
+    assert isinstance(components.loss, Loss), "contrastive training needs a number: config/validation.py refuses auto"
     return components.loss(at_least_float32(outputs), batch).mean()
 
 
