@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,7 +19,7 @@ from vit_dist.data.shards.foreign import index_tars, is_sorted
 from vit_dist.data.shards.index import ShardIndex
 from vit_dist.data.shards.source import open_index
 from vit_dist.data.shards.verify import verify
-from vit_dist.data.sources.splits import LabelledSplits
+from vit_dist.data.sources.splits import UNLABELLED, LabelledSplits
 from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError
 from vit_dist.files import user_path
@@ -90,8 +91,13 @@ def _open(images: Path, fields: Mapping[str, Any]) -> LabelledSplits:
 
 def _index(arguments: Arguments, console: Console) -> int:
     folder = _folder(arguments)
-    index = index_tars(folder, _processes(arguments), lambda items, count: console.counted(items, count, printed=True))
-    console.say(f"{folder}: {_text(index)}, {len(index.classes):,} classes")
+    notes: list[str] = []
+    index = index_tars(folder, _processes(arguments), partial(console.counted, printed=True), notes.append)
+    captions = ", with captions" if index.captions is not None else ""
+    classes = f", {len(index.classes):,} classes" if index.classes != UNLABELLED else ""
+    console.say(f"{folder}: {_text(index)}{classes}{captions}")
+    for text in notes:
+        console.note(f"note: {text}")
     if is_sorted(index):
         console.note(
             "note: the images are sorted by class, so that batches will have few classes: shuffle them (unpack the tar "

@@ -15,7 +15,9 @@ from PIL import Image
 from tests.cli.commands import command
 from tests.data.shards.packing import hashes, opened
 from tests.data.shards.reading import assert_same, read_stream
+from vit_dist.config.fields import DataConfig
 from vit_dist.data.shards.foreign import index_tars
+from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import read_image, sample_name
 from vit_dist.errors import UserError
 
@@ -160,3 +162,68 @@ def test_huge_labels_without_names_are_a_mistake(tmp_path: Path, capsys: pytest.
     result = command(capsys, "shards", "index", tmp_path)
     assert result.code == 2
     assert "its labels go up to 123456789 for 2 images: write classes.txt" in result.err
+
+
+def sentences(text: str, label: str = "") -> dict[str, bytes]:
+    """Four samples with a .txt each, and a .cls if there is a label."""
+    members: dict[str, bytes] = {}
+    for number in range(4):
+        members |= {f"{number}.jpg": picture(number * 50), f"{number}.txt": text.format(number).encode()}
+        members |= {f"{number}.cls": label.encode()} if label else {}
+    return members
+
+
+def captions(root: Path) -> list[tuple[str, ...]]:
+    train = open_data(DataConfig(root=str(root), val_fraction=0.0), captions=True).splits["train"]
+    assert train.captions is not None
+    return [train.captions[index] for index in train.indices.tolist()]
+
+
+def test_texts_beside_images_are_their_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a.tar", sentences("image {}, seen\n\n  twice ü\n"))
+    members: dict[str, bytes] = {}
+    for number, found in enumerate(("only one", ["first", "", "second"])):
+        values = json.dumps({"caption" if number == 0 else "captions": found, "url": "x"}).encode()
+        members |= {f"{number}.json": values, f"{number}.png": picture(number, "PNG")}
+    write(tmp_path / "b.tar", members)
+    result = command(capsys, "shards", "index", tmp_path)
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"{tmp_path}: 2 shards, 6 images, ")
+    assert result.out.splitlines()[0].endswith(", with captions")
+    assert captions(tmp_path) == [
+        *((f"image {number}, seen", "twice ü") for number in range(4)), ("only one",), ("first", "second"),
+    ]  # fmt: skip
+    assert command(capsys, "shards", "verify", tmp_path).code == 0
+    with pytest.raises(UserError) as caught:
+        open_data(DataConfig(root=str(tmp_path)))
+    assert str(caught.value) == f"data.root: {tmp_path} has captions and no classes: set loss.name clip or siglip"
+    text, ends = (tmp_path / "index" / f"caption_{name}.npy" for name in ("text", "end"))
+    np.save(text, np.load(text)[::-1])
+    damaged = command(capsys, "shards", "verify", tmp_path)
+    assert damaged.code == 1
+    assert f"{text}: has other bytes than were written" in damaged.out
+    np.save(ends, np.load(ends)[::-1])
+    with pytest.raises(UserError, match=r"is damaged \(its captions are not those of 6 images\)"):
+        captions(tmp_path)
+
+
+def test_captions_beside_classes_are_read_by_those_who_ask(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write(tmp_path / f"{name}.tar", sentences(f"a {name}, no. {{}}", name))
+    index_tars(tmp_path, 1)
+    assert captions(tmp_path) == [(f"a {name}, no. {number}",) for name in ("cat", "dog") for number in range(4)]
+    plain = open_data(DataConfig(root=str(tmp_path)))
+    assert plain.classes == ("cat", "dog")
+    assert plain.splits["train"].captions is None
+
+
+def test_captions_that_some_images_lack_are_left_out_or_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {**sentences("x", "cat"), "9.jpg": picture(9), "9.cls": b"dog"})
+    notes: list[str] = []
+    assert index_tars(tmp_path, 1, note=notes.append).captions is None
+    assert notes == [f"1 of 5 images have no caption ({tmp_path}/a.tar: 9.jpg): none is used"]
+    other = tmp_path / "other"
+    write(other / "a.tar", {**sentences("x"), "9.jpg": picture(9), "9.txt": b" \n"})
+    with pytest.raises(UserError) as caught:
+        index_tars(other, 1)
+    assert str(caught.value) == f"{other}/a.tar: 9.jpg: has no caption: give it a .txt, or a .json with a caption"

@@ -20,6 +20,7 @@ from vit_dist.files import WRITING, fsync
 
 # What a sample's JSON may hold its class under.
 _LABELS = ("label", "class", "cls", "target", "category", "class_name", "label_name")
+_CAPTIONS = ("caption", "captions", "text")
 # WebDataset's: the key is all up to the first dot of the last part of the name, the ending what follows.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 BLOCK = tarfile.BLOCKSIZE
@@ -128,18 +129,20 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 @dataclass
 class Found:
-    """A sample that was found in a tar file. label: a class number or a name; None if there is none."""
+    """A sample that was found in a tar file. label: a class number or a name; None if there is none. captions: all."""
 
     name: str
     offset: int
     size: int
     label: int | str | None = None
+    captions: tuple[str, ...] = ()
 
 
 def walk(file: BinaryIO, name: str) -> Iterator[Found]:
     """Yield the samples in an opened tar file: the images, each with the class in the .cls or .json of its key.
 
-    name: of the tar file. Raises UserError if it is no tar file, or is compressed.
+    Captions are the lines of the key's .txt, else what its .json has under caption, captions or text. name: of the tar
+    file. Raises UserError if it is no tar file, or is compressed.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -164,19 +167,24 @@ class _Sample:
     def __init__(self) -> None:
         self.image: Found | None = None
         self.label: int | str | None = None
+        self.captions: tuple[str, ...] = ()
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> None:
         if f".{ending.rpartition('.')[2]}" in _IMAGES:
             if self.image is None:
                 self.image = Found(member.name, member.offset_data, member.size)
-        elif ending in ("cls", "json") and member.size < 2**20 and (self.label is None or ending == "cls"):
-            content = tar.extractfile(member)
-            label = _label(content.read() if content else b"", ending)
-            self.label = self.label if label is None else label
+        elif ending in ("cls", "json", "txt") and member.size < 2**20:
+            file = tar.extractfile(member)
+            content = file.read() if file else b""
+            if ending == "txt" or (ending == "json" and not self.captions):
+                self.captions = _captions(content, ending) or self.captions
+            if ending == "cls" or (ending == "json" and self.label is None):
+                label = _label(content, ending)
+                self.label = self.label if label is None else label
 
     def images(self) -> Iterator[Found]:
         if self.image is not None:
-            self.image.label = self.label
+            self.image.label, self.image.captions = self.label, self.captions
             yield self.image
 
 
@@ -191,6 +199,20 @@ def _label(content: bytes, ending: str) -> int | str | None:
     if not isinstance(values, dict):
         return _plain(values)
     return next((_plain(values[name]) for name in _LABELS if name in values), None)
+
+
+def _captions(content: bytes, ending: str) -> tuple[str, ...]:
+    """Return the captions in a file: a line each of a text, or what JSON has under a name of theirs; none if empty."""
+    text = content.decode("utf-8", "replace")
+    if ending == "txt":
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    found = next((values[name] for name in _CAPTIONS if name in values), ()) if isinstance(values, dict) else ()
+    several = [found] if isinstance(found, str) else found if isinstance(found, list) else []
+    return tuple(caption for caption in several if isinstance(caption, str) and caption.strip())
 
 
 def _plain(value: Any) -> int | str | None:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from vit_dist.data.shards.archive import Found, walk
-from vit_dist.data.shards.index import CLASSES, INDEX, Shard, ShardIndex, write_index
+from vit_dist.data.shards.index import CAPTIONS, CLASSES, INDEX, Shard, ShardIndex, write_index
 from vit_dist.data.shards.processes import in_processes
 from vit_dist.data.shards.source import tar_files
+from vit_dist.data.sources.captions import Captions
 from vit_dist.data.sources.decode import Header
 from vit_dist.data.sources.image_files import header_of
 from vit_dist.data.sources.names import split_of
-from vit_dist.data.sources.splits import ImageSizes, name_keys
+from vit_dist.data.sources.splits import UNLABELLED, ImageSizes, name_keys
 from vit_dist.data.sources.survey import sizes_of
 from vit_dist.errors import UserError, one_line, visible
 
@@ -41,12 +42,16 @@ class _Walked:
 
 
 def index_tars(
-    folder: Path, processes: int, progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, count: items
+    folder: Path,
+    processes: int,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, count: items,
+    note: Callable[[str], None] = lambda text: None,
 ) -> ShardIndex:
     """Read all tar files in a folder, and in the folders in it, and write their index; return it.
 
-    Classes are those of classes.txt, a name a line, where the labels are numbers; else the labels that there are. The
-    split is a word in the name of the file or its folder; without one it is train. Raises UserError.
+    Classes are those of classes.txt, a name a line, where the labels are numbers; else the labels that there are; of
+    images that have captions and no labels there is one, "". The split is a word in the name of the file or its folder;
+    without one it is train. note: called with a line on captions that are left out. Raises UserError.
     """
     if (folder / INDEX).is_file():
         raise UserError(f"{folder}: has an index: vit-dist shards verify {folder} compares the shards with it")
@@ -63,7 +68,9 @@ def index_tars(
     if "train" not in splits.values():
         raise UserError(f"{folder}: holds {', '.join(dict.fromkeys(splits.values()))} and no train")
     every = [found for name in names for found in walked[name].found]
-    classes, labels = _number(folder, every)
+    labelled, captioned = _complete(folder, {name: walked[name] for name in names}, note)
+    classes, labels = _number(folder, every) if labelled else (UNLABELLED, [0] * len(every))
+    captions = Captions.of(found.captions for found in every) if captioned else None
     index = ShardIndex(
         classes=classes,
         shards=tuple(
@@ -76,6 +83,7 @@ def index_tars(
             "label": np.asarray(labels, np.int64),
             "key": name_keys(f"{name}/{found.name}" for name in names for found in walked[name].found),
             "crc32": np.asarray([crc32 for name in names for crc32 in walked[name].crc32], np.uint32),
+            **({} if captions is None else dict(zip(CAPTIONS, captions.parts, strict=True))),
         },
         sizes=_sizes([walked[name] for name in names if splits[name] == "train"]),
     )
@@ -104,16 +112,28 @@ def _walk(folder: Path, measured: int, name: str) -> _Walked:
         found = list(walk(file, str(path)))
         crc32, headers = [], []
         for number, each in enumerate(found):
-            if each.label is None:
-                raise UserError(
-                    f"{visible(f'{path}: {each.name}')}: has no class: give it a .cls, or a .json with a label"
-                )
             file.seek(each.offset)
             content = file.read(each.size)
             crc32.append(zlib.crc32(content))
             header = header_of(io.BytesIO(content)) if number < measured else None
             headers += [header] if header is not None else []
     return _Walked(os.stat(path).st_size, digest.hexdigest(), found, crc32, headers)
+
+
+def _complete(folder: Path, walked: Mapping[str, _Walked], note: Callable[[str], None]) -> tuple[bool, bool]:
+    """Return whether all images have a class, and whether all have captions. Raises UserError if neither is so."""
+    every = [(f"{folder / name}: {found.name}", found) for name, each in walked.items() for found in each.found]
+    unlabelled = [name for name, found in every if found.label is None]
+    silent = [name for name, found in every if not found.captions]
+    if unlabelled and silent:
+        if len(silent) == len(every):
+            raise UserError(f"{visible(unlabelled[0])}: has no class: give it a .cls, or a .json with a label")
+        raise UserError(f"{visible(silent[0])}: has no caption: give it a .txt, or a .json with a caption")
+    if unlabelled and len(unlabelled) < len(every):
+        note(f"{len(unlabelled):,} of {len(every):,} images have no class ({visible(unlabelled[0])}): none is used")
+    if silent and len(silent) < len(every):
+        note(f"{len(silent):,} of {len(every):,} images have no caption ({visible(silent[0])}): none is used")
+    return not unlabelled, not silent
 
 
 def _number(folder: Path, every: Sequence[Found]) -> tuple[tuple[str, ...], list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_dist.data.sources.captions import Captions
 from vit_dist.data.sources.splits import ImageSizes
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import fsync, publish, staged, write_durably
@@ -23,7 +24,10 @@ FORMAT = 1
 # held out as val; the CRC-32 of its bytes.
 TYPES: Mapping[str, str] = {"offset": "<u8", "size": "<u8", "label": "<i8", "key": "<u8", "crc32": "<u4"}
 # Its weight in training's loss, where the images have weights.
-WEIGHT, _WEIGHT_TYPE = "weight", "<f4"
+WEIGHT = "weight"
+# Where all images have captions: the parts of `Captions`.
+CAPTIONS = ("caption_text", "caption_end", "caption_first")
+_MORE_TYPES = {WEIGHT: "<f4", **dict(zip(CAPTIONS, ("|u1", "<i8", "<i8"), strict=True))}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Shard:
 class ShardIndex:
     """The shards of a data set, those of a split next to each other, and of each image a row in each column.
 
-    columns: those of `TYPES`, and `WEIGHT` if there are weights, read from the disk where they are used. sizes: of a
+    columns: those of `TYPES`, and `WEIGHT` and `CAPTIONS` if there are any, read where they are used. sizes: of a
     sample of the images of train.
     plan: names what they were built from; empty for shards that others made.
     """
@@ -67,6 +71,12 @@ class ShardIndex:
         """Return a hash of all bytes and classes, wherever they are."""
         parts = [*self.classes, *(f"{shard.sha256} {shard.split}" for shard in self.shards)]
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+
+    @property
+    def captions(self) -> Captions | None:
+        """Return the captions of the images by their rows; None if they have none."""
+        text, ends, first = (self.columns.get(name) for name in CAPTIONS)
+        return None if text is None or ends is None or first is None else Captions(text, ends, first)
 
     def rows(self, split: str) -> tuple[int, int]:
         """Return the first row of a split, and the one after its last."""
@@ -104,13 +114,13 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 
 def load_columns(folder: Path) -> dict[str, NDArray[Any]]:
     """Open the columns in a folder; they are read where they are used. Raises OSError, ValueError."""
-    names = [*TYPES, *([WEIGHT] if (folder / COLUMNS / f"{WEIGHT}.npy").is_file() else [])]
-    return {name: np.load(folder / COLUMNS / f"{name}.npy", mmap_mode="r") for name in names}
+    there = [path.stem for path in (folder / COLUMNS).glob("*.npy")]
+    return {name: np.load(folder / COLUMNS / f"{name}.npy", mmap_mode="r") for name in _types(there)}
 
 
-def _types(columns: Mapping[str, Any]) -> dict[str, str]:
-    """Return the types of the columns that an index has."""
-    return {**TYPES, **({WEIGHT: _WEIGHT_TYPE} if WEIGHT in columns else {})}
+def _types(columns: Container[str]) -> dict[str, str]:
+    """Return the types of the columns that an index has, of which these are there."""
+    return {**TYPES, **{name: dtype for name, dtype in _MORE_TYPES.items() if name in columns}}
 
 
 def file_hash(path: Path) -> str:
@@ -162,6 +172,8 @@ def _problem(index: ShardIndex, types: Mapping[str, str]) -> str:
         values = index.columns[column]
         if values.dtype != np.dtype(dtype) or values.shape != (total,):
             return f"{column} is {values.dtype} {list(values.shape)} for {total} images"
+    if (captions := index.captions) is not None and not captions.fits(total):
+        return f"its captions are not those of {total} images"
     for shard in index.shards:
         parts = PurePosixPath(shard.file).parts
         if not parts or ".." in parts or shard.file.startswith("/") or "\\" in shard.file or shard.samples < 0:

@@ -15,6 +15,7 @@ from PIL import Image
 from vit_dist.data.shards.archive import BLOCK, member_name
 from vit_dist.data.shards.cache import PartCache
 from vit_dist.data.shards.index import (
+    CAPTIONS,
     COLUMNS,
     INDEX,
     WEIGHT,
@@ -143,17 +144,19 @@ def read_remote_shards(address: str, cache: Path, limit: int, max_pixels: int = 
     address = address.rstrip("/")
     files = files_at(address)
     text = fetch_index(files, INDEX, address)
-    folder = cache / "indexes" / cache_name(text)
+    hashes = column_hashes(text, f"{address}/{INDEX}")
+    name = cache_name(text)
+    folder = cache / "indexes" / (f"{name}-captions" if hashes.keys() & {*CAPTIONS} else name)
     try:
         if not folder.is_dir():
-            _fetch_columns(files, address, column_hashes(text, f"{address}/{INDEX}"), folder)
+            _fetch_columns(files, address, hashes, folder)
         columns = load_columns(folder)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error, 200)
         raise UserError(f"data.root: {address}: its index cannot be kept in {folder}: {reason}") from None
     index = make_index(text, columns, f"{address}/{INDEX}")
     lengths = {shard.file: shard.bytes for shard in index.shards}
-    storage = RemoteFolder(address, lengths, PartCache(cache / "parts" / folder.name, limit))
+    storage = RemoteFolder(address, lengths, PartCache(cache / "parts" / name, limit))
     return splits_of(index, storage, max_pixels)
 
 
@@ -182,7 +185,8 @@ def splits_of(index: ShardIndex, storage: Storage, max_pixels: int) -> LabelledS
         if end == begin or labels.min() < 0 or labels.max() >= len(index.classes):
             raise UserError(f"{storage.name}/{INDEX}: {split} has no images, or some of no class: write it anew")
         weights = np.asarray(index.columns[WEIGHT][begin:end]) if WEIGHT in index.columns else None
-        splits[split] = Subset(source, np.arange(begin, end, dtype=np.int64), np.asarray(labels), weights)
+        indices = np.arange(begin, end, dtype=np.int64)
+        splits[split] = Subset(source, indices, np.asarray(labels), weights, index.captions)
     notes = ("images have weights in the training loss",) if WEIGHT in index.columns else ()
     return LabelledSplits(splits, index.classes, 3, 224, *IMAGENET, index.sizes, notes=notes)
 

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vit_dist.errors import UserError
 from vit_dist.plan.keys import Ints
@@ -29,15 +30,15 @@ def plain_captions(value: Any, place: Callable[[], str]) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Captions(Sequence[tuple[str, ...]]):
     """The captions of each image, by its index in its source: `captions[index]`.
 
-    text: of all, in UTF-8. ends: where each ends in it, int64 [captions]. first: the number of each image's first
-    caption, and at last that of all captions, int64 [images + 1].
+    text: of all, in UTF-8, uint8 [bytes]; it may be a file's, read where it is used. ends: where each ends in it, int64
+    [captions]. first: the number of each image's first caption, and at last that of all captions, int64 [images + 1].
     """
 
-    text: bytes
+    text: NDArray[np.uint8]
     ends: Ints
     first: Ints
 
@@ -52,7 +53,7 @@ class Captions(Sequence[tuple[str, ...]]):
             lengths += map(len, encoded)
             parts.append(b"".join(encoded))
         first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        return cls(b"".join(parts), np.cumsum(lengths, dtype=np.int64), first.astype(np.int64))
+        return cls(np.frombuffer(b"".join(parts), np.uint8), np.cumsum(lengths, dtype=np.int64), first.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -65,7 +66,25 @@ class Captions(Sequence[tuple[str, ...]]):
     def caption(self, number: int) -> str:
         """Return a caption by its number among all."""
         begin = int(self.ends[number - 1]) if number else 0
-        return self.text[begin : int(self.ends[number])].decode("utf-8", "surrogatepass")
+        return self.text[begin : int(self.ends[number])].tobytes().decode("utf-8", "surrogatepass")
+
+    @property
+    def parts(self) -> tuple[NDArray[np.uint8], Ints, Ints]:
+        """Return text, ends and first."""
+        return self.text, self.ends, self.first
+
+    def fits(self, images: int) -> bool:
+        """Return whether these are whole captions of so many images, one for each at least."""
+        first, ends = self.first, self.ends
+        return (
+            first.shape == (images + 1,)
+            and int(first[0]) == 0
+            and bool((np.diff(first) > 0).all())
+            and ends.shape == (int(first[-1]),)
+            and bool((np.diff(ends) >= 0).all())
+            and int(ends[0]) >= 0
+            and self.text.shape == (int(ends[-1]),)
+        )
 
     def counts(self, indices: Ints) -> Ints:
         """Return how many captions these images have, int64 [indices]."""
@@ -89,5 +108,5 @@ class Captions(Sequence[tuple[str, ...]]):
         found = hashlib.sha256(counts.astype("<i8").tobytes())
         found.update((starts[numbers + 1] - starts[numbers]).astype("<i8").tobytes())
         begins, ends = starts[self.first[indices]].tolist(), starts[self.first[indices + 1]].tolist()
-        found.update(b"".join(self.text[begin:end] for begin, end in zip(begins, ends, strict=True)))
+        found.update(b"".join(self.text[begin:end].tobytes() for begin, end in zip(begins, ends, strict=True)))
         return found.hexdigest()

@@ -20,6 +20,7 @@ from vit_dist.data.sources.source import MemorySource, Pixels, Source, decoded, 
 from vit_dist.data.sources.splits import (
     IMAGENET,
     SPLITS,
+    UNLABELLED,
     ImageSizes,
     LabelledSplits,
     Subset,
@@ -32,8 +33,6 @@ from vit_dist.errors import UserError, nearest
 from vit_dist.plan.keys import Keys, Purpose, keys
 
 _HALF = ((0.5,), (0.5,))
-# The classes of images that have captions and no labels.
-UNLABELLED = ("",)
 
 
 def from_source(source: Any, config: DataConfig, field: str = "source", *, captions: bool = False) -> LabelledSplits:

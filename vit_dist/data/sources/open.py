@@ -21,7 +21,7 @@ from vit_dist.data.sources.leave_out import leave_out
 from vit_dist.data.sources.listing import columns_read
 from vit_dist.data.sources.names import is_table
 from vit_dist.data.sources.scan import table_beside
-from vit_dist.data.sources.splits import LabelledSplits, with_val
+from vit_dist.data.sources.splits import UNLABELLED, LabelledSplits, with_val
 from vit_dist.errors import UserError, nearest
 
 _NAMED = {**BUILTIN, "digits_captions": read_digits_captions}
@@ -64,6 +64,8 @@ def _open_all(config: DataConfig, columns: Mapping[str, str]) -> LabelledSplits:
     if name != "folder":
         return with_val(_NAMED[name](root), config.val_fraction)
     data = _read(config, columns)
+    if "caption" not in columns and data.classes == UNLABELLED:
+        raise UserError(f"data.root: {root} has captions and no classes: set loss.name clip or siglip")
     if len(data.classes) == 1 and "caption" not in columns:
         images, fix = sum(map(len, data.splits.values())), ""
         if root.is_dir():

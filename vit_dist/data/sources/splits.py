@@ -22,6 +22,8 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "development", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+# The classes of images that have captions and no labels.
+UNLABELLED = ("",)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
