@@ -118,6 +118,26 @@ def test_evaluation_of_a_timm_model_is_timms_own_to_the_pixel(name: str, files: 
     assert difference.abs().max() < 1e-5
 
 
+def test_every_timm_model_is_measured_as_timms_validation_measures_it() -> None:
+    differ = 0
+    for name in timm.list_models(pretrained=True):
+        config, cfg = ModelConfig(name=f"timm/{name}"), vars(timm.get_pretrained_cfg(name))
+        if cfg["input_size"][-1] != cfg["input_size"][-2]:
+            with pytest.raises(
+                UserError, match=r"its images are \d+ × \d+ pixels, and only squares are supported: cho"
+            ):
+                timm_preprocessing(config)
+            continue
+        trained, measured = timm_preprocessing(config), timm_preprocessing(config, test_size=True)
+        assert trained is not None
+        assert measured is not None
+        for ours, test_size in ((trained, False), (measured, True)):
+            theirs = resolve_data_config(pretrained_cfg=cfg, use_test_size=test_size)
+            assert {**ours.to_timm(), "input_size": tuple(ours.to_timm()["input_size"])} == {**theirs}, name
+        differ += trained != measured
+    assert differ > 300
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize(("side", "crop"), [(8, 0.875), (31, 0.8), (31, 1.0), (32, 1.3)])
 def test_a_preprocessing_of_our_own_is_the_same_in_timm(fit: str, side: int, crop: float, files: list[Path]) -> None:

@@ -52,22 +52,25 @@ class Preprocessing:
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     @classmethod
-    def from_timm(cls, values: Mapping[str, Any]) -> Preprocessing:
+    def from_timm(cls, values: Mapping[str, Any], *, test_size: bool = False) -> Preprocessing:
         """Build it from timm's description of a model's weights (pretrained_cfg).
 
-        Raises ValueError, KeyError, TypeError or IndexError for one that is none.
+        test_size: take the side and crop at which timm measures them, where it names other ones than for training.
+        Raises ValueError, KeyError, TypeError or IndexError for one that is none, or is not of squares.
         """
-        crop, interpolation = (
-            values.get("crop_pct") or DEFAULT_CROP,
-            values.get("interpolation") or DEFAULT_INTERPOLATION,
-        )
+        size, crop = values["input_size"], values.get("crop_pct") or DEFAULT_CROP
+        if test_size:
+            size, crop = values.get("test_input_size") or size, values.get("test_crop_pct") or crop
+        interpolation = values.get("interpolation") or DEFAULT_INTERPOLATION
+        if size[-1] != size[-2]:
+            raise ValueError(f"its images are {size[-2]} × {size[-1]} pixels, and only squares are supported")
         if not 0 < crop <= LARGEST_CROP:
             raise ValueError(f"crop_pct must be above 0 and {LARGEST_CROP:g} at most, not {crop!r}")
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}")
         fits = [fit for fit, mode in CROP_MODES.items() if mode == values.get("crop_mode")]
         mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
-        return cls(int(values["input_size"][-1]), mean, std, float(crop), interpolation, *fits)
+        return cls(int(size[-1]), mean, std, float(crop), interpolation, *fits)
 
     def to_timm(self) -> dict[str, Any]:
         """Return it as fields of timm's pretrained_cfg."""
@@ -113,15 +116,19 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
         return torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
 
-def timm_preprocessing(config: ModelConfig) -> Preprocessing | None:
+def timm_preprocessing(config: ModelConfig, *, test_size: bool = False) -> Preprocessing | None:
     """Return the preprocessing that timm names for its model; None for other models.
 
-    Raises UserError for a tag that timm does not have.
+    test_size: as in `Preprocessing.from_timm`. Raises UserError for a tag that timm does not have, and for a model of
+    images that are no squares.
     """
     cfg = pretrained_cfg(config.name)
     if cfg is None:
         return None
-    return Preprocessing.from_timm(vars(cfg))
+    try:
+        return Preprocessing.from_timm(vars(cfg), test_size=test_size)
+    except ValueError as error:
+        raise UserError(f"model.name: {config.name}: {error}: choose another model") from None
 
 
 def _preprocessing_of(model: nn.Module) -> Preprocessing | None:

@@ -163,9 +163,10 @@ def _from_weights_file(fields: Mapping[str, Any], path: Path | None) -> TrainedM
     config = Config.load("folder", fields)
     check_model_name(config.model.name)
     path = path or (Path(config.model.pretrained).expanduser() if config.model.pretrained else None)
-    path = timm_weights(config.model.name) if path is None or str(path) == "timm" else path
+    timms_own = path is None or str(path) == "timm"
+    path = timm_weights(config.model.name) if path is None or timms_own else path
     classes, channels = classes_and_channels(config.model.name, path)
-    made = timm_preprocessing(config.model)
+    made = timm_preprocessing(config.model, test_size=timms_own)
     side = config.data.image_size or (made.image_size if made else 0)
     mean, std = config.data.mean or (made.mean if made else ()), config.data.std or (made.std if made else ())
     problems = [] if side else ["data.image_size: set the side in pixels that the model was trained at"]
