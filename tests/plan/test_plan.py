@@ -200,6 +200,23 @@ def test_weights_of_the_last_short_batch() -> None:
         tiny.slots(3, 0)
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("shards", [None, [12, 11, 7]])
+def test_the_weight_of_a_global_batch_is_that_of_its_slots(repeats: int, shards: list[int] | None) -> None:
+    weights = np.random.default_rng(3).random(30).astype(np.float32)
+    config = Config(
+        batch=BatchConfig(global_size=21, micro_size=4),
+        train=TrainConfig(duration="200 samples"),
+        augment=AugmentConfig(repeats=repeats),
+    )
+    plan = Plan.from_config(config, 30, 3, None if shards is None else np.asarray(shards), weights)
+    for position in range(plan.updates):
+        slots = [slot.weight.astype(np.float64).sum() for slot in global_batch(plan, position)]
+        assert plan.weight(position) == math.fsum(slots) != plan.weight((position + 1) % plan.updates)
+    nothing = Plan.from_config(config, 30, 3, None, np.zeros(30, np.float32))
+    assert nothing.weight(0) == 1.0
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("micro_size", [2, 4, 8, 32])
 def test_the_plan_gives_the_same_stream_for_every_world_and_micro_size(world: int, micro_size: int) -> None:

@@ -153,8 +153,11 @@ class Plan:
         """Return the weight of the global batch at `position`, by which its loss is divided: 1 if all weigh nothing."""
         if self.weights is None:
             return self.count(position)
-        numbers = range(-(-self.count(position) // self.micro_size))
-        return math.fsum(self.slots(position, number).weight.sum(dtype=np.float64) for number in numbers) or 1.0
+        count = self.count(position)
+        index, _ = self._samples_of(np.arange(count, dtype=np.int64) + self.samples_at(position))
+        weights = np.zeros((-(-count // self.micro_size), self.micro_size), np.float32)
+        weights.reshape(-1)[:count] = self.weights[index]
+        return math.fsum(part.sum(dtype=np.float64) for part in weights) or 1.0
 
     def due(self, position: int, every: Fraction) -> bool:
         """Return whether something done every `every` samples is due after update `position`; always after the last."""
@@ -174,6 +177,14 @@ class Plan:
         places = np.arange(start, start + self.micro_size, dtype=np.int64)
         real = places < end
         places = np.where(real, places, start if start < end else first)
+        index, epoch = self._samples_of(places)
+        weight = real.astype(np.float32)
+        return Slots(
+            index, epoch, weight if self.weights is None else weight * self.weights[index], self.size_at(position)
+        )
+
+    def _samples_of(self, places: Ints) -> tuple[Ints, Ints]:
+        """Return (index, epoch), as in `Slots`, of the samples at these places of the stream."""
         copy = np.zeros_like(places)
         if self.repeats > 1:
             # Copies of a sample are far apart in a batch: mixing slots 2k and 2k+1 must not mix it with itself.
@@ -182,11 +193,7 @@ class Plan:
             copy, within = np.divmod(within, distinct)
             places = batch * distinct + within
         index = self._shuffled(places) if self.shards is None else self.shards.indices(places)
-        epoch = places // self.samples * self.repeats + copy
-        weight = real.astype(np.float32)
-        return Slots(
-            index, epoch, weight if self.weights is None else weight * self.weights[index], self.size_at(position)
-        )
+        return index, places // self.samples * self.repeats + copy
 
     def _shuffled(self, places: Ints) -> Ints:
         """Return the samples at these places of the stream, where each epoch is shuffled as a whole."""
