@@ -170,7 +170,8 @@ def _problem(index: ShardIndex, types: Mapping[str, str]) -> str:
     total = sum(shard.samples for shard in index.shards)
     for column, dtype in types.items():
         values = index.columns[column]
-        if values.dtype != np.dtype(dtype) or values.shape != (total,):
+        shape = values.shape if column in CAPTIONS else (total,)  # which are as many as there are captions
+        if values.dtype != np.dtype(dtype) or values.shape != shape:
             return f"{column} is {values.dtype} {list(values.shape)} for {total} images"
     if (captions := index.captions) is not None and not captions.fits(total):
         return f"its captions are not those of {total} images"
