@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.processes import run_world
 from vit_dist.checkpointing.state import TrainState
@@ -26,8 +28,10 @@ from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.source import MemorySource
 from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import Stream
-from vit_dist.models.build import drop_path_depth
-from vit_dist.models.contrastive_loss import ContrastiveLoss
+from vit_dist.models import contrastive_loss
+from vit_dist.models.build import checkpoint_blocks, drop_path_depth
+from vit_dist.models.contrastive_loss import ContrastiveLoss, Pairs
+from vit_dist.models.pretrained import freeze
 from vit_dist.models.two_tower import TwoTower, build_two_tower
 from vit_dist.optim.optimizers import build_optimizer
 from vit_dist.optim.schedules import Schedule
@@ -216,3 +220,173 @@ def test_the_gradient_equals_that_of_one_big_batch_for_any_split(world: int, tmp
             for name, value in expected.items():
                 difference = (actual[name] - value).norm() / value.norm()
                 assert difference < 1e-12, (LOSSES[number], micro_size, rank, name)
+
+
+def sixty_updates(folder: str) -> dict[str, Any]:
+    """Make 60 updates in float32; return their losses and what was counted, in the last two of them too."""
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    settings = config(4, optimizer={"lr": 1e-3})
+    plan = Plan.from_config(settings, SAMPLES, runtime.world_size)
+    model = build(settings)
+    updater = updater_of(model, settings, plan, runtime)
+    stream, losses = Captioned(plan, runtime, model), []
+
+    def update(position: int) -> None:
+        updater.update(stream.window(position), plan.micro_batches_per_rank, plan.weight(position))
+        loss, correct, weight = updater.take_sums()
+        assert np.isnan(correct)  # no accuracy is measured in training
+        assert weight == plan.weight(position)
+        losses.append(loss / weight)
+
+    for position in range(58):
+        update(position)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for position in (58, 59):
+            update(position)
+    updater.finish_previous()
+    calls = {event.key: event.count for event in profile.key_averages()}
+    _, buckets = runtime.all_reduce_cost(updater.model)
+    runtime.end()
+    return {
+        "losses": losses,
+        "applied": [updater.state.position, updater.state.applied_updates, updater.schedule.updates],
+        # Two all-reduces of `take_sums` are this test's own.
+        "reduced": calls.get("gloo:all_reduce", 0) - (2 if runtime.world_size > 1 else 0),
+        "gathered": sum(count for key, count in calls.items() if key.startswith("gloo:") and "gather" in key),
+        "buckets": buckets,
+        "window": plan.micro_batches_per_rank,
+    }
+
+
+def test_sixty_updates_have_the_same_losses_on_two_ranks_as_on_one(tmp_path: Path) -> None:
+    (alone,) = run_world(1, sixty_updates, tmp_path / "1", "")
+    first, second = run_world(2, sixty_updates, tmp_path / "2", "")
+    assert first == second
+    np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-5)
+    assert alone["losses"][-1] < alone["losses"][0]
+    assert alone["applied"] == first["applied"] == [60, 60, 60]
+    assert (alone["window"], first["window"]) == (6, 3)
+    # In two updates of three micro-batches: gradients once each; embeddings, and then sums of exponentials.
+    assert (first["reduced"], first["gathered"]) == (2 * first["buckets"], 4)
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    yield runtime
+    runtime.end()
+
+
+def gradients(model: TwoTower, settings: Config, runtime: Runtime, scaled: float = 1.0) -> dict[str, Tensor]:
+    """Return the gradients of global batch 1 in float64."""
+    plan = Plan.from_config(settings, SAMPLES, 1)
+    updater = updater_of(model.double(), settings, plan, runtime)
+    updater.accumulate(
+        Captioned(plan, runtime, model, torch.float64).window(1), plan.micro_batches_per_rank, plan.weight(1)
+    )
+    return {name: p.grad / scaled for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-12, atol=1e-15, msg=name)
+
+
+def test_blocks_that_are_computed_again_give_the_same_gradient(runtime: Runtime) -> None:
+    plain, checkpointed = build(config(8)), build(config(8))
+    checkpoint_blocks(checkpointed)
+    assert_equal(gradients(checkpointed, config(8), runtime), gradients(plain, config(8), runtime))
+
+
+@pytest.mark.parametrize("locked", ["image", "text"])
+def test_a_frozen_tower_is_as_at_inference_and_the_other_has_its_gradient(runtime: Runtime, locked: str) -> None:
+    settings = config(8, model={**DROPS, "freeze": [rf"^{locked}\."]})
+    model, other = build(settings), build(settings)
+    freeze(model, settings.model)
+    model.train()
+    calls: list[int] = []
+    tower = model.named_towers()[locked]
+    tower.register_forward_hook(lambda *_: calls.append(1))
+    assert not any(module.training for module in tower.modules())
+    actual = gradients(model, settings, runtime)
+    assert len(calls) == 3  # once for each micro-batch, without a second pass
+    other.train()
+    other.named_towers()[locked].eval()  # and then its draws are not used
+    assert_equal(actual, {n: g for n, g in gradients(other, settings, runtime).items() if not n.startswith(locked)})
+
+
+def test_fp16s_scaler_changes_nothing_but_the_scale(runtime: Runtime) -> None:
+    expected = gradients(build(config(8)), config(8), runtime)
+    runtime._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    assert_equal(gradients(build(config(8)), config(8), runtime, scaled=2.0**8), expected)
+
+
+def test_an_update_with_an_image_that_is_not_finite_is_skipped_but_not_for_a_filler(runtime: Runtime) -> None:
+    settings = config(8, "siglip", optimizer={"lr": 0.01})
+    plan = Plan.from_config(settings, SAMPLES, 1)
+    model = build(settings)
+    updater = updater_of(model, settings, plan, runtime)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def window(position: int, slot: int, value: float) -> list[Batch]:
+        batches = list(Captioned(plan, runtime, model).window(position))
+        batches[2].images[slot] = value
+        return batches
+
+    assert plan.fillers == 3
+    updater.update(window(0, 4, torch.nan), 3, plan.weight(0))
+    updater.finish_previous()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert (updater.state.position, updater.state.applied_updates, updater.schedule.updates) == (1, 0, 0)
+    assert updater.take_sums()[2] == 0
+    losses = updater.accumulate(window(0, 7, 1e3), 3, plan.weight(0))
+    assert torch.stack(losses).isfinite().all()
+    updater.optimizer.zero_grad()
+    updater.update(window(0, 7, 1e3), 3, plan.weight(0))
+    updater.finish_previous()
+    assert (updater.state.applied_updates, updater.schedule.updates) == (1, 1)
+
+
+def test_the_scale_stays_below_100_and_neither_it_nor_the_bias_decays(runtime: Runtime) -> None:
+    settings = config(32, "siglip", optimizer={"lr": 1.0, "decay_all": True, "weight_decay": 0.5, "betas": [0, 0.9]})
+    plan = Plan.from_config(settings, SAMPLES, 1)
+    model = build(settings)
+    assert model.logit_bias is not None
+    torch.testing.assert_close(model.logit_scale.exp().item(), 10.0)
+    assert model.logit_bias.item() == -10
+    updater = updater_of(model, settings, plan, runtime)
+    decays = {id(p): group["weight_decay"] for group in updater.optimizer.param_groups for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if not decays[id(p)]} == {"logit_scale", "logit_bias"}
+    model.logit_scale.grad = torch.tensor(-1.0)
+    model.logit_scale.data.fill_(4.6)
+    updater.apply()
+    assert model.logit_scale.item() == pytest.approx(math.log(100), abs=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(each, Tensor) and each.untyped_storage().nbytes() >= each.numel() * each.element_size():
+                self.elements = max(self.elements, each.numel())
+        return result
+
+
+@pytest.mark.parametrize("loss", ["clip", "siglip"])
+def test_no_tensor_grows_with_the_square_of_the_global_batch(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive_loss, "BLOCK", 2**14)
+    generator = torch.Generator().manual_seed(0)
+    for pairs, largest in ((64, 64 * 64), (512, 2**14), (2048, 2**14)):
+        image, text = (F.normalize(torch.randn(pairs, 4, generator=generator), dim=1) for _ in range(2))
+        ids = torch.arange(pairs)
+        bias = torch.tensor(-10.0) if loss == "siglip" else None
+        with Largest() as seen:
+            ContrastiveLoss(config(8, loss).loss).derivatives(
+                Pairs(image, text, torch.ones(pairs), ids), ids, torch.tensor(10.0), bias, lambda own: own
+            )
+        assert seen.elements == largest
