@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from vit_dist.config.config import Config
-from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig
+from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig
 from vit_dist.data.preprocessing import Preprocessing
 from vit_dist.data.sources.folder import read_folder
 from vit_dist.data.sources.open import open_data
+from vit_dist.data.sources.source import MemorySource
+from vit_dist.data.sources.splits import all_of
 from vit_dist.data.stream import EvaluationStream, Stream, reads_in_a_thread
 from vit_dist.data.transfer import copy_together
 from vit_dist.plan.plan import Plan
@@ -81,6 +83,72 @@ def test_a_micro_batch_takes_two_transfers(augment: dict[str, float]) -> None:
     assert len(transfers) == 2
     stream.close()
     runtime.end()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "channels", "micro_batches"),
+    [("digits", 1, 1), ("cifar10_fast", 3, 1), ("imagenet_vit_s16_90ep", 3, 8), ("imagenet_deit3_s16", 3, 16)],
+)
+def test_an_update_of_a_recipe_takes_two_transfers_a_micro_batch(
+    recipe: str, channels: int, micro_batches: int
+) -> None:
+    in_workers = {"augment.auto": "", "augment.crop_min": 0, "augment.color_jitter": 0}
+    batch = {"batch.global_size": 4 * micro_batches, "batch.micro_size": 4, "train.duration": "2 updates"}
+    config = Config.load(recipe, {**in_workers, **batch, "schedule.warmup": "1 updates"})
+    generator = np.random.default_rng(0)
+    source = MemorySource(generator.integers(0, 256, (80, channels, 32, 32), np.uint8), np.arange(80) % 10)
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    plan = Plan.from_config(config, len(source), 1)
+    preprocessing = Preprocessing(32, (0.5,) * channels, (0.5,) * channels)
+    stream = Stream(
+        all_of(source), plan, preprocessing, config.augment, runtime, workers=0, classes=10, drop_path_depth=12
+    )
+    sizes: list[int] = []
+
+    def copy(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    runtime.to_device = copy  # type: ignore[method-assign]
+    assert len(list(stream.window(0))) == micro_batches
+    assert len(sizes) == 2 * micro_batches
+    assert sizes.count(4 * channels * 32 * 32) == micro_batches
+    runtime.end()
+
+
+@pytest.mark.gpu
+def test_batches_that_a_gpu_gets_are_those_of_a_cpu() -> None:
+    """Pixels up to rounding; all else exactly, however far the GPU is behind."""
+    augment = AugmentConfig(flip=0.5, mixup=0.2, cutmix=1.0, erasing=0.5)
+    generator = np.random.default_rng(0)
+    source = MemorySource(generator.integers(0, 256, (256, 3, 64, 64), np.uint8), np.arange(256) % 10)
+    config = Config(
+        batch=BatchConfig(global_size=128, micro_size=16), augment=augment, schedule=ScheduleConfig(warmup="0 updates")
+    )
+    plan = Plan.from_config(config, 256, 1)
+    found = []
+    for device in ("cpu", "cuda"):
+        runtime = Runtime(RunConfig(device=device), "fp32")  # type: ignore[arg-type]
+        stream = Stream(
+            all_of(source), plan, Preprocessing(64, (0.5,) * 3, (0.5,) * 3), augment, runtime, workers=0, classes=10,
+            drop_path_depth=3,
+        )  # fmt: skip
+        assert stream.copies.ahead == (device == "cuda")
+        matrix = torch.randn(4096, 4096, device=runtime.device) if device == "cuda" else torch.zeros(1, 1)
+        batches = []
+        for position in range(3):
+            for batch in stream.window(position):
+                for _ in range(20):  # work that the device has not done when the next batch is copied
+                    torch.mm(matrix, matrix)
+                batches.append(batch)
+        found.append(batches)
+        stream.close()
+        runtime.end()
+    assert len(found[0]) == len(found[1]) == 24
+    for here, there in zip(*found, strict=True):
+        assert torch.allclose(here.images, there.images.cpu(), atol=1e-5)
+        for name in ("targets", "weights", "ids", "drop_path"):
+            assert torch.equal(getattr(here, name), getattr(there, name).cpu())
 
 
 def test_batches_made_ahead_are_the_same() -> None:

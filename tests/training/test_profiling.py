@@ -75,6 +75,24 @@ def test_a_profiled_run_ends_with_the_same_weights_and_its_parts_add_up(world: i
     assert ("by process" in page) == (world == 2)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile_mode", ["none", "blocks", "graph"])
+def test_a_gpu_s_time_is_that_of_its_kernels(compile_mode: str, tmp_path: Path) -> None:
+    changes = {"run.device": "cuda", "run.deterministic": True, "train.compile": compile_mode}
+    assert run(f"{tmp_path}/plain", **changes) == run(f"{tmp_path}/run", "3 updates from 3", **changes)
+    line = profile_line(tmp_path / "run")
+    parts = line["parts"]
+    assert line["on_device"]
+    assert sum(parts.values()) == pytest.approx(line["update_seconds"])
+    for name in ("pass",) if compile_mode == "graph" else ("forward", "backward"):
+        assert parts[name] > 0
+    assert parts["optimizer"] > 0
+    assert parts["other"] < 0.1 * line["update_seconds"]  # the launch of all kernels was found
+    assert line["kernels"] > 50
+    assert line["copies"] >= 2 * 4  # two for each micro-batch
+    assert "The GPU computed for" in write_report(tmp_path / "run").read_text(encoding="utf-8")
+
+
 def test_a_profile_ends_with_the_run(tmp_path: Path) -> None:
     run(str(tmp_path / "run"), "9 updates from 5")
     assert profile_line(tmp_path / "run")["updates"] == 2
