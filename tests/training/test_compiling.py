@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.processes import run_world
 from vit_dist import Config, train
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
@@ -46,6 +47,19 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not_and_resumes_exactly(tm
     resumed = run(again, train__compile="blocks", run__resume=str(middle))
     assert resumed == compiled[3:]
     assert weights(again) == weights(tmp_path / "compiled")
+
+
+def losses_of_rank(folder: str) -> list[float]:
+    losses = run(Path(folder), train__compile="blocks")
+    assert read_metrics(Path(folder) / "metrics.jsonl")[0]["compiled_graphs"] >= 1
+    return losses
+
+
+def test_two_processes_that_compile_have_the_losses_of_one(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    one = run(tmp_path / "one", train__compile="blocks")
+    first, second = run_world(2, losses_of_rank, tmp_path / "world", str(tmp_path / "two"))
+    assert first == second == pytest.approx(one, rel=1e-6)
 
 
 def test_a_compiler_that_fails_leaves_the_model_as_it_is(
