@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import DataConfig, ModelConfig
-from vit_dist.data.augmentation.ops import normalise
+from vit_dist.data.augmentation.ops import coefficients, rescale
 from vit_dist.data.augmentation.transforms import EvaluationTransform
 from vit_dist.data.sources.source import decoded
 from vit_dist.data.sources.splits import LabelledSplits
@@ -100,20 +100,19 @@ class Preprocessing:
 
         image_size: another side than the model's own, in pixels; 0: its own.
         """
-        mean, std = _constants(self.mean, self.std, pixels.device)
-        return normalise(pixels, image_size or self.image_size, mean, std)
+        return rescale(pixels, image_size or self.image_size, *_constants(self.mean, self.std, pixels.device))
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Turn normalised images [n, channels, h, w] back into uint8 pixels of the same shape."""
-        mean, std = _constants(self.mean, self.std, images.device)
+        mean, std = (torch.tensor(values, device=images.device) for values in (self.mean, self.std))
         return ((images * std[:, None, None] + mean[:, None, None]) * 255).round().clamp(0, 255).byte()
 
 
 @lru_cache(maxsize=32)
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and std [channels] on a device; cached, so that a batch does not wait for a copy."""
-    with torch.inference_mode(False):
-        return torch.tensor(mean, device=device), torch.tensor(std, device=device)
+    """Return what normalises on a device, for `rescale`; cached, so that a batch does not wait for a copy."""
+    with torch.inference_mode(False), torch.no_grad():
+        return coefficients(torch.tensor(mean, device=device), torch.tensor(std, device=device))
 
 
 def timm_preprocessing(config: ModelConfig, *, test_size: bool = False) -> Preprocessing | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,10 +89,11 @@ def copy_together(
         packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     copied = to_device(host)
     return {
-        name: copied[offsets[name] : offsets[name] + array.nbytes].view(_torch_type(array)).view(array.shape)
+        name: copied[offsets[name] : offsets[name] + array.nbytes].view(_torch_type(array.dtype)).view(array.shape)
         for name, array in arrays.items()
     }
 
 
-def _torch_type(array: NDArray[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+@lru_cache(maxsize=32)
+def _torch_type(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

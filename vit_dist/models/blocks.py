@@ -22,13 +22,14 @@ def rate_tensor(rates: list[float]) -> Tensor | None:
 
 
 def branch_scales(draws: Tensor | None, rates: Tensor | None) -> Tensor | None:
-    """Return what a branch of a sample is multiplied by, [batch, depth, 2]: 0 if its draw is below the block's rate.
+    """Return what branches are multiplied by, [depth, 2, batch, 1, 1]: 0 if a sample's draw is below the block's rate.
 
     draws: in 0..1, [batch, depth, 2]. rates: of `rate_tensor`. None, for 1, if either is.
     """
     if draws is None or rates is None:
         return None
-    return (draws >= rates[0]).to(rates.dtype) / rates[1]
+    scales = (draws >= rates[0]).to(rates.dtype) / rates[1]
+    return scales.permute(1, 2, 0).contiguous()[..., None, None]  # a branch's lie together: half the time of strides
 
 
 def run_blocks(
@@ -40,7 +41,7 @@ def run_blocks(
     the backward pass.
     """
     for i, block in enumerate(blocks):
-        inputs = (x, None if scales is None else scales[:, i], *([] if mask is None else [mask]))
+        inputs = (x, None if scales is None else scales[i], *([] if mask is None else [mask]))
         if checkpointed and torch.is_grad_enabled():
             x = checkpoint(block, *inputs, use_reentrant=False)
         else:
@@ -97,14 +98,14 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, scales: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x: [batch, tokens, width]; scales: of the two branches, [batch, 2], or None for 1; mask: see `Attention`."""
+        """x: [batch, tokens, width]; scales: of the branches, [2, batch, 1, 1], or None for 1; mask: see `Attention`."""
         # The sum keeps the type of x: a branch that a float32 scale has widened is rounded once, after it is added.
         x = (x + _scaled(self.ls1(self.attn(self.norm1(x), mask)), scales, 0)).to(x.dtype)
         return (x + _scaled(self.ls2(self.mlp(self.norm2(x))), scales, 1)).to(x.dtype)
 
 
 def _scaled(x: Tensor, scales: Tensor | None, branch: int) -> Tensor:
-    return x if scales is None else x * scales[:, branch, None, None].to(x.dtype)
+    return x if scales is None else x * scales[branch].to(x.dtype)
 
 
 class Attention(nn.Module):

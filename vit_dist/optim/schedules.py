@@ -97,7 +97,7 @@ class Schedule:
         phase = self._phase_at(update)
         try:
             while self.metric is None and phase.stand_in.steps < update - phase.start:
-                phase.stand_in.step()
+                phase.stand_in.count_step()
                 phase.scheduler.step()
         except ArithmeticError as error:
             raise UserError(f"schedule.args: {self.name} fails at update {self.updates}: {one_line(error)}") from None
@@ -141,7 +141,12 @@ class StandInOptimizer(Optimizer):
         self.steps = 0
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Count a step; there is nothing to optimize."""
+        """Do nothing; there is nothing to optimize."""
+
+    def count_step(self) -> None:
+        """Count a step. Only the first is made: torch's schedulers ask for one, and its hooks cost more than a rate."""
+        if not self.steps:
+            self.step()
         self.steps += 1
 
 

@@ -48,9 +48,10 @@ def key(*parts: int) -> int:
 
 def keys(*parts: int | Ints | Keys) -> Keys:
     """Return the keys of integers and arrays of them, broadcast together."""
-    state = np.asarray(_FIRST, dtype=np.uint64)
+    first = next((number for number, part in enumerate(parts) if isinstance(part, np.ndarray)), len(parts))
+    state = np.asarray(key(*(int(part) for part in parts[:first])), dtype=np.uint64)
     with np.errstate(over="ignore"):
-        for part in parts:
+        for part in parts[first:]:
             state = mix_bits(state ^ mix_bits(np.asarray(part).astype(np.uint64) + np.uint64(_STEP)))
     return state
 

@@ -197,6 +197,12 @@ class Plan:
 
     def _shuffled(self, places: Ints) -> Ints:
         """Return the samples at these places of the stream, where each epoch is shuffled as a whole."""
+        first, last = int(places.min()), int(places.max())
+        epoch_start = first // self.samples * self.samples
+        number, offset = divmod(first - epoch_start, CHUNK)
+        if last < epoch_start + self.samples and last - first + offset < CHUNK:  # nearly always: all in one chunk
+            chunk_start = epoch_start + number * CHUNK
+            return order_chunk(self.seed, first // self.samples, self.samples, number)[places - chunk_start]
         epoch, in_epoch = np.divmod(places, self.samples)
         index = np.empty_like(places)
         chunk = in_epoch // CHUNK

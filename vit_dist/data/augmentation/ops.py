@@ -32,11 +32,21 @@ def normalise(pixels: Tensor, image_size: int, mean: Tensor, std: Tensor) -> Ten
 
     pixels: 0 … 255, [n, c, h, w], resized by bilinear interpolation. mean, std: [c].
     """
+    return rescale(pixels, image_size, *coefficients(mean, std))
+
+
+def coefficients(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the offset and the factor, [c, 1, 1] each, by which `rescale` normalises; mean, std: [c]."""
+    return (-mean / std)[:, None, None], (1 / (255 * std))[:, None, None]
+
+
+def rescale(pixels: Tensor, image_size: int, offset: Tensor, factor: Tensor) -> Tensor:
+    """Return offset + pixels · factor as float32 [n, c, image_size, image_size]; see `normalise`."""
     images = pixels.float()
     if images.shape[-1] != image_size or images.shape[-2] != image_size:
         images = F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
     out = None if pixels.is_floating_point() else images  # nobody else's; fresh memory would cost more than the sums
-    return torch.addcmul((-mean / std)[:, None, None], images, (1 / (255 * std))[:, None, None], out=out)
+    return torch.addcmul(offset, images, factor, out=out)
 
 
 def erase(images: Tensor, rows: Tensor, boxes: Tensor, colour: Tensor) -> Tensor:
