@@ -354,7 +354,7 @@ def test_drop_path_drops_the_drawn_branches_and_scales_the_others() -> None:
         expected = model.forward_head(model.norm(torch.cat(outputs)))
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
         # A block whose rate is 0 drops nothing, whatever is drawn.
-        assert torch.equal(first(x, torch.ones(4, 2)), first(x))
+        assert torch.equal(first(x, torch.ones(2, 4, 1, 1)), first(x))
 
 
 def test_drop_path_rises_linearly_and_each_block_reads_its_own_draws() -> None:

@@ -352,7 +352,7 @@ def test_keys_are_pinned() -> None:
     draws = uniform(keys(3, Purpose.DROP_PATH, 1, np.array([5])), 2, 2)
     assert (draws * 2**24).astype(int).tolist() == [[[13654863, 4933915], [8063229, 4274138]]]
     # What a purpose is called in a key is part of the stream.
-    assert [purpose.value for purpose in Purpose] == list(range(1, 18))
+    assert [purpose.value for purpose in Purpose] == list(range(1, 20))
 
 
 def test_keys_of_an_array_equal_the_keys_of_its_items() -> None:

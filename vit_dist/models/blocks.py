@@ -98,7 +98,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width, layer_scale) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, scales: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x: [batch, tokens, width]; scales: of the branches, [2, batch, 1, 1], or None for 1; mask: see `Attention`."""
+        """x: [batch, tokens, width]; scales: of the branches, [2, batch, 1, 1]; None for 1. mask: as in `Attention`."""
         # The sum keeps the type of x: a branch that a float32 scale has widened is rounded once, after it is added.
         x = (x + _scaled(self.ls1(self.attn(self.norm1(x), mask)), scales, 0)).to(x.dtype)
         return (x + _scaled(self.ls2(self.mlp(self.norm2(x))), scales, 1)).to(x.dtype)
