@@ -11,12 +11,13 @@ from vit_dist.models.positions import resampled
 
 @pytest.mark.parametrize(("grid", "side"), [(7, 4), (4, 7), (14, 8)])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_derivative_is_that_of_bicubic_interpolation(grid: int, side: int, autocast: bool) -> None:
-    positions = torch.randn(1, 2 + grid**2, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    weights = torch.randn(1, 2 + side**2, 12, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_derivative_is_that_of_bicubic_interpolation(grid: int, side: int, autocast: bool, device: str) -> None:
+    positions = torch.randn(1, 2 + grid**2, 12, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    weights = torch.randn(1, 2 + side**2, 12, generator=torch.Generator().manual_seed(1)).to(device)
     with torch.inference_mode():  # the constant that it keeps can be used in training all the same
         resampled(positions, 2, grid, 2 + side**2)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
         actual = resampled(positions, 2, grid, 2 + side**2)
         (gradient,) = torch.autograd.grad((actual * weights).sum(), positions)
     square = positions[:, 2:].reshape(1, grid, grid, 12).permute(0, 3, 1, 2)

@@ -42,11 +42,11 @@ def gradient(model: nn.Module, precision: torch.dtype | None, *, look: bool = Tr
     types: set[torch.dtype] = set()
     looked_at = blocks(model) if look else []
     handles = [block.register_forward_hook(lambda _m, _i, out: types.add(out.dtype)) for block in looked_at]
-    model.zero_grad()
-    on = contextlib.nullcontext() if precision is None else torch.autocast("cpu", precision)
+    model.to(device).zero_grad()
+    on = contextlib.nullcontext() if precision is None else torch.autocast(device, precision)
     with on:
-        outputs = model(*inputs(model, 32 if hasattr(model, "norm_pre") else 16))
-    nn.functional.cross_entropy(outputs.float(), torch.tensor([0, 1, 2, 3])).backward()
+        outputs = model(*(each.to(device) for each in inputs(model, 32 if hasattr(model, "norm_pre") else 16)))
+    nn.functional.cross_entropy(outputs.float().cpu(), torch.tensor([0, 1, 2, 3])).backward()
     for handle in handles:
         handle.remove()
     return torch.cat(
@@ -57,12 +57,13 @@ def gradient(model: nn.Module, precision: torch.dtype | None, *, look: bool = Tr
 @pytest.mark.parametrize(
     "model", [{}, EVERYTHING, TIMM, {**TIMM, "drop_path": 0.2}], ids=["ours", "ours, everything", "timm", "timm drop"]
 )
-def test_blocks_hand_on_bfloat16_and_gradients_stay_within_its_rounding(model: dict[str, Any]) -> None:
-    exact, types = gradient(build("fp32", **model), None)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_blocks_hand_on_bfloat16_and_gradients_stay_within_its_rounding(model: dict[str, Any], device: str) -> None:
+    exact, types = gradient(build("fp32", **model), None, device=device)
     assert types == {torch.float32}
-    plain, types = gradient(build("fp32", **model), torch.bfloat16)
+    plain, types = gradient(build("fp32", **model), torch.bfloat16, device=device)
     assert types == {torch.float32}
-    narrow, types = gradient(build("bf16", **model), torch.bfloat16)
+    narrow, types = gradient(build("bf16", **model), torch.bfloat16, device=device)
     assert types == {torch.bfloat16}
     # Two sums a block, each rounded to 8 bits on the way there and on the way back.
     rounding = 2**-9 * (2 * 2 * len(blocks(build("fp32", **model)))) ** 0.5

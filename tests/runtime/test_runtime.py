@@ -183,3 +183,62 @@ def test_deterministic_algorithms_last_as_long_as_the_run() -> None:
     assert not torch.utils.deterministic.fill_uninitialized_memory
     runtime.end()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def _uses_another_precision_on_each_rank() -> str:
+    runtime = Runtime(RunConfig(device="cpu"), None)
+    try:
+        runtime.use_precision("fp32" if runtime.rank == 0 else "bf16", "cpu")  # as auto may, on two kinds of GPU
+    except UserError as error:
+        return str(error)
+    finally:
+        runtime.end()
+    return ""
+
+
+def test_all_ranks_compute_in_one_precision_or_none_does(tmp_path: Path) -> None:
+    first, second = run_world(2, _uses_another_precision_on_each_rank, tmp_path)
+    assert first == second
+    where = f"fp32 on process 0 and bf16 on process 1 ({socket.gethostname()})"
+    assert first == f"train.precision: auto is {where}: set one that all of them have"
+
+
+def _ends_where_another_is_gone() -> str:
+    runtime = Runtime(RunConfig(device="cpu"))
+    runtime.flags.agreed()
+    runtime.barrier()
+    if runtime.rank == 1:
+        return "gone"
+    runtime.flags.agreed()
+    runtime.end()
+    return "ended"
+
+
+def test_a_process_that_is_gone_does_not_make_the_end_fail(tmp_path: Path) -> None:
+    assert run_world(2, _ends_where_another_is_gone, tmp_path) == ["ended", "gone"]
+
+
+class _AddedInAnyOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0].put_(torch.tensor([0]), torch.ones(1))
+
+
+def test_an_operation_that_is_not_deterministic_is_named_in_one_line() -> None:
+    runtime = Runtime(RunConfig(device="cpu", deterministic=True), "fp32")
+    try:
+        x = torch.zeros(3, requires_grad=True)
+        with pytest.raises(UserError) as refused, runtime.gradient_sync(nn.Identity(), last=True):
+            runtime.backward(_AddedInAnyOrder.apply(x).sum())
+        assert str(refused.value) == (
+            "run.deterministic: the model needs put_, which can add up in any order on cpu: set run.deterministic "
+            "false, or another model"
+        )
+        with pytest.raises(RuntimeError, match=r"^another"), runtime.gradient_sync(nn.Identity(), last=True):
+            raise RuntimeError("another")
+    finally:
+        runtime.end()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from vit_dist.runtime.devices import available_cores, resolve_device, resolve_pr
 from vit_dist.runtime.launch import check_gpus, check_launch, ignored_settings, ignored_threads
 from vit_dist.runtime.world import World
 
+# What torch says of an operation under `run.deterministic`, after its name.
+_NOT_DETERMINISTIC = " does not have a deterministic implementation"
 _ACCELERATE_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -77,8 +80,18 @@ class Runtime(World):
         Runtime._running = True
 
     def use_precision(self, precision: str, device: str) -> None:
-        """Compute in a `train.precision` on a `run.device` from here on. Raises UserError if it is not available."""
-        self.precision = resolve_precision(precision, device)
+        """Compute in a `train.precision` on a `run.device` from here on: on all ranks in the same.
+
+        Raises UserError, on all ranks, if it is not available, or auto is not the same on all GPUs.
+        """
+        found = self.gather([socket.gethostname(), self.run_on_all(lambda: resolve_precision(precision, device))])
+        self.precision = found[0][1]
+        for rank, (host, other) in enumerate(found):
+            if other != self.precision:  # all were given the same
+                raise UserError(
+                    f"train.precision: auto is {self.precision} on process 0 and {other} on process {rank} "
+                    f"({host}): set one that all of them have"
+                )
         self._accelerator = Accelerator(
             cpu=self.device.type == "cpu",
             mixed_precision=_ACCELERATE_PRECISION[self.precision],
@@ -130,11 +143,25 @@ class Runtime(World):
         context: contextlib.AbstractContextManager[Any] = self._accelerator.autocast()
         return context
 
-    def gradient_sync(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return a context for the forward and backward pass of one micro-batch: only the last reduces gradients."""
+    @contextlib.contextmanager
+    def gradient_sync(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+        """Run the forward and backward pass of one micro-batch: only the last reduces gradients.
+
+        Raises UserError for an operation that `run.deterministic` does not allow.
+        """
         self._reduces = last
         self.move()
-        return contextlib.nullcontext() if last else self._accelerator.no_sync(model)
+        try:
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(model):
+                yield
+        except RuntimeError as error:
+            operation, found, _ = str(error).partition(_NOT_DETERMINISTIC)
+            if not found:
+                raise
+            raise UserError(
+                f"run.deterministic: the model needs {operation}, which can add up in any order on "
+                f"{self.device.type}: set run.deterministic false, or another model"
+            ) from None
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Return a copy on the device; the host does not wait for it."""
@@ -250,6 +277,8 @@ class Runtime(World):
         """Leave the process group, and let the next run in this process choose its own precision."""
         Runtime._running = False
         torch.use_deterministic_algorithms(self._deterministic_before)
-        self.leave()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        try:
+            self.leave()
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()

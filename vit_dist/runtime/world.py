@@ -249,12 +249,16 @@ class World:
         """Leave the process group."""
         with self.waiting("the end"):
             if not self._failed:
-                self.flags.close()
-            if dist.is_initialized():
-                if self._failed and self.device.type == "cuda":  # NCCL would wait for what never comes
-                    dist.distributed_c10d._abort_process_group()
-                else:
+                with contextlib.suppress(RuntimeError):  # a process is gone: what still travels is of no use to anyone
+                    self.flags.close()
+            try:
+                if self._failed and self.device.type == "cuda" and dist.is_initialized():
+                    dist.distributed_c10d._abort_process_group()  # NCCL would wait for what never comes
+                elif dist.is_initialized():
                     dist.destroy_process_group()
+            except RuntimeError:
+                if not self._failed:  # else the first error is the one to be seen
+                    raise
         if self.watch is not None:
             agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
             self.watch.close(failed=self._failed, hosts_store=self.rank == 0 and not agents)

@@ -150,7 +150,8 @@ def _now(runtime: Runtime) -> float:
 
 def _make_passes(components: Components, runtime: Runtime, batch: Batch, count: int) -> None:
     for _ in range(count):
-        _loss(components, runtime, batch).backward()  # type: ignore[no-untyped-call]
+        with runtime.gradient_sync(components.model, last=True):
+            _loss(components, runtime, batch).backward()  # type: ignore[no-untyped-call]
 
 
 def _loss(components: Components, runtime: Runtime, batch: Batch) -> torch.Tensor:
