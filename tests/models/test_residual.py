@@ -37,7 +37,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return list(model.blocks)
 
 
-def gradient(model: nn.Module, precision: torch.dtype | None, *, look: bool = True) -> tuple[Tensor, set[torch.dtype]]:
+def gradient(
+    model: nn.Module, precision: torch.dtype | None, *, look: bool = True, device: str = "cpu"
+) -> tuple[Tensor, set[torch.dtype]]:
     """Return the gradient of all parameters, and, if blocks are looked at, the types that they hand to each other."""
     types: set[torch.dtype] = set()
     looked_at = blocks(model) if look else []
