@@ -58,6 +58,7 @@ ALLOWED = {
     "onnx": ("export.onnx_file",),
     "onnxruntime": ("export.onnx_file",),
     "onnxscript": ("export.onnx_file",),
+    "open_clip": ("export.open_clip_folder",),
     "orjson": ("run_folder.metrics",),
     "pydantic": ("config",),
     "pydantic_core": ("config",),

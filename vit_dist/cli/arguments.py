@@ -19,9 +19,8 @@ from vit_dist.config.schema import all_options
 from vit_dist.config.values import merged
 from vit_dist.errors import UserError, either, one_line
 from vit_dist.files import user_path
-from vit_dist.inference.output import FORMATS
 
-_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS, "--sort": RUN_COLUMNS, "--state": RUN_STATES}
+_CHOICES = {"--sort": RUN_COLUMNS, "--state": RUN_STATES}
 _COUNTS = ("--top", "--processes", "--keep", "--devices")
 
 
@@ -82,7 +81,8 @@ def _value_problems(usage: Usage, flags: Mapping[str, Any], config: Mapping[str,
     filled = {**flags, **(config if usage.positionals else {})}
     empty = [flag for flag, value in filled.items() if value in ("", None)]
     yield from (f"{flag}: needs a value" for flag in empty)
-    for flag, choices in _CHOICES.items():
+    listed = {flag: value.split("|") for flag, (value, _) in usage.flags.items() if "|" in value and value.islower()}
+    for flag, choices in {**_CHOICES, **listed}.items():
         if flag in flags and flag not in empty and flags[flag] not in choices:
             yield f"{flag}: must be {either(choices)}, not {flags[flag]}"
     for flag in _COUNTS:

@@ -191,8 +191,13 @@ USAGES = {
     ),
     "export": Usage(
         "Export a model to ONNX (tensors input and output, any batch size), checked against torch; or to a folder "
-        "that timm and the Hugging Face Hub load.",
+        "that timm and the Hugging Face Hub load. Of a run on captions: to NAME_image.onnx and NAME_text.onnx, or to a "
+        "folder that open_clip loads.",
         {
+            "--format": (
+                "timm|open_clip",
+                "of a folder; default: timm, or open_clip of a run on captions, whose image tower alone is for timm",
+            ),
             "--preprocess": ("", "ONNX: take uint8 pixels and normalise them in the graph"),
             "--weights": _WEIGHTS,
             "--trust_code": _TRUST,
@@ -200,7 +205,16 @@ USAGES = {
         {"MODEL": _MODEL, "OUT": "FILE.onnx, or a new folder"},
         2,
         2,
-        ("model.", "data.image_size", "data.mean", "data.std", "data.crop", "data.fit", "data.interpolation"),
+        (
+            "model.",
+            "text.tokenizer",
+            "data.image_size",
+            "data.mean",
+            "data.std",
+            "data.crop",
+            "data.fit",
+            "data.interpolation",
+        ),
     ),
     "checkpoint list": Usage(
         "List the checkpoints of a run: update, epoch, size, age, which is the best and which the last, and whether "

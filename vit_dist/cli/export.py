@@ -15,15 +15,29 @@ from vit_dist.version import __version__
 _NOT_WRITTEN = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".onxx", ".onx")
 
 
-def export(name: str, out: Path, load: Callable[[], TrainedModel], *, preprocess: bool) -> None:
-    """Export a model and print what was written. name: the model's, as the user wrote it. Raises UserError."""
+def export(name: str, out: Path, load: Callable[[], TrainedModel], *, preprocess: bool, format: str = "") -> None:
+    """Export a model and print what was written. name: the model's, as the user wrote it. Raises UserError.
+
+    format: of a folder, timm or open_clip; empty: timm, or open_clip of a model of two towers.
+    """
     ending = out.suffix.lower()
     if ending in _NOT_WRITTEN:
         raise UserError(f"export: OUT is FILE.onnx or a folder, not {out}")
     if preprocess and ending != ".onnx":
         raise UserError("--preprocess: only for FILE.onnx: the config.json of a folder holds the preprocessing")
+    if format and ending == ".onnx":
+        raise UserError(f"--format: {format} is a folder: name OUT without .onnx")
     trained = load()
     weights = f", {weights_text(trained.weights)} of update {trained.update}" if trained.update is not None else ""
+    from vit_dist.inference.zero_shot import has_two_towers
+
+    if has_two_towers(trained):
+        from vit_dist.cli.export_pair import export_two_towers
+
+        export_two_towers(trained, name, out, weights, preprocess=preprocess, format=format or "open_clip")
+        return
+    if format == "open_clip":
+        raise UserError(f"--format: open_clip is for runs on images and captions, and {name} is a classifier: timm")
     if ending == ".onnx":
         from vit_dist.export.onnx_file import export_onnx
 

@@ -253,8 +253,14 @@ def _export(words: list[str]) -> int:
     arguments = parse_arguments("export", words)
     from vit_dist.cli.export import export
 
-    name, out = arguments.positionals
-    export(name, user_path(out, "export"), lambda: _load(arguments), preprocess="--preprocess" in arguments.flags)
+    (name, out), flags = arguments.positionals, arguments.flags
+    export(
+        name,
+        user_path(out, "export"),
+        lambda: _load(arguments),
+        preprocess="--preprocess" in flags,
+        format=flags.get("--format", ""),
+    )
     return 0
 
 

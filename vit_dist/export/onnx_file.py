@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vit_dist.models.forward import eval_mode
 
 # All supported versions of torch write it without a conversion, and it has antialiased resizing.
 _OPSET = 18
-_BATCHES = (1, 3, 16)
+BATCHES = (1, 3, 16)
 # Relative to max(1, largest |logit|): float32 arithmetic in another library.
 _TOLERANCE = 1e-4
 # A protobuf message must be smaller than 2 GiB; the graph takes some mebibytes of it in addition to the weights.
@@ -40,15 +40,43 @@ class OnnxCheck:
     bytes: int
 
 
-def export_onnx(trained: TrainedModel, path: Path, *, preprocess: bool = False, source: Mapping[str, Any]) -> OnnxCheck:
+def export_onnx(
+    trained: TrainedModel, path: Path, *, preprocess: bool = False, source: Mapping[str, Any], output: str = "logits"
+) -> OnnxCheck:
     """Write an ONNX file: `input` [batch, channels, side, side] → `output`, logits float32 [batch, classes].
 
     The input is normalised float32, or uint8 pixels with `preprocess`, which puts the normalisation into the graph.
-    source: the origin of the model, saved in the file's metadata with its preprocessing and classes.
-    Raises UserError if packages are missing, the file would be too large or cannot be written, or its logits differ.
+    source: the origin of the model, saved in the file's metadata with its preprocessing and classes. output: what it
+    is, for that metadata; the classes are left out if it is no logits. Raises UserError if packages are missing, the
+    file would be too large or cannot be written, or its logits differ.
+    """
+    pixels = random_pixels(trained, sum(BATCHES))
+    images = trained.preprocessing.normalise(pixels)
+    metadata = _metadata(trained, preprocess, source, output)
+    model = _LogitsModel(trained, preprocess)
+
+    def expected() -> Tensor:
+        logits: Tensor = trained.model(images)
+        return logits.float()
+
+    return write_graph(model, pixels if preprocess else images, expected, path, metadata, trained.config.model.name)
+
+
+def write_graph(
+    model: nn.Module,
+    inputs: Tensor,
+    expected: Callable[[], Tensor],
+    path: Path,
+    metadata: Mapping[str, str],
+    name: str,
+) -> OnnxCheck:
+    """Write a module that takes one tensor as an ONNX file, `input` → `output`, once onnxruntime gave what torch does.
+
+    inputs: `sum(BATCHES)` examples. expected: computes what torch gives of them. name: of the model, for errors.
+    Raises UserError.
     """
     _require_onnx()
-    tensors = (*trained.model.parameters(), *trained.model.buffers())
+    tensors = (*model.parameters(), *model.buffers())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > _LARGEST:
         raise UserError(
@@ -61,12 +89,13 @@ def export_onnx(trained: TrainedModel, path: Path, *, preprocess: bool = False, 
     path = path.expanduser().absolute()
     with staged(path) as hidden:
         hidden.touch()
-        proto = _to_onnx(_LogitsModel(trained, preprocess), trained, preprocess)
-        onnx.helper.set_model_props(proto, _metadata(trained, preprocess, source))
+        proto = _to_onnx(model, inputs[:2], name)
+        onnx.helper.set_model_props(proto, metadata)
         hidden.write_bytes(proto.SerializeToString())
-        check = OnnxCheck(
-            _compare_with_torch(hidden, trained, preprocess), sum(_BATCHES), _OPSET, hidden.stat().st_size
-        )
+        made = _run(hidden, inputs, name)
+        with eval_mode(model):
+            largest = check_same_logits(made, expected(), _TOLERANCE, f"{name} in onnxruntime", "a timm folder")
+        check = OnnxCheck(largest, sum(BATCHES), _OPSET, hidden.stat().st_size)
         publish(hidden, path)
     return check
 
@@ -98,11 +127,10 @@ def _require_onnx() -> None:
         raise UserError(f"export: {', '.join(missing)} not installed: pip install {' '.join(missing)}")
 
 
-def _to_onnx(model: _LogitsModel, trained: TrainedModel, preprocess: bool) -> Any:
+def _to_onnx(model: nn.Module, example: Tensor, name: str) -> Any:
     """Return a model as a checked ModelProto that contains its weights. Raises UserError if torch cannot export it."""
     import onnx
 
-    example = random_pixels(trained, 2) if preprocess else trained.preprocessing.normalise(random_pixels(trained, 2))
     try:
         with silence_libraries(), eval_mode(model), torch.inference_mode(False), torch.no_grad():
             program = torch.onnx.export(
@@ -125,14 +153,13 @@ def _to_onnx(model: _LogitsModel, trained: TrainedModel, preprocess: bool) -> An
             part.ClearField("metadata_props")
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:  # of many types, since a model may run any code
-        name = trained.config.model.name
         raise UserError(
             f"model.name: torch.onnx cannot export {name}: {one_line(error, 200)}: export a timm folder instead"
         ) from None
     return proto
 
 
-def _metadata(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any]) -> dict[str, str]:
+def _metadata(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any], output: str) -> dict[str, str]:
     """Return an ONNX file's metadata: keys with JSON values."""
     preprocessing = trained.preprocessing
     mode = {1: "grey", 3: "RGB"}.get(trained.channels, "channels")
@@ -148,33 +175,29 @@ def _metadata(trained: TrainedModel, preprocess: bool, source: Mapping[str, Any]
         "fit": preprocessing.fit,
         "input": "uint8 pixels" if preprocess else "normalised float32",
         "steps": steps,
-        "output": "logits",
+        "output": output,
     }
     values = {"preprocessing": fields, "classes": trained.names, "source": dict(source)}
-    if trained.names != trained.classes:
+    if output != "logits":
+        del values["classes"]
+    elif trained.names != trained.classes:
         values["labels"] = trained.classes
     return {name: json.dumps(value, ensure_ascii=False, default=str) for name, value in values.items()}
 
 
-def _compare_with_torch(path: Path, trained: TrainedModel, preprocess: bool) -> float:
-    """Return the largest difference between the logits of onnxruntime and torch, over batches of several sizes.
-
-    Raises UserError if it is too large, a predicted class differs, or the file does not run.
-    """
+def _run(path: Path, inputs: Tensor, name: str) -> Tensor:
+    """Return the outputs of onnxruntime for inputs in batches of several sizes. Raises UserError if it does not run."""
     import onnxruntime
 
-    name, options = trained.config.model.name, onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
-    logits, pixels = [], random_pixels(trained, sum(_BATCHES))
-    images = trained.preprocessing.normalise(pixels)
+    outputs = []
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for batch in torch.split(pixels if preprocess else images, list(_BATCHES)):
-            logits.append(torch.from_numpy(session.run(["output"], {"input": batch.numpy()})[0]))
+        for batch in torch.split(inputs, list(BATCHES)):
+            outputs.append(torch.from_numpy(session.run(["output"], {"input": batch.numpy()})[0]))
     except Exception as error:  # onnxruntime's have no common base class
         reason = f"onnxruntime cannot run {name}: {one_line(error, 200)}"
         raise UserError(f"model.name: {reason}: export a timm folder instead") from None
-    with eval_mode(trained.model):
-        expected = trained.model(images).float()
-    return check_same_logits(torch.cat(logits), expected, _TOLERANCE, f"{name} in onnxruntime", "a timm folder")
+    return torch.cat(outputs)
