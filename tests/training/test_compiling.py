@@ -12,6 +12,7 @@ from tests.processes import run_world
 from vit_dist import Config, train
 from vit_dist.errors import UserError
 from vit_dist.files import read_json
+from vit_dist.models.compile import graphs
 from vit_dist.run_folder.metrics import read_metrics
 from vit_dist.training.compiling import difference
 
@@ -42,6 +43,7 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not_and_resumes_exactly(tm
     assert compiled == pytest.approx(eager, rel=1e-4)
     start = read_metrics(tmp_path / "compiled" / "metrics.jsonl")[0]
     assert start["compiled_graphs"] >= 1
+    assert graphs() > start["compiled_graphs"]  # that of the evaluations, which are compiled as well
     middle = tmp_path / "compiled" / "checkpoints" / "update_00000003"
     again = tmp_path / "again"
     resumed = run(again, train__compile="blocks", run__resume=str(middle))
