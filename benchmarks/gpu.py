@@ -807,15 +807,15 @@ def data_path() -> Any:
         waited, began, start = stream.wait_seconds, time.perf_counter(), position[0]
         while time.perf_counter() - began < 1.5:
             fed()
-        issued = time.perf_counter() - began
         sync()
         seconds = (time.perf_counter() - began) / (position[0] - start)
+        waiting = (stream.wait_seconds - waited) / (position[0] - start)  # of the device
         found = {
             "fixed_batch_ms": round(1e3 * fixed, 2),
             "fed_ms": round(1e3 * seconds, 2),
             "cost_of_data": round(seconds / fixed - 1, 4),
-            "data_wait_fraction": round((stream.wait_seconds - waited) / issued, 4),
-            "host_ms_of_data_per_update": round(1e3 * (stream.wait_seconds - waited) / (position[0] - start), 2),
+            "data_wait_fraction": round(waiting / seconds, 4),
+            "data_wait_ms_per_update": round(1e3 * waiting, 2),
         }
         if CUDA:
             pixels = torch.from_numpy(source.pixels[:micro]).pin_memory()
