@@ -264,7 +264,7 @@ def _group_rows(groups: Sequence[Mapping[str, Any]], lr: float) -> dict[str, str
     """Return name → size, weight decay and peak rate of the groups of parameters; those of several layers together."""
     together: dict[str, list[Mapping[str, Any]]] = {}
     for group in groups:
-        together.setdefault(re.sub(r", layer \d+", "", group["name"]), []).append(group)
+        together.setdefault(re.sub(r", (image |text )?layer \d+", "", group["name"]), []).append(group)
     rows = {}
     for name, parts in together.items():
         tensors = [parameter for part in parts for parameter in part["params"]]

@@ -60,8 +60,8 @@ def parameter_groups(config: OptimizerConfig, model: nn.Module) -> list[dict[str
             continue
         decayed = config.decay_all or (is_decayed(name, parameter) and not {name, name.rsplit(".", 1)[-1]} & spared)
         decay = config.weight_decay if decayed and name not in never else 0.0
-        scale, layer = scales.get(name, (1.0, None))
-        title = f", layer {layer}" if layer is not None else ""
+        scale, layer = scales.get(name, (1.0, ""))
+        title = f", {layer}" if layer else ""
         patterns = [pattern for pattern in config.overrides if re.search(pattern, name)]
         if len(patterns) > 1:
             raise UserError(f"optimizer.overrides: {name} matches {' and '.join(patterns)}: make one narrower")
@@ -208,15 +208,15 @@ def _hidden_matrices(model: nn.Module) -> set[int]:
     return {id(module.weight) for name, module in linears[:-1] if not name.startswith("head")}
 
 
-def _layer_scales(config: OptimizerConfig, model: nn.Module) -> dict[str, tuple[float, int | None]]:
-    """Return (part of the peak rate, layer from the input on) by parameter name; empty without layer_decay."""
+def _layer_scales(config: OptimizerConfig, model: nn.Module) -> dict[str, tuple[float, str]]:
+    """Return (part of the peak rate, name of the layer) by parameter name; empty without layer_decay."""
     if config.layer_decay == 1:
         return {}
     if towers := towers_of(model):
         return {
-            f"{prefix}.{name}": scale
+            f"{prefix}.{name}": (scale, f"{prefix} {layer}")
             for prefix, tower in towers.items()
-            for name, scale in _layer_scales(config, tower).items()
+            for name, (scale, layer) in _layer_scales(config, tower).items()
         }
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is None:
@@ -225,4 +225,4 @@ def _layer_scales(config: OptimizerConfig, model: nn.Module) -> dict[str, tuple[
 
     layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
     last = max(layers.values())
-    return {name: (config.layer_decay ** (last - layer), layer) for name, layer in layers.items()}
+    return {name: (config.layer_decay ** (last - layer), f"layer {layer}") for name, layer in layers.items()}
