@@ -246,8 +246,9 @@ def _data(fields: Fields) -> dict[str, dict[str, Any]]:
     for name in fields.values:
         split = fields.fields(name)
         found[name] = {"samples": split.integer("samples"), "sha256": split.sha256("sha256")}
-        if "content" in split.values:  # of files, and not in earlier checkpoints
-            found[name]["content"] = split.sha256("content")
+        # Of some data, and not in earlier checkpoints.
+        found[name] |= {kind: split.sha256(kind) for kind in ("content", "weights", "captions") if split.has(kind)}
+        found[name] |= {kind: split.text(kind) for kind in ("without", "tokenizer") if split.has(kind)}
     return found
 
 
