@@ -96,6 +96,19 @@ def test_a_gpu_waits_for_data_only_where_it_is_idle_meanwhile() -> None:
     assert 1e3 * time_use(hidden).parts["data wait"] == pytest.approx(4 + 8)
 
 
+def test_short_gaps_between_kernels_are_not_the_host_s() -> None:
+    kernels = [
+        *kernel(1, "gemm", 1.000, 2.000, launched=0.1),
+        *kernel(2, "gemm", 1.500, 2.500, launched=0.2),
+        *kernel(3, "gemm", 2.504, 3.000, launched=0.3),  # 4 µs later
+        *kernel(4, "gemm", 3.006, 4.000, launched=0.4),  # 6 µs later
+        *kernel(5, "ncclDevKernel", 4.001, 4.500, launched=0.5),
+        *kernel(6, "gemm", 4.502, 5.000, launched=0.6),
+    ]
+    use = time_use([host("update", 0, 1), host("forward", 0, 1), *kernels])
+    check(use, {"forward": 3.488, "communication": 0.499, "gaps": 0.007, "host": 0.006}, 4)
+
+
 def test_pauses_count_for_nothing() -> None:
     evaluation = [host("paused", 100, 300), *kernel(99, "gemm", 110, 290, launched=105)]
     with_pause = time_use([*gpu_update(), *evaluation, *gpu_update(300)])

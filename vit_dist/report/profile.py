@@ -20,6 +20,7 @@ _ON_GPU = {
     **_BOTH,
     "data wait": "the GPU has nothing to do until a batch is there",
     "other": "kernels of none of these parts",
+    "gaps": "gaps between kernels, under 5 µs each",
     "host": "the GPU has nothing to do while the host works: Python, starting kernels",
 }
 _ON_HOST = {
@@ -80,7 +81,7 @@ def _sentence(line: Line, shares: dict[str, float]) -> str:
     milliseconds = 1e3 * line["update_seconds"]
     text = f"Updates {first:,} to {last:,}, which a profiler slowed down, took {milliseconds:,.1f} ms each."
     if line["on_device"]:
-        busy = 1 - shares["data wait"] - shares["host"] - shares["communication"]
+        busy = 1 - sum(shares[name] for name in ("data wait", "host", "gaps", "communication"))
         text += f" The GPU computed for {busy:.0%} of that: {line['kernels']:,.0f} kernels an update"
         text += f", and {line['copies']:,.0f} copies from the host."
     return text

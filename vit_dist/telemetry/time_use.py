@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vit_dist.runtime.marks import AUGMENTATION, BACKWARD, DATA_WAIT, FORWARD, OPTIMIZER, PASS, PAUSED, UPDATE
 
 # Communication that computing does not hide, in which a process also waits for others; on a GPU what was launched
-# outside all marks; the time in which a GPU has nothing to do, or, without one, what is outside all marks.
-COMMUNICATION, OTHER, HOST = "communication", "other", "host"
-PARTS = (FORWARD, BACKWARD, PASS, OPTIMIZER, AUGMENTATION, COMMUNICATION, DATA_WAIT, OTHER, HOST)
+# outside all marks, and short gaps between kernels; the time in which a GPU has nothing to do or, without one, what is
+# outside all marks.
+COMMUNICATION, OTHER, GAPS, HOST = "communication", "other", "gaps", "host"
+PARTS = (FORWARD, BACKWARD, PASS, OPTIMIZER, AUGMENTATION, COMMUNICATION, DATA_WAIT, OTHER, GAPS, HOST)
 
 Event = Mapping[str, Any]
 _Interval = tuple[float, float, str]
 _WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+# Of a gap, in microseconds: starting a kernel that is queued takes one or two.
+_SHORT = 5.0
 _OPERATION, _COPY, _WINDOW = "an operation", "a copy to the device", "the window"
 
 
@@ -41,7 +45,8 @@ def time_use(events: Iterable[Event]) -> TimeUse:
     """Sum up the events of a Chrome trace of torch's profiler, in which the parts of updates are marked.
 
     With kernels of a GPU in it, each instant belongs to what the GPU computes then; else to its communication; else,
-    where the host waits for a batch or a batch is copied, to the wait for data; else it is idle while the host works.
+    where the host waits for a batch or a batch is copied, to the wait for data; else, in gaps of over 5 µs, it is idle
+    while the host works.
     Without, it belongs to the part that the host is in, or to communication, while no operation runs.
     """
     whole = [event for event in events if event.get("ph") == "X" and event.get("cat") != "Trace"]
@@ -58,7 +63,7 @@ def time_use(events: Iterable[Event]) -> TimeUse:
         window = min(start for start, _, _ in device), max(end for _, end, _ in device), _WINDOW
         # The host's parts count only where it waits.
         waits = [part for part in parts if part[2] in (DATA_WAIT, PAUSED)]
-        found = _sweep([window, *device, *waits], _part_of_device)
+        found = _sweep([window, *device, *_short_gaps(device), *waits], _part_of_device)
     else:
         window = float(updates[0]["ts"]), max(_interval(event, UPDATE)[1] for event in updates), _WINDOW
         operations = [
@@ -99,6 +104,15 @@ def _device_work(whole: Sequence[Event], work: Sequence[Event], parts: Sequence[
     return [_interval(event, label(event)) for event in work]
 
 
+def _short_gaps(device: Iterable[_Interval]) -> Iterator[_Interval]:
+    """Yield the short gaps in a GPU's work."""
+    until = math.inf
+    for start, end, _ in sorted(device):
+        if 0 < start - until < _SHORT:
+            yield until, start, GAPS
+        until = end if until is math.inf else max(until, end)
+
+
 def _communicates(event: Event) -> bool:
     name = event["name"]
     return "nccl" in name.lower() or name.startswith("gloo:")
@@ -116,7 +130,9 @@ def _part_of_device(active: Mapping[str, int]) -> str:
     for name in (FORWARD, BACKWARD, PASS, OPTIMIZER, AUGMENTATION, OTHER, COMMUNICATION):
         if active[name]:
             return name
-    return DATA_WAIT if active[_COPY] or active[DATA_WAIT] else HOST
+    if active[_COPY] or active[DATA_WAIT]:
+        return DATA_WAIT
+    return GAPS if active[GAPS] else HOST
 
 
 def _part_of_host(active: Mapping[str, int]) -> str:

@@ -73,6 +73,10 @@ class UpdateProfile:
         use, trace, problem = None, None, ""
         try:
             use, trace, problem = self._take(f"updates_{self.window.start + 1}_to_{position}.json.gz")
+            if self._runtime.device.type == "cuda" and not use.on_device:
+                problem = (
+                    problem or "log.profile: no kernels of the GPU were recorded (by CUPTI): the times are the host's"
+                )
         except (OSError, RuntimeError, ValueError) as error:
             problem = f"log.profile: {one_line(error, 200)}"
         ranks = [each for each in self._runtime.gather(_of_an_update(use) if use else None) if each]
