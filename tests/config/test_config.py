@@ -16,7 +16,7 @@ import yaml
 from vit_dist.config.config import LATER, Config
 from vit_dist.config.fields import DataConfig, LossConfig, RunConfig, ScheduleConfig
 from vit_dist.config.optimizer_fields import OptimizerConfig
-from vit_dist.config.recipe import RECIPES, find_recipe
+from vit_dist.config.recipe import RECIPES, find_recipe, recipe_for
 from vit_dist.config.values import Length, import_function, parse_size
 from vit_dist.errors import UserError
 
@@ -451,6 +451,15 @@ def test_the_default_recipe_is_digits_or_folder_if_a_root_is_set() -> None:
     assert Config.load(None, {"data.name": "nosuch"}).augment.crop_min == 0.35  # the folder recipe's
 
 
+def test_the_default_recipe_of_a_loss_of_captions_is_contrastive_if_a_root_is_set() -> None:
+    for loss in ("clip", "siglip"):
+        fields = {"loss.name": loss, "data.root": "list.csv"}
+        assert Config.load(None, fields) == Config.load("contrastive", fields)
+        assert Config.load(None, {**fields, "model.pretrained": "x"}).text.name == "text_small"
+        assert recipe_for({"loss.name": loss}) == "digits_captions"
+        assert recipe_for({"loss.name": loss, "data.name": "mnist"}) == "mnist"
+
+
 def test_the_default_recipe_is_finetune_if_pretrained_is_set() -> None:
     weights = {"model.pretrained": "timm"}
     tuned = Config.load(None, weights)
@@ -497,6 +506,7 @@ DATA = {
     "cifar10": "cifar10",
     "cifar100": "cifar100",
     "cifar10_fast": "cifar10",
+    "contrastive": "folder",
     "digits": "digits",
     "fashion_mnist": "fashion_mnist",
     "finetune": "folder",

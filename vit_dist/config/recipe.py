@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vit_dist.config import limits
+from vit_dist.config.text_fields import CONTRASTIVE
 from vit_dist.config.values import WrittenFloat, WrittenInt
 from vit_dist.errors import UserError, one_line
 from vit_dist.files import user_path
@@ -21,9 +22,12 @@ RECIPES = Path(__file__).parent / "recipes"
 def recipe_for(overrides: Mapping[str, Any]) -> str:
     """Return the recipe to use if none is named.
 
-    `finetune` if the overrides set `model.pretrained`, else the one named after their `data.name`, else `folder` if
-    they set `data.root` or another `data.name`, else `digits`.
+    For images with captions (`loss.name`), `contrastive` if the overrides set `data.root`, `digits_captions` if they
+    name no data. Else `finetune` if they set `model.pretrained`, else the one named after their `data.name`, else
+    `folder` if they set `data.root` or another `data.name`, else `digits`.
     """
+    if overrides.get("loss.name") in CONTRASTIVE and ("data.root" in overrides or "data.name" not in overrides):
+        return "contrastive" if "data.root" in overrides else "digits_captions"
     if overrides.get("model.pretrained"):
         return "finetune"
     name = str(overrides.get("data.name", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -136,11 +137,14 @@ class Stream:
         targets = batch.targets[real]
         shares = targets if targets.ndim == 2 else F.one_hot(targets, max(self.classes, 2)).float()
         parts, classes = shares.topk(2)
+        metadata: dict[str, Any] = {"position": position, "classes": list(names)}
+        if (captioner := self._reader.captioner) is not None:
+            metadata["captions"] = captioner.texts(batch.ids[real.cpu()].numpy(), few.epoch[real.cpu().numpy()])
         return InputExamples(
             self.preprocessing.denormalise(batch.images[real]).cpu().numpy(),
             classes.cpu().numpy(),
             parts.cpu().numpy(),
-            {"position": position, "classes": list(names)},
+            metadata,
         )
 
     def close(self) -> None:

@@ -97,7 +97,7 @@ class InputExamples:
     """The first slots of a global batch as the model sees them.
 
     pixels: uint8 [n, channels, side, side]. classes: the two classes with the largest shares in each target, int64
-    [n, 2]; parts: these shares, float32 [n, 2]. metadata: position and class names.
+    [n, 2]; parts: these shares, float32 [n, 2]. metadata: position, class names, and captions if the images have them.
     """
 
     pixels: Pixels
@@ -106,7 +106,9 @@ class InputExamples:
     metadata: dict[str, Any]
 
     def captions(self) -> list[str]:
-        """Return the class of each, or both with their shares where two are mixed."""
+        """Return the caption of each; without one its class, or both with their shares where two are mixed."""
+        if "captions" in self.metadata:
+            return [str(caption) for caption in self.metadata["captions"]]
         pairs = [[self.metadata["classes"][number] for number in pair] for pair in self.classes.tolist()]
         return [
             first if parts[0] > 0.995 else f"{first} {parts[0]:.0%}, {second} {parts[1]:.0%}"
@@ -144,16 +146,17 @@ def read_inputs(path: Path) -> InputExamples | None:
     if content is None:
         return None
     inputs, position = InputExamples(**content[0], metadata=content[1]), content[1].get("position")
-    count, classes = len(inputs.pixels), content[1].get("classes", [])
+    count, classes, captioned = len(inputs.pixels), content[1].get("classes", []), "captions" in content[1]
     pairs, parts = inputs.classes, inputs.parts
     if not (
         _are_names(classes)
         and is_count(position)
         and are_pictures(inputs.pixels, count)
-        and _are_within(pairs, len(classes), (count, 2))
+        and _are_within(pairs, max(len(classes), 2 * captioned), (count, 2))
         and parts.dtype == np.float32
         and parts.shape == (count, 2)
         and np.isfinite(parts).all()
+        and (not captioned or (isinstance(content[1]["captions"], list) and len(content[1]["captions"]) == count))
     ):
         raise UserError(BROKEN.format(path))
     return inputs

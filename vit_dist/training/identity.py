@@ -59,8 +59,8 @@ def check_same_data(saved: Checkpoint, data: LabelledSplits, samples: Mapping[st
         what.append(f"classes: {', '.join(kinds) or 'in another order'}")
     if not what and (texts := _other_texts(before, samples)):
         raise UserError(
-            f"data: {folder} was trained with {' and '.join(texts)}: bring the old back, or set another run.dir or "
-            "run.name, or none, for a new run"
+            f"data: {folder} was trained with {' and '.join(texts)}: bring the old ones back, or set another run.dir "
+            "or run.name, or none, for a new run"
         )
     if what:
         raise UserError(

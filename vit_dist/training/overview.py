@@ -10,6 +10,7 @@ import torch
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.data.sources.source import decoded
+from vit_dist.data.sources.splits import UNLABELLED
 from vit_dist.data.sources.survey import Survey, survey
 from vit_dist.formatting import big
 from vit_dist.optim.optimizers import peak_lr
@@ -139,7 +140,7 @@ def plan_rows(components: Components) -> dict[str, str]:
     rows = {
         "model": f"{_model_text(config)}, {big(components.parameters)} parameters, "
         f"{big(components.forward_flops)}FLOP per {'pair' if config.contrastive else 'image'} forward",
-        "data": f"{splits}; {len(data.classes)} classes{_without_test(facts)}",
+        "data": f"{splits}{f'; {len(data.classes)} classes' * (data.classes != UNLABELLED)}{_without_test(facts)}",
         **facts.rows(),
         "images": f"{data.channels} × {preprocessing.image_size} × {preprocessing.image_size}, mean {mean}, std {std}",
         **({"evaluated": preprocessing.resizing()} if decoded(data.splits["train"].source) is None else {}),

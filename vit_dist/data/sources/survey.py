@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from vit_dist.data.sources.decode import Header
 from vit_dist.data.sources.image_files import read_header
 from vit_dist.data.sources.source import decoded
-from vit_dist.data.sources.splits import ImageSizes, LabelledSplits, LeftOut, Subset
+from vit_dist.data.sources.splits import UNLABELLED, ImageSizes, LabelledSplits, LeftOut, Subset
 from vit_dist.errors import visible
 from vit_dist.plan.keys import Purpose, key
 from vit_dist.plan.permutation import permute
@@ -28,7 +28,8 @@ FEW_IMAGES, SMALL_VAL, TINY, HUGE, UNBALANCED = 10, 50, 32, 4000, 10
 class Survey:
     """The facts of a data set. counts: split → images of each class, in the order of `classes`.
 
-    sizes: None where no file says (a source of the user's own). notes: lines for the user.
+    sizes: None where no file says (a source of the user's own). notes: lines for the user. captions: of each split, if
+    they are read.
     """
 
     classes: tuple[str, ...]
@@ -36,14 +37,19 @@ class Survey:
     sizes: ImageSizes | None
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    captions: dict[str, int] = field(default_factory=dict)
 
     def total(self, split: str) -> int:
         """Return the images of a split, 0 if there is no such split."""
         return sum(self.counts.get(split, ()))
 
     def rows(self) -> dict[str, str]:
-        """Return classes, sizes and what was left out in words, by name, for an overview."""
-        rows = {"classes": self._classes_text()}
+        """Return classes, captions, sizes and what was left out in words, by name, for an overview."""
+        rows = {"classes": self._classes_text()} if self.classes != UNLABELLED else {}
+        if self.captions:
+            each = self.captions["train"] / max(1, self.total("train"))
+            counts = " + ".join(f"{split} {count:,}" for split, count in self.captions.items())
+            rows["captions"] = f"{counts}; {each:.3g} to an image of train"
         if self.sizes is not None:
             rows["sizes"] = _sizes_text(self.sizes)
         if self.left_out:
@@ -89,7 +95,12 @@ def survey(data: LabelledSplits) -> Survey:
     }
     sizes = data.sizes or _sizes_in_memory(data.splits["train"])
     notes = [*data.notes, *_count_notes(data.classes, counts), *(_size_notes(data.sizes) if data.sizes else [])]
-    return Survey(data.classes, counts, sizes, data.left_out, tuple(notes))
+    captions = {
+        name: int(split.captions.counts(split.indices).sum())
+        for name, split in data.splits.items()
+        if split.captions is not None
+    }
+    return Survey(data.classes, counts, sizes, data.left_out, tuple(notes), captions)
 
 
 def measure(paths: Sequence[Path]) -> ImageSizes | None:

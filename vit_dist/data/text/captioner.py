@@ -47,6 +47,10 @@ class Captioner:
         found = [self._tokens(number) for number in self.draw(indices, epochs).tolist()]
         return CaptionTokens(np.stack([row for row, _ in found]), np.asarray([each for _, each in found], np.int64))
 
+    def texts(self, indices: Ints, epochs: Ints) -> list[str]:
+        """Return the drawn captions as they are."""
+        return [self.captions.caption(number) for number in self.draw(indices, epochs).tolist()]
+
     def _tokens(self, number: int) -> tuple[Ints, int]:
         known = self._kept.get(number)
         if known is None:
