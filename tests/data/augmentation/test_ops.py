@@ -14,13 +14,16 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from vit_dist.data.augmentation.ops import (
+    _resizing,
     erase,
     erase_with_noise,
     flip,
     mix,
     mix_targets,
     normal_noise,
+    normal_of,
     normalise,
+    resize,
     shift,
     warp,
 )
@@ -323,3 +326,33 @@ def test_noise_is_never_infinite() -> None:
     top = torch.tensor([0, 1, 2**23 - 1])
     values = 1.4142135623730951 * torch.erfinv((2 * top + 1 - 2**23).float() * 2.0**-23)
     assert values.isfinite().all()
+    bits = torch.arange(0, 2**23, 997)
+    uniform = (2 * bits.double() + 1) / 2**24
+    torch.testing.assert_close(normal_of(bits), torch.special.ndtri(uniform).float(), rtol=2e-7, atol=1e-9)
+    assert torch.equal(normal_of(2**23 - 1 - bits), -normal_of(bits))
+
+
+@pytest.mark.parametrize(("size", "side"), [((32, 32), 48), ((28, 20), 16), ((7, 224), 31)])
+def test_resizing_is_exact_in_any_order_of_sums(size: tuple[int, int], side: int) -> None:
+    images = pixels(2, 3, *size)
+    actual = resize(images, side)
+    down, across = (_resizing(length, side, images.device, torch.float64) for length in size)
+    for weights in (down, across):
+        assert (weights.sum(1) == 1).all()
+        assert ((weights * 2**22) % 1 == 0).all()
+    order = torch.randperm(size[1], generator=torch.Generator().manual_seed(0))
+    shuffled = (down @ images.double())[..., order] @ across[:, order].mT
+    assert torch.equal(actual, shuffled.float())
+    theirs = torch.nn.functional.interpolate(images.double(), (side, side), mode="bilinear", antialias=True)
+    assert (actual - theirs).abs().max() < 2e-4  # of 255
+    white = torch.full((1, 1, *size), 255, dtype=torch.uint8)
+    assert (resize(white, side) == 255).all()
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_noise_and_sizes_to_the_bit() -> None:
+    bits = torch.arange(2**23)
+    assert torch.equal(normal_of(bits.cuda()).cpu(), normal_of(bits))
+    for size, side in (((32, 32), 48), ((28, 20), 16), ((224, 224), 160)):
+        images = pixels(8, 3, *size)
+        assert torch.equal(resize(images.cuda(), side).cpu(), resize(images, side))

@@ -365,6 +365,20 @@ def test_torchvision_names_give_its_transforms(recipe: str, theirs: Any) -> None
         assert np.array_equal(actual.numpy(), np.asarray(theirs(noise())).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_and_pixels_are_those_of_torchvision(channels: int) -> None:
+    whole = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (channels, 9, 14), dtype=np.uint8))
+    for pixels in (whole, whole[:, 1:7, 2:], whole.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        image, theirs = transforms.to_image(pixels), v2.functional.to_pil_image(pixels)
+        assert (image.mode, image.size, image.tobytes()) == (theirs.mode, theirs.size, theirs.tobytes())
+        assert torch.equal(transforms.to_pixels(image), pixels)
+    for mode in ("1", "L", "LA", "P", "RGBA", "I", "F"):
+        image = v2.functional.to_pil_image(whole).convert("L").convert(mode)
+        ours, theirs = transforms.to_pixels(image), v2.functional.pil_to_tensor(image)
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
 def test_transforms_run_in_the_order_crop_auto_jitter_user() -> None:
     sample_key = KEYS[0]
     _, automatic, _ = transforms_imagenet_train(

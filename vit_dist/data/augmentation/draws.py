@@ -135,3 +135,10 @@ def mixes(
     boxes = np.stack(edges, axis=1).astype(np.int64) * cut[:, None]
     part = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (height * width)
     return Mixes(np.where(cut, 1 - part, kept).astype(np.float32), cut, boxes)
+
+
+def upper_normals(count: int) -> Floats:
+    """Return the standard normal's quantiles in the middle of `count` equal parts of ½ … 1: float32 [count]."""
+    rest = (np.arange(count, 0, -1) - 0.5) / (2 * count)
+    values: Floats = -ndtri(rest).astype(np.float32)
+    return values

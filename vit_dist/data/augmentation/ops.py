@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from vit_dist.data.augmentation.draws import upper_normals
 
 
 def flip(pixels: Tensor, chosen: Tensor) -> Tensor:
@@ -42,11 +46,33 @@ def coefficients(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 def rescale(pixels: Tensor, image_size: int, offset: Tensor, factor: Tensor) -> Tensor:
     """Return offset + pixels · factor as float32 [n, c, image_size, image_size]; see `normalise`."""
-    images = pixels.float()
-    if images.shape[-1] != image_size or images.shape[-2] != image_size:
-        images = F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True)
+    same = pixels.shape[-2:] == (image_size, image_size)
+    images = pixels.float() if same else resize(pixels, image_size)
     out = None if pixels.is_floating_point() else images  # nobody else's; fresh memory would cost more than the sums
     return torch.addcmul(offset, images, factor, out=out)
+
+
+def resize(pixels: Tensor, side: int) -> Tensor:
+    """Return images [n, c, h, w], values 0 … 255, as float32 [n, c, side, side]: bilinear, with antialiasing.
+
+    Whole numbers come out the same on every device that has float64: no sum of their products with these weights needs
+    more bits than it has, and only the result is rounded.
+    """
+    kind = torch.float32 if pixels.device.type == "mps" else torch.float64
+    down, across = (_resizing(size, side, pixels.device, kind) for size in pixels.shape[2:])
+    with torch.autocast(pixels.device.type, enabled=False):
+        return (down @ (pixels.to(kind) @ across.mT)).float()
+
+
+@lru_cache(maxsize=32)
+def _resizing(size: int, side: int, device: torch.device, kind: torch.dtype) -> Tensor:
+    """Return the matrix [side, size] that resizes a column, made of multiples of 2^-22 whose rows add up to 1."""
+    with torch.inference_mode(False):
+        basis = torch.eye(size, dtype=torch.float64)[None, None]
+        weights = F.interpolate(basis, (side, size), mode="bilinear", antialias=True)[0, 0]
+        whole = (weights * 2**22).round()
+        whole[torch.arange(side), whole.argmax(1)] += 2**22 - whole.sum(1)
+        return (whole / 2**22).to(device, kind)
 
 
 def erase(images: Tensor, rows: Tensor, boxes: Tensor, colour: Tensor) -> Tensor:
@@ -94,9 +120,21 @@ def mix_targets(targets: Tensor, classes: int, kept: Tensor) -> Tensor:
 
 def normal_noise(keys: Tensor, count: Tensor) -> Tensor:
     """Return standard normal float32 values from int64 keys and counters, broadcast: SplitMix64, then Φ⁻¹."""
-    bits = _shifted(_mixed(keys + count * -7046029254386353131), 40)
-    # Odd multiples of 2^-23 within (-1, 1), exact in float32, so that none rounds to ±1 and gives an infinity.
-    return 1.4142135623730951 * torch.erfinv((2 * (bits >> 1) + 1 - 2**23).float() * 2.0**-23)
+    return normal_of(_shifted(_mixed(keys + count * -7046029254386353131), 41))
+
+
+def normal_of(bits: Tensor) -> Tensor:
+    """Return Φ⁻¹((bits + ½) / 2²³) as float32, the same on every device, of int64 from 0 to 2²³ - 1."""
+    upper = bits - 2**22
+    below = upper >> 63  # -1 in the lower half, which mirrors the upper
+    return _normal_values(bits.device)[upper ^ below] * (1 + 2 * below)
+
+
+@lru_cache(maxsize=8)
+def _normal_values(device: torch.device) -> Tensor:
+    """Return the upper half of the values of `normal_of`, float32 [2²²], made on the host: 16 MiB."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(upper_normals(2**22)).to(device)
 
 
 def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
