@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,10 @@ def test_rank_0_decides_for_all(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_what_does_not_fit_into_a_gpu_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.cuda.set_per_process_memory_fraction(2**28 / torch.cuda.get_device_properties(0).total_memory)
+    gc.collect()  # what other tests have left
+    torch.cuda.empty_cache()
+    limit = torch.cuda.memory_reserved() + 2**28
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         run(tmp_path, run__device="cuda", batch__global_size=65536, model__width=64, model__depth=4)
     finally:
