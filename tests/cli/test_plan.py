@@ -408,6 +408,7 @@ def test_plan_shows_the_facts_choices_and_notes_that_train_shows(
     monkeypatch.chdir(tmp_path)
     flags = ["--data.root", str(image_folder), "--model.depth", "1", "--train.duration", "2 updates"]
     flags += ["--run.device", "cpu", "--run.threads", "1", "--data.image_size", "16", "--schedule.warmup", "0%"]
+    flags += ["--model.residual", "bf16"]
     shown = []
     for command in ("plan", "train"):
         assert main([command, *flags, "--log.report=false"] if command == "train" else [command, *flags]) == 0
@@ -416,6 +417,22 @@ def test_plan_shows_the_facts_choices_and_notes_that_train_shows(
         shown.append([words for words in kept if not words[-1].startswith("┤")])
     assert [words for words in shown[0] if words in shown[1]] == shown[0]
     assert {words[0] for words in shown[0]} >= {"classes", "sizes", "note:", "batch.global_size"}
+    without_effect = "note: model.residual: bf16 has no effect in fp32, whose sums between blocks stay float32"
+    assert without_effect.split() in shown[0]
+
+
+def test_a_size_that_is_to_be_measured_is_shown_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"--{name}={'auto' if name == 'batch.micro_size' else value}" for name, value in SHORT.items()]
+    assert main(["plan", *arguments, "--measure"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "note: batch.micro_size: auto is measured when the run begins; this shows it with 16" in text
+    assert re.search(
+        r"batch\.micro_size: (8|16) is the fastest here \(cpu, fp32; images/s forward and backward: 8 ", text
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_place_of_the_picture_is_refused(

@@ -26,7 +26,7 @@ _LONG = 2.0  # seconds of a pass from which on larger sizes are not tried: what 
 _PART_OF_MEMORY = 0.9
 # A size is passed over if its updates take so much longer than the fastest so far; two in a row end the search. Sizes
 # as close to the fastest as this are as fast, and the smallest of them is taken, which needs less memory.
-_SLOWER, _EQUAL = 1.1, 1.02
+_SLOWER, _EQUAL = 1.1, 1.01
 
 
 @dataclass(frozen=True)
