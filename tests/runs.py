@@ -41,6 +41,15 @@ PICTURES: dict[str, Any] = {
     "train.duration": "15 updates",
     "evaluate.every": "5 updates",
 }
+CAPTIONS: dict[str, Any] = {
+    **{"data.name": "digits_captions", "loss.name": "clip", "loss.label_smoothing": 0.0},
+    **{"model.pool": "token", "model.width": 32, "model.depth": 1, "model.heads": 2, "model.patch_size": 4},
+    **{"text.width": 32, "text.depth": 1, "text.heads": 2, "text.context_length": 40, "text.embed_dim": 24},
+    **{"text.prompts": ["a handwritten {}", "the digit {}"], "evaluate.metric": "top1"},
+    **{"batch.global_size": 64, "batch.micro_size": 64, "optimizer.lr": 3e-3, "schedule.warmup": "5 updates"},
+    **{"train.duration": "50 updates", "evaluate.every": "25 updates", "checkpoint.every": "25 updates"},
+    "train.ema": 0.9,
+}
 QUIET: dict[str, Any] = {"run.device": "cpu", "run.threads": 1, "log.report": False, "log.trackers": "none"}
 
 
@@ -48,6 +57,13 @@ def train_digits_run(factory: pytest.TempPathFactory) -> Path:
     """Return a run on the digits, trained once for all modules: EMA weights, checkpoints at 30 and 60."""
     return made_once(
         factory, "digits", lambda folder: train(Config.load("digits", {**DIGITS, **QUIET, "run.dir": str(folder)}))
+    )
+
+
+def train_captions_run(factory: pytest.TempPathFactory) -> Path:
+    """Return a run on the digits and their captions, trained once for all modules."""
+    return made_once(
+        factory, "captions", lambda folder: train(Config.load("digits", {**CAPTIONS, **QUIET, "run.dir": str(folder)}))
     )
 
 

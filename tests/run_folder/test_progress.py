@@ -126,3 +126,17 @@ def test_the_file_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         write_progress(folder, [], "top1")
     assert (folder / "progress.md").read_text(encoding="utf-8") == new
+
+
+def test_images_and_captions_have_columns_of_their_own(tmp_path: Path) -> None:
+    found = {"zero_shot_top1": 75.0, "mean_recall_at_1": 15.0}
+    found |= {f"{way}_recall_at_1": at for way, at in (("image_to_text", 10.0), ("text_to_image", 20.0))}
+    line = {name: value for name, value in evaluated(4, 1.25, 0.0, best=True).items() if name != "top1"}
+    history = [trained(4, 2.0, None, 0.5), {**line, **found}]
+    assert progress_table(history) == (
+        "| update | epoch | train loss | val loss | val zero-shot top1 | val image→text R@1 | val text→image R@1 "
+        "| best | seconds |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| 4 | 0.80 | 2.0000 | 1.2500 | 75.00 | 10.00 | 20.00 | best | 2.0 |\n"
+    )
+    write_progress(tmp_path, history, "zero_shot_top1")
+    assert "Val loss: as in training, without augmentation." in (tmp_path / "progress.md").read_text()

@@ -144,3 +144,23 @@ def test_what_updates_wait_for_is_shown_of_all_ranks() -> None:
     line |= {"data_wait_fraction_min": 0.02, "data_wait_fraction_max": 0.351, "communication_fraction": 0.08}
     assert waiting_text(line) == ["data wait 2% to 35%", "communication 8%"]
     assert waiting_text({**line, "data_wait_fraction_max": 0.024, "communication_fraction": None}) == ["data wait 2%"]
+
+
+def test_images_and_captions_have_columns_of_their_own() -> None:
+    rows = Rows(plan("3 epochs"), 0, {"val": 20}, ema=False)
+    rows.add_train(train(10, 1.5, None, 0.25))
+    found = {"zero_shot_top1": 75.0, "mean_recall_at_1": 15.0}
+    found |= {f"{way}_recall_at_1": at for way, at in (("image_to_text", 10.0), ("text_to_image", 20.0))}
+    line = {**evaluation(10, best=True), **found}
+    del line["top1"]
+    rows.add_evaluation(line)
+    row = rows.row(10)
+    assert row is not None
+    assert labelled_row(row) == (
+        "epoch 1.0  update 10/30  train loss 1.5000  val loss 0.5000  val zero-shot top1 75.00 %  "
+        "val image→text R@1 10.00 %  val text→image R@1 20.00 %  training 2.5 s  evaluation 2.0 s  best"
+    )
+    rows.add_evaluation({name: value for name, value in line.items() if name != "zero_shot_top1"})
+    without = rows.row(20)
+    assert without is not None
+    assert "zero-shot" not in labelled_row(without)

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from vit_dist.checkpointing.state import Best, TrainState
+from vit_dist.config.config import Config
 from vit_dist.config.output_fields import EvaluateConfig
-from vit_dist.training.model_selection import is_improvement, out_of_patience, update_best, value_of, weights_of
+from vit_dist.training.model_selection import (
+    is_improvement,
+    out_of_patience,
+    selecting_metric,
+    update_best,
+    value_of,
+    weights_of,
+)
 
 BOTH = {
     "raw": {"loss": 0.5, "top1": 80.0, "top5": 98.0},
@@ -249,3 +257,32 @@ def test_nan_is_never_the_best() -> None:
     assert improved == [False, True, False, True]
     assert state.best is not None
     assert (state.best.value, state.patience_baseline, state.evaluations_without_improvement) == (0.5, 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "metric", "classes", "expected"),
+    [
+        ("cross_entropy", "top1", 10, "top1"),
+        ("clip", "top1", 10, "zero_shot_top1"),
+        ("siglip", "raw_top1", 10, "raw_zero_shot_top1"),
+        ("clip", "top1", 1, "mean_recall_at_1"),
+        ("clip", "raw_top1", 1, "raw_mean_recall_at_1"),
+        ("clip", "loss", 10, "loss"),
+        ("clip", "mean_recall_at_1", 10, "mean_recall_at_1"),
+    ],
+)
+def test_what_selects_the_weights_of_images_and_captions(loss: str, metric: str, classes: int, expected: str) -> None:
+    fields = {"loss.name": loss, "evaluate.metric": metric, "loss.label_smoothing": 0.0, "data.root": "."}
+    config = Config.load("folder", {**fields, "augment.mixup": 0.0, "augment.cutmix": 0.0})
+    assert selecting_metric(config, classes) == expected
+
+
+def test_zero_shot_accuracy_and_recall_rise() -> None:
+    assert outcomes([40.0, 50.0, 45.0], metric="zero_shot_top1") == outcomes([40.0, 50.0, 45.0], metric="top1")
+    assert is_improvement("raw_mean_recall_at_1", 2.0, 1.0)
+
+
+def test_a_plateau_of_top1_is_of_what_captions_have() -> None:
+    scores = {"raw": {"loss": 1.0, "mean_recall_at_1": 30.0}}
+    assert value_of("top1", scores) == 30.0
+    assert value_of("raw_top1", {"raw": {**scores["raw"], "zero_shot_top1": 40.0}}) == 40.0

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.optim import Optimizer
 
+from vit_dist.config.catalog import METRICS, PAIR_METRICS
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig
 from vit_dist.config.values import parse_size
@@ -31,6 +32,7 @@ from vit_dist.optim.optimizers import build_optimizer, peak_lr
 from vit_dist.optim.rate_curve import check_user_rates
 from vit_dist.optim.schedules import Schedule, schedule_metric
 from vit_dist.plan.plan import Plan
+from vit_dist.run_folder.pair_figures import ZERO_SHOT
 from vit_dist.sizing.limits import check_images
 from vit_dist.telemetry.trackers import check_tracker
 from vit_dist.training.captions import caption_notes, check_captions, run_tokenizer
@@ -229,9 +231,14 @@ def check_metrics(config: Config, data: LabelledSplits) -> None:
     if "val" in data.splits or config.evaluate.patience:
         used["evaluate.metric"] = config.evaluate.metric
     problems = []
+    measured = PAIR_METRICS if config.contrastive else METRICS
     for field, metric in used.items():
+        if metric is not None and metric not in measured:
+            problems.append(f"{field}: no evaluation of this run gives {metric}: set one of {', '.join(measured)}")
         if metric is not None and metric.endswith("top5") and len(data.classes) <= 5:
             problems.append(f"{field}: no evaluation of {len(data.classes)} classes gives {metric}: set top1 or loss")
+        if metric is not None and metric.endswith(ZERO_SHOT) and len(data.classes) < 2:
+            problems.append(f"{field}: these images have captions and no classes, so no {metric}: set mean_recall_at_1")
         if metric is not None and "val" not in data.splits:
             cause = "evaluate.patience" if field == "evaluate.metric" else field
             problems.append(f"{cause}: there is no val split to measure {metric} on: set data.val_fraction above 0")

@@ -68,7 +68,10 @@ def value_of(metric: str, scores: Scores) -> float:
     The accuracy of a model of NaN says nothing: which class it ranks first is an accident.
     """
     values = scores[weights_of(metric, scores)]
-    value, loss = values[metric.removeprefix("raw_")], values.get("loss")
+    name = metric.removeprefix("raw_")
+    if name == "top1" and name not in values:  # as a plateau schedule calls it
+        name = ZERO_SHOT if ZERO_SHOT in values else MEAN_RECALL
+    value, loss = values[name], values.get("loss")
     assert value is not None
     return value if loss is None or math.isfinite(loss) else math.nan
 
