@@ -1,0 +1,1 @@
+"""The parts of gpu.py: functions of a `Setting` that return what they measured, as JSON values."""
