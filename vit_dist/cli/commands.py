@@ -245,8 +245,9 @@ USAGES = {
     ),
     "shards build": Usage(
         "Pack image files into shards: tar files in WebDataset's layout, with an index, which train, evaluate and "
-        "others read as data.root. Splits, classes and what will be held out as val are those of the images. After an "
-        "interruption, the same command goes on, to the same bytes.",
+        "others read as data.root. Splits, classes and what will be held out as val are those of the images. A table's "
+        "captions are packed too if data.columns.caption names their column. After an interruption, the same command "
+        "goes on, to the same bytes.",
         {
             "--shard_size": ("SIZE", "most bytes of a shard, as 64MB or 1GiB; default: 128MiB"),
             "--processes": _PROCESSES,
@@ -258,7 +259,8 @@ USAGES = {
     ),
     "shards index": Usage(
         "Write the index of tar files that others made in WebDataset's layout: images, each with a .cls, or a .json "
-        "with its label. Names of classes are taken from classes.txt, one a line; splits from the names of the files.",
+        "with its label, or a .txt with its captions. Names of classes are taken from classes.txt, one a line; splits "
+        "from the names of the files.",
         {"--processes": _PROCESSES},
         {"FOLDER": "the folder of the tar files"},
         1,

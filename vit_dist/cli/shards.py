@@ -75,18 +75,20 @@ def _build(arguments: Arguments, console: Console) -> int:
         return 0
     before = f", {count - written:,} of them earlier" if written < count else ""
     console.say(f"{out}: {count:,} shard{'s' * (count > 1)}{before}, {size_text(bytes_)}")
-    console.say(f"train on them: vit-dist train --data.root {quote(str(out))}")
+    loss = " --loss.name clip" if plan.captioned else ""
+    console.say(f"train on them: vit-dist train --data.root {quote(str(out))}{loss}")
     return 0
 
 
 def _open(images: Path, fields: Mapping[str, Any]) -> LabelledSplits:
     """Return the splits of a folder of images or a table as they are, with nothing held out. Raises UserError.
 
-    fields: `data.columns` and the like, as given.
+    fields: `data.columns` and the like, as given. Captions are read where they name a column of them.
     """
     from vit_dist.data.sources.open import open_data
 
-    return open_data(Config.load("folder", {**fields, "data.root": str(images), "data.val_fraction": 0.0}).data)
+    config = Config.load("folder", {**fields, "data.root": str(images), "data.val_fraction": 0.0}).data
+    return open_data(config, captions="caption" in config.columns)
 
 
 def _index(arguments: Arguments, console: Console) -> int:
@@ -103,7 +105,8 @@ def _index(arguments: Arguments, console: Console) -> int:
             "note: the images are sorted by class, so that batches will have few classes: shuffle them (unpack the tar "
             "files, and vit-dist shards build), or at least set data.shard_window 100"
         )
-    console.say(f"train on them: vit-dist train --data.root {quote(str(folder))}")
+    loss = " --loss.name clip" if index.classes == UNLABELLED else ""
+    console.say(f"train on them: vit-dist train --data.root {quote(str(folder))}{loss}")
     return 0
 
 

@@ -18,12 +18,14 @@ from tests.cli.commands import command
 from tests.data.shards.packing import SHARD_SIZE, hashes, opened, packed
 from tests.sharing import made_once
 from tests.training.test_kill_points import watch_operations
+from vit_dist.config.fields import DataConfig
 from vit_dist.data.shards.archive import tar_keys
 from vit_dist.data.shards.build import build, plan_shards
 from vit_dist.data.shards.index import load_columns
 from vit_dist.data.shards.source import ShardSource, open_index
 from vit_dist.data.shards.verify import verify
 from vit_dist.data.sources.image_files import FileSource
+from vit_dist.data.sources.open import open_data
 from vit_dist.data.sources.source import read_image, sample_name
 from vit_dist.data.sources.splits import with_val
 from vit_dist.errors import UserError
@@ -292,3 +294,39 @@ def test_long_names_and_all_endings_come_back(tmp_path: Path) -> None:
     assert all(path.stat().st_size <= SHARD_SIZE for path in out.glob("*.tar"))
     columns, index = load_columns(out), open_index(out)
     assert len(index) == len(columns["crc32"]) == 12
+
+
+def test_captions_of_a_table_are_packed_where_their_column_is_named(
+    tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted((image_folder / "valid").rglob("*.png"))
+    table = tmp_path / "list.csv"
+    table.write_text("path,what\n" + "".join(f"{path},picture {n}\n{path},again {n}\n" for n, path in enumerate(files)))
+    out = tmp_path / "out"
+    built = ("shards", "build", table, out, "--data.columns.caption", "what", "--shard_size", "20480B")
+    result = command(capsys, *built)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-1] == f"train on them: vit-dist train --data.root {out} --loss.name clip"
+    assert command(capsys, "shards", "verify", out).code == 0
+    train = open_data(DataConfig(root=str(out), val_fraction=0.0), captions=True).splits["train"]
+    assert train.captions is not None
+    found = dict(zip(map(train.source.image_name, train.indices.tolist()), train.captions, strict=True))
+    assert sorted(found.values()) == sorted((f"picture {n}", f"again {n}") for n in range(len(files)))
+    for shard in out.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            texts = {name: tar.extractfile(name).read().decode() for name in tar.getnames() if name.endswith(".txt")}
+            assert not [name for name in tar.getnames() if name.endswith(".cls")]
+        assert shard.stat().st_size <= 20_480
+        for name, text in texts.items():
+            assert text.split("\n") == list(found[f"{shard}: {name.removesuffix('.txt')}.png"])
+    before = hashes(out)
+    assert command(capsys, *built).code == 0
+    assert hashes(out) == before
+    other = tmp_path / "other.csv"
+    other.write_text(table.read_text().replace("again 0", "anew 0"))
+    assert "holds shards of other images" in command(capsys, "shards", "build", other, *built[3:]).err
+    (out / "index.json").unlink()
+    assert command(capsys, "shards", "index", out).code == 0
+    again = open_data(DataConfig(root=str(out), val_fraction=0.0), captions=True).splits["train"].captions
+    assert again is not None
+    assert list(again) == list(train.captions)

@@ -29,13 +29,24 @@ _IMAGES = EXTENSIONS | HEIF
 
 
 class Entry(NamedTuple):
-    """An image to be written: the file it is in, its length in bytes, its key and ending in the tar, its class."""
+    """An image to be written: the file it is in, its length in bytes, its key and ending in the tar, its class, if any.
+
+    captions: all that it has.
+    """
 
     path: str
     size: int
     key: str
     ending: str
-    label: int
+    label: int | None
+    captions: tuple[str, ...] = ()
+
+    def texts(self) -> dict[str, bytes]:
+        """Return the files beside it, by ending: its class, and its captions, a line each."""
+        texts = {} if self.label is None else {"cls": str(self.label)}
+        if self.captions:
+            texts["txt"] = "\n".join(" ".join(caption.split()) for caption in self.captions)
+        return {ending: text.encode("utf-8", "replace") for ending, text in texts.items()}
 
 
 @dataclass
@@ -66,7 +77,7 @@ class _Hashing:
 
 
 def write_shard(path: Path, entries: Iterable[Entry]) -> Written:
-    """Write a tar file of images and their class numbers, which has its name once it is whole and on the disk.
+    """Write a tar file of images with their classes and captions, which has its name once it is whole and on the disk.
 
     Raises UserError for a file that cannot be read, or has other bytes than it had; OSError if it cannot be written.
     """
@@ -81,7 +92,8 @@ def write_shard(path: Path, entries: Iterable[Entry]) -> Written:
                     _add(tar, f"{entry.key}.{entry.ending}", content)
                     written.offset.append(tar.offset - _padded(entry.size))
                     written.crc32.append(zlib.crc32(content))
-                    _add(tar, f"{entry.key}.cls", str(entry.label).encode())
+                    for ending, text in entry.texts().items():
+                        _add(tar, f"{entry.key}.{ending}", text)
             written.bytes, written.sha256 = hashing.bytes, hashing.hash.hexdigest()
         fsync(hidden)
         hidden.replace(path)
@@ -92,9 +104,10 @@ def write_shard(path: Path, entries: Iterable[Entry]) -> Written:
 
 
 def entry_bytes(entry: Entry) -> int:
-    """Return how many bytes of a shard an image takes, with its class."""
-    total = _padded(entry.size) + BLOCK
-    for ending in (entry.ending, "cls"):
+    """Return how many bytes of a shard an image takes, with its class and its captions."""
+    total, texts = _padded(entry.size), entry.texts()
+    for ending in (entry.ending, *texts):
+        total += _padded(len(texts.get(ending, b"")))
         name = len(f"{entry.key}.{ending}".encode("utf-8", "surrogateescape"))
         total += BLOCK if name <= tarfile.LENGTH_NAME else 2 * BLOCK + _padded(name + 1)
     return total

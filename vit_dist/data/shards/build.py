@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from vit_dist.data.shards.archive import Entry, Written, entry_bytes, room, tar_keys, write_shard
-from vit_dist.data.shards.index import FORMAT, INDEX, WEIGHT, Shard, ShardIndex, write_index
+from vit_dist.data.shards.index import CAPTIONS, FORMAT, INDEX, WEIGHT, Shard, ShardIndex, write_index
 from vit_dist.data.shards.processes import in_processes
+from vit_dist.data.sources.captions import Captions
 from vit_dist.data.sources.image_files import file_names
-from vit_dist.data.sources.splits import ImageSizes, LabelledSplits, Subset, name_keys
+from vit_dist.data.sources.splits import UNLABELLED, ImageSizes, LabelledSplits, Subset, name_keys
 from vit_dist.errors import UserError, one_line, visible
 from vit_dist.files import WRITING, remove, write_durably
 from vit_dist.plan.keys import Purpose, key
@@ -41,7 +42,7 @@ class Planned:
 class BuildPlan:
     """What is to be built: shards, their images' keys for holding out, and a hash that names it all.
 
-    weights: of the images in training's loss, if they have any.
+    weights: of the images in training's loss, if they have any. captioned: whether they have captions.
     """
 
     data: LabelledSplits
@@ -49,6 +50,7 @@ class BuildPlan:
     keys: Any
     digest: str
     weights: Any = None
+    captioned: bool = False
 
 
 def plan_shards(data: LabelledSplits, shard_size: int) -> BuildPlan:
@@ -71,12 +73,17 @@ def plan_shards(data: LabelledSplits, shard_size: int) -> BuildPlan:
     for shard in shards:
         for entry in shard.entries:
             text = f"{shard.file}\0{entry.size}\0{entry.key}\0{entry.ending}\0{entry.label}\n"
-            digest.update(text.encode("utf-8", "surrogateescape"))
+            digest.update(text.encode("utf-8", "surrogateescape") + entry.texts().get("txt", b""))
     weighted = any(split.weights is not None for split in data.splits.values())
     if weighted:
         digest.update(np.concatenate(weights).astype("<f4").tobytes())
     return BuildPlan(
-        data, tuple(shards), np.concatenate(keys), digest.hexdigest(), np.concatenate(weights) if weighted else None
+        data,
+        tuple(shards),
+        np.concatenate(keys),
+        digest.hexdigest(),
+        np.concatenate(weights) if weighted else None,
+        captioned=all(split.captions is not None for split in data.splits.values()),
     )
 
 
@@ -147,12 +154,14 @@ def _index(plan: BuildPlan, written: dict[str, Written]) -> ShardIndex:
     columns: dict[str, Any] = {
         "offset": np.asarray([offset for shard in plan.shards for offset in written[shard.file].offset], np.uint64),
         "size": np.asarray([entry.size for entry in entries], np.uint64),
-        "label": np.asarray([entry.label for entry in entries], np.int64),
+        "label": np.asarray([entry.label or 0 for entry in entries], np.int64),
         "key": plan.keys,
         "crc32": np.asarray([crc32 for shard in plan.shards for crc32 in written[shard.file].crc32], np.uint32),
     }
     if plan.weights is not None:
         columns[WEIGHT] = plan.weights
+    if plan.captioned:
+        columns |= dict(zip(CAPTIONS, Captions.of(entry.captions for entry in entries).parts, strict=True))
     shards = tuple(
         Shard(shard.file, shard.split, len(shard.entries), written[shard.file].bytes, written[shard.file].sha256)
         for shard in plan.shards
@@ -182,9 +191,10 @@ def _entries(subset: Subset, classes: tuple[str, ...]) -> tuple[list[Entry], Any
         raise UserError(f"shards are built from image files: {type(subset.source).__name__} has none")
     labels = subset.labels.tolist()
     keys = tar_keys(paths, [classes[label] for label in labels])
+    labelled, captions = classes != UNLABELLED, subset.captions
     entries = [
-        Entry(path, _size(path), name, ending, label)
-        for path, (name, ending), label in zip(paths, keys, labels, strict=True)
+        Entry(path, _size(path), name, ending, label if labelled else None, () if captions is None else captions[index])
+        for path, (name, ending), label, index in zip(paths, keys, labels, subset.indices.tolist(), strict=True)
     ]
     hold_out = getattr(subset.source, "keys", None)
     if hold_out is None:
