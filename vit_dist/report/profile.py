@@ -30,7 +30,7 @@ _ON_HOST = {
 }
 # Part → what makes it smaller, said from a share of 10 % on.
 _REMEDIES = {
-    "communication": "a larger batch.micro_size, or a larger batch.global_size, communicates less often",
+    "communication": "a larger batch.global_size communicates less often (which changes the result)",
     "data wait": "more data.workers, or vit-dist check DATA --speed to see what reading takes",
     "host": "train.compile blocks and a larger batch.micro_size start fewer kernels",
 }
