@@ -76,6 +76,7 @@ def test_a_locked_image_tower_keeps_its_weights_and_may_be_anothers(tmp_path: Pa
     assert same == {name for name in head if not name.startswith("head.")}
 
 
+@pytest.mark.slow
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(tmp_path: Path) -> None:
     torch._dynamo.reset()
     changes = {"train__duration": "2 updates", "batch__micro_size": 20, "text__causal": False}

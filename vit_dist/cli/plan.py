@@ -17,7 +17,7 @@ from vit_dist.data.sources.survey import survey
 from vit_dist.errors import UserError
 from vit_dist.formatting import duration, size_text, sketch
 from vit_dist.models.build import drop_path_depth
-from vit_dist.models.contrastive_loss import BLOCK
+from vit_dist.models.contrastive_loss import block_elements
 from vit_dist.models.pretrained import timm_weights_are_here
 from vit_dist.optim.rate_curve import rate_curve
 from vit_dist.plan.plan import Plan
@@ -65,7 +65,7 @@ def show_plan(
     if resume.checkpoint is not None and not resume.finished:
         resume.checkpoint.check_fits(components.model, components.optimizer)
     rates = rate_curve(components.schedule, plan)
-    memory = _estimate_memory(components, precision)
+    memory = _estimate_memory(components, precision, device)
     console.say(f"plan of {config.folder.name if config.run.dir else config.run.name}: {start_text(resume, plan)}")
     rows = {
         **plan_rows(components),
@@ -230,7 +230,7 @@ def _bound_text(waiting: float) -> str:
     )
 
 
-def _estimate_memory(components: Components, precision: str) -> Memory:
+def _estimate_memory(components: Components, precision: str, device: str) -> Memory:
     """Estimate the memory of one process, the teacher's weights included."""
     model, teacher = components.model, components.loss.teacher
     side = components.preprocessing.image_size
@@ -239,7 +239,8 @@ def _estimate_memory(components: Components, precision: str) -> Memory:
     if components.config.contrastive:
         plan, text = components.plan, components.config.text
         own = plan.micro_batches_per_rank * plan.micro_size
-        pairs = pair_bytes(own, own * plan.world_size, text.embed_dim, image, text.context_length, BLOCK)
+        block, everyone = block_elements(device), own * plan.world_size
+        pairs = pair_bytes(own, everyone, text.embed_dim, image, text.context_length, block)
         memory = replace(memory, pairs=pairs)
     if teacher is None:
         return memory

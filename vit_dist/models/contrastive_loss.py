@@ -24,8 +24,13 @@ from torch.nn import functional as F
 
 from vit_dist.config.fields import LossConfig
 
-# Elements of a block of logits: rows × all columns.
-BLOCK = 2**22
+# Elements of a block of logits, rows × all columns, by type of device: on a CPU so that it stays in the cache.
+BLOCKS = {"cpu": 2**20, "cuda": 2**24}
+
+
+def block_elements(device: str) -> int:
+    """Return how many elements a block of logits has on a type of device, at most."""
+    return BLOCKS.get(device, BLOCKS["cpu"])
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class _Side:
 
     def __iter__(self) -> Iterator[_Block]:
         weights, ids = self._pairs.weights, self._pairs.ids
-        height = max(1, BLOCK // len(ids))
+        height = max(1, block_elements(ids.device.type) // len(ids))
         places = torch.arange(len(ids), device=ids.device)
         for start in range(0, len(self._own), height):
             part = slice(start, start + height)
@@ -157,7 +162,8 @@ def _clip(
             # Each logit counts in the softmax of its row and in that of its column.
             derivative = (z - own_logsumexp[block.part, number, None]).exp_().mul_(block.weight)
             derivative += z.sub_(logsumexps[:, 1 - number]).exp_().mul_(weights)
-            derivative -= block.positives * (block.weight + weights) / block.positives.sum(1, keepdim=True).clamp(min=1)
+            matched = (block.weight + weights).div_(block.positives.sum(1, keepdim=True).clamp(min=1))
+            derivative -= matched.masked_fill_(~block.positives, 0)
             sums[number][block.part] = derivative @ side.columns / 2
     return losses, sums
 
