@@ -87,6 +87,16 @@ def test_evaluate_is_the_run_s_and_a_classifier_takes_any_names(
     assert isinstance(model.classifier(["a", "b"]).module, ZeroShotClassifier)
 
 
+def test_logits_are_exact_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(20, 512, generator=generator), dim=1)
+    classes = torch.nn.functional.normalize(images[:10] + 0.1 * torch.randn(10, 512, generator=generator), dim=1)
+    model = ZeroShotClassifier(torch.nn.Identity(), classes, torch.tensor(100.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(images)
+    assert (found - 100 * images.double() @ classes.double().T).abs().max() < 1e-4
+
+
 def test_it_says_what_it_is(model: DualEncoder) -> None:
     assert repr(model) == "DualEncoder(vit_tiny, 10 classes, 8 pixels, EMA weights of update 50, on cpu)"
 
