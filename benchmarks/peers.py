@@ -8,7 +8,7 @@ Work is the same on all sides: ViT-S/16 at 224 pixels, random resized crops (8 t
 images, label smoothing 0.1, AdamW, a cosine schedule, the gradient clipped to a norm of 1, the loss read every 50
 updates, and equally many worker processes. The sides:
 
-vit_dist          the trainer itself: stream, exact update, logging; with compiled blocks on a GPU.
+vit_dist          the trainer itself: stream, exact update, logging; with `train.compile blocks` on a GPU.
 timm, defaults    timm's loader (with its prefetcher), model, optimizer, schedule and task, as its train.py has them
                   with `--amp --amp-dtype bfloat16`.
 timm, best flags  the same with `--torchcompile` (where vit_dist is compiled), `--opt-kwargs fused=True` and, on a GPU,

@@ -33,16 +33,15 @@ def compile_modes(components: Components, runtime: Runtime) -> set[str]:
     wanted, problem = config.train.compile, _graph_problem(components, runtime)
     if wanted == "graph" and problem:
         raise UserError(f"train.compile: graph {problem}: set auto or none")
-    if wanted != "auto":
-        return set() if wanted == "none" else {wanted}
-    if runtime.device.type != "cuda":
-        return set()
+    if wanted in ("none", "graph"):
+        return set() if wanted == "none" else {"graph"}
     flops = 3 * components.forward_flops
+    run = flops * plan.updates * plan.global_size / runtime.world_size
     modes: set[str] = set()
+    if wanted == "blocks" or (runtime.device.type == "cuda" and run >= LEAST_FLOPS):
+        modes.add("blocks")
     if not problem and flops * plan.micro_size < SMALL_FLOPS:
         modes.add("graph")
-    if flops * plan.updates * plan.global_size / runtime.world_size >= LEAST_FLOPS:
-        modes.add("blocks")
     return modes
 
 
