@@ -270,6 +270,13 @@ def test_notes_on_settings_that_fit_badly(tmp_path: Path) -> None:
     assert notes(data, {**good, "data.fit": "crop"}) == [scratch]
 
 
+def test_nothing_is_chosen_for_captions_that_is_of_classes() -> None:
+    contrastive = {**FOLDER, "loss.name": "clip", "run.auto": ["augment.mixup", "loss.label_smoothing", "augment.flip"]}
+    config, choices = choose(Config.load(None, contrastive), facts(300_000, 224))
+    assert [choice.field for choice in choices] == ["augment.flip"]
+    assert (config.augment.mixup, config.loss.label_smoothing) == (0, 0)
+
+
 def test_a_choice_is_plain() -> None:
     _, choices = choose(Config.load(None, FOLDER), facts(86, 30))
     assert choices[0] == Choice("model.name", "vit_tiny", "from scratch on 86 training images")

@@ -21,6 +21,8 @@ FEWEST_UPDATES = 3_000
 _FEWEST_FINE_TUNING = 500
 _EVALUATIONS = 40
 _FEWEST_CHARACTERS = 5
+# Fields that have a meaning for classes alone.
+_OF_CLASSES = ("augment.mixup", "loss.label_smoothing")
 _DIGITS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
 
 
@@ -93,6 +95,8 @@ def choose(config: Config, facts: Facts) -> tuple[Config, list[Choice]]:
     choices: list[Choice] = []
     for rule in (_model, _images, _batch, _rate, _duration, _augmentation, _evaluation):
         made = [choice for choice in rule(config, facts) if choice.field in config.run.auto]
+        if config.contrastive:
+            made = [choice for choice in made if choice.field not in _OF_CLASSES]
         config = _with(config, made)
         choices += made
     return replace(config, run=replace(config.run, auto=())), choices
