@@ -137,7 +137,7 @@ def _part_of_device(active: Mapping[str, int]) -> str:
 
 def _part_of_host(active: Mapping[str, int]) -> str:
     part = next((name for name in (DATA_WAIT, AUGMENTATION, FORWARD, BACKWARD, OPTIMIZER) if active[name]), HOST)
-    hidden = active[_OPERATION] or part not in (BACKWARD, HOST)
+    hidden = active[_OPERATION] or part in (DATA_WAIT, AUGMENTATION, OPTIMIZER)
     return COMMUNICATION if active[COMMUNICATION] and not hidden else part
 
 

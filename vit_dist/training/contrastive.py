@@ -10,6 +10,7 @@ from torch import Tensor
 from vit_dist.data.batch import Batch
 from vit_dist.models.contrastive_loss import ContrastiveLoss, Derivatives, Pairs
 from vit_dist.models.two_tower import TwoTower
+from vit_dist.runtime.marks import BACKWARD, FORWARD, mark
 from vit_dist.training.update import Updater
 
 
@@ -46,7 +47,8 @@ class ContrastiveUpdater(Updater):
         with self.runtime.gradient_sync(self.model, last=length == 1):
             kept = self._embed(batches[-1])
             embeddings.append((kept[0].detach(), kept[1].detach()))
-            found = self._derivatives(embeddings, batches, weights)
+            with mark(FORWARD):
+                found = self._derivatives(embeddings, batches, weights)
             losses = found.losses.view(weights.shape)
             loss = (losses * weights).sum()
             # DDP takes the mean over ranks; times world_size, that is the sum.
@@ -74,7 +76,10 @@ class ContrastiveUpdater(Updater):
         """Return the embeddings of a micro-batch by both towers; None by one that is not wanted."""
         self.runtime.seed(batch.seed)
         inputs = [part if want else None for part, want in zip((batch.images, batch.tokens), wanted, strict=True)]
-        outputs: tuple[Tensor, Tensor] = self.model(*inputs, *([] if batch.drop_path is None else [batch.drop_path]))
+        with mark(FORWARD):
+            outputs: tuple[Tensor, Tensor] = self.model(
+                *inputs, *([] if batch.drop_path is None else [batch.drop_path])
+            )
         return outputs
 
     @torch.no_grad()
@@ -120,7 +125,8 @@ class ContrastiveUpdater(Updater):
         if self.two_tower.logit_bias is not None:
             total = total + self.two_tower.logit_bias * (found.bias * once)
         if total.requires_grad:
-            self.runtime.backward(total)
+            with mark(BACKWARD):
+                self.runtime.backward(total)
 
     def _bound(self) -> None:
         self.two_tower.bound_scale()
