@@ -124,11 +124,17 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     quoted = shlex.quote(str(folder))
     console.table(
         {
-            f"vit-dist predict {quoted} IMAGE …": "classify images of your own",
+            **_predict_hint(quoted, of_pairs=is_of_pairs(test or summary["final"] or {})),
             f"vit-dist report {quoted}": "draw the report again",
             f"vit-dist export {quoted} model.onnx": "a file for other programs",
         }
     )
+
+
+def _predict_hint(run: str, *, of_pairs: bool) -> dict[str, str]:
+    if of_pairs:
+        return {f"vit-dist predict {run} IMAGE … --labels TEXTS": "rank texts for images of your own"}
+    return {f"vit-dist predict {run} IMAGE …": "classify images of your own"}
 
 
 def _first_hint(folder: Path) -> list[str]:
@@ -157,6 +163,8 @@ def result_text(summary: dict[str, Any]) -> str:
         split, top1 = "test", float(top1_of(test) or 0.0)
     elif best.get("metric") in ("top1", "raw_top1", ZERO_SHOT, f"raw_{ZERO_SHOT}"):
         split, top1 = "val", best["value"]
+    elif best.get("metric") in (MEAN_RECALL, f"raw_{MEAN_RECALL}"):
+        return f"{best['value']:.1f} % mean recall at 1 on val"
     else:
         return ""
     chance = f" (±{margin(top1, figures['top1_interval']):.1f})" if figures and figures["split"] == split else ""
