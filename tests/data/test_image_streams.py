@@ -87,11 +87,12 @@ def test_pixels_are_the_same_for_every_number_of_workers(
     assert not torch.equal(expected["pixels 0"], expected["pixels 10"])
 
 
-def test_a_sample_does_not_depend_on_those_that_are_read_with_it(files: Path) -> None:
+@pytest.mark.parametrize("auto", ["", "rand-m9-mstd0.5-inc1"])
+def test_a_sample_does_not_depend_on_those_that_are_read_with_it(files: Path, auto: str) -> None:
     subset = read_folder(files).splits["train"]
     reader = Reader(
         subset,
-        TrainingTransform(AugmentConfig(crop_min=0.3), MEAN, SIDE, None),
+        TrainingTransform(AugmentConfig(crop_min=0.3, auto=auto), MEAN, SIDE, None),
         5,
         SIDE,
         channels=3,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vit_dist.data.augmentation.transforms import TrainingTransform, Transform
+from vit_dist.data.augmentation.transforms import Crop, TrainingTransform, Transform
 from vit_dist.data.sources.crop import OpenedCrop
 from vit_dist.data.sources.decode import EncodedImage, ImageError
 from vit_dist.data.sources.source import decoded, is_named, read_encoded, read_image, sample_name
@@ -25,10 +25,16 @@ from vit_dist.plan.plan import Slots
 # What becomes of a sample that cannot be read: the run ends; another is drawn in its place; its weight is 0.
 OnBadSample = Literal["fail", "replace", "leave out"]
 _MOST_REPLACEMENTS = 100
-# Files that are read ahead of decoding: so many, or so many bytes.
+# Files that are read ahead of decoding, and decoded ahead of augmentation: so many, or so many bytes.
 _GROUP, _GROUP_BYTES = 16, 4 * 2**20
-# A file, and what its header says.
-_Ahead = tuple[EncodedImage, OpenedCrop]
+
+
+class _Ahead(NamedTuple):
+    """A file, what its header says and, if it has been decoded, its crop."""
+
+    encoded: EncodedImage
+    opened: OpenedCrop
+    crop: Crop | None = None
 
 
 class HostBatch(NamedTuple):
@@ -158,7 +164,8 @@ class Reader:
         """Read files and headers of a few samples, from row `start` on: (place, epoch) → what was read.
 
         One after the other they take half the time that they take in turn with decoding, which uses up the processor's
-        cache. What is wrong with one is found, and said, when it is read by itself.
+        cache; and so, where crops are augmented here, does that. What is wrong with one is found, and said, when it is
+        read by itself.
         """
         found: dict[tuple[int, int], _Ahead] = {}
         size = 0
@@ -171,14 +178,24 @@ class Reader:
             with contextlib.suppress(Exception):
                 drawn = key(self.seed, Purpose.SAMPLE, epoch, index)
                 found[place, epoch] = ahead = self._open(self._cropping, index, drawn, side)
-                size += len(ahead[0].content)
+                size += len(ahead.encoded.content)
             if size > _GROUP_BYTES:
                 break
-        return found
+        if self._cropping is None or not self._cropping.steps:
+            return found
+        decoded_ahead: dict[tuple[int, int], _Ahead] = {}
+        for (place, epoch), ahead in found.items():
+            index = int(self.subset.indices[place])
+            begin(index)
+            with contextlib.suppress(Exception):
+                drawn = key(self.seed, Purpose.SAMPLE, epoch, index)
+                crop = self._cropping.crop(ahead.encoded, ahead.opened, drawn, side)
+                decoded_ahead[place, epoch] = ahead._replace(crop=crop)
+        return decoded_ahead
 
     def _open(self, cropping: TrainingTransform, index: int, drawn: int, side: int) -> _Ahead:
         encoded = read_encoded(self.subset.source, index)
-        return encoded, cropping.open(encoded, drawn, side)
+        return _Ahead(encoded, cropping.open(encoded, drawn, side))
 
     def _read_slot(
         self,
@@ -232,8 +249,9 @@ class Reader:
         drawn = key(self.seed, Purpose.SAMPLE, epoch, index)
         try:
             if self._cropping is not None:
-                encoded, opened = ahead or self._open(self._cropping, index, drawn, side)
-                made = self._cropping.decode(encoded, opened, drawn, side)
+                encoded, opened, crop = ahead or self._open(self._cropping, index, drawn, side)
+                crop = crop or self._cropping.crop(encoded, opened, drawn, side)
+                made = self._cropping.augment(crop, drawn, side)
             else:
                 made = self.transform(read_image(source, index), drawn, side)
         except ImageError as error:

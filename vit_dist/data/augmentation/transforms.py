@@ -7,7 +7,7 @@ import gc
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -114,6 +114,13 @@ def _resized_centre(image: Image.Image, shorter: int, side: int, resample: Image
     return _centred(image.resize((kept[0], kept[1]), resample, box=(left, top, right, bottom)), side, ())
 
 
+class Crop(NamedTuple):
+    """A decoded random crop, uint8 [channels, side, side], and the width and height of its image, upright."""
+
+    pixels: Tensor
+    size: tuple[int, int]
+
+
 class TrainingTransform:
     """Random resized crop (Szegedy et al., 2015), auto-augmentation, colour jitter and the user's own, by a key.
 
@@ -154,13 +161,29 @@ class TrainingTransform:
 
         opened: what `open` returned for it. Raises ImageError where it cannot be decoded, UserError.
         """
-        if opened.box is not None and not self.steps:  # nothing is left to draw
-            return decode_crop(encoded, opened, self._draw, side, alone=_in_worker)
+        return self.augment(self.crop(encoded, opened, key, side), key, side)
+
+    def crop(self, encoded: EncodedImage, opened: OpenedCrop, key: int, side: int) -> Crop:
+        """Decode the random crop of an image, as `decode` does. Raises ImageError."""
+        if opened.box is not None:  # nothing is left to draw
+            return Crop(decode_crop(encoded, opened, self._draw, side, alone=_in_worker), opened.size)
+        sizes = []
+
+        def draw(width: int, height: int) -> Box:
+            sizes.append((width, height))
+            return self._draw(width, height)
+
         with seeded(key):
-            if opened.box is not None:  # the steps draw what comes after it
-                self._draw(*opened.size)
-            pixels = decode_crop(encoded, opened, self._draw, side, alone=_in_worker)
-            return self._stepped(to_image(pixels), side) if self.steps else pixels
+            pixels = decode_crop(encoded, opened, draw, side, alone=_in_worker)
+        return Crop(pixels, sizes[0])
+
+    def augment(self, crop: Crop, key: int, side: int) -> Tensor:
+        """Transform a crop, as `decode` does. Raises UserError."""
+        if not self.steps:
+            return crop.pixels
+        with seeded(key):
+            self._draw(*crop.size)  # the steps draw what comes after it
+            return self._stepped(to_image(crop.pixels), side)
 
     def _draw(self, width: int, height: int) -> Box:
         return random_box(self.crop_min, width, height)
