@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.processes import run_world
 from tests.runs import QUIET
 from vit_dist import Config, train
+from vit_dist.config.fields import RunConfig
 from vit_dist.files import read_json
 from vit_dist.plan.plan import Plan
 from vit_dist.report.page import write_report
 from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.runtime.runtime import Runtime
 from vit_dist.telemetry.time_use import PARTS
-from vit_dist.training.profiling import profiled_updates
+from vit_dist.training.profiling import UpdateProfile, profiled_updates
 
 VALUES: dict[str, Any] = {
     **{"model.width": 16, "model.depth": 1, "model.heads": 2, "model.drop_path": 0.2, "augment.mixup": 0.2},
@@ -96,6 +99,33 @@ def test_a_gpu_s_time_is_that_of_its_kernels(compile_mode: str, tmp_path: Path) 
 def test_a_profile_ends_with_the_run(tmp_path: Path) -> None:
     run(str(tmp_path / "run"), "9 updates from 5")
     assert profile_line(tmp_path / "run")["updates"] == 2
+
+
+def test_a_profile_that_is_not_complete_leaves_nothing(tmp_path: Path) -> None:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    profile = UpdateProfile(range(3, 5), runtime, tmp_path)
+    profile.before(2)
+    assert not torch.autograd._profiler_enabled()
+    profile.before(3)
+    assert torch.autograd._profiler_enabled()
+    assert not profile.is_due(4, over=False)
+    assert profile.is_due(4, over=True)
+    profile.close()
+    assert not torch.autograd._profiler_enabled()
+    assert not profile.is_due(5, over=True)
+    assert list(tmp_path.iterdir()) == []
+    runtime.end()
+
+
+def test_a_profile_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(RunConfig(device="cpu", threads=1), "fp32")
+    profile = UpdateProfile(range(3, 4), runtime, tmp_path)
+    profile.before(3)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    line, problem = profile.finish(4)
+    assert line == {}
+    assert problem.startswith("log.profile: FileNotFoundError: ")
+    runtime.end()
 
 
 def test_it_begins_after_ten_updates_or_as_late_as_the_run_allows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -77,8 +78,8 @@ class UpdateProfile:
                 problem = (
                     problem or "log.profile: no kernels of the GPU were recorded (by CUPTI): the times are the host's"
                 )
-        except (OSError, RuntimeError, ValueError) as error:
-            problem = f"log.profile: {one_line(error, 200)}"
+        except Exception as error:  # of any kind: a profile must not end a run
+            problem = f"log.profile: {type(error).__name__}: {one_line(error, 200)}"
         ranks = [each for each in self._runtime.gather(_of_an_update(use) if use else None) if each]
         if use is None:
             return {}, problem
@@ -89,9 +90,10 @@ class UpdateProfile:
 
     def close(self) -> None:
         """End a profile that is not complete."""
-        if self._profiler is not None:
-            self._profiler.stop()
-            self._profiler = None
+        profiler, self._profiler = self._profiler, None
+        if profiler is not None:
+            with contextlib.suppress(RuntimeError):  # the run may be failing, of which that would say nothing
+                profiler.stop()
 
     def _take(self, name: str) -> tuple[TimeUse, str | None, str]:
         """Return the sums of the trace; the path in the run's folder that it was saved to; and why it was not."""
