@@ -115,6 +115,15 @@ def test_mistakes_are_told_in_a_line(words: list[str], line: str, good: Path, ca
     assert err.count("\n") == 1
 
 
+def test_images_with_captions_are_checked_as_a_run_reads_them(good: Path, tmp_path: Path, capsys: Capture) -> None:
+    table = tmp_path / "list.csv"
+    files = sorted(good.rglob("*.jpg"))
+    table.write_text("path,caption\n" + "".join(f"{path},picture {n}\n{path},again\n" for n, path in enumerate(files)))
+    result = command(capsys, "check", "--data.root", table, "--loss.name", "clip", "--out", tmp_path / "page")
+    assert result.code == 0, result.err
+    assert re.search(r"captions +train 44 \+ val 4; 2 to an image of train", result.out)
+
+
 def test_a_file_is_no_place_for_the_page(good: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "out").write_text("")
     code, _, err = command(capsys, "check", "--data.root", good, "--out", tmp_path / "out")

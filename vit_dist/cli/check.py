@@ -69,7 +69,7 @@ def check(config: Config, console: Console, out: Path) -> int:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file: name a folder")
-    data = open_data(config.data)
+    data = open_data(config.data, config.contrastive)
     title = Path(config.data.root).expanduser().absolute().name if config.data.root else config.data.source
     workers = worker_count(config.data.workers, available_cores())
     console.stop()
