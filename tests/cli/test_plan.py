@@ -430,7 +430,7 @@ def test_a_size_that_is_to_be_measured_is_shown_and_measured(
     text = " ".join(capsys.readouterr().out.split())
     assert "note: batch.micro_size: auto is measured when the run begins; this shows it with 16" in text
     assert re.search(
-        r"batch\.micro_size: (8|16) is the fastest here \(cpu, fp32; images/s forward and backward: 8 ", text
+        r"batch\.micro_size: (8|16) is the fastest here \(cpu, fp32; images/s forward and backward by size: 8: ", text
     )
     assert list(tmp_path.iterdir()) == []
 

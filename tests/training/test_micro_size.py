@@ -66,7 +66,9 @@ def test_what_was_measured_leaves_no_trace_and_is_written_down(
 ) -> None:
     losses = run(tmp_path / "auto")
     said = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"batch\.micro_size: \d+ is the fastest here \(cpu, fp32; images/s .*: 8 [\d,]+, 16 [\d,]+", said)
+    assert re.search(
+        r"batch\.micro_size: \d+ is the fastest here \(cpu, fp32; images/s .*: 8: [\d,]+, 16: [\d,]+", said
+    )
     config, planned = size_of(tmp_path / "auto")
     assert config == planned
     assert config in (8, 16, 24)

@@ -103,10 +103,11 @@ def _decide(components: Components, runtime: Runtime) -> tuple[int, str]:
         )
     chosen = fastest(trials)
     images = plan.global_size / plan.world_size
-    rates = [f"{trial.slots:,} {images / trial.seconds:,.0f}" for trial in trials]
+    speeds = [(trial.slots, images / trial.seconds) for trial in trials]
+    rates = [f"{slots:,}: {speed:,.0f}" if speed >= 100 else f"{slots:,}: {speed:.2g}" for slots, speed in speeds]
     where = f"{runtime.device_name}, {runtime.precision}"
     return chosen.slots, (
-        f"batch.micro_size: {chosen.slots} is the fastest here ({where}; images/s forward and backward: "
+        f"batch.micro_size: {chosen.slots} is the fastest here ({where}; images/s forward and backward by size: "
         f"{', '.join(rates)}{ended}); a resumed run keeps it"
     )
 
