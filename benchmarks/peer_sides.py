@@ -35,7 +35,7 @@ class Ours:
         words += ["--augment.crop_min", "0.08", "--augment.flip", "0.5", "--loss.label_smoothing", str(SMOOTHING)]
         words += ["--data.mean", str(list(MEAN)), "--data.std", str(list(STD)), "--data.workers", str(own.workers)]
         words += ["--batch.global_size", str(own.batch), "--batch.micro_size", str(own.batch)]
-        words += ["--train.precision", own.precision, "--train.compile", "blocks" if own.compile else "none"]
+        words += ["--train.precision", own.precision, "--train.compile", own.train_compile]
         words += ["--log.every", f"{LOG_EVERY} updates", "--model.name", "vit_tiny" if own.small else "vit_small"]
         words += ["--optimizer.lr", str(LR), "--optimizer.weight_decay", str(DECAY)]
         if own.device == "cpu":

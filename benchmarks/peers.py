@@ -8,7 +8,7 @@ Work is the same on all sides: ViT-S/16 at 224 pixels, random resized crops (8 t
 images, label smoothing 0.1, AdamW, a cosine schedule, the gradient clipped to a norm of 1, the loss read every 50
 updates, and equally many worker processes. The sides:
 
-vit_dist          the trainer itself: stream, exact update, logging; with `train.compile blocks` on a GPU.
+vit_dist          the trainer itself: stream, exact update, logging; on a GPU compiled as train.compile auto has it.
 timm, defaults    timm's loader (with its prefetcher), model, optimizer, schedule and task, as its train.py has them
                   with `--amp --amp-dtype bfloat16`.
 timm, best flags  the same with `--torchcompile` (where vit_dist is compiled), `--opt-kwargs fused=True` and, on a GPU,
@@ -140,6 +140,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     own, rest = parser.parse_known_args()
     gpu = own.device == "cuda"
     own.side = 64 if own.small else 224
+    own.train_compile = {None: "auto", "true": "blocks", "false": "none"}[own.compile]
     own.compile = gpu if own.compile is None else own.compile == "true"
     own.batch = own.batch or (8 if own.small else 128 if gpu else 32)
     if own.workers is None:
