@@ -2,20 +2,20 @@
 
     python benchmarks/augment.py [--images 64] [--side 224] [--threads 1] [--picture docs/augmentation.png]
 
-Print milliseconds per image for each augmentation alone, minus those of the stream without any: in this process (no
+Print milliseconds of CPU per image for each augmentation alone, minus those of the stream without any: in this process (no
 workers), the median of `--rounds` interleaved passes.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from timing import Side, alternate
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
@@ -78,19 +78,22 @@ def measure(arguments: argparse.Namespace, runtime: Runtime) -> None:
     """Print a line for each case."""
     source = photographs(arguments.images, arguments.side)
     streams = {name: stream(source, AugmentConfig(**case), runtime) for name, case in CASES.items()}
-    times: dict[str, list[float]] = {name: [] for name in CASES}
-    for position in range(arguments.rounds + 1):
-        for name, each in streams.items():
-            start = time.perf_counter()
-            for _ in each.window(position):
-                pass
-            if position:
-                times[name].append(1e3 * (time.perf_counter() - start) / arguments.images)
-    base = statistics.median(times["none"])
-    print(f"{arguments.images} images of {arguments.side} pixels, {torch.get_num_threads()} threads, ms per image")
-    for name, passes in times.items():
-        own = statistics.median(passes) - (base if name != "none" else 0)
-        print(f"{name:<32} {own:8.3f}")
+    positions = dict.fromkeys(CASES, 0)
+
+    def one_pass(name: str) -> int:
+        for _ in streams[name].window(positions[name]):
+            pass
+        positions[name] += 1
+        return arguments.images
+
+    sides = {name: Side(partial(one_pass, name)) for name in CASES}
+    times = alternate("augmentation", sides, arguments.rounds)
+    base = times.median("none", "cpu")
+    print(
+        f"{arguments.images} images of {arguments.side} pixels, {torch.get_num_threads()} threads, ms of CPU an image"
+    )
+    for name in CASES:
+        print(f"{name:<32} {1e3 * (times.median(name, 'cpu') - (base if name != 'none' else 0)):8.3f}")
 
 
 def draw(path: Path, side: int, runtime: Runtime) -> None:

@@ -5,8 +5,8 @@
 
 One core, no worker processes, everything in this process as a worker runs it: files are read, decoded, cropped at
 random, resized, mirrored, augmented and normalised, to batches of float32. In each round every loader reads every image
-once, one after the other, in an order that changes; seconds are of the CPU (time.process_time). Printed are the medians
-over the rounds, and the median of the rounds' ratios. Photos of 12 megapixels are made by enlarging the files, with the
+once, one after the other, in an order that changes; read the CPU's times. Printed are medians over the rounds, and the
+median of the rounds' ratios. Photos of 12 megapixels are made by enlarging the files, with the
 noise of a camera and without. Then the same crops are made from the whole image by Pillow, and compared.
 
 --memory: what share of an update goes into making its batch, where images are in memory.
@@ -15,30 +15,27 @@ noise of a camera and without. Then the same crops are made from the whole image
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import statistics
-import sys
-import tarfile
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-import timm
 import torch
-import torchvision
+from images import enlarge, unpack
 from PIL import Image
+from timing import Side, alternate, write
 from timm.data import ImageDataset, create_loader
 from timm.data.auto_augment import rand_augment_transform
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from training import Training
 
 from vit_dist.config.config import Config
 from vit_dist.config.fields import AugmentConfig, BatchConfig, RunConfig, ScheduleConfig, TrainConfig
@@ -55,37 +52,6 @@ from vit_dist.runtime.runtime import Runtime
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RAND = "rand-m9-mstd0.5-inc1"
 Loader = Callable[[], Iterable[Any]]
-
-
-def unpack(images: Path, folder: Path) -> Path:
-    """Return a folder of two class folders with the images of a folder or a tar."""
-    if images.is_file():
-        with tarfile.open(images) as tar:
-            tar.extractall(folder / "all", filter="data")
-        images = folder / "all"
-    files = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    for number, path in enumerate(files):
-        target = folder / "files" / f"class_{number % 2}" / path.with_suffix(".jpg").name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    return folder / "files"
-
-
-def enlarge(files: Path, folder: Path, count: int, noise: float) -> Path:
-    """Return a folder of photos of 12 megapixels, enlarged from some of the files; noise: its standard deviation."""
-    draw = np.random.default_rng(0)
-    for number, path in enumerate(sorted(files.rglob("*.jpg"))[:count]):
-        with Image.open(path) as image:
-            photo = image.convert("RGB").resize(
-                (4000, 3000) if image.width >= image.height else (3000, 4000), Image.Resampling.BICUBIC
-            )
-        if noise:
-            grain = draw.normal(0, noise, (photo.height, photo.width, 1)).astype(np.float32)
-            photo = Image.fromarray((np.asarray(photo) + grain).round().clip(0, 255).astype(np.uint8))
-        target = folder / f"class_{number % 2}" / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        photo.save(target, quality=92)
-    return folder
 
 
 def our_loader(files: Path, augment: AugmentConfig, side: int, batch: int, runtime: Runtime) -> Loader:
@@ -151,35 +117,9 @@ def torchvision_loader(files: Path, auto: str | None, side: int, batch: int, sca
     return lambda: (images for images, _ in loader)
 
 
-def milliseconds(loader: Loader) -> float:
-    """Return the CPU's milliseconds for an image, over an epoch."""
-    start, count = time.process_time(), 0
-    for images in loader():
-        count += len(images)
-    return 1e3 * (time.process_time() - start) / count
-
-
-def compare(name: str, loaders: dict[str, Loader], rounds: int) -> dict[str, Any]:
-    """Time the loaders in turn; print and return medians, and the ratios of the others to the first."""
-    times: dict[str, list[float]] = {each: [] for each in loaders}
-    names = list(loaders)
-    for number in range(rounds + 1):
-        shift = number % len(names)
-        for each in names[shift:] + names[:shift]:
-            spent = milliseconds(loaders[each])
-            if number:  # the first round warms all up
-                times[each].append(spent)
-    ours, *others = names
-    result: dict[str, Any] = {"ms per image": {each: statistics.median(times[each]) for each in names}, "ratio": {}}
-    print(name)
-    for each in names:
-        print(f"  {each:<12} {statistics.median(times[each]):8.3f} ms of CPU an image")
-    for each in others:
-        ratios = [theirs / own for theirs, own in zip(times[each], times[ours], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        result["ratio"][each] = {"median": middle, "quartiles": [low, high]}
-        print(f"  {ours} against {each:<12} {middle:.2f} times as fast (quartiles {low:.2f}, {high:.2f})")
-    return result
+def epoch_of(loader: Loader) -> int:
+    """Read an epoch, and return its images."""
+    return sum(len(images) for images in loader())
 
 
 def differences(files: Path, augment: AugmentConfig, side: int) -> dict[str, float]:
@@ -221,7 +161,10 @@ def measure_files(own: argparse.Namespace) -> dict[str, Any]:
             }
             sizes = [path.stat().st_size for path in folder.rglob("*.jpg")]
             title = f"{name}: {len(sizes)} files of {statistics.mean(sizes) / 1e3:,.0f} kB, crops from {own.scale:g}"
-            results[name] = compare(title, loaders, own.rounds)
+            sides = {each: Side(partial(epoch_of, loader)) for each, loader in loaders.items()}
+            times = alternate(title, sides, own.rounds)
+            print(times.table())
+            results[name] = times.to_json()
             if not auto:
                 results[name]["difference"] = differences(folder, AugmentConfig(crop_min=own.scale), own.side)
     runtime.end()
@@ -229,25 +172,10 @@ def measure_files(own: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_memory(own: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
-    """Return the share of an update that makes its batch."""
-    from vit_dist.cli.arguments import parse_arguments
-    from vit_dist.telemetry.console import Console
-    from vit_dist.training.loop import loop
-    from vit_dist.training.resolve import resolve
-    from vit_dist.training.resume import ResumePoint
-    from vit_dist.training.setup import setup
-
-    updates = 20 * (own.rounds + 1)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = ["--config", own.memory, "--run.dir", folder, "--train.duration", f"{updates} updates"]
-        settings += ["--log.every", "20 updates", "--checkpoint.every", f"{updates} updates", "--run.device", "cpu"]
-        settings += ["--log.trackers", "none", "--run.threads", "1", "--schedule.warmup", "0 updates"]
-        config = parse_arguments("train", [*settings, *rest]).load_config()
-        runtime = Runtime(config.run, config.train.precision)
-        trainer = setup(resolve(config), runtime, Console(speaks=False), ResumePoint(), None)
-        trainer.evaluation_streams.clear()
-        trainer.save = lambda: None  # type: ignore[method-assign]
-        spent, window = 0.0, trainer.stream.window
+    """Return the share of an update that makes its batch, by round."""
+    words = ["--config", own.memory, "--log.every", "20 updates", "--run.device", "cpu", "--run.threads", "1"]
+    with Training([*words, *rest]) as training:
+        spent, window = 0.0, training.trainer.stream.window
 
         def timed(position: int) -> Iterable[Any]:
             nonlocal spent
@@ -260,15 +188,19 @@ def measure_memory(own: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
                     return
                 yield made
 
-        trainer.stream.window = timed  # type: ignore[method-assign, assignment]
-        start = time.process_time()
-        loop(trainer)
-        whole = time.process_time() - start
-        trainer.close()
-        runtime.end()
-    print(f"{own.memory}: {100 * spent / whole:.1f} % of an update's CPU time makes its batch "
-          f"({1e3 * spent / updates:.2f} of {1e3 * whole / updates:.2f} ms)")  # fmt: skip
-    return {"share": spent / whole, "ms per update": 1e3 * whole / updates}
+        training.trainer.stream.window = timed  # type: ignore[method-assign, assignment]
+        shares, wholes = [], []
+        for number in range(own.rounds + 1):
+            spent, start = 0.0, time.process_time()
+            training.run(20)
+            whole = time.process_time() - start
+            if number:  # the first round warms up
+                shares.append(spent / whole)
+                wholes.append(whole / 20)
+    share, whole = statistics.median(shares), statistics.median(wholes)
+    print(f"{own.memory}: {100 * share:.1f} % of an update's CPU time makes its batch "
+          f"({1e3 * share * whole:.2f} of {1e3 * whole:.2f} ms; median of {own.rounds} rounds)")  # fmt: skip
+    return {"share": share, "ms per update": 1e3 * whole}
 
 
 def main() -> None:
@@ -286,17 +218,11 @@ def main() -> None:
         parser.error("give --images, or --memory and fields of the config")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, PIL)}
-    print(
-        ", ".join(f"{name} {number}" for name, number in versions.items()), platform.processor() or platform.machine()
-    )
     if own.images:
         enter_worker()
     results = measure_files(own) if own.images else measure_memory(own, rest)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if own.out:
-        about = {"command": " ".join(["python", *sys.argv]), "versions": versions, "peak KiB": peak}
-        own.out.write_text(json.dumps({**about, **results}, indent=1) + "\n")
+    write(own.out, {"peak KiB": peak, **results})
 
 
 if __name__ == "__main__":
