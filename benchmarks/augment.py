@@ -2,8 +2,8 @@
 
     python benchmarks/augment.py [--images 64] [--side 224] [--threads 1] [--picture docs/augmentation.png]
 
-Print milliseconds of CPU per image for each augmentation alone, minus those of the stream without any: in this process (no
-workers), the median of `--rounds` interleaved passes.
+Print milliseconds of CPU per image for each augmentation alone, minus those of the stream without any: in this process
+(no workers), the median of `--rounds` interleaved passes.
 """
 
 from __future__ import annotations

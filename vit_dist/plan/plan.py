@@ -174,18 +174,19 @@ class Plan:
         first, end = self.samples_at(position), self.samples_at(position + 1)
         assert first < end, "position is past the end of the run"
         start = first + micro_batch * self.micro_size
+        real = min(max(end - start, 0), self.micro_size)
         places = np.arange(start, start + self.micro_size, dtype=np.int64)
-        real = places < end
-        places = np.where(real, places, start if start < end else first)
+        places[real:] = start if real else first
         index, epoch = self._samples_of(places)
-        weight = real.astype(np.float32)
+        weight = np.zeros(self.micro_size, np.float32)
+        weight[:real] = 1
         return Slots(
             index, epoch, weight if self.weights is None else weight * self.weights[index], self.size_at(position)
         )
 
     def _samples_of(self, places: Ints) -> tuple[Ints, Ints]:
         """Return (index, epoch), as in `Slots`, of the samples at these places of the stream."""
-        copy = np.zeros_like(places)
+        copy: Ints | int = 0
         if self.repeats > 1:
             # Copies of a sample are far apart in a batch: mixing slots 2k and 2k+1 must not mix it with itself.
             batch, within = np.divmod(places, self.global_size)
