@@ -51,10 +51,8 @@ def refusals(root: str) -> list[str]:
     runtime, values, other = Runtime(RunConfig(device="cpu", threads=1)), settings(Path(root), Path("run")), rank() == 1
     answers = []
 
-    def start(**changes: Any) -> str:
-        config = Config.load(
-            "folder", {**values, **{name.replace("__", "."): value for name, value in changes.items()}}
-        )
+    def start(recipe: str = "folder", **changes: Any) -> str:
+        config = Config.load(recipe, {**values, **{name.replace("__", "."): value for name, value in changes.items()}})
         try:
             handshake.check_same_start(config, runtime)
             resolved = resolve(config, None, runtime)
@@ -69,6 +67,9 @@ def refusals(root: str) -> list[str]:
         *(start(data__root=f"{root}-{kind}" if other else root) for kind in ("renamed", "missing", "nowhere")),
         start(data__root=f"{root}-copy" if other else root, log__level="warning" if other else "info"),
     ]
+    os.chdir(f"{root}-missing" if other else root)  # where one name is two files
+    for table in ("other" if other else "one", "one"):
+        answers.append(start("contrastive", data__root=f"{root}-{table}.csv", text__tokenizer="merges.txt"))
     handshake._code_digest = lambda: f"c0de{rank()}"  # type: ignore[assignment]
     answers.append(start())
     runtime.end()
@@ -82,16 +83,23 @@ def test_ranks_that_differ_are_refused_on_all_of_them(tmp_path: Path) -> None:
         shutil.copytree(root, tmp_path / f"pets-{copy}")
     (tmp_path / "pets-renamed" / "cat" / "03.png").rename(tmp_path / "pets-renamed" / "cat" / "99.png")
     (tmp_path / "pets-missing" / "dog" / "03.png").unlink()
+    for name in ("one", "other"):
+        rows = [f"{path},{name if number == 3 else number}" for number, path in enumerate(sorted(root.rglob("*.png")))]
+        (tmp_path / f"pets-{name}.csv").write_text("\n".join(["path,caption", *rows]))
+        folder = root if name == "one" else tmp_path / "pets-missing"
+        (folder / "merges.txt").write_text(f"#version\n{name[0]} {name[1]}\n")
     answers = run_world(2, refusals, tmp_path / "results", str(root))
     assert answers[0] == answers[1]
     head, tail = f"process 1 on {HOST} differs from process 0 on {HOST}: ", ": start all with the same"
-    rate, interval, renamed, missing, nowhere, same, code = answers[0]
+    rate, interval, renamed, missing, nowhere, same, captions, tokenizer, code = answers[0]
     assert rate == f"{head}optimizer.lr is 0.5, there 0.1{tail}"
     assert interval == f"{head}log.every is 1 updates, there 2 updates{tail}"
     assert re.fullmatch(rf"{head}the \w+ split is (\d+) images, [\w ]+, there \1 images, [\w ]+{tail}", renamed)
     assert re.match(rf"{head}the \w+ split is \d+ images, [\w ]+, there \d+ images, ", missing)
     assert nowhere.startswith(f"process 1 on {HOST}: data.root: no folder {root}-nowhere")
     assert same == "same"
+    for answer in (captions, tokenizer):  # the digests of captions and of the tokenizer
+        assert re.match(rf"{head}the \w+ split is (\d+) images, [\w ]+, there \1 images, [\w ]+", answer)
     assert code == f"{head}code of vit_dist is c0de1, there c0de0{tail}"
 
 

@@ -20,10 +20,7 @@ from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.captions import run_fingerprint
 
 # What may differ between hosts and changes neither the result nor what the processes do together.
-_OF_A_HOST = (
-    *("run.dir", "run.threads", "data.root", "data.leave_out", "data.workers", "data.timeout", "text.tokenizer"),
-    "log.level",
-)
+_OF_A_HOST = (*("run.dir", "run.threads", "data.root", "data.leave_out", "data.workers", "data.timeout", "log.level"),)
 _DIGESTS = ("sha256", "content", "weights", "without", "captions", "tokenizer")
 _SHOWN = 3
 _LONGEST_WAIT = 10.0  # seconds, for a file to be seen: network file systems remember for a while what is not there
