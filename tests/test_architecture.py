@@ -244,6 +244,7 @@ def test_nothing_is_pickled() -> None:
 @pytest.mark.parametrize(("name", "home"), [("Config", "config.config"), ("UserError", "errors"),
                                             ("Run", "training.run"), ("train", "training.run"),
                                             ("Classifier", "inference.classifier"),
+                                            ("DualEncoder", "inference.dual_encoder"),
                                             ("load", "inference.open_model")])  # fmt: skip
 def test_public_names_are_imported_lazily_from_their_module(name: str, home: str) -> None:
     assert getattr(vit_dist, name) is getattr(importlib.import_module(f"vit_dist.{home}"), name)

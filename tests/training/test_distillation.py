@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vit_dist import Config, UserError, train
+from tests.runs import train_captions_run
+from vit_dist import Config, UserError, load, train
 from vit_dist.config.fields import LossConfig, RunConfig
 from vit_dist.data.augmentation.ops import normalise
 from vit_dist.data.batch import Batch
@@ -373,3 +374,21 @@ def test_a_teacher_may_have_batch_norm_and_its_errors_name_it(tmp_path: Path, ru
     assert torch.equal(teacher(images), teacher(images))
     with pytest.raises(UserError, match=r"^loss.teacher: timm has no model test_vvit: did you mean"):
         built(LossConfig(teacher="timm/test_vvit", teacher_weights="x"), data, students, runtime)
+
+
+@pytest.fixture(scope="module")
+def captions_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_captions_run(tmp_path_factory)
+
+
+def test_a_run_on_captions_teaches_by_its_zero_shot_logits(captions_run: Path, runtime: Runtime) -> None:
+    model = load(captions_run, device="cpu")
+    config = Config.load("digits", {"data.name": "digits_captions"})
+    data, made = open_data(config.data), model.preprocess.preprocessing
+    teacher = built(LossConfig(teacher=str(captions_run)), data, made, runtime)
+    test = data.splits["test"]
+    assert isinstance(test.source, MemorySource)
+    pixels = torch.from_numpy(test.source.pixels[test.indices[:7]])
+    with torch.no_grad():
+        found = teacher(made.normalise(pixels)).softmax(1).numpy()
+    assert np.abs(found - model.predict(list(pixels[:, 0].numpy())).probabilities).max() < 1e-5

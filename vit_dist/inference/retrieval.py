@@ -119,8 +119,8 @@ def rank_candidates(
 
 def hit_rate(ranks: Tensor, k: int, weights: Tensor | None = None) -> float:
     """Return the percentage of queries whose best right candidate is among the first k; weights: of the queries."""
-    right = (ranks < k).double()
-    weights = torch.ones_like(right) if weights is None else weights.double()
+    right = (ranks < k).cpu().double()
+    weights = torch.ones_like(right) if weights is None else weights.cpu().double()
     return 100 * float((right * weights).sum() / weights.sum())
 
 

@@ -34,8 +34,9 @@ class ZeroShotClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         embeddings = nn.functional.normalize(self.image(images).float(), dim=1)
-        # Not by a matrix product, which autocast would round to 16 bits before it is multiplied by up to 100.
-        return self.scale * torch.einsum("nd,cd->nc", embeddings.double(), self.classes.double()).float()
+        # Autocast would round the cosines to 16 bits before they are multiplied by up to 100.
+        with torch.autocast(images.device.type, enabled=False):
+            return self.scale * (embeddings @ self.classes.T)
 
 
 def has_two_towers(trained: TrainedModel) -> bool:

@@ -18,6 +18,7 @@ from vit_dist.data.sources.splits import LabelledSplits
 from vit_dist.errors import UserError
 from vit_dist.formatting import data_text
 from vit_dist.inference.load import load_run_model
+from vit_dist.inference.zero_shot import has_two_towers, zero_shot
 from vit_dist.models.build import build_model
 from vit_dist.models.weights import load_weights
 
@@ -106,6 +107,8 @@ def build_teacher(
             known = f"{config.teacher} knows {data_text(trained.classes, trained.channels)}"
             actual = f"the data is {data_text(data.classes, data.channels)}"
             raise UserError(f"loss.teacher: {known}, {actual}: set a teacher of the same data")
+        if has_two_towers(trained):
+            trained = zero_shot(trained, trained.classes, device, autocast, trained.config.text.prompts)
         model, own, notes = trained.model, trained.preprocessing, trained.notes
     return Teacher(model, own, student, autocast, notes).to(device)
 
