@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,3 +95,16 @@ def test_of_many_captions_a_part_is_looked_at() -> None:
         "text.context_length: about 24.7% of the 16,000 captions of train are longer than 7 tokens, and cut; the "
         "longest of those looked at has 14"
     )
+
+
+def test_captions_that_need_a_package_are_told_before_the_run_wherever_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    data, tokenizer = opened(), open_tokenizer(str(MERGES), 16)
+    assert list(caption_notes(data, tokenizer)) == []
+    texts = list(TEXTS)
+    texts[int(data.splits["val"].indices[0])] = "naïve"
+    with pytest.raises(UserError, match=r"ftfy, which is not installed: pip install ftfy$"):
+        list(caption_notes(opened(texts), tokenizer))
+    assert list(caption_notes(opened(texts), open_tokenizer("bytes", 16))) == []

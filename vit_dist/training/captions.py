@@ -42,7 +42,12 @@ def check_captions(config: Config, data: LabelledSplits) -> None:
 
 
 def caption_notes(data: LabelledSplits, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield a note if captions of train are longer than what is read of them. Raises UserError for one unreadable."""
+    """Yield a note if captions of train are longer than what is read of them.
+
+    Raises UserError if the tokenizer needs a package for some caption, of any split.
+    """
+    if not all(split.captions is None or split.captions.is_plain() for split in data.splits.values()):
+        tokenizer.encode("é")  # as any such caption would, some time
     train = data.splits["train"]
     assert train.captions is not None
     total = int(train.captions.counts(train.indices).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from vit_dist.config.fields import DataConfig
 from vit_dist.data.sources.captions import Captions
@@ -19,6 +20,12 @@ def test_captions_come_back_as_they_were() -> None:
     assert captions.counts(np.array([2, 0])).tolist() == [3, 2]
     assert tuple(captions.take(np.array([2, 0, 2]))) == (THREE[2], THREE[0], THREE[2])
     assert list(captions.of_images(np.array([1, 0]))) == ["", *THREE[0]]
+
+
+@pytest.mark.parametrize(("text", "plain"), [("A cat,\n\ta dog~ 1", True), ("é", False), ("a & b", False),
+                                              ("a\x1b[0m", False), ("\x7f", False)])  # fmt: skip
+def test_plain_captions_are_known_by_their_bytes(text: str, plain: bool) -> None:
+    assert Captions.of([("x",), ("y", text)]).is_plain() is plain
 
 
 def test_the_digest_is_that_of_each_image_s_captions_in_order() -> None:

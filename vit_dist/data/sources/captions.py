@@ -86,6 +86,11 @@ class Captions(Sequence[tuple[str, ...]]):
             and self.text.shape == (int(ends[-1]),)
         )
 
+    def is_plain(self) -> bool:
+        """Return whether all captions are printable ASCII without an ampersand, which may begin an entity of HTML."""
+        text = self.text
+        return not ((text >= 0x7F) | (text == ord("&")) | ((text < 0x20) & ~np.isin(text, [9, 10, 13]))).any()
+
     def counts(self, indices: Ints) -> Ints:
         """Return how many captions these images have, int64 [indices]."""
         counts: Ints = self.first[indices + 1] - self.first[indices]
