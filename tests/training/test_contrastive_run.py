@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,9 +14,11 @@ from torch import nn
 
 from tests.cli.commands import command
 from vit_dist import Config, UserError, train
+from vit_dist.data.sources.captions import Captions
 from vit_dist.models.two_tower import TwoTower
 from vit_dist.models.vit import ViT
 from vit_dist.run_folder.metrics import read_metrics
+from vit_dist.training.components import open_splits
 
 VALUES: dict[str, Any] = {
     **{"model.name": "vit_tiny", "model.patch_size": 4, "model.width": 16, "model.depth": 2, "model.heads": 2},
@@ -28,9 +32,15 @@ VALUES: dict[str, Any] = {
 }
 
 
+QUIET: dict[str, Any] = {"run.device": "cpu", "log.report": False, "log.trackers": "none"}
+
+
+def dotted(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in changes.items()}
+
+
 def settings(folder: Path, **changes: Any) -> Config:
-    names = {name.replace("__", "."): value for name, value in changes.items()}
-    return Config.load("digits", {**VALUES, "run.dir": str(folder), **names})
+    return Config.load("digits", {**VALUES, "run.dir": str(folder), **dotted(changes)})
 
 
 def losses(folder: Path, **changes: Any) -> list[float]:
@@ -102,3 +112,22 @@ def test_a_model_that_is_no_two_towers_is_refused_in_one_line(tmp_path: Path) ->
     vit = ViT(image_size=8, patch_size=4, channels=1, classes=8, width=16, depth=1, heads=2)
     with pytest.raises(UserError, match=r"^model: this TwoTower is not made for loss.name clip: build it with that"):
         train(settings(tmp_path / "run"), model=TwoTower(vit, nn.Linear(2, 2), "siglip"))
+
+
+def test_digits_are_told_by_their_names_and_not_after_captions_that_were_shuffled(tmp_path: Path) -> None:
+    changes = {"data__name": "digits_captions", "train__duration": "100 updates", "evaluate__every": "100 updates"}
+    found = []
+    for shuffled in (False, True):
+        config = Config.load("digits_captions", {"run.dir": str(tmp_path / str(shuffled)), **QUIET, **dotted(changes)})
+        data = open_splits(config, None)
+        captions = data.splits["train"].captions
+        assert captions is not None
+        order = np.random.default_rng(0).permutation(1797) if shuffled else range(1797)
+        others = Captions.of([captions[int(place)] for place in order])
+        train_split = replace(data.splits["train"], captions=others)
+        splits = {**data.splits, "train": train_split}
+        found.append(train(config, source=replace(data, splits=splits)).summary["test"])
+    assert found[0]["zero_shot_top1"] > 70
+    assert found[0]["mean_recall_at_1"] > 10
+    assert found[1]["zero_shot_top1"] < 25
+    assert found[1]["mean_recall_at_1"] < 3
