@@ -264,7 +264,7 @@ def test_flags_of_other_tools_that_are_positionals_here(name: str) -> None:
     assert refusal("predict", f"--{name}", "a") == [f"--{name}: here it is {where}, without a flag: a"]
 
 
-@pytest.mark.parametrize("flag", ["--format", "--onnx", "--output"])
+@pytest.mark.parametrize("flag", ["--onnx", "--output"])
 def test_the_place_and_kind_of_an_export_are_its_second_argument(flag: str) -> None:
     where = "the second argument, without a flag: vit-dist export RUN model.onnx, or a new folder"
     assert refusal("export", "R", flag) == [f"{flag}: here it is {where}"]

@@ -136,7 +136,7 @@ def test_a_path_expands_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_aliases_of_other_commands_are_not_answered() -> None:
-    for name, habit in (("report", "--ema"), ("predict", "--dir"), ("evaluate", "--seed"), ("export", "x --device")):
+    for name, habit in (("report", "--ema"), ("predict", "--epochs"), ("evaluate", "--seed"), ("export", "x --device")):
         *words, flag = habit.split()
         assert refusal(name, "x", *words, flag, "7") == [f"{flag}: no such flag; see --help for all flags"]
 

@@ -87,8 +87,9 @@ def _close(flag: str, usage: Usage, fields: Mapping[str, Option]) -> str | None:
 
 
 def _only(name: str, fields: Mapping[str, Option]) -> str | None:
-    """Return the flag of the only field of this name."""
+    """Return the flag of the only field of this name; that of the text tower is not meant where another has it too."""
     named = [field for field in fields if field.partition(".")[2] == name.replace("-", "_")]
+    named = [field for field in named if not field.startswith("text.")] or named
     return f"--{named[0]}" if len(named) == 1 else None
 
 

@@ -19,8 +19,9 @@ from vit_dist.config.schema import all_options
 from vit_dist.config.values import merged
 from vit_dist.errors import UserError, either, one_line
 from vit_dist.files import user_path
+from vit_dist.inference.output import FORMATS
 
-_CHOICES = {"--sort": RUN_COLUMNS, "--state": RUN_STATES}
+_CHOICES = {"--weights": ("raw", "ema"), "--format": FORMATS, "--sort": RUN_COLUMNS, "--state": RUN_STATES}
 _COUNTS = ("--top", "--processes", "--keep", "--devices")
 
 

@@ -129,7 +129,7 @@ def _from_run(
         check_trust(config.model, source.path / "state.json", trust_code=trust_code, named=named)
         shape: Any = {"channels": state.channels, "image_size": state.preprocessing.image_size, "seed": config.run.seed}
         if config.contrastive:
-            model = _two_tower(config, shape)
+            model = _two_tower(config, shape, source)
         else:
             model = build_model(config.model, classes=len(state.classes), **shape)
     elif config.model.residual == "bf16":
@@ -152,10 +152,15 @@ def _from_run(
     )
 
 
-def _two_tower(config: Config, shape: Mapping[str, Any]) -> nn.Module:
-    """Build the model of a run on images and captions. Raises UserError if its tokenizer is no longer there."""
-    tokens = open_tokenizer(config.text.tokenizer, config.text.context_length).vocabulary_size
-    return build_two_tower(config.model, config.text, config.loss.name, vocabulary_size=tokens, **shape)
+def _two_tower(config: Config, shape: Mapping[str, Any], source: Checkpoint) -> nn.Module:
+    """Build the model of a run on captions. Raises UserError if its tokenizer is not there, or is another."""
+    tokenizer = open_tokenizer(config.text.tokenizer, config.text.context_length)
+    trained = source.state.data.get("train", {}).get("tokenizer", tokenizer.digest)
+    if trained != tokenizer.digest:
+        name = config.text.tokenizer
+        raise UserError(f"text.tokenizer: {name} is not the one that {source.path} was trained with: give that file")
+    size = tokenizer.vocabulary_size
+    return build_two_tower(config.model, config.text, config.loss.name, vocabulary_size=size, **shape)
 
 
 def _from_weights_file(fields: Mapping[str, Any], path: Path | None) -> TrainedModel:
