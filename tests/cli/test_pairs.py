@@ -193,12 +193,14 @@ def test_class_folders_are_evaluated_by_their_names(
         (["IMAGE", "--embeddings", "x.pt"], "--embeddings: name the file .safetensors or .npz, not x.pt"),
         (["IMAGE", "--text", "a", "--split", "val"], "--split: its samples are classified by the run's classes"),
         (["IMAGE", "--text.tokenizer", "gone.json"], "text.tokenizer: gone.json is not there"),
+        (["IMAGE", "--text.tokenizer", "merges.txt"], "text.tokenizer: merges.txt is not the one that"),
     ],
 )
 def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str], run: Path, files: Path, words: list[str], problem: str
 ) -> None:
     image = next((files / "0").iterdir())
+    Path("merges.txt").write_text("#version: 0.2\na b\n")
     result = command(capsys, "predict", run, *[image if word == "IMAGE" else word for word in words])
     assert result.code == 2
     assert result.err.startswith(f"vit-dist: {problem}"), result.err
