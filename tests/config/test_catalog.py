@@ -17,7 +17,10 @@ from vit_dist.config.values import Length
 LENGTH = 'a length with its unit, as "30 epochs"'
 LENGTHS = "a list of lengths with their units, as [30 epochs, 60 epochs]"
 FUNCTION = "a list of strings or a string"
-METRIC = "top1, top5, loss, raw_top1, raw_top5 or raw_loss"
+METRIC = (
+    "top1, top5, loss, raw_top1, raw_top5, raw_loss, zero_shot_top1, mean_recall_at_1, raw_zero_shot_top1 or "
+    "raw_mean_recall_at_1"
+)
 KNOWN = (
     "cosine, wsd, constant, LambdaLR, MultiplicativeLR, StepLR, MultiStepLR, ConstantLR, LinearLR, ExponentialLR, "
     "PolynomialLR, CosineAnnealingLR, CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR, ReduceLROnPlateau, "

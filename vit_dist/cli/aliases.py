@@ -58,7 +58,7 @@ MODEL_ALIASES = {
 # Flags of `export`: those, and where and as what it writes.
 EXPORT_ALIASES = {
     **MODEL_ALIASES,
-    **_same(_WRITTEN, "format onnx to export_format output_format opset out output output_dir file path"),
+    **_same(_WRITTEN, "onnx to export_format output_format opset out output output_dir file path"),
 }
 
 # Flags of `train` and `plan`.
