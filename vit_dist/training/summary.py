@@ -124,7 +124,7 @@ def print_summary(console: Console, folder: Path, summary: dict[str, Any], repor
     quoted = shlex.quote(str(folder))
     console.table(
         {
-            **_predict_hint(quoted, of_pairs=is_of_pairs(test or summary["final"] or {})),
+            **_predict_hint(quoted, of_pairs=is_of_pairs(test or summary.get("final") or {})),
             f"vit-dist report {quoted}": "draw the report again",
             f"vit-dist export {quoted} model.onnx": "a file for other programs",
         }
