@@ -508,6 +508,7 @@ DATA = {
     "cifar10_fast": "cifar10",
     "contrastive": "folder",
     "digits": "digits",
+    "digits_captions": "digits_captions",
     "fashion_mnist": "fashion_mnist",
     "finetune": "folder",
     "folder": "folder",
