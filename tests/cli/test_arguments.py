@@ -179,8 +179,8 @@ def test_missing_and_extra_positionals_are_refused() -> None:
 
 def test_wrong_choices_are_refused_all_at_once() -> None:
     assert refusal("predict", "--weights", "best", "--format", "xml", "--top", "0") == [
-        "--format: must be table, jsonl or csv, not xml",
         "--weights: must be raw or ema, not best",
+        "--format: must be table, jsonl or csv, not xml",
         "--top: must be a whole number above 0, not 0",
         f"predict: needs MODEL: {USAGES['predict'].positionals['MODEL']}",
     ]
