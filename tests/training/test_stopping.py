@@ -72,6 +72,8 @@ def last_line(run: Run) -> dict[str, Any]:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_each_stop_signal_saves_and_stops(number: signal.Signals, tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    if signal.getsignal(number) == signal.SIG_IGN:  # as nohup leaves SIGHUP, which a run then ignores too
+        signal.signal(number, signal.SIG_DFL)
     handler = signal.getsignal(number)
     run = train_acting(folder, 3, send(number), checkpoint__every="100%")
     assert run.stopped
