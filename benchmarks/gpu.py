@@ -49,7 +49,7 @@ PARTS = {
 
 
 class Report:
-    """What the parts found, written at the end of the last or of the budget, whichever comes first."""
+    """Keep what the parts find, and write it at the end of the last or of the budget, whichever comes first."""
 
     def __init__(self, budget: float, out: str) -> None:
         self.budget, self.out = budget, out

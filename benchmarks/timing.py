@@ -56,7 +56,7 @@ class Side:
 
 @dataclass
 class Times:
-    """What each side took for one piece of work, by round: the first side is the one that others are compared to."""
+    """Hold what each side took for a piece of work, by round: the first side is the one that others are compared to."""
 
     title: str
     piece: str

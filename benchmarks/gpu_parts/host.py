@@ -1,4 +1,4 @@
-"""What the host costs the device: waits within updates, the data path, files, and kernels by kind."""
+"""Measure what the host costs the device: waits within updates, the data path, files, and kernels by kind."""
 
 from __future__ import annotations
 

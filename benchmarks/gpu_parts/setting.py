@@ -1,4 +1,4 @@
-"""What the parts share: the device, sizes of models, the time that is left, and seconds by the device's clock."""
+"""Hold what the parts share: the device, sizes of models, the time that is left, and seconds by the device's clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check has found, in words: what is broken, and what a person should know."""
+"""Put into words what a check has found: what is broken, and what a person should know."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ ONLY_PAIRS = ("--labels", "--text", "--folder", "--embeddings")
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go, and how. format: table, jsonl or csv. top: rows or columns to show; None: as many as usual."""
+    """Say where results go, and how. format: table, jsonl or csv. top: rows or columns to show; None: the usual."""
 
     format: str
     out: Path | None

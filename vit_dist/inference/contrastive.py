@@ -149,7 +149,7 @@ def evaluate_pairs(
 
 
 class _Measured:
-    """What is computed of the embeddings of one split by some weights.
+    """Hold what is computed of the embeddings of one split by some weights.
 
     images: float32 [seen, dim], texts: float32 [texts + prompts, dim], on the device of every rank. ids, labels: of
     the images, int64 [seen].

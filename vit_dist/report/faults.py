@@ -1,4 +1,4 @@
-"""What is wrong: what curves leave out, the gap between train and val, classes that are missed, suspected labels."""
+"""Find what is wrong: what curves leave out, the gap between train and val, missed classes, suspected labels."""
 
 from __future__ import annotations
 

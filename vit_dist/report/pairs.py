@@ -1,4 +1,4 @@
-"""What the report of a run on images and captions shows: its figures, its best and worst pairs, similarities."""
+"""Report a run on images and captions: its figures, its best and worst pairs, similarities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of the updates in a profile went, as a table."""
+"""Show where the time of the updates in a profile went, as a table."""
 
 from __future__ import annotations
 

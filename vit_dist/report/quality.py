@@ -28,7 +28,7 @@ _FAR, _WELL, _ABOVE = 0.75, 0.4, 0.1
 
 @dataclass(frozen=True)
 class Result:
-    """What a run's model reaches on the split that says most: test, else val. Rates are in percent.
+    """Say what a run's model reaches on the split that says most: test, else val. Rates are in percent.
 
     figures: None until the run has finished. baseline: of always answering the commonest class; None if not known.
     chosen_by: whether the same split chose the weights.
@@ -59,7 +59,7 @@ class Result:
 
     @cached_property
     def is_above_baseline(self) -> bool:
-        """Whether the result is better than always answering the commonest class, by more than chance."""
+        """Return whether the result is better than always answering the commonest class, by more than chance."""
         return self.baseline is None or self.interval[0] > self.baseline
 
 

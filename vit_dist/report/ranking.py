@@ -48,7 +48,7 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether chance alone would hardly make the difference: by the same images, else if no interval overlaps."""
+        """Return whether chance would hardly make the difference: by the same images, else if no interval overlaps."""
         if self.on_same is not None:
             return self.on_same.differs
         return self.best.bounds[0] > self.other.bounds[1] or self.other.bounds[0] > self.best.bounds[1]

@@ -45,7 +45,7 @@ class Pairs:
 
     @property
     def lead(self) -> Floats32:
-        """By how much the image's own caption is more similar than the best other one, float32 [n]."""
+        """Return by how much the image's own caption is more similar than the best other one, float32 [n]."""
         lead: Floats32 = np.nan_to_num(self.similarity - self.wrong_similarity, nan=-2.0, posinf=2.0, neginf=-2.0)
         return lead
 

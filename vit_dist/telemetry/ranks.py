@@ -20,7 +20,7 @@ LAGGING, LINES_IN_A_ROW, WORTH_SECONDS = 1.2, 2, 10.0
 
 @dataclass(frozen=True)
 class RankTimes:
-    """What one rank did in the updates of a `train` line; JSON can hold it.
+    """Hold what one rank did in the updates of a `train` line; JSON can hold it.
 
     busy_seconds: mean time of an update in which it waited neither for other ranks nor for data; None if no update was
     timed. data_wait_seconds: mean wait for data. exposed_seconds: exposed communication of each update that was timed.

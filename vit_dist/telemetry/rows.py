@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: one line an evaluation, the line of an update, and the time that is left."""
+"""Show a run in the terminal: one line an evaluation, the line of an update, and the time that is left."""
 
 from __future__ import annotations
 

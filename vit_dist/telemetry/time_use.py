@@ -27,7 +27,7 @@ _OPERATION, _COPY, _WINDOW = "an operation", "a copy to the device", "the window
 
 @dataclass(frozen=True)
 class TimeUse:
-    """Where the time of the updates in a profile went.
+    """Say where the time of the updates in a profile went.
 
     parts: name in `PARTS` → seconds, which add up to `seconds`. on_device: whether they are a GPU's, by its kernels,
     rather than the host's. kernels, copies: how many kernels ran, and copies to the GPU.

@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: inputs.safetensors, predictions.safetensors, the model in Python."""
+"""Write what a run leaves beside its checkpoints: inputs.safetensors, predictions.safetensors, the model in Python."""
 
 from __future__ import annotations
 

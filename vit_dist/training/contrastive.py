@@ -66,7 +66,7 @@ class ContrastiveUpdater(Updater):
 
     @property
     def _is_trained(self) -> tuple[bool, bool]:
-        """Whether anything in the image tower, and in the text tower, is trained."""
+        """Return whether anything in the image tower, and in the text tower, is trained."""
         image, text = (
             any(p.requires_grad for p in tower.parameters()) for tower in self.two_tower.named_towers().values()
         )

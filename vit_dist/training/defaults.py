@@ -37,7 +37,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rule knows of a data set.
+    """Hold what the rule knows of a data set.
 
     images, val: of train and val. side: the median of the images' shorter sides, in pixels, where it was measured.
     decoded: whether they are pixels in memory. characters: whether the classes are named like digits or letters.

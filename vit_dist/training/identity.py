@@ -1,4 +1,4 @@
-"""Whether a config and its data are those of a run that has begun."""
+"""Tell whether a config and its data are those of a run that has begun."""
 
 from __future__ import annotations
 

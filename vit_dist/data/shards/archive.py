@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Written:
-    """What a shard became: its bytes, their hash, and of each image where its bytes begin, and their CRC-32."""
+    """Describe a written shard: its bytes, their hash, and of each image where its bytes begin, and their CRC-32."""
 
     bytes: int = 0
     sha256: str = ""

@@ -40,7 +40,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What is to be built: shards, their images' keys for holding out, and a hash that names it all.
+    """Describe what is to be built: shards, their images' keys for holding out, and a hash that names it all.
 
     weights: of the images in training's loss, if they have any. captioned: whether they have captions.
     """

@@ -32,7 +32,7 @@ _MEASURED = 500
 
 @dataclass
 class _Walked:
-    """What a tar file holds. headers: of its first images."""
+    """Describe what a tar file holds. headers: of its first images."""
 
     bytes: int
     sha256: str

@@ -55,7 +55,7 @@ class ShardSource:
 
     @property
     def keys(self) -> Keys:
-        """Of each image, what decides whether it is held out as val, uint64 [length]."""
+        """Return, of each image, what decides whether it is held out as val, uint64 [length]."""
         keys: Keys = self.index.columns["key"]
         return keys
 

@@ -49,7 +49,7 @@ class DatasetSource:
 
 
 class BesideImages(NamedTuple):
-    """What a Dataset has beside its images. labels: numbers or names. classes: their names, if it has them.
+    """Hold what a Dataset has beside its images. labels: numbers or names. classes: their names, if it has them.
 
     captions: of each image a text, or several, where they are read.
     """

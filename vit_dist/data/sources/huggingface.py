@@ -49,7 +49,7 @@ class HuggingFaceSource:
 
     @property
     def keys(self) -> Keys:
-        """Of each image, what decides whether it is held out as val: of its row, so that rows may be added."""
+        """Return what decides whether each image is held out as val: of its row, so that rows may be added."""
         return keys(0, Purpose.SPLIT, np.arange(len(self), dtype=np.int64))
 
     def encoded(self, index: int) -> EncodedImage:

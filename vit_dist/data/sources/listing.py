@@ -35,7 +35,7 @@ _ODD = re.compile(r"^~|^\./|//|/\.|/$|\0")
 
 
 class Rows(NamedTuple):
-    """Where the rows of a listing are, for messages.
+    """Name the rows of a listing, for messages.
 
     place: the field, and the file if there is one. columns: what (path, label …) → the column's name. first: the
     number of the first row. blank: after how many rows each empty one stood. form: of a row's place, if no table's.

@@ -1,4 +1,4 @@
-"""What the names of files and folders mean: images, splits, classes, and what systems leave behind."""
+"""Tell what the names of files and folders mean: images, splits, classes, and what systems leave behind."""
 
 from __future__ import annotations
 

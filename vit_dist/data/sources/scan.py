@@ -77,7 +77,7 @@ class Folder:
 
 @dataclass
 class Scan:
-    """What a walk found: the root, whether it met links, and what it left out, by kind.
+    """Hold what a walk found: the root, whether it met links, and what it left out, by kind.
 
     undecoded: folders beside class folders whose images are all of kinds that are not read → their endings.
     """
