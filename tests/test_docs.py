@@ -25,7 +25,7 @@ OTHER_FLAGS = {
     *("--config", "--print_config", "--processes", "--png", "--help", "--version"),
     *("--config_file", "--cpu", "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank"),
     *("--main_process_ip", "--nproc_per_node", "--mixed_precision", "--logdir", "--rounds", "--updates", "--data"),
-    *("--images", "--memory"),
+    *("--images", "--memory", "--batch", "--cases"),  # of benchmarks
     *("--saves", "--budget", "--skip", "--local-dir", "--onnx"),
     *("--node_rank", "--master_addr", "--master_port", "--main_process_port", "--standalone", "--max_restarts"),
     *("--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--rdzv_conf"),
