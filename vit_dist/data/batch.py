@@ -27,3 +27,8 @@ class Batch:
     seed: int
     tokens: Tensor | None = None
     caption_ids: Tensor | None = None
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Return what a forward pass takes: images, then tokens and draws of drop paths where there are any."""
+        return [each for each in (self.images, self.tokens, self.drop_path) if each is not None]

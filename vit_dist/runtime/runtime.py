@@ -164,8 +164,8 @@ class Runtime(World):
             ) from None
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """Return a copy on the device, or what is there already; the host does not wait for it."""
-        if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        """Return a copy on the device; the host does not wait for it."""
+        if self.device.type == "cuda" and not tensor.is_pinned():
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from vit_dist.data.batch import Batch
 from vit_dist.errors import UserError, one_line
-from vit_dist.models.build import drop_path_depth
 from vit_dist.models.compile import blocks_of, compile_blocks, run_eagerly
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import Components
 from vit_dist.training.cuda_graph import GraphedPass
+from vit_dist.training.noise import noise_batch
 from vit_dist.training.update import Updater
 
 # How far loss and gradient norm may be apart, relative, by precision: sums are rounded in another order, and in 16 bits
@@ -133,22 +133,9 @@ def difference(before: tuple[float, float], after: tuple[float, float], precisio
 
 
 def _noise(components: Components, runtime: Runtime) -> Batch:
-    """Return a micro-batch of noise, with targets as in training."""
-    config, side = components.config, components.preprocessing.image_size
-    slots, classes = components.plan.micro_size, len(components.data.classes)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(slots, components.data.channels, side, side, generator=generator)
-    depth = drop_path_depth(components.model)
-    draws = runtime.to_device(torch.rand(slots, depth, 2, generator=generator)) if depth else None
-    targets = torch.arange(slots) % classes
-    if config.augment.mixup or config.augment.cutmix:
-        targets = F.one_hot(targets, classes).float()
-    weights, tokens = torch.ones(slots, device=runtime.device), None
-    if components.tokenizer is not None:
-        shape = slots, config.text.context_length
-        tokens = runtime.to_device(torch.randint(1, components.tokenizer.vocabulary_size, shape, generator=generator))
-    ids = torch.zeros(slots).long()
-    return Batch(runtime.to_device(images), runtime.to_device(targets), weights, ids, draws, 0, tokens)
+    """Return a micro-batch of noise of the run's shape."""
+    slots, side = components.plan.micro_size, components.preprocessing.image_size
+    return noise_batch(components, runtime, slots, side, distinct=slots)
 
 
 def _probe(components: Components, runtime: Runtime) -> tuple[float, float]:
@@ -159,8 +146,7 @@ def _probe(components: Components, runtime: Runtime) -> tuple[float, float]:
     model.zero_grad()
     runtime.seed(0)
     with runtime.autocast():
-        inputs = [each for each in (batch.images, batch.tokens, batch.drop_path) if each is not None]
-        outputs, targets = model(*inputs), batch.targets
+        outputs, targets = model(*batch.inputs), batch.targets
     if batch.tokens is not None:
         outputs, targets = 10 * outputs[0] @ outputs[1].T, torch.arange(len(targets), device=targets.device)
     loss = F.cross_entropy(outputs.float(), targets)

@@ -88,7 +88,7 @@ class ContrastiveUpdater(Updater):
     ) -> Derivatives:
         """Return losses and derivatives of this rank's slots, by micro-batch, in one row of them."""
         runtime, model = self.runtime, self.two_tower
-        ids = torch.stack([runtime.to_device(batch.caption_ids) for batch in batches if batch.caption_ids is not None])
+        ids = torch.stack([batch.caption_ids for batch in batches if batch.caption_ids is not None])
         images, texts = (torch.stack(each) for each in zip(*embeddings, strict=True))
         places = torch.arange(weights.numel() * runtime.world_size, device=weights.device)
         own = places.view(len(batches), runtime.world_size, -1)[:, runtime.rank].flatten()

@@ -13,12 +13,12 @@ from torch import nn
 from vit_dist.config.values import parse_size
 from vit_dist.data.batch import Batch
 from vit_dist.errors import UserError
-from vit_dist.models.build import drop_path_depth
 from vit_dist.models.forward import at_least_float32
 from vit_dist.plan.plan import Plan
 from vit_dist.runtime.runtime import Runtime
 from vit_dist.training.components import Components
 from vit_dist.training.losses import Loss
+from vit_dist.training.noise import noise_batch
 
 _FIRST = 8  # the smallest size that is tried, if a process has more slots
 _WINDOW, _WINDOWS = 0.2, 3  # least seconds that are timed at once, and how often
@@ -156,9 +156,8 @@ def _make_passes(components: Components, runtime: Runtime, batch: Batch, count: 
 
 
 def _loss(components: Components, runtime: Runtime, batch: Batch) -> torch.Tensor:
-    inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
     with runtime.autocast():
-        outputs = components.model(*inputs)
+        outputs = components.model(*batch.inputs)
     assert isinstance(components.loss, Loss), "contrastive training needs a number: config/validation.py refuses auto"
     return components.loss(at_least_float32(outputs), batch).mean()
 
@@ -167,18 +166,8 @@ def _batch(components: Components, runtime: Runtime, slots: int) -> Batch:
     """Return a micro-batch of noise on the device, at the largest size of the run."""
     sizes = [parse_size(text)[0] for text in components.config.augment.sizes]
     side = max([components.preprocessing.image_size, *sizes])
-    generator = torch.Generator().manual_seed(0)
     # Few images, repeated: what they show takes no time, and making them would.
-    few = torch.randn(min(slots, _FIRST), components.data.channels, side, side, generator=generator)
-    depth = drop_path_depth(components.model)
-    return Batch(
-        images=runtime.to_device(few).repeat(math.ceil(slots / len(few)), 1, 1, 1)[:slots].contiguous(),
-        targets=runtime.to_device(torch.arange(slots) % len(components.data.classes)),
-        weights=torch.ones(slots, device=runtime.device),
-        ids=torch.arange(slots),
-        drop_path=runtime.to_device(torch.rand(slots, depth, 2, generator=generator)) if depth else None,
-        seed=0,
-    )
+    return noise_batch(components, runtime, slots, side, distinct=_FIRST)
 
 
 def _later_bytes(components: Components) -> int:

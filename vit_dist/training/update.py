@@ -112,8 +112,7 @@ class Updater:
         micro-batch's part of `sums`.
         """
         with mark(FORWARD):
-            inputs = (batch.images,) if batch.drop_path is None else (batch.images, batch.drop_path)
-            outputs = at_least_float32(self.model(*inputs))
+            outputs = at_least_float32(self.model(*batch.inputs))
             values = self.loss(outputs, batch)
             loss = (values.masked_fill(batch.weights == 0, 0) * batch.weights).sum()
             total = total + loss.detach()
