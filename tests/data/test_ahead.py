@@ -56,4 +56,6 @@ def test_an_error_comes_where_the_iterator_raised_it() -> None:
 
 
 def test_the_iterator_can_be_closed_before_it_has_begun() -> None:
-    Ahead(iter([1]), 2).close()
+    items = iter([1])
+    Ahead(items, 2).close()
+    assert next(items) == 1  # nothing was taken
